@@ -1,0 +1,118 @@
+"""What lies in a checkpoint folder, LitGPT's or Hugging Face's, and how a user's path becomes one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
+from litgpt.errors import LitGPTError, closest
+
+LIT_MODEL = "lit_model.pth"
+CHECKPOINTS = Path("checkpoints")
+"""Where `litgpt download` puts folders, and where a path that is none is looked for."""
+HYPERPARAMETERS = "hyperparameters.yaml"
+PROMPT_STYLE = "prompt_style.yaml"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+CONFIG_FILES = (HF_CONFIG_FILE, "generation_config.json", CONFIG_FILE, *TOKENIZER_FILES)
+"""Everything but the weights that a folder needs to be used."""
+
+NOT_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "consolidated.safetensors"})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a model in it."""
+
+    dir: Path
+    kind: Literal["litgpt", "hf"]
+    files: tuple[Path, ...]
+    """The files its weights are in."""
+
+    @cached_property
+    def config(self) -> Config:
+        """Its model's configuration."""
+        return Config.from_checkpoint(self.dir)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the weight files in bytes."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def existing_folder(path: str | Path) -> Path:
+    """The folder `path` names: itself, else the one of that name under `checkpoints/`.
+
+    Raises:
+        LitGPTError: There is no such folder.
+    """
+    path = Path(path)
+    for folder in (path, CHECKPOINTS / path):
+        if folder.is_dir():
+            return folder
+    if path.exists():
+        raise LitGPTError(f"{path} is a file; a checkpoint is a folder.")
+    near = [str(folder) for folder in (*path.parent.glob("*/"), *CHECKPOINTS.glob("*/*/"))] if path.parent.is_dir() else []
+    raise LitGPTError(f"There is no checkpoint folder {path}.{closest(str(path), near)} `litgpt download ORG/NAME` fetches one.")
+
+
+def find_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint at `path`, or under `checkpoints/`. A LitGPT model wins over Hugging Face weights beside it.
+
+    Raises:
+        LitGPTError: No such folder, no weights in it, or nothing that says which model they are.
+    """
+    folder = existing_folder(path)
+    lit_model, files = folder / LIT_MODEL, hf_weight_files(folder)
+    if not lit_model.is_file() and not files:
+        hint = f"{LIT_MODEL}.lora" if (folder / f"{LIT_MODEL}.lora").is_file() else None
+        what_to_do = f"it holds {hint} only; run `litgpt merge_lora {folder}` first" if hint else "download the checkpoint again"
+        raise LitGPTError(f"{folder} has no weights ({LIT_MODEL}, *.safetensors or *.bin): {what_to_do}.")
+    if not (folder / CONFIG_FILE).is_file() and not (folder / HF_CONFIG_FILE).is_file():
+        raise LitGPTError(f"{folder} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model its weights are.")
+    if lit_model.is_file():
+        return Checkpoint(folder, "litgpt", (lit_model,))
+    return Checkpoint(folder, "hf", files)
+
+
+def hf_weight_files(folder: Path) -> tuple[Path, ...]:
+    """The Hugging Face weight files of a folder: those its index names, else all `*.safetensors`, else all `*.bin`.
+
+    Raises:
+        LitGPTError: The index names a file that is not there.
+    """
+    for pattern in ("safetensors", "bin"):
+        index = folder / f"{'model' if pattern == 'safetensors' else 'pytorch_model'}.{pattern}.index.json"
+        if index.is_file():
+            files = tuple(folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values())))
+            for file in files:
+                if not file.is_file():
+                    raise LitGPTError(f"{index} names {file.name}, which is not there; download the checkpoint again.")
+            if files:
+                return files
+        found = sorted(file for file in folder.glob(f"*.{pattern}") if file.name not in NOT_WEIGHTS and "adapter" not in file.name)
+        if found:
+            return tuple(found)
+    return ()
+
+
+def copy_config_files(source: Path, target: Path) -> None:
+    """Copies everything but the weights: configuration, tokenizer, chat template, prompt style."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*CONFIG_FILES, PROMPT_STYLE):
+        if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
+            shutil.copy(source / name, target / name)

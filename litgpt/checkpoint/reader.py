@@ -1,0 +1,159 @@
+"""The one reader of weights: every kind of checkpoint folder, lazily, memory-mapped, under our names."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
+from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
+from litgpt.config import Config
+from litgpt.errors import LitGPTError
+from litgpt.model import GPT
+
+HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+
+
+def load_model(
+    path: str | Path | Checkpoint,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> GPT:
+    """The model in a checkpoint folder, in evaluation mode.
+
+    It is built on `meta` and its tensors are assigned, so nothing is initialised in vain, and weights that need no change stay
+    memory-mapped: they cost no memory of the process until they are written to.
+
+    Args:
+        path: A folder, or what `find_checkpoint` returned.
+        device: Where the weights go.
+        dtype: What floating-point weights are cast to; None: as stored.
+
+    Raises:
+        LitGPTError: The folder can't be read, or its tensors are not those of its model; the tensor is named.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
+    weights = open_weights(checkpoint)
+    with torch.device("meta"):
+        model = GPT(checkpoint.config)
+    fill(model, weights, device, dtype)
+    return model.eval()
+
+
+def fill(model: GPT, weights: Tensors, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+    """Gives a model on `meta` its weights.
+
+    Raises:
+        LitGPTError: A tensor is missing, surplus, or of another shape.
+    """
+    expected = model.state_dict()
+    check_names(expected, weights.names, tied=bool(model.config.tie_embeddings))
+    state = {}
+    for name, tensor in weights:
+        if tensor.shape != expected[name].shape:
+            raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}; its configuration says {tuple(expected[name].shape)}.")
+        state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    if model.config.tie_embeddings:
+        state[HEAD] = state[EMBEDDING]
+    model.load_state_dict(state, assign=True)
+    model.tie()
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = False) -> None:
+    """Raises a LitGPTError that names the first missing or surplus tensor; a tied head may be absent."""
+    expected, found = list(expected), set(found)
+    for name in expected:
+        if name not in found and not (tied and name == HEAD):
+            raise LitGPTError(f"The checkpoint has no tensor {name!r}.")
+    surplus = sorted(found - set(expected))
+    if surplus:
+        raise LitGPTError(f"The checkpoint has a tensor {surplus[0]!r} that its model has no place for.")
+
+
+def open_weights(checkpoint: Checkpoint) -> Tensors:
+    """The tensors of a checkpoint under our names, each read when it is asked for.
+
+    Whether head and embedding are tied is settled here, by what the files hold, and noted in `checkpoint.config`.
+
+    Raises:
+        LitGPTError: A file is damaged or of the wrong kind, or the tensors are not those the architecture needs.
+    """
+    config = checkpoint.config
+    if checkpoint.kind == "litgpt":
+        tensors = load_pth(checkpoint.files[0])
+        config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
+        return lazy(_modern_names(tensors, config))
+    theirs = read_files(checkpoint.files)
+    with torch.device("meta"):
+        wanted = GPT(config).state_dict()
+    table = WeightTable(config)
+    if config.tie_embeddings and table.head_name() in theirs.names:
+        embedding = table.import_from(theirs, [name for name in wanted if name != HEAD]).fetch(EMBEDDING)
+        config.tie_embeddings = torch.equal(theirs.fetch(table.head_name()), embedding)
+    return WeightTable(config).import_from(theirs, wanted)
+
+
+def read_files(files: Iterable[Path]) -> Tensors:
+    """The tensors of Hugging Face weight files, `.safetensors` or `.bin`, under the names they have there."""
+    where: dict[str, Path] = {}
+    opened: dict[Path, Tensors] = {}
+    for file in files:
+        opened[file] = _open_safetensors(file) if file.suffix == ".safetensors" else lazy(load_pth(file))
+        where.update(dict.fromkeys(opened[file].names, file))
+    return Tensors(tuple(where), lambda name: opened[where[name]].fetch(name))
+
+
+def _open_safetensors(file: Path) -> Tensors:
+    try:
+        with ExitStack() as stack:
+            handle = stack.enter_context(safe_open(file, framework="pt"))
+            stack.pop_all()  # the tensors live in the open file's memory map
+            return Tensors(tuple(handle.keys()), handle.get_tensor)
+    except (SafetensorError, OSError) as error:
+        raise LitGPTError(f"{file} is damaged or no safetensors file ({error}); download it again.") from None
+
+
+def load_pth(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth` or `.bin` file, memory-mapped; `{"model": …}` is unwrapped and `_orig_mod.` dropped. Never runs code from the file.
+
+    Raises:
+        LitGPTError: The file is damaged, holds something other than tensors, or there is none.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except FileNotFoundError:
+        raise LitGPTError(f"There is no file {path}.") from None
+    except pickle.UnpicklingError:
+        raise LitGPTError(f"{path} holds more than tensors (or is damaged), and is not opened because that could run code.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise LitGPTError(f"{path} is damaged ({str(error).splitlines()[0]}); make or download it again.") from None
+    tensors = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise LitGPTError(f"{path} holds no state dict of tensors.")
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def _tied(tensors: dict[str, Tensor], said: bool) -> bool:
+    """Whether the head is the embedding: one storage says so; two that are equal are what LitGPT writes for a tied model."""
+    head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
+    if head is None or embedding is None:
+        return said
+    if head.data_ptr() == embedding.data_ptr():
+        return True
+    return said and torch.equal(head, embedding)
+
+
+def _modern_names(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Older LitGPT files have `attn.attn`, with rows head by head, where `attn.qkv` is now."""
+    return {
+        name.replace(".attn.attn.", ".attn.qkv."): deinterleave_qkv(tensor, config) if ".attn.attn." in name else tensor
+        for name, tensor in tensors.items()
+    }

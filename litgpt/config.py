@@ -1,0 +1,298 @@
+"""A model's shape and computation: `Config`, its named sizes, and where it is read from and written to."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from litgpt import families
+from litgpt.errors import LitGPTError, closest
+
+CONFIG_FILE = "model_config.yaml"
+HF_CONFIG_FILE = "config.json"
+
+
+def find_multiple(n: int, k: int) -> int:
+    """The smallest multiple of `k` that is at least `n`."""
+    return n + -n % k
+
+
+@dataclass
+class Config:
+    """What a model is made of; LitGPT's field names and defaults, so its `model_config.yaml` files mean the same here."""
+
+    name: str = ""
+    hf_config: dict[str, Any] = field(default_factory=dict)
+    """`{"org": …, "name": …}` of the checkpoint on the hub."""
+    # -- sizes
+    block_size: int = 4096
+    """Longest sequence, in tokens."""
+    n_layer: int = 16
+    n_embd: int = 4096
+    vocab_size: int = 50254
+    padding_multiple: int = 512
+    padded_vocab_size: int | None = None
+    """Rows of the embedding; unset: `vocab_size` rounded up to `padding_multiple`."""
+    # -- norms and residuals
+    norm_class_name: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    norm_eps: float = 1e-5
+    norm_qk: bool = False
+    norm_qk_type: Literal["default", "olmo2"] = "default"
+    post_attention_norm: bool = False
+    post_mlp_norm: bool = False
+    parallel_residual: bool = True
+    shared_attention_norm: bool = False
+    # -- attention
+    n_head: int = 32
+    head_size: int | None = None
+    n_query_groups: int | None = None
+    """Key-value heads: `n_head` is multi-head, 1 multi-query, between them grouped-query attention."""
+    attn_bias: bool = False
+    """A bias on `attn.qkv` even where `bias` is off."""
+    attention_scores_scalar: int | None = None
+    """Scores are divided by the root of this; unset: `head_size`."""
+    sliding_window_size: int | None = None
+    sliding_window_indices: list[int] | None = None
+    """Per layer: 1 where attention sees the last `sliding_window_size` tokens only. Unset: every layer."""
+    attention_logit_softcapping: float | None = None
+    # -- rotary positions
+    rope_base: int = 10000
+    rotary_percentage: float = 0.25
+    """Share of a head's dimensions that rotate."""
+    rope_condense_ratio: int = 1
+    rope_adjustments: dict[str, Any] | None = None
+    """`{factor}` linear, `{factor, low_freq_factor, high_freq_factor, original_max_seq_len}` Llama 3."""
+    rope_interleave: bool = False
+    # -- MLP
+    intermediate_size: int | None = None
+    moe_intermediate_size: int | None = None
+    bias: bool = True
+    mlp_class_name: Literal["GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"] = "GptNeoxMLP"
+    gelu_approximate: str = "none"
+    # -- mixture of experts
+    n_expert: int = 0
+    n_shared_expert: int | None = None
+    n_expert_groups: int | None = None
+    n_topk_groups: int | None = None
+    n_topk_scores_per_group: int | None = None
+    n_expert_per_token: int = 0
+    first_k_dense_replace: int | None = None
+    routed_scaling_factor: float = 1.0
+    norm_topk_prob: bool = False
+    # -- embedding and head
+    scale_embeddings: bool = False
+    lm_head_bias: bool = False
+    final_logit_softcapping: float | None = None
+    norm_1: bool = True
+    norm_2: bool = True
+    # -- latent attention, local rotary positions
+    latent_attention: dict[str, Any] | None = None
+    rope_local_base_freq: float | None = None
+    rope_indices: list[int] | None = None
+
+    # -- Fields LitGPT doesn't have; each default is what LitGPT computes.
+    tie_embeddings: bool | None = None
+    """The head is the embedding. Unset: as the named size says, else not. Never written: the weights of a checkpoint tell."""
+    learned_positions: bool = False
+    """`transformer.wpe` instead of rotary positions."""
+    norm_bias: bool = True
+    """LayerNorm has a bias."""
+    norm_affine: bool | None = None
+    """The norms have weights. Unset: as the family says, else they do."""
+    norm_unit_offset: bool | None = None
+    """RMSNorm scales by `1 + weight`. Unset: as the family says, else by `weight`."""
+    attn_proj_bias: bool = False
+    """A bias on `attn.proj` even where `bias` is off."""
+    family_name: str | None = None
+    """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
+
+    def __post_init__(self) -> None:
+        for own, value in self._derived().items():
+            if getattr(self, own) is None:
+                setattr(self, own, value)
+        if self.n_embd % self.n_head and self.head_size is None:
+            raise LitGPTError(f"n_embd ({self.n_embd}) is no multiple of n_head ({self.n_head}); set head_size or change one of them.")
+        self.head_size = self.head_size or self.n_embd // self.n_head
+        if self.padded_vocab_size is None:
+            self.padded_vocab_size = find_multiple(self.vocab_size, self.padding_multiple)
+        else:
+            self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
+        self.n_query_groups = self.n_query_groups or self.n_head
+        if self.n_head % self.n_query_groups:
+            raise LitGPTError(f"n_head ({self.n_head}) is no multiple of n_query_groups ({self.n_query_groups}).")
+        if self.intermediate_size is None:
+            if self.mlp_class_name == "LLaMAMLP":
+                raise LitGPTError(f"intermediate_size must be given for a {self.mlp_class_name} ({self.name or 'unnamed model'}).")
+            self.intermediate_size = 4 * self.n_embd
+        if self.sliding_window_size is not None:
+            self.sliding_window_indices = (self.sliding_window_indices or [1] * self.n_layer)[: self.n_layer]
+        if self.rope_indices is not None:
+            self.rope_indices = self.rope_indices[: self.n_layer]
+
+    # -- derived values
+
+    @property
+    def rope_n_elem(self) -> int:
+        """Dimensions of a head that rotate."""
+        assert self.head_size is not None
+        return int(self.rotary_percentage * self.head_size)
+
+    @cached_property
+    def family(self) -> families.Family:
+        """The family whose tables this model is read and written by."""
+        assert self.family_name is not None
+        if self.family_name not in families.BY_NAME:
+            raise LitGPTError(f"No model family {self.family_name!r}.{closest(self.family_name, families.BY_NAME)}")
+        return families.BY_NAME[self.family_name]
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back (itself included) layer number `layer` sees; None: all."""
+        return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
+
+    # -- reading
+
+    @classmethod
+    def from_name(cls, name: str, **overrides: Any) -> Self:
+        """A named size; `name` may carry its organisation (`meta-llama/Llama-3.2-1B`) or be the name on the hub.
+
+        Raises:
+            LitGPTError: The name is not known.
+        """
+        row = name_to_config.get(name) or _by_hub_name().get(name) or _by_hub_name().get(name.rsplit("/", 1)[-1])
+        if row is None:
+            raise LitGPTError(f"{name!r} is not a known model name.{closest(name, name_to_config)} `litgpt download list` shows all.")
+        return cls(**{**deepcopy(row), **_checked(overrides)})
+
+    @classmethod
+    def from_file(cls, path: str | Path, **overrides: Any) -> Self:
+        """A `model_config.yaml`.
+
+        Raises:
+            LitGPTError: No such file, not YAML, or keys that are not fields of `Config`.
+        """
+        path = Path(path)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise LitGPTError(f"There is no model configuration at {path}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise LitGPTError(f"{path} is not a YAML file of model settings.") from None
+        if not isinstance(content, dict):
+            raise LitGPTError(f"{path} is empty or not a YAML mapping of model settings.")
+        return cls(**{**_checked(content, where=f" in {path}"), **_checked(overrides)})
+
+    @classmethod
+    def from_hf(cls, hf_config: dict[str, Any], name: str = "", **overrides: Any) -> Self:
+        """The content of a Hugging Face `config.json`, by its architecture, whatever the checkpoint's name.
+
+        When `name` is a known one and the named size computes the same, it is that size.
+
+        Raises:
+            LitGPTError: Unknown architecture, or a key that changes the computation in a way not known here.
+        """
+        family = families.by_architecture(hf_config)
+        found = family.read_hf(hf_config)
+        rows = found.get("padded_vocab_size")
+        config = cls(**{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides)})
+        known = name_to_config.get(name) or _by_hub_name().get(name)
+        if known is not None and not overrides:
+            row = cls(**deepcopy(known))
+            if row._computation() == config._computation():
+                return row
+        return config
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **overrides: Any) -> Self:
+        """The configuration of a checkpoint folder: LitGPT's `model_config.yaml`, else Hugging Face's `config.json`, else by its name.
+
+        Raises:
+            LitGPTError: The folder tells of no model.
+        """
+        path = Path(path)
+        hf_config = read_json(path / HF_CONFIG_FILE) if (path / HF_CONFIG_FILE).is_file() else None
+        if (path / CONFIG_FILE).is_file():
+            config = cls.from_file(path / CONFIG_FILE, **overrides)
+            if config.name not in name_to_config and hf_config and set(hf_config.get("architectures") or ()) & {*families.BY_ARCHITECTURE}:
+                config.family_name = families.by_architecture(hf_config).name
+            return config
+        if hf_config is not None:
+            return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
+        if path.name in name_to_config or path.name in _by_hub_name():
+            return cls.from_name(path.name, **overrides)
+        raise LitGPTError(f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds.")
+
+    # -- writing
+
+    def to_dict(self) -> dict[str, Any]:
+        """LitGPT's 51 keys, and of ours those that a reader of the others could not derive."""
+        values = asdict(self)
+        derived = {**OWN_DEFAULTS, **self._derived()}
+        own = {key for key in OWN_DEFAULTS if values[key] != derived[key]} - {"tie_embeddings"}
+        if own == {"family_name"}:  # it computes like the derived family; its own config.json lies beside where that is to be kept
+            own = set()
+        return {key: value for key, value in values.items() if key not in OWN_DEFAULTS or key in own}
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `model_config.yaml` into `folder`."""
+        (Path(folder) / CONFIG_FILE).write_text(yaml.dump(self.to_dict()), encoding="utf-8")
+
+    def _derived(self) -> dict[str, Any]:
+        """What a `model_config.yaml` without our own fields means: the named size says it, else the structure."""
+        row = name_to_config.get(self.name, {})
+        values = {"tie_embeddings": False, "norm_affine": True, "norm_unit_offset": False}
+        family_name = row.get("family_name") or families.by_structure(self.mlp_class_name, self.learned_positions).name
+        return {own: row.get(own, value) for own, value in values.items()} | {"family_name": family_name}
+
+    def _computation(self) -> dict[str, Any]:
+        """The fields that decide what is computed: all but names and the size of the vocabulary before padding."""
+        values = {**asdict(self), "rope_base": float(self.rope_base)}
+        for label in ("name", "hf_config", "vocab_size", "padding_multiple"):
+            del values[label]
+        return values
+
+
+OWN_DEFAULTS: dict[str, Any] = {
+    own.name: own.default for own in fields(Config)[[entry.name for entry in fields(Config)].index("tie_embeddings") :]
+}
+"""The fields LitGPT doesn't have."""
+
+
+def _checked(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    known = [entry.name for entry in fields(Config)]
+    for key in values:
+        if key not in known:
+            raise LitGPTError(f"{key!r}{where} is not a model setting.{closest(key, known)}")
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        LitGPTError: Not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LitGPTError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from None
+    if not isinstance(content, dict):
+        raise LitGPTError(f"{path} holds no JSON object; download the checkpoint again.")
+    return content
+
+
+def _by_hub_name() -> dict[str, dict[str, Any]]:
+    found = {}
+    for row in name_to_config.values():
+        hub = row["hf_config"]
+        found[hub["name"]] = found[f"{hub['org']}/{hub['name']}"] = found[f"{hub['org']}/{row['name']}"] = row
+    return found
+
+
+name_to_config: dict[str, dict[str, Any]] = families.named_rows()
+configs: list[dict[str, Any]] = list(name_to_config.values())

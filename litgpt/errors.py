@@ -1,0 +1,21 @@
+"""What a user gets to read when something is wrong: one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LitGPTError(Exception):
+    """A user's mistake, told in one sentence: what is wrong, where, and what to do (exit code 1)."""
+
+
+class UsageError(LitGPTError):
+    """A command line that cannot be understood (exit code 2)."""
+
+
+def closest(word: str, options: Iterable[str], n: int = 3) -> str:
+    """` Closest: a, b.` with the `n` best matches for `word` (ignoring case), or an empty string when none is near."""
+    by_lower = {option.lower(): option for option in options}
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=n, cutoff=0.5)
+    return f" Closest: {', '.join(by_lower[match] for match in matches)}." if matches else ""

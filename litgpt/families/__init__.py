@@ -1,0 +1,50 @@
+"""Every model family, one file each; the registry finds a family by name of a model, by architecture, or by structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from litgpt.errors import LitGPTError, closest
+from litgpt.families import gpt2, llama, neox
+from litgpt.families.base import Family
+
+FAMILIES: tuple[Family, ...] = (neox.FAMILY, llama.FAMILY, llama.MISTRAL, gpt2.FAMILY)
+BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
+BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
+
+
+def named_rows() -> dict[str, dict[str, Any]]:
+    """All named sizes as complete `Config` keyword arguments, `name` and `hf_config` among them."""
+    rows = {}
+    for family in FAMILIES:
+        for name, row in family.rows.items():
+            org_and_name = row["hf"].split("/", 1)
+            kwargs = {**family.base, **row, "name": name, "family_name": family.name}
+            del kwargs["hf"]
+            rows[name] = {**kwargs, "hf_config": dict(zip(("org", "name"), org_and_name, strict=True))}
+    return rows
+
+
+def by_structure(mlp_class_name: str, learned_positions: bool) -> Family:
+    """The family of a model without a known name: plain MLPs are GPT-NeoX's or, with learned positions, GPT-2's; gated ones Llama's."""
+    if learned_positions:
+        return gpt2.FAMILY
+    return neox.FAMILY if mlp_class_name == "GptNeoxMLP" else llama.FAMILY
+
+
+def by_architecture(hf_config: Mapping[str, Any]) -> Family:
+    """The family that reads this `config.json`.
+
+    Raises:
+        LitGPTError: The architecture is not known here.
+    """
+    architectures = hf_config.get("architectures") or []
+    by_type = {family.model_type: family for family in FAMILIES}
+    for architecture in architectures:
+        if architecture in BY_ARCHITECTURE:
+            return BY_ARCHITECTURE[architecture]
+    if not architectures and hf_config.get("model_type") in by_type:
+        return by_type[hf_config["model_type"]]
+    what = ", ".join(architectures) or f"model_type {hf_config.get('model_type')!r}"
+    raise LitGPTError(f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}")

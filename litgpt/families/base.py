@@ -1,0 +1,208 @@
+"""What a model family is: its named sizes, the two-way tables to Hugging Face's `config.json` and tensor names, its prompt styles.
+
+Everything here is plain data; `litgpt.checkpoint.weights` reads the tensor tables, `litgpt.config` the field tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from litgpt.errors import LitGPTError, closest
+
+# -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer. Names are modules or bare parameters:
+# -- one rule serves `.weight` and `.bias` alike.
+
+
+@dataclass(frozen=True)
+class Same:
+    """One tensor under two names; `transpose` where theirs is stored `(in, out)` (GPT-2's Conv1D)."""
+
+    theirs: str
+    ours: str
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Join:
+    """Several of their tensors are the row blocks of one of ours: q, k, v → `attn.qkv` (`[Q | K | V]`)."""
+
+    theirs: tuple[str, str, str]
+    ours: str
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Their fused query-key-value rows run head by head (`q0 k0 v0 q1 k1 v1 …`); ours run `[Q | K | V]`."""
+
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A tensor of theirs that is recomputed here: rotary frequencies, causal masks."""
+
+    theirs: str
+
+
+Rule = Same | Join | Interleaved | Drop
+
+# -- config.json keys that don't change what the model computes (or only how it is trained).
+IGNORED_HF_FIELDS = frozenset(
+    """_name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map bos_token_id
+    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id dtype embd_pdrop eos_token_id
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range
+    is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id max_length min_length model_type n_ctx
+    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type quantization resid_pdrop return_dict
+    rope_interleaved sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed
+    unsloth_version use_bfloat16 use_cache use_flash_attention""".split()
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family, whole: nothing about it stands in any other file."""
+
+    name: str
+    architectures: tuple[str, ...]
+    """`architectures` entries of `config.json` that this family reads; the first one is written on export."""
+    model_type: str
+    base: Mapping[str, Any]
+    """The `Config` fields that all its sizes share."""
+    rows: Mapping[str, Mapping[str, Any]]
+    """Named sizes: only what differs from `base`."""
+    hf_fields: tuple[tuple[str, str], ...]
+    """`config.json` key ↔ `Config` field, read left to right and right to left."""
+    from_hf: Callable[[dict[str, Any]], dict[str, Any]]
+    """The `Config` fields that need more than a rename; takes used keys out of the mapping it is given."""
+    to_hf: Callable[[Any], dict[str, Any]]
+    """And back: from a `Config` to the `config.json` keys that need more than a rename."""
+    weights: tuple[Rule, ...]
+    prefix: str = ""
+    """What every tensor name but the head's begins with, and some checkpoints leave out."""
+    prompt_styles: tuple[tuple[str, str], ...] = ()
+    """`(pattern, style name)`; the first pattern found in a model's name decides."""
+    init: str = "neox"
+    """How `pretrain` starts: `neox` (GPT-NeoX: small initial embeddings, scaled outputs) or `gpt2` (N(0, 0.02))."""
+    hf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What an absent `config.json` key means."""
+
+    def prompt_style(self, name: str) -> str | None:
+        """The name of the prompt style that models called `name` were trained with, if this family knows."""
+        return next((style for pattern, style in self.prompt_styles if re.search(pattern, name)), None)
+
+    def read_hf(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config.json` → `Config` fields.
+
+        Raises:
+            LitGPTError: A key that changes the computation is not known here, or a needed one is missing.
+        """
+        left = {**self.hf_defaults, **hf_config}
+        kwargs = dict(self.base)
+        for theirs, ours in self.hf_fields:
+            if left.get(theirs) is None:
+                raise LitGPTError(f"config.json has no `{theirs}`, which a {self.architectures[0]} needs.")
+            kwargs[ours] = left.pop(theirs)
+        kwargs.update(self.from_hf(left))
+        unknown = [key for key, value in left.items() if key not in IGNORED_HF_FIELDS and value not in (None, False, 0, "", [], {})]
+        if unknown:
+            raise LitGPTError(
+                f"config.json has `{unknown[0]}`: {left[unknown[0]]!r}, which changes the model in a way {self.name} models here don't know."
+            )
+        return kwargs
+
+    def write_hf(self, config: Any) -> dict[str, Any]:
+        """A `Config` → the whole `config.json` of this family's first (or the config's own) architecture."""
+        renamed = {theirs: getattr(config, ours) for theirs, ours in self.hf_fields}
+        return {"architectures": [self.architectures[0]], "model_type": self.model_type, **renamed, **self.to_hf(config)}
+
+
+def expand(pattern: str) -> list[str]:
+    """`"a{,-b}c"` → `["ac", "a-bc"]`: every choice of every brace."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    return [name for choice in found[1].split(",") for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+
+
+def named(org: str, rows: Mapping[str, Mapping[str, Any]], hf: str = "*", **shared: Any) -> dict[str, dict[str, Any]]:
+    """A size table: each key is a name with braces, each value a row; `hf` is the name on the hub, `*` standing for the name here."""
+    return {
+        name: {**shared, **row, "hf": f"{org}/{row.get('hf', hf).replace('*', name)}"}
+        for pattern, row in rows.items()
+        for name in expand(pattern)
+    }
+
+
+def size(n_layer: int, n_head: int, n_embd: int, intermediate_size: int, n_query_groups: int | None = None, **other: Any) -> dict[str, Any]:
+    """A row of a size table; `n_query_groups` is written when it differs from `n_head`."""
+    row = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, intermediate_size=intermediate_size, **other)
+    return row if n_query_groups is None else {**row, "n_query_groups": n_query_groups}
+
+
+def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:
+    """Takes `key` out of a `config.json` and translates its value.
+
+    Raises:
+        LitGPTError: The value is none of `choices`.
+    """
+    value = left.pop(key, None) or default
+    if value not in choices:
+        raise LitGPTError(f"config.json has `{key}`: {value!r}, which is not known here.{closest(value, choices)}")
+    return choices[value]
+
+
+GELU = {"gelu": "none", "gelu_python": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+"""`hidden_act` ↔ `gelu_approximate`."""
+
+
+def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, Any]:
+    """Takes RoPE's settings out of a `config.json`, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+
+    Returns `rope_base`, `rope_adjustments` and, where it is set, `rotary_percentage`.
+
+    Raises:
+        LitGPTError: A kind of RoPE scaling that is not known here.
+    """
+    rope = {**(left.pop("rope_scaling", None) or {}), **(left.pop("rope_parameters", None) or {})}
+    base = rope.pop("rope_theta", None) or left.pop("rope_theta", None) or left.pop("rotary_emb_base", None) or default_base
+    left.pop("rope_theta", None)
+    found: dict[str, Any] = {"rope_base": int(base) if base == int(base) else base}
+    partial = rope.pop("partial_rotary_factor", None)
+    if partial is None:
+        partial = left.pop("partial_rotary_factor", None)
+    left.pop("partial_rotary_factor", None)
+    if partial is not None:
+        found["rotary_percentage"] = partial
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)
+    if kind == "linear":
+        found["rope_adjustments"] = {"factor": float(rope["factor"])}
+    elif kind == "llama3":
+        found["rope_adjustments"] = {
+            "factor": float(rope["factor"]),
+            "low_freq_factor": float(rope["low_freq_factor"]),
+            "high_freq_factor": float(rope["high_freq_factor"]),
+            "original_max_seq_len": int(rope["original_max_position_embeddings"]),
+        }
+    elif kind != "default":
+        raise LitGPTError(f"config.json asks for RoPE scaling of kind {kind!r}; known here: default, linear, llama3.")
+    return found
+
+
+def push_rope(config: Any) -> dict[str, Any]:
+    """A `Config`'s RoPE settings as the two `config.json` keys that transformers 4 and 5 both read."""
+    adjust = config.rope_adjustments
+    factor = float(config.rope_condense_ratio)
+    if adjust is None:
+        scaling = {"rope_type": "linear", "factor": factor} if factor != 1 else None
+    elif "low_freq_factor" in adjust:
+        renamed = {key: value for key, value in adjust.items() if key != "original_max_seq_len"}
+        scaling = {"rope_type": "llama3", **renamed, "original_max_position_embeddings": adjust["original_max_seq_len"]}
+    else:
+        scaling = {"rope_type": "linear", "factor": adjust["factor"]}
+    return {"rope_theta": float(config.rope_base), "rope_scaling": scaling}

@@ -1,0 +1,103 @@
+"""GPT-NeoX: attention and MLP side by side on one residual, partial RoPE, LayerNorm, biases everywhere (Pythia, StableLM-Alpha).
+
+Black et al. 2022, https://arxiv.org/abs/2204.06745.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litgpt.families.base import GELU, Drop, Family, Interleaved, Same, named, pop_choice, pop_rope, push_rope, size
+
+WEIGHTS = (
+    Same("gpt_neox.embed_in", "transformer.wte"),
+    Same("gpt_neox.layers.{i}.input_layernorm", "transformer.h.{i}.norm_1"),
+    Interleaved("gpt_neox.layers.{i}.attention.query_key_value", "transformer.h.{i}.attn.qkv"),
+    Same("gpt_neox.layers.{i}.attention.dense", "transformer.h.{i}.attn.proj"),
+    Same("gpt_neox.layers.{i}.post_attention_layernorm", "transformer.h.{i}.norm_2"),
+    Same("gpt_neox.layers.{i}.mlp.dense_h_to_4h", "transformer.h.{i}.mlp.fc"),
+    Same("gpt_neox.layers.{i}.mlp.dense_4h_to_h", "transformer.h.{i}.mlp.proj"),
+    Same("gpt_neox.final_layer_norm", "transformer.ln_f"),
+    Same("embed_out", "lm_head"),
+    Drop("gpt_neox.layers.{i}.attention.bias"),
+    Drop("gpt_neox.layers.{i}.attention.masked_bias"),
+    Drop("gpt_neox.layers.{i}.attention.rotary_emb.inv_freq"),
+)
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    percentage = left.pop("rotary_pct", None)
+    rope = pop_rope(left)
+    gelu = pop_choice(left, "hidden_act", GELU, "gelu")
+    bias = bool(left.pop("attention_bias", True))
+    if not bias:  # the MLP has biases all the same
+        left["attention_bias"] = "false"
+    return {
+        "rotary_percentage": percentage if percentage is not None else 0.25,
+        **rope,
+        "parallel_residual": bool(left.pop("use_parallel_residual", True)),
+        "gelu_approximate": gelu,
+        "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    rope = push_rope(config)
+    return {
+        "rotary_emb_base": rope["rope_theta"],
+        **rope,
+        "rotary_pct": config.rotary_percentage,
+        "partial_rotary_factor": config.rotary_percentage,
+        "use_parallel_residual": config.parallel_residual,
+        "hidden_act": "gelu" if config.gelu_approximate == "none" else "gelu_new",
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": True,
+    }
+
+
+PYTHIA = {
+    "14m": size(6, 4, 128, 512, block_size=512),
+    "31m": size(6, 8, 256, 1024, block_size=1024),
+    "70m{,-deduped}": size(6, 8, 512, 2048),
+    "160m{,-deduped}": size(12, 12, 768, 3072),
+    "410m{,-deduped}": size(24, 16, 1024, 4096),
+    "1b{,-deduped}": size(16, 8, 2048, 8192),
+    "1.4b{,-deduped}": size(24, 16, 2048, 8192),
+    "2.8b{,-deduped}": size(32, 32, 2560, 10240),
+    "6.9b{,-deduped}": size(32, 32, 4096, 16384, padding_multiple=256),
+    "12b{,-deduped}": size(36, 40, 5120, 20480, padding_multiple=512),
+}
+
+ROWS = {
+    **named("stabilityai", {"stablelm-{base,tuned}-alpha-3b": size(16, 32, 4096, 16384)}),
+    **named("stabilityai", {"stablelm-{base,tuned}-alpha-7b": size(16, 48, 6144, 24576)}, padding_multiple=256),
+    **named(
+        "stabilityai",
+        {"stablecode-completion-alpha-3b": {"block_size": 16384}, "stablecode-{completion-alpha-3b-4k,instruct-alpha-3b}": {}},
+        **size(32, 32, 2560, 10240, vocab_size=49152),
+    ),
+    **named("EleutherAI", {f"pythia-{name}": {"block_size": 2048, "padding_multiple": 128, **row} for name, row in PYTHIA.items()}),
+}
+
+FAMILY = Family(
+    name="neox",
+    architectures=("GPTNeoXForCausalLM",),
+    model_type="gpt_neox",
+    base={},
+    rows=ROWS,
+    hf_fields=(
+        ("hidden_size", "n_embd"),
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("intermediate_size", "intermediate_size"),
+        ("vocab_size", "padded_vocab_size"),
+        ("max_position_embeddings", "block_size"),
+        ("layer_norm_eps", "norm_eps"),
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=WEIGHTS,
+    prefix="gpt_neox.",
+    hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    prompt_styles=(),
+)

@@ -1,0 +1,56 @@
+"""What the tests share: real assets beside the project, and how their absence is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _absent(reason: str) -> None:
+    """Skips; fails instead where the assets are promised to be there."""
+    if os.environ.get("LITGPT_REQUIRE_ASSETS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_assets() -> Path:
+    """Real texts, tokenizers, chat templates and small models that lie beside the project, not in it."""
+    folder = ROOT.parent / "shared" / "assets"
+    if not folder.is_dir():
+        _absent("needs the larger assets in ../shared/assets")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared_assets: Path) -> Path:
+    """A real Llama of 260 thousand parameters, as a Hugging Face folder."""
+    return shared_assets / "models" / "stories260k"
+
+
+@pytest.fixture(scope="session")
+def fetched_assets() -> Path:
+    """Real models and tokenizers of some hundred megabytes, fetched beforehand into `$LITGPT_TEST_ASSETS`."""
+    folder = os.environ.get("LITGPT_TEST_ASSETS")
+    if not folder or not Path(folder).is_dir():
+        _absent("needs $LITGPT_TEST_ASSETS, a folder with smollm2/ and tokenizers/")
+    return Path(str(folder))
+
+
+@pytest.fixture(scope="session")
+def smollm2(fetched_assets: Path) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, bfloat16."""
+    return fetched_assets / "smollm2"
+
+
+@pytest.fixture(scope="session")
+def peer_python() -> str:
+    """The python of an environment with litgpt 0.5.13, the oracle for its formats."""
+    python = os.environ.get("LITGPT_PEER_PYTHON")
+    if not python:
+        _absent("needs $LITGPT_PEER_PYTHON, a python with litgpt==0.5.13")
+    return str(python)
