@@ -26,6 +26,7 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        assert config.n_query_groups is not None and config.head_size is not None
         shape = (slots, config.n_query_groups, length, config.head_size)
         # One tensor a layer: compilers copy a single stacked one whole at each write.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]

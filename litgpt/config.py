@@ -25,7 +25,7 @@ def find_multiple(n: int, k: int) -> int:
 
 @dataclass
 class Config:
-    """What a model is made of; LitGPT's field names and defaults, so its `model_config.yaml` files mean the same here."""
+    """What a model is made of, by LitGPT's field names and defaults: its `model_config.yaml` means the same here."""
 
     name: str = ""
     hf_config: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Config:
 
     # -- Fields LitGPT doesn't have; each default is what LitGPT computes.
     tie_embeddings: bool | None = None
-    """The head is the embedding. Unset: as the named size says, else not. Never written: the weights of a checkpoint tell."""
+    """The head is the embedding. Unset: as the named size says, else not. Not written: the weights tell."""
     learned_positions: bool = False
     """`transformer.wpe` instead of rotary positions."""
     norm_bias: bool = True
@@ -117,7 +117,9 @@ class Config:
             if getattr(self, own) is None:
                 setattr(self, own, value)
         if self.n_embd % self.n_head and self.head_size is None:
-            raise LitGPTError(f"n_embd ({self.n_embd}) is no multiple of n_head ({self.n_head}); set head_size or change one of them.")
+            raise LitGPTError(
+                f"n_embd ({self.n_embd}) is no multiple of n_head ({self.n_head}); set head_size or change one of them."
+            )
         self.head_size = self.head_size or self.n_embd // self.n_head
         if self.padded_vocab_size is None:
             self.padded_vocab_size = find_multiple(self.vocab_size, self.padding_multiple)
@@ -128,7 +130,9 @@ class Config:
             raise LitGPTError(f"n_head ({self.n_head}) is no multiple of n_query_groups ({self.n_query_groups}).")
         if self.intermediate_size is None:
             if self.mlp_class_name == "LLaMAMLP":
-                raise LitGPTError(f"intermediate_size must be given for a {self.mlp_class_name} ({self.name or 'unnamed model'}).")
+                raise LitGPTError(
+                    f"intermediate_size must be given for a {self.mlp_class_name} ({self.name or 'unnamed model'})."
+                )
             self.intermediate_size = 4 * self.n_embd
         if self.sliding_window_size is not None:
             self.sliding_window_indices = (self.sliding_window_indices or [1] * self.n_layer)[: self.n_layer]
@@ -166,7 +170,9 @@ class Config:
         """
         row = name_to_config.get(name) or _by_hub_name().get(name) or _by_hub_name().get(name.rsplit("/", 1)[-1])
         if row is None:
-            raise LitGPTError(f"{name!r} is not a known model name.{closest(name, name_to_config)} `litgpt download list` shows all.")
+            raise LitGPTError(
+                f"{name!r} is not a known model name.{closest(name, name_to_config)} `litgpt download list` shows all."
+            )
         return cls(**{**deepcopy(row), **_checked(overrides)})
 
     @classmethod
@@ -209,7 +215,7 @@ class Config:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **overrides: Any) -> Self:
-        """The configuration of a checkpoint folder: LitGPT's `model_config.yaml`, else Hugging Face's `config.json`, else by its name.
+        """The configuration of a checkpoint folder: of `model_config.yaml`, else of `config.json`, else by its name.
 
         Raises:
             LitGPTError: The folder tells of no model.
@@ -218,14 +224,20 @@ class Config:
         hf_config = read_json(path / HF_CONFIG_FILE) if (path / HF_CONFIG_FILE).is_file() else None
         if (path / CONFIG_FILE).is_file():
             config = cls.from_file(path / CONFIG_FILE, **overrides)
-            if config.name not in name_to_config and hf_config and set(hf_config.get("architectures") or ()) & {*families.BY_ARCHITECTURE}:
+            if (
+                config.name not in name_to_config
+                and hf_config
+                and set(hf_config.get("architectures") or ()) & {*families.BY_ARCHITECTURE}
+            ):
                 config.family_name = families.by_architecture(hf_config).name
             return config
         if hf_config is not None:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
         if path.name in name_to_config or path.name in _by_hub_name():
             return cls.from_name(path.name, **overrides)
-        raise LitGPTError(f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds.")
+        raise LitGPTError(
+            f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds."
+        )
 
     # -- writing
 
@@ -234,7 +246,9 @@ class Config:
         values = asdict(self)
         derived = {**OWN_DEFAULTS, **self._derived()}
         own = {key for key in OWN_DEFAULTS if values[key] != derived[key]} - {"tie_embeddings"}
-        if own == {"family_name"}:  # it computes like the derived family; its own config.json lies beside where that is to be kept
+        if own == {
+            "family_name"
+        }:  # it computes like the derived family; its own config.json lies beside where that is to be kept
             own = set()
         return {key: value for key, value in values.items() if key not in OWN_DEFAULTS or key in own}
 

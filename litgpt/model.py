@@ -1,7 +1,7 @@
 """The transformer: one decoder-only model that every family is a setting of.
 
-B: batch, T: tokens, C: `n_embd`, N: `n_head`, G: `n_query_groups` (key-value heads), H: `head_size`, V: `padded_vocab_size`,
-S: positions that attention looks at. State-dict names are LitGPT's.
+B: batch, T: tokens, C: `n_embd`, N: `n_head`, G: `n_query_groups` (key-value heads), H: `head_size`,
+S: positions that attention looks at, V: `padded_vocab_size`. State-dict names are LitGPT's.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ class Reach:
     cos: Tensor | None
     sin: Tensor | None
     masks: dict[int | None, Tensor | None]
-    """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: causal, nothing else."""
+    """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: plain causal."""
     lengths: tuple[int, ...] | None = None
     """Packed documents: attention stays inside each."""
     span: Span | None = None
 
 
 class GPT(nn.Module):
-    """A decoder-only language model. Build it under `torch.device("meta")` and load weights with `assign=True`: nothing is initialised twice."""
+    """A decoder-only language model.
+
+    Build it under `torch.device("meta")` and load weights with `assign=True`: nothing is initialised twice.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -43,12 +46,7 @@ class GPT(nn.Module):
         assert config.padded_vocab_size is not None
         self.config = config
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
-        parts: dict[str, nn.Module] = {"wte": nn.Embedding(config.padded_vocab_size, config.n_embd)}
-        if config.learned_positions:
-            parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
-        parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        parts["ln_f"] = make_norm(config)
-        self.transformer = nn.ModuleDict(parts)
+        self.transformer = Backbone(config)
         self.tie()
         self.rope = RopeTable(config) if config.rope_n_elem and not config.learned_positions else None
         self.max_seq_length = config.block_size
@@ -62,7 +60,7 @@ class GPT(nn.Module):
     # -- tying
 
     def tie(self) -> None:
-        """Makes the head the embedding where the config says so; needed again after anything that replaces parameters."""
+        """Makes the head the embedding where the config says so; again after anything that replaces parameters."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -81,7 +79,9 @@ class GPT(nn.Module):
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
         if not 0 < value <= self.config.block_size:
-            raise LitGPTError(f"A sequence length of {value} does not fit this model, whose context is {self.config.block_size} tokens.")
+            raise LitGPTError(
+                f"A sequence length of {value} does not fit this model: its context is {self.config.block_size} tokens."
+            )
         self._max_seq_length = value
 
     # -- forward
@@ -98,7 +98,7 @@ class GPT(nn.Module):
         Args:
             idx: Token ids.
             input_pos: With a KV cache (`set_kv_cache`): the consecutive positions of the tokens, `(T,)` or `(B, T)`.
-            input_pos_maxp1: Accepted for LitGPT's callers; what it says (attention reads the filled part of the cache) always holds here.
+            input_pos_maxp1: For LitGPT's callers; attention reads the filled part of the cache without being told.
             lm_head_chunk_size: Above 0: a list of logits, this many positions each.
         """
         del input_pos_maxp1
@@ -128,7 +128,9 @@ class GPT(nn.Module):
             return self.hidden(idx.view(len(lengths), lengths[0])).view(1, idx.size(1), -1)
         longest = max(lengths) if lengths is not None else span.end(idx.size(1)) if span is not None else idx.size(1)
         if longest > self.max_seq_length:
-            raise LitGPTError(f"A sequence of {longest} tokens does not fit this model; its limit is {self.max_seq_length} tokens.")
+            raise LitGPTError(
+                f"A sequence of {longest} tokens does not fit this model; its limit is {self.max_seq_length} tokens."
+            )
         positions = self._positions(idx, lengths, span)
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.config.scale_embeddings:
@@ -163,7 +165,9 @@ class GPT(nn.Module):
             if positions.dim() == 2:
                 cos, sin = cos[:, None], sin[:, None]
         windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
-        masks = {} if lengths is not None else {window: attention_mask(positions, longest, window) for window in windows}
+        masks = (
+            {} if lengths is not None else {window: attention_mask(positions, longest, window) for window in windows}
+        )
         return Reach(cos, sin, masks, tuple(lengths) if lengths is not None else None, span)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
@@ -176,7 +180,7 @@ class GPT(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Makes room for `batch_size` sequences; `forward` then takes `input_pos`. `rope_cache_length` needs no choice here."""
+        """Makes room for `batch_size` sequences, so that `forward` takes `input_pos`; RoPE's table grows by itself."""
         del rope_cache_length
         weight = self.transformer.wte.weight
         length = max_seq_length or self.max_seq_length
@@ -185,6 +189,19 @@ class GPT(nn.Module):
     def clear_kv_cache(self) -> None:
         """Gives the cache's memory back."""
         self.kv_cache = None
+
+
+class Backbone(nn.Module):
+    """Everything but the head."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.padded_vocab_size is not None
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.learned_positions:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = make_norm(config)
 
 
 class Block(nn.Module):
@@ -226,7 +243,9 @@ class CausalSelfAttention(nn.Module):
         self.heads = (config.n_head, config.n_query_groups, config.n_query_groups)
         rows = sum(self.heads) * config.head_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
-        self.proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias or config.attn_proj_bias)
+        self.proj = nn.Linear(
+            config.n_head * config.head_size, config.n_embd, bias=config.bias or config.attn_proj_bias
+        )
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
 
     def forward(self, x: Tensor, reach: Reach) -> Tensor:
@@ -241,13 +260,15 @@ class CausalSelfAttention(nn.Module):
             k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
         if reach.lengths is not None:
             documents = _documents(q, k, v, reach.lengths)
-            y = torch.cat([self.attend(*document, causal_mask(document[0], self.window)) for document in documents], dim=2)
+            y = torch.cat(
+                [self.attend(*document, causal_mask(document[0], self.window)) for document in documents], dim=2
+            )
         else:
             y = self.attend(q, k, v, reach.masks[self.window])
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`; `mask` None: causal, or the one last token."""
+        """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`; without a mask, causal."""
         causal = mask is None and q.size(2) > 1
         cap = self.config.attention_logit_softcapping
         if cap is None:
@@ -266,7 +287,7 @@ class CausalSelfAttention(nn.Module):
 
 def _documents(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Packed heads `(1, N or G, T, H)` cut into documents; the work grows with the square of each, not of all."""
-    return list(zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True))  # type: ignore[arg-type, no-untyped-call]
+    return list(zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True))
 
 
 def causal_mask(q: Tensor, window: int | None) -> Tensor | None:
@@ -287,13 +308,12 @@ def attention_mask(positions: Tensor, end: int, window: int | None, always: bool
         `(1 or B, 1, T, end)`; None where plain causal attention, or one last token that sees everything, needs no mask.
     """
     T = positions.size(-1)
-    windowed = window is not None and window < end
-    if positions.dim() == 1 and not windowed and not always and T in (1, end):
+    if positions.dim() == 1 and (window is None or window >= end) and not always and T in (1, end):
         return None
     keys = torch.arange(end, device=positions.device)
     distance = positions.reshape(-1, 1, T, 1) - keys
     seen = distance >= 0
-    return seen & (distance < window) if windowed else seen
+    return seen if window is None else seen & (distance < window)
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:
@@ -347,7 +367,7 @@ MLPS: dict[str, type[nn.Module]] = {"GptNeoxMLP": GptNeoxMLP, "LLaMAMLP": LLaMAM
 
 
 class RMSNorm(nn.Module):
-    """Scales by the root mean square (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467), computed in float32 at least."""
+    """Scales by the root mean square, in float32 at least (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
     def __init__(self, size: int, eps: float, unit_offset: bool = False) -> None:
         super().__init__()
@@ -383,4 +403,6 @@ def _refuse_unknown_parts(config: Config) -> None:
     }
     for part, value in asked.items():
         if value:
-            raise LitGPTError(f"This version cannot compute a model with `{part}`: {value!r} ({config.name or 'unnamed model'}).")
+            raise LitGPTError(
+                f"This version cannot compute a model with `{part}`: {value!r} ({config.name or 'unnamed model'})."
+            )

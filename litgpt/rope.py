@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864) and their stretchings for long contexts.
+"""Rotary position embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), stretched for long contexts.
 
 T: positions, H: head size, R: dimensions that rotate (`config.rope_n_elem`).
 """
@@ -30,7 +30,9 @@ def inverse_frequencies(config: Config, device: torch.device | None = None) -> T
         return theta / adjust["factor"]
     if set(adjust) == {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
         return _llama3(theta, adjust)
-    raise LitGPTError(f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here; see `Config.rope_adjustments`.")
+    raise LitGPTError(
+        f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here; see `Config.rope_adjustments`."
+    )
 
 
 def _llama3(theta: Tensor, adjust: dict[str, Any]) -> Tensor:

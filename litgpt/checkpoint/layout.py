@@ -66,8 +66,12 @@ def existing_folder(path: str | Path) -> Path:
             return folder
     if path.exists():
         raise LitGPTError(f"{path} is a file; a checkpoint is a folder.")
-    near = [str(folder) for folder in (*path.parent.glob("*/"), *CHECKPOINTS.glob("*/*/"))] if path.parent.is_dir() else []
-    raise LitGPTError(f"There is no checkpoint folder {path}.{closest(str(path), near)} `litgpt download ORG/NAME` fetches one.")
+    near = (
+        [str(folder) for folder in (*path.parent.glob("*/"), *CHECKPOINTS.glob("*/*/"))] if path.parent.is_dir() else []
+    )
+    raise LitGPTError(
+        f"There is no checkpoint folder {path}.{closest(str(path), near)} `litgpt download ORG/NAME` fetches one."
+    )
 
 
 def find_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,10 +84,14 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
     lit_model, files = folder / LIT_MODEL, hf_weight_files(folder)
     if not lit_model.is_file() and not files:
         hint = f"{LIT_MODEL}.lora" if (folder / f"{LIT_MODEL}.lora").is_file() else None
-        what_to_do = f"it holds {hint} only; run `litgpt merge_lora {folder}` first" if hint else "download the checkpoint again"
+        what_to_do = (
+            f"it holds {hint} only; run `litgpt merge_lora {folder}` first" if hint else "download the checkpoint again"
+        )
         raise LitGPTError(f"{folder} has no weights ({LIT_MODEL}, *.safetensors or *.bin): {what_to_do}.")
     if not (folder / CONFIG_FILE).is_file() and not (folder / HF_CONFIG_FILE).is_file():
-        raise LitGPTError(f"{folder} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model its weights are.")
+        raise LitGPTError(
+            f"{folder} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model its weights are."
+        )
     if lit_model.is_file():
         return Checkpoint(folder, "litgpt", (lit_model,))
     return Checkpoint(folder, "hf", files)
@@ -104,7 +112,9 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
                     raise LitGPTError(f"{index} names {file.name}, which is not there; download the checkpoint again.")
             if files:
                 return files
-        found = sorted(file for file in folder.glob(f"*.{pattern}") if file.name not in NOT_WEIGHTS and "adapter" not in file.name)
+        found = sorted(
+            file for file in folder.glob(f"*.{pattern}") if file.name not in NOT_WEIGHTS and "adapter" not in file.name
+        )
         if found:
             return tuple(found)
     return ()

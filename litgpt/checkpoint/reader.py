@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -28,8 +29,8 @@ def load_model(
 ) -> GPT:
     """The model in a checkpoint folder, in evaluation mode.
 
-    It is built on `meta` and its tensors are assigned, so nothing is initialised in vain, and weights that need no change stay
-    memory-mapped: they cost no memory of the process until they are written to.
+    It is built on `meta` and its tensors are assigned, so nothing is initialised in vain, and weights that need no
+    change stay memory-mapped: they cost no memory of the process until they are written to.
 
     Args:
         path: A folder, or what `find_checkpoint` returned.
@@ -58,7 +59,9 @@ def fill(model: GPT, weights: Tensors, device: torch.device | str = "cpu", dtype
     state = {}
     for name, tensor in weights:
         if tensor.shape != expected[name].shape:
-            raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}; its configuration says {tuple(expected[name].shape)}.")
+            raise LitGPTError(
+                f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}."
+            )
         state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     if model.config.tie_embeddings:
         state[HEAD] = state[EMBEDDING]
@@ -121,20 +124,27 @@ def _open_safetensors(file: Path) -> Tensors:
 
 
 def load_pth(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` or `.bin` file, memory-mapped; `{"model": …}` is unwrapped and `_orig_mod.` dropped. Never runs code from the file.
+    """The tensors of a `.pth` or `.bin` file, memory-mapped; no code in it is ever run.
+
+    `{"model": …}` is unwrapped and `_orig_mod.` dropped, as LitGPT writes both.
 
     Raises:
         LitGPTError: The file is damaged, holds something other than tensors, or there is none.
     """
     path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():  # about pickles of other makers, which are refused or read all the same
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise LitGPTError(f"There is no file {path}.") from None
     except pickle.UnpicklingError:
-        raise LitGPTError(f"{path} holds more than tensors (or is damaged), and is not opened because that could run code.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise LitGPTError(f"{path} is damaged ({str(error).splitlines()[0]}); make or download it again.") from None
+        raise LitGPTError(
+            f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
+        ) from None
+    except (RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LitGPTError(f"{path} is damaged ({reason}); make or download it again.") from None
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LitGPTError(f"{path} holds no state dict of tensors.")
@@ -142,7 +152,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
 
 
 def _tied(tensors: dict[str, Tensor], said: bool) -> bool:
-    """Whether the head is the embedding: one storage says so; two that are equal are what LitGPT writes for a tied model."""
+    """Whether the head is the embedding: one storage says so; two equal ones are how LitGPT writes it."""
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None or embedding is None:
         return said

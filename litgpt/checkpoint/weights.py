@@ -68,15 +68,23 @@ class WeightTable:
             LitGPTError: A tensor is missing, or there is one that no rule uses.
         """
         present = {self._full_name(name, theirs.names): name for name in theirs.names}
-        sources = {name: self._sources(name) for name in wanted if not (self.config.tie_embeddings and name == "lm_head.weight")}
+        sources = {
+            name: self._sources(name)
+            for name in wanted
+            if not (self.config.tie_embeddings and name == "lm_head.weight")
+        }
         for ours, names in sources.items():
             for name in names:
                 if name not in present:
-                    raise LitGPTError(f"The checkpoint has no tensor {name!r}, which {ours} is made of.{closest(name, present)}")
+                    raise LitGPTError(
+                        f"The checkpoint has no tensor {name!r}, which {ours} is made of.{closest(name, present)}"
+                    )
         used = {name for names in sources.values() for name in names} | self.dropped | {self.head_name()}
         for name in present:
             if name not in used:
-                raise LitGPTError(f"The checkpoint has a tensor {name!r} that {self.config.family.architectures[0]} has no place for.")
+                raise LitGPTError(
+                    f"The checkpoint has a tensor {name!r} that {self.config.family.architectures[0]} has no place for."
+                )
 
         def fetch(ours: str) -> Tensor:
             return self._combine(ours, [theirs.fetch(present[name]) for name in sources[ours]])
@@ -116,17 +124,21 @@ class WeightTable:
         Raises:
             LitGPTError: One of ours has no counterpart.
         """
-        makers: dict[str, Callable[[], Tensor]] = {}
+        origins: dict[str, tuple[str, int]] = {}
         for name in ours.names:
             if not (self.config.tie_embeddings and name == "lm_head.weight"):
-                for part, theirs in enumerate(self._sources(name)):
-                    makers[theirs] = lambda name=name, part=part: self._take_apart(name, part, ours.fetch(name))
-        return Tensors(tuple(makers), lambda theirs: makers[theirs]())
+                origins.update({theirs: (name, part) for part, theirs in enumerate(self._sources(name))})
+
+        def fetch(theirs: str) -> Tensor:
+            name, part = origins[theirs]
+            return self._take_apart(name, part, ours.fetch(name))
+
+        return Tensors(tuple(origins), fetch)
 
     def _take_apart(self, ours: str, part: int, tensor: Tensor) -> Tensor:
         rule = self.rules[ours.rpartition(".")[0]]
         if isinstance(rule, Join):
-            return tensor.split(qkv_rows(self.config))[part]  # type: ignore[no-untyped-call]
+            return tensor.split(qkv_rows(self.config))[part]
         if isinstance(rule, Interleaved):
             return interleave_qkv(tensor, self.config)
         return tensor.t().contiguous() if rule.transpose and tensor.dim() == 2 else tensor
@@ -143,13 +155,16 @@ def deinterleave_qkv(tensor: Tensor, config: Config) -> Tensor:
     assert config.head_size is not None and config.n_query_groups is not None
     per_group = config.n_head // config.n_query_groups
     grouped = tensor.view(config.n_query_groups, per_group + 2, config.head_size, -1)
-    parts = [part.reshape(-1, *tensor.shape[1:]) for part in grouped.split((per_group, 1, 1), dim=1)]  # type: ignore[no-untyped-call]
+    parts = [part.reshape(-1, *tensor.shape[1:]) for part in grouped.split((per_group, 1, 1), dim=1)]
     return torch.cat(parts)
 
 
 def interleave_qkv(tensor: Tensor, config: Config) -> Tensor:
     """The inverse of `deinterleave_qkv`."""
-    parts = [part.view(config.n_query_groups, -1, config.head_size, *tensor.shape[1:]) for part in tensor.split(qkv_rows(config))]  # type: ignore[no-untyped-call]
+    parts = [
+        part.view(config.n_query_groups, -1, config.head_size, *tensor.shape[1:])
+        for part in tensor.split(qkv_rows(config))
+    ]
     return torch.cat(parts, dim=1).reshape(tensor.shape)
 
 

@@ -1,4 +1,4 @@
-"""Every model family, one file each; the registry finds a family by name of a model, by architecture, or by structure."""
+"""Every model family, one file each, and how one is found: by model name, by architecture, or by structure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def named_rows() -> dict[str, dict[str, Any]]:
 
 
 def by_structure(mlp_class_name: str, learned_positions: bool) -> Family:
-    """The family of a model without a known name: plain MLPs are GPT-NeoX's or, with learned positions, GPT-2's; gated ones Llama's."""
+    """The family of an unnamed model: GPT-2 learns its positions, GPT-NeoX has a plain MLP, Llama a gated one."""
     if learned_positions:
         return gpt2.FAMILY
     return neox.FAMILY if mlp_class_name == "GptNeoxMLP" else llama.FAMILY
@@ -47,4 +47,6 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     if not architectures and hf_config.get("model_type") in by_type:
         return by_type[hf_config["model_type"]]
     what = ", ".join(architectures) or f"model_type {hf_config.get('model_type')!r}"
-    raise LitGPTError(f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}")
+    raise LitGPTError(
+        f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"
+    )

@@ -1,4 +1,4 @@
-"""What a model family is: its named sizes, the two-way tables to Hugging Face's `config.json` and tensor names, its prompt styles.
+"""What a model family is: named sizes, two-way tables to Hugging Face's `config.json` and tensors, prompt styles.
 
 Everything here is plain data; `litgpt.checkpoint.weights` reads the tensor tables, `litgpt.config` the field tables.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, closest
 
-# -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer. Names are modules or bare parameters:
-# -- one rule serves `.weight` and `.bias` alike.
+# -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer.
+# -- A name is a module's: one rule serves its `.weight` and its `.bias`.
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,17 @@ Rule = Same | Join | Interleaved | Drop
 
 # -- config.json keys that don't change what the model computes (or only how it is trained).
 IGNORED_HF_FIELDS = frozenset(
-    """_name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map bos_token_id
-    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id dtype embd_pdrop eos_token_id
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range
-    is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id max_length min_length model_type n_ctx
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type quantization resid_pdrop return_dict
-    rope_interleaved sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed
-    unsloth_version use_bfloat16 use_cache use_flash_attention""".split()
+    """
+    _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map
+    bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id dtype
+    embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
+    keys_to_ignore_at_inference label2id max_length min_length model_type n_ctx output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict rope_interleaved
+    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
+    unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention
+    """.split()
 )
 
 
@@ -108,17 +111,27 @@ class Family:
                 raise LitGPTError(f"config.json has no `{theirs}`, which a {self.architectures[0]} needs.")
             kwargs[ours] = left.pop(theirs)
         kwargs.update(self.from_hf(left))
-        unknown = [key for key, value in left.items() if key not in IGNORED_HF_FIELDS and value not in (None, False, 0, "", [], {})]
+        unknown = [
+            key
+            for key, value in left.items()
+            if key not in IGNORED_HF_FIELDS and value not in (None, False, 0, "", [], {})
+        ]
         if unknown:
             raise LitGPTError(
-                f"config.json has `{unknown[0]}`: {left[unknown[0]]!r}, which changes the model in a way {self.name} models here don't know."
+                f"config.json has `{unknown[0]}`: {left[unknown[0]]!r}, which {self.name} models here don't know "
+                "and which may change what they compute."
             )
         return kwargs
 
     def write_hf(self, config: Any) -> dict[str, Any]:
         """A `Config` → the whole `config.json` of this family's first (or the config's own) architecture."""
         renamed = {theirs: getattr(config, ours) for theirs, ours in self.hf_fields}
-        return {"architectures": [self.architectures[0]], "model_type": self.model_type, **renamed, **self.to_hf(config)}
+        return {
+            "architectures": [self.architectures[0]],
+            "model_type": self.model_type,
+            **renamed,
+            **self.to_hf(config),
+        }
 
 
 def expand(pattern: str) -> list[str]:
@@ -126,19 +139,31 @@ def expand(pattern: str) -> list[str]:
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
-    return [name for choice in found[1].split(",") for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
+    return [
+        name
+        for choice in found[1].split(",")
+        for name in expand(pattern[: found.start()] + choice + pattern[found.end() :])
+    ]
 
 
-def named(org: str, rows: Mapping[str, Mapping[str, Any]], hf: str = "*", **shared: Any) -> dict[str, dict[str, Any]]:
-    """A size table: each key is a name with braces, each value a row; `hf` is the name on the hub, `*` standing for the name here."""
+def named(
+    org: str, rows: Mapping[str, Mapping[str, Any]], *shared: Mapping[str, Any], hf: str = "*"
+) -> dict[str, dict[str, Any]]:
+    """A size table: each key is a name with braces, each value a row on top of what they share.
+
+    `hf` is the name on the hub, where a row doesn't say another; `*` in it stands for the name here.
+    """
+    base = {key: value for part in shared for key, value in part.items()}
     return {
-        name: {**shared, **row, "hf": f"{org}/{row.get('hf', hf).replace('*', name)}"}
+        name: {**base, **row, "hf": f"{org}/{row.get('hf', hf).replace('*', name)}"}
         for pattern, row in rows.items()
         for name in expand(pattern)
     }
 
 
-def size(n_layer: int, n_head: int, n_embd: int, intermediate_size: int, n_query_groups: int | None = None, **other: Any) -> dict[str, Any]:
+def size(
+    n_layer: int, n_head: int, n_embd: int, intermediate_size: int, n_query_groups: int | None = None, **other: Any
+) -> dict[str, Any]:
     """A row of a size table; `n_query_groups` is written when it differs from `n_head`."""
     row = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, intermediate_size=intermediate_size, **other)
     return row if n_query_groups is None else {**row, "n_query_groups": n_query_groups}
@@ -161,7 +186,7 @@ GELU = {"gelu": "none", "gelu_python": "none", "gelu_new": "tanh", "gelu_fast": 
 
 
 def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, Any]:
-    """Takes RoPE's settings out of a `config.json`, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+    """Takes RoPE's settings out of a `config.json`, as transformers 4 or 5 writes them.
 
     Returns `rope_base`, `rope_adjustments` and, where it is set, `rotary_percentage`.
 
@@ -169,13 +194,10 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
         LitGPTError: A kind of RoPE scaling that is not known here.
     """
     rope = {**(left.pop("rope_scaling", None) or {}), **(left.pop("rope_parameters", None) or {})}
-    base = rope.pop("rope_theta", None) or left.pop("rope_theta", None) or left.pop("rotary_emb_base", None) or default_base
-    left.pop("rope_theta", None)
+    flat = {key: left.pop(key, None) for key in ("rope_theta", "rotary_emb_base", "partial_rotary_factor")}
+    base = rope.pop("rope_theta", None) or flat["rope_theta"] or flat["rotary_emb_base"] or default_base
     found: dict[str, Any] = {"rope_base": int(base) if base == int(base) else base}
-    partial = rope.pop("partial_rotary_factor", None)
-    if partial is None:
-        partial = left.pop("partial_rotary_factor", None)
-    left.pop("partial_rotary_factor", None)
+    partial = rope.pop("partial_rotary_factor", flat["partial_rotary_factor"])
     if partial is not None:
         found["rotary_percentage"] = partial
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"

@@ -39,7 +39,9 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 def to_hf(config: Any) -> dict[str, Any]:
     if not (config.bias and config.norm_bias):
-        raise LitGPTError("A GPT-2 without biases has no counterpart in transformers, so it can't be exported as a Hugging Face folder.")
+        raise LitGPTError(
+            "A GPT-2 without biases has no counterpart in transformers; it can't be exported as a Hugging Face folder."
+        )
     return {
         "n_inner": config.intermediate_size,
         "activation_function": "gelu" if config.gelu_approximate == "none" else "gelu_new",

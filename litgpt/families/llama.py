@@ -1,4 +1,4 @@
-"""Llama and everything built like it: RMSNorm before attention and MLP, RoPE, grouped queries, gated SiLU MLP, no biases.
+"""Llama and what is built like it: RMSNorm before attention and MLP, RoPE, grouped queries, SwiGLU, no biases.
 
 Touvron et al. 2023, https://arxiv.org/abs/2302.13971; Mistral's sliding window: https://arxiv.org/abs/2310.06825.
 """
@@ -87,7 +87,9 @@ def mistral_to_hf(config: Any) -> dict[str, Any]:
 
 
 LLAMA_31 = dict(rope_adjustments=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192))
-LLAMA_32 = dict(rope_adjustments=dict(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192))
+LLAMA_32 = dict(
+    rope_adjustments=dict(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
+)
 
 S_7B = size(32, 32, 4096, 11008)
 S_13B = size(40, 40, 5120, 13824)
@@ -108,14 +110,14 @@ ROWS = {
             "Llama-2-13b{,-chat}-hf": S_13B,
             "Llama-2-70b{,-chat}-hf": S_70B,
         },
-        **LLAMA_2,
+        LLAMA_2,
     ),
     **named(
         "meta-llama",
         {"Llama-3-8B{,-Instruct}": S_8B, "Llama-3-70B{,-Instruct}": S_70B},
-        "Meta-*",
-        block_size=8192,
-        **LLAMA_3,
+        dict(block_size=8192),
+        LLAMA_3,
+        hf="Meta-*",
     ),
     **named(
         "meta-llama",
@@ -125,10 +127,10 @@ ROWS = {
             "Llama-3.1-405B{,-Instruct}": size(126, 128, 16384, 53248, 8),
             "Llama-3.3-70B-Instruct": {**S_70B, "hf": "*"},
         },
-        "Meta-*",
-        **LONG,
-        **LLAMA_3,
-        **LLAMA_31,
+        LONG,
+        LLAMA_3,
+        LLAMA_31,
+        hf="Meta-*",
     ),
     **named(
         "meta-llama",
@@ -136,26 +138,25 @@ ROWS = {
             "Llama-3.2-1B{,-Instruct}": size(16, 32, 2048, 8192, 8),
             "Llama-3.2-3B{,-Instruct}": size(28, 24, 3072, 8192, 8),
         },
-        tie_embeddings=True,
-        **LONG,
-        **LLAMA_3,
-        **LLAMA_32,
+        dict(tie_embeddings=True),
+        LONG,
+        LLAMA_3,
+        LLAMA_32,
     ),
-    **named("nvidia", {"Llama-3.1-Nemotron-70B-Instruct-HF": S_70B}, **LONG, **LLAMA_3, **LLAMA_31),
+    **named("nvidia", {"Llama-3.1-Nemotron-70B-Instruct-HF": S_70B}, LONG, LLAMA_3, LLAMA_31),
     **named(
         "deepseek-ai",
         {"R1-Distill-Llama-8B": S_8B, "R1-Distill-Llama-70B": S_70B},
-        "DeepSeek-*",
-        **LONG,
-        **LLAMA_3,
-        **LLAMA_31,
+        LONG,
+        LLAMA_3,
+        LLAMA_31,
+        hf="DeepSeek-*",
     ),
     **named(
         "openlm-research",
         {"open_llama_3b": size(26, 32, 3200, 8640), "open_llama_7b": S_7B, "open_llama_13b": S_13B},
-        block_size=2048,
-        norm_eps=1e-6,
-        **LLAMA_2,
+        dict(block_size=2048, norm_eps=1e-6),
+        LLAMA_2,
     ),
     **named(
         "codellama",
@@ -169,10 +170,9 @@ ROWS = {
             "CodeLlama-13b-Python-hf": {**S_13B, **PLAIN},
             "CodeLlama-34b{,-Python,-Instruct}-hf": size(48, 64, 8192, 22016, 8, **PLAIN),
         },
-        block_size=16384,
-        rope_base=1000000,
+        dict(block_size=16384, rope_base=1000000),
     ),
-    **named("stabilityai", {"FreeWilly2": S_70B}, **LLAMA_2),
+    **named("stabilityai", {"FreeWilly2": S_70B}, LLAMA_2),
     **named(
         "garage-bAInd",
         {
@@ -183,28 +183,29 @@ ROWS = {
             "Platypus2-70B": size(80, 64, 8192, 28672),
             "{Camel-Platypus2-70B,Platypus2-70B-instruct}": S_70B,
         },
-        **PLAIN,
+        PLAIN,
     ),
-    **named("togethercomputer", {"LLaMA-2-7B-32K": S_7B}, rope_condense_ratio=8, **LLAMA_2),
-    **named("Trelis", {"Llama-2-7b-chat-hf-function-calling-v2": S_7B}, norm_eps=1e-6, **LLAMA_2),
+    **named("togethercomputer", {"LLaMA-2-7B-32K": S_7B}, dict(rope_condense_ratio=8), LLAMA_2),
+    **named("Trelis", {"Llama-2-7b-chat-hf-function-calling-v2": S_7B}, dict(norm_eps=1e-6), LLAMA_2),
     **named(
         "TinyLlama",
         {
             "tiny-llama-1.1b": size(22, 32, 2048, 5632, 4, hf="TinyLlama-1.1B-intermediate-step-1431k-3T"),
             "tiny-llama-1.1b-chat": size(22, 32, 2048, 5632, 4, hf="TinyLlama-1.1B-Chat-v1.0"),
         },
-        block_size=2048,
-        **LLAMA_2,
+        dict(block_size=2048),
+        LLAMA_2,
     ),
-    **named("keeeeenw", {"micro-llama-300M": size(12, 16, 1024, 5632, 4, hf="MicroLlama")}, block_size=2048, **LLAMA_2),
+    **named(
+        "keeeeenw", {"micro-llama-300M": size(12, 16, 1024, 5632, 4, hf="MicroLlama")}, dict(block_size=2048), LLAMA_2
+    ),
     **named(
         "BSC-LT",
         {
             "salamandra-2b{,-instruct}": size(24, 16, 2048, 5440),
             "salamandra-7b{,-instruct}": size(32, 32, 4096, 11008, 8, norm_eps=1e-6),
         },
-        block_size=8192,
-        vocab_size=256000,
+        dict(block_size=8192, vocab_size=256000),
     ),
     **named(
         "HuggingFaceTB",
@@ -213,9 +214,7 @@ ROWS = {
             "SmolLM2-360M{,-Instruct}": size(32, 15, 960, 2560, 5, rope_base=100000),
             "SmolLM2-1.7B{,-Instruct}": size(24, 32, 2048, 8192, rope_base=130000),
         },
-        block_size=8192,
-        vocab_size=49152,
-        tie_embeddings=True,
+        dict(block_size=8192, vocab_size=49152, tie_embeddings=True),
     ),
     **named(
         "tiiuae",
@@ -225,10 +224,7 @@ ROWS = {
             "Falcon3-7B-{Base,Instruct}": size(28, 12, 3072, 23040, 4),
             "Falcon3-10B-{Base,Instruct}": size(40, 12, 3072, 23040, 4),
         },
-        block_size=32768,
-        vocab_size=131072,
-        norm_eps=1e-6,
-        rope_base=1000042,
+        dict(block_size=32768, vocab_size=131072, norm_eps=1e-6, rope_base=1000042),
     ),
 }
 
@@ -256,7 +252,12 @@ MISTRAL = replace(
     architectures=("MistralForCausalLM",),
     model_type="mistral",
     to_hf=mistral_to_hf,
-    hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "sliding_window": 4096, "num_key_value_heads": 8},
+    hf_defaults={
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "num_key_value_heads": 8,
+    },
     rows={
         **named(
             "mistralai",
@@ -267,9 +268,9 @@ MISTRAL = replace(
                 "Mistral-7B{,-Instruct}-v0.3": {**S_8B, **V3, **FAR},
                 "Mistral-Large-Instruct-{2407,2411}": {**size(88, 96, 12288, 28672, 8), **V3, **FAR},
             },
-            **PLAIN,
+            PLAIN,
         ),
-        **named("unsloth", {"Mistral-7B-v0.2": {**S_8B, **FAR}}, **PLAIN),
+        **named("unsloth", {"Mistral-7B-v0.2": {**S_8B, **FAR}}, PLAIN),
     },
     prompt_styles=((r"^M(?!athstral).*Instruct", "codellama"),),
 )

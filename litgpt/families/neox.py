@@ -1,4 +1,4 @@
-"""GPT-NeoX: attention and MLP side by side on one residual, partial RoPE, LayerNorm, biases everywhere (Pythia, StableLM-Alpha).
+"""GPT-NeoX (Pythia, StableLM-Alpha): attention and MLP side by side, partial RoPE, LayerNorm, biases everywhere.
 
 Black et al. 2022, https://arxiv.org/abs/2204.06745.
 """
@@ -70,13 +70,19 @@ PYTHIA = {
 
 ROWS = {
     **named("stabilityai", {"stablelm-{base,tuned}-alpha-3b": size(16, 32, 4096, 16384)}),
-    **named("stabilityai", {"stablelm-{base,tuned}-alpha-7b": size(16, 48, 6144, 24576)}, padding_multiple=256),
+    **named("stabilityai", {"stablelm-{base,tuned}-alpha-7b": size(16, 48, 6144, 24576)}, dict(padding_multiple=256)),
     **named(
         "stabilityai",
-        {"stablecode-completion-alpha-3b": {"block_size": 16384}, "stablecode-{completion-alpha-3b-4k,instruct-alpha-3b}": {}},
-        **size(32, 32, 2560, 10240, vocab_size=49152),
+        {
+            "stablecode-completion-alpha-3b": {"block_size": 16384},
+            "stablecode-{completion-alpha-3b-4k,instruct-alpha-3b}": {},
+        },
+        size(32, 32, 2560, 10240, vocab_size=49152),
     ),
-    **named("EleutherAI", {f"pythia-{name}": {"block_size": 2048, "padding_multiple": 128, **row} for name, row in PYTHIA.items()}),
+    **named(
+        "EleutherAI",
+        {f"pythia-{name}": {"block_size": 2048, "padding_multiple": 128, **row} for name, row in PYTHIA.items()},
+    ),
 }
 
 FAMILY = Family(

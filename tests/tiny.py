@@ -1,0 +1,74 @@
+"""Small models of every family, for tests: as a `transformers` configuration, as a saved folder, and as a `Config`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NEOX_LIKE = dict(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA_LIKE = dict(**NEOX_LIKE, num_key_value_heads=2)
+GPT2_LIKE = dict(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+
+# Case name → (class in transformers, settings).
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", LLAMA_LIKE),
+    "llama-tied": ("LlamaConfig", {**LLAMA_LIKE, "tie_word_embeddings": True}),
+    "llama-biased": ("LlamaConfig", {**LLAMA_LIKE, "attention_bias": True}),
+    "llama-all-biases": ("LlamaConfig", {**LLAMA_LIKE, "attention_bias": True, "mlp_bias": True}),
+    "llama-multi-query": ("LlamaConfig", {**LLAMA_LIKE, "num_key_value_heads": 1}),
+    "llama-wide-heads": ("LlamaConfig", {**LLAMA_LIKE, "head_dim": 16}),
+    "llama-3-rope": ("LlamaConfig", {**LLAMA_LIKE, "rope_parameters": LLAMA3_ROPE}),
+    "llama-linear-rope": (
+        "LlamaConfig",
+        {**LLAMA_LIKE, "rope_parameters": dict(rope_type="linear", rope_theta=10000.0, factor=4.0)},
+    ),
+    "mistral": ("MistralConfig", {**LLAMA_LIKE, "sliding_window": None}),
+    "mistral-window": ("MistralConfig", {**LLAMA_LIKE, "sliding_window": 7}),
+    "neox": ("GPTNeoXConfig", NEOX_LIKE),
+    "neox-one-after-the-other": (
+        "GPTNeoXConfig",
+        {**NEOX_LIKE, "use_parallel_residual": False, "hidden_act": "gelu_new"},
+    ),
+    "gpt2": ("GPT2Config", GPT2_LIKE),
+    "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
+}
+
+
+def hf_model(case: str, seed: int = 0) -> Any:
+    """A random `transformers` model of a case, float32, with weights large enough that every part matters."""
+    import transformers
+
+    name, settings = CASES[case]
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def hf_folder(case: str, folder: Path, change: Callable[[Any], Any] = lambda model: model) -> Path:
+    """The model of a case saved as a Hugging Face folder."""
+    change(hf_model(case)).save_pretrained(folder)
+    return folder
