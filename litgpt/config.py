@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -109,6 +109,10 @@ class Config:
     """RMSNorm scales by `1 + weight`. Unset: as the family says, else by `weight`."""
     attn_proj_bias: bool = False
     """A bias on `attn.proj` even where `bias` is off."""
+    router_softmax_over_all: bool = False
+    """The chosen experts' weights are their shares among all experts, rather than among the chosen."""
+    qkv_clip: float | None = None
+    """Queries, keys and values are clamped to ± this."""
     family_name: str | None = None
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 
@@ -197,7 +201,7 @@ class Config:
     def from_hf(cls, hf_config: dict[str, Any], name: str = "", **overrides: Any) -> Self:
         """The content of a Hugging Face `config.json`, by its architecture, whatever the checkpoint's name.
 
-        When `name` is a known one and the named size computes the same, it is that size.
+        A known `name` is kept in LitGPT's spelling; where the named size computes the same, it is that size.
 
         Raises:
             LitGPTError: Unknown architecture, or a key that changes the computation in a way not known here.
@@ -207,11 +211,12 @@ class Config:
         rows = found.get("padded_vocab_size")
         config = cls(**{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides)})
         known = name_to_config.get(name) or _by_hub_name().get(name)
-        if known is not None and not overrides:
-            row = cls(**deepcopy(known))
-            if row._computation() == config._computation():
-                return row
-        return config
+        if known is None or overrides:
+            return config
+        row = cls(**deepcopy(known))
+        if row._computation() == config._computation():
+            return row
+        return replace(config, name=row.name, hf_config=row.hf_config)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **overrides: Any) -> Self:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from litgpt.cache import KVCache, Span
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
+from litgpt.moe import LLaMAMoE
 from litgpt.rope import RopeTable, apply_rope
 
 
@@ -25,8 +26,8 @@ from litgpt.rope import RopeTable, apply_rope
 class Reach:
     """What every layer of one forward pass shares: where the tokens stand and what each of them may look at."""
 
-    cos: Tensor | None
-    sin: Tensor | None
+    ropes: tuple[tuple[Tensor, Tensor], ...]
+    """`cos` and `sin`, `(T, R/2)` or `(B, 1, T, R/2)`, for global and for local layers; none with learned positions."""
     masks: dict[int | None, Tensor | None]
     """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: plain causal."""
     lengths: tuple[int, ...] | None = None
@@ -48,7 +49,10 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         self.transformer = Backbone(config)
         self.tie()
-        self.rope = RopeTable(config) if config.rope_n_elem and not config.learned_positions else None
+        bases: list[float] = [] if config.learned_positions else [config.rope_base]
+        if config.rope_local_base_freq is not None:
+            bases.append(config.rope_local_base_freq)
+        self.ropes = [RopeTable(config, base) for base in bases]
         self.max_seq_length = config.block_size
         self.kv_cache: KVCache | None = None
 
@@ -158,17 +162,15 @@ class GPT(nn.Module):
         return torch.arange(T, device=idx.device)
 
     def _reach(self, positions: Tensor, longest: int, lengths: Sequence[int] | None, span: Span | None) -> Reach:
-        cos = sin = None
-        if self.rope is not None:
-            cos, sin = self.rope.upto(longest, positions.device)
-            cos, sin = cos[positions], sin[positions]  # (T, R/2), or (B, T, R/2)
-            if positions.dim() == 2:
-                cos, sin = cos[:, None], sin[:, None]
+        ropes = []
+        for rope in self.ropes:
+            cos, sin = (table[positions] for table in rope.upto(longest, positions.device))  # (T, R/2) or (B, T, R/2)
+            ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
         masks = (
             {} if lengths is not None else {window: attention_mask(positions, longest, window) for window in windows}
         )
-        return Reach(cos, sin, masks, tuple(lengths) if lengths is not None else None, span)
+        return Reach(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
@@ -246,16 +248,27 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(
             config.n_head * config.head_size, config.n_embd, bias=config.bias or config.attn_proj_bias
         )
+        if config.norm_qk:
+            whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
+            self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))
+            self.norm_k = make_norm(config, config.head_size * (config.n_query_groups if whole else 1))
+        self.rope_kind = config.rope_indices[layer] if config.rope_indices else 0
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
 
     def forward(self, x: Tensor, reach: Reach) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         H = self.config.head_size
-        qkv = self.qkv(x).view(B, T, -1, H).transpose(1, 2)  # (B, N + 2G, T, H)
+        qkv = self.qkv(x)
+        if self.config.qkv_clip is not None:
+            qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
+        qkv = qkv.view(B, T, -1, H).transpose(1, 2)  # (B, N + 2G, T, H)
         q, k, v = qkv.split(self.heads, dim=1)  # (B, N, T, H), (B, G, T, H), (B, G, T, H)
-        if reach.cos is not None and reach.sin is not None:
-            q, k = apply_rope(q, reach.cos, reach.sin), apply_rope(k, reach.cos, reach.sin)
+        if self.config.norm_qk:
+            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
+        if reach.ropes:
+            cos, sin = reach.ropes[self.rope_kind]
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if reach.span is not None:
             k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
         if reach.lengths is not None:
@@ -266,6 +279,13 @@ class CausalSelfAttention(nn.Module):
         else:
             y = self.attend(q, k, v, reach.masks[self.window])
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
+
+    def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
+        if self.config.norm_qk_type == "default":
+            return norm(x)
+        B, heads, T, H = x.shape
+        return norm(x.transpose(1, 2).reshape(B, T, heads * H)).view(B, T, heads, H).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`; without a mask, causal."""
@@ -363,7 +383,12 @@ class GemmaMLP(LLaMAMLP):
         return self.proj(F.gelu(self.fc_1(x), approximate=self.approximate) * self.fc_2(x))
 
 
-MLPS: dict[str, type[nn.Module]] = {"GptNeoxMLP": GptNeoxMLP, "LLaMAMLP": LLaMAMLP, "GemmaMLP": GemmaMLP}
+MLPS: dict[str, type[nn.Module]] = {
+    "GptNeoxMLP": GptNeoxMLP,
+    "LLaMAMLP": LLaMAMLP,
+    "GemmaMLP": GemmaMLP,
+    "LLaMAMoE": LLaMAMoE,
+}
 
 
 class RMSNorm(nn.Module):
@@ -384,12 +409,13 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
-def make_norm(config: Config) -> nn.Module:
-    """The norm over `n_embd` that this config asks for."""
+def make_norm(config: Config, size: int | None = None) -> nn.Module:
+    """The norm over `size` (`n_embd`) values that this config asks for."""
+    size = config.n_embd if size is None else size
     if config.norm_class_name == "RMSNorm":
-        return RMSNorm(config.n_embd, config.norm_eps, unit_offset=bool(config.norm_unit_offset))
+        return RMSNorm(size, config.norm_eps, unit_offset=bool(config.norm_unit_offset))
     affine = bool(config.norm_affine)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=affine, bias=affine and config.norm_bias)
+    return nn.LayerNorm(size, eps=config.norm_eps, elementwise_affine=affine, bias=affine and config.norm_bias)
 
 
 def _refuse_unknown_parts(config: Config) -> None:
@@ -397,9 +423,10 @@ def _refuse_unknown_parts(config: Config) -> None:
     asked = {
         "mlp_class_name": config.mlp_class_name not in MLPS and config.mlp_class_name,
         "latent_attention": config.latent_attention,
-        "norm_qk": config.norm_qk,
+        "n_shared_expert": config.n_shared_expert,
+        "n_expert_groups": config.n_expert_groups,
+        "first_k_dense_replace": config.first_k_dense_replace,
         "rope_interleave": config.rope_interleave,
-        "rope_local_base_freq": config.rope_local_base_freq,
     }
     for part, value in asked.items():
         if value:

@@ -15,16 +15,16 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError
 
 
-def inverse_frequencies(config: Config, device: torch.device | None = None) -> Tensor:
-    """Radians per position of each pair of dimensions, `(R/2,)`, float32.
+def inverse_frequencies(config: Config, base: float | None = None, device: torch.device | None = None) -> Tensor:
+    """Radians per position of each pair of dimensions, `(R/2,)`, float32; a `base` of its own is not stretched.
 
     Raises:
         LitGPTError: `rope_adjustments` of a kind that is not known here.
     """
     n = config.rope_n_elem
-    theta = 1.0 / (config.rope_base ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n))
+    theta = 1.0 / ((base or config.rope_base) ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n))
     adjust = config.rope_adjustments
-    if adjust is None:
+    if adjust is None or base not in (None, config.rope_base):
         return theta
     if set(adjust) == {"factor"}:
         return theta / adjust["factor"]
@@ -50,8 +50,9 @@ def _llama3(theta: Tensor, adjust: dict[str, Any]) -> Tensor:
 class RopeTable:
     """`cos` and `sin` of every position up to the furthest one asked for, made on the device of use and kept there."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, base: float | None = None) -> None:
         self.config = config
+        self.base = base
         self.cos = self.sin = torch.empty(0, 0)  # (T, R/2) each
 
     def upto(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,7 @@ class RopeTable:
         if self.cos.size(0) < length or self.cos.device != device:
             rows = max(64, 1 << (length - 1).bit_length())
             positions = torch.arange(rows, device=device, dtype=torch.float32) / self.config.rope_condense_ratio
-            angles = torch.outer(positions, inverse_frequencies(self.config, device))
+            angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device))
             self.cos, self.sin = angles.cos(), angles.sin()
         return self.cos, self.sin
 

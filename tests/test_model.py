@@ -59,7 +59,7 @@ def test_a_tied_head_is_the_embedding_and_counts_once():
 
 
 @pytest.mark.parametrize(
-    "part", [{"mlp_class_name": "LLaMAMoE"}, {"latent_attention": {"q_lora_rank": 1}}, {"rope_interleave": True}]
+    "part", [{"n_expert_groups": 2}, {"latent_attention": {"q_lora_rank": 1}}, {"rope_interleave": True}]
 )
 def test_parts_that_cannot_be_computed_are_refused(part):
     with pytest.raises(LitGPTError, match=next(iter(part))):
@@ -69,7 +69,7 @@ def test_parts_that_cannot_be_computed_are_refused(part):
 def test_the_rope_table_grows_with_use_not_with_the_context():
     model = GPT.from_name("Llama-3.2-1B", **{**TINY, "block_size": 131072}, n_query_groups=2)
     model(torch.zeros(1, 3, dtype=torch.long))
-    assert model.rope.cos.size(0) == 64
+    assert model.ropes[0].cos.size(0) == 64
 
 
 def test_rms_norm_of_half_precision_is_computed_in_float32():

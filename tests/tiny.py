@@ -30,6 +30,18 @@ LLAMA3_ROPE = dict(
     original_max_position_embeddings=16,
 )
 
+PARTIAL = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75)
+FALCON_LIKE = dict(
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+QWEN_EXPERTS = dict(head_dim=8, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=24)
+
 # Case name → (class in transformers, settings).
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA_LIKE),
@@ -50,6 +62,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTNeoXConfig",
         {**NEOX_LIKE, "use_parallel_residual": False, "hidden_act": "gelu_new"},
     ),
+    "stablelm": ("StableLmConfig", LLAMA_LIKE),
+    "stablelm-biased": ("StableLmConfig", {**LLAMA_LIKE, "use_qkv_bias": True}),
+    "falcon-7b-like": ("FalconConfig", {**FALCON_LIKE, "multi_query": True}),
+    "falcon-40b-like": ("FalconConfig", {**FALCON_LIKE, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "mixtral": ("MixtralConfig", {**LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo": ("OlmoConfig", LLAMA_LIKE),
+    "olmo-clipped": ("OlmoConfig", {**LLAMA_LIKE, "clip_qkv": 0.8}),
+    "olmo2": ("Olmo2Config", LLAMA_LIKE),
+    "gemma": ("GemmaConfig", {**LLAMA_LIKE, "head_dim": 16}),
+    "gemma2": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 12}),
+    "gemma3": ("Gemma3TextConfig", {**LLAMA_LIKE, "num_hidden_layers": 7, "head_dim": 16, "sliding_window": 7}),
+    "phi": ("PhiConfig", NEOX_LIKE),
+    "phi3": ("Phi3Config", {**LLAMA_LIKE, "pad_token_id": 0}),
+    "phi3-window": ("Phi3Config", {**LLAMA_LIKE, "pad_token_id": 0, "sliding_window": 7}),
+    "phi4-mini-like": (
+        "Phi3Config",
+        {**LLAMA_LIKE, "pad_token_id": 0, "tie_word_embeddings": True, "rope_parameters": PARTIAL},
+    ),
+    "qwen2": ("Qwen2Config", LLAMA_LIKE),
+    "qwen2-window": (
+        "Qwen2Config",
+        {**LLAMA_LIKE, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 16}),
+    "qwen3-moe": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": True}),
+    "qwen3-moe-shares-of-all": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": False}),
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
 }

@@ -5,15 +5,16 @@ N: `n_head`, G: `n_query_groups`, H: `head_size`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.families.base import Drop, Interleaved, Join, Same
+from litgpt.families.base import Drop, Interleaved, Join, Rule, Same, Split
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -31,29 +32,23 @@ class Tensors:
 
 
 class WeightTable:
-    """The weight rules of one model, spelled out layer by layer."""
+    """The weight rules of one model, spelled out layer by layer and expert by expert."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.prefix = config.family.prefix
-        self.rules: dict[str, Same | Join | Interleaved] = {}  # by our module name
+        self.rules: dict[str, Rule] = {}  # by our module name
         self.dropped: set[str] = set()
-        for rule in config.family.weights:
+        for rule in config.family.rules(config):
             for layer in range(config.n_layer) if "{i}" in str(rule) else (0,):
-                self._spell_out(rule, str(layer))
+                for expert in range(config.n_expert) if "{e}" in str(rule) else (0,):
+                    self._add(_spelled(rule, str(layer), str(expert)))
 
-    def _spell_out(self, rule: Same | Join | Interleaved | Drop, layer: str) -> None:
+    def _add(self, rule: Rule) -> None:
         if isinstance(rule, Drop):
-            self.dropped.add(rule.theirs.replace("{i}", layer))
-            return
-        ours = rule.ours.replace("{i}", layer)
-        if isinstance(rule, Join):
-            q, k, v = (name.replace("{i}", layer) for name in rule.theirs)
-            self.rules[ours] = Join((q, k, v), ours)
-        elif isinstance(rule, Same):
-            self.rules[ours] = Same(rule.theirs.replace("{i}", layer), ours, rule.transpose)
+            self.dropped.add(rule.theirs)
         else:
-            self.rules[ours] = Interleaved(rule.theirs.replace("{i}", layer), ours)
+            for ours in rule.ours if isinstance(rule, Split) else (rule.ours,):
+                self.rules[ours] = rule
 
     # -- theirs → ours
 
@@ -67,12 +62,8 @@ class WeightTable:
         Raises:
             LitGPTError: A tensor is missing, or there is one that no rule uses.
         """
-        present = {self._full_name(name, theirs.names): name for name in theirs.names}
-        sources = {
-            name: self._sources(name)
-            for name in wanted
-            if not (self.config.tie_embeddings and name == "lm_head.weight")
-        }
+        present = self._present(theirs.names)
+        sources = {name: self._sources(name) for name in wanted if not self._is_tied_head(name)}
         for ours, names in sources.items():
             for name in names:
                 if name not in present:
@@ -82,9 +73,8 @@ class WeightTable:
         used = {name for names in sources.values() for name in names} | self.dropped | {self.head_name()}
         for name in present:
             if name not in used:
-                raise LitGPTError(
-                    f"The checkpoint has a tensor {name!r} that {self.config.family.architectures[0]} has no place for."
-                )
+                architecture = self.config.family.architectures[0]
+                raise LitGPTError(f"The checkpoint has a tensor {name!r} that {architecture} has no place for.")
 
         def fetch(ours: str) -> Tensor:
             return self._combine(ours, [theirs.fetch(present[name]) for name in sources[ours]])
@@ -95,26 +85,44 @@ class WeightTable:
         """Their name of the head's weight, which tied checkpoints may leave out or repeat."""
         return self._sources("lm_head.weight")[0]
 
-    def _full_name(self, name: str, names: Iterable[str]) -> str:
-        """`name`, with the family's prefix where the whole checkpoint leaves it out."""
-        bare = not any(other.startswith(self.prefix) for other in names)
-        return self.prefix + name if bare and name != "lm_head.weight" else name
+    def _is_tied_head(self, ours: str) -> bool:
+        return bool(self.config.tie_embeddings) and ours == "lm_head.weight"
 
-    def _sources(self, ours: str) -> tuple[str, ...]:
-        module, _, parameter = ours.rpartition(".")
-        rule = self.rules.get(module)
+    def _present(self, names: Sequence[str]) -> dict[str, str]:
+        """The tensors there are, by the names the table has for them."""
+        family = self.config.family
+        bare = not any(name.startswith(family.prefix) for name in names)  # some checkpoints leave the prefix out
+        present = {}
+        for name in names:
+            if name.startswith(family.not_text):
+                continue
+            table_name = next((new + name[len(old) :] for old, new in family.renames if name.startswith(old)), name)
+            present[family.prefix + name if bare and name != "lm_head.weight" else table_name] = name
+        return present
+
+    def _rule(self, ours: str) -> Rule:
+        rule = self.rules.get(ours.rpartition(".")[0]) or self.rules.get(ours)
         if rule is None:
             raise LitGPTError(f"{self.config.family.architectures[0]} models have no counterpart of {ours}.")
+        return rule
+
+    def _sources(self, ours: str) -> tuple[str, ...]:
+        """Their tensors that one of ours is made of."""
+        rule = self._rule(ours)
         theirs = rule.theirs if isinstance(rule, Join) else (rule.theirs,)
-        return tuple(f"{name}.{parameter}" for name in theirs)
+        parameter = "" if ours in self.rules else "." + ours.rpartition(".")[2]
+        return tuple(name + parameter for name in theirs)
 
     def _combine(self, ours: str, tensors: list[Tensor]) -> Tensor:
-        rule = self.rules[ours.rpartition(".")[0]]
+        rule = self._rule(ours)
         if isinstance(rule, Join):
             return torch.cat(tensors)
+        if isinstance(rule, Split):
+            return tensors[0].chunk(len(rule.ours))[rule.ours.index(ours.rpartition(".")[0])]
         if isinstance(rule, Interleaved):
             return deinterleave_qkv(tensors[0], self.config)
-        return tensors[0].t().contiguous() if rule.transpose and tensors[0].dim() == 2 else tensors[0]
+        transposed = isinstance(rule, Same) and rule.transpose and tensors[0].dim() == 2
+        return tensors[0].t().contiguous() if transposed else tensors[0]
 
     # -- ours → theirs
 
@@ -126,22 +134,39 @@ class WeightTable:
         """
         origins: dict[str, tuple[str, int]] = {}
         for name in ours.names:
-            if not (self.config.tie_embeddings and name == "lm_head.weight"):
-                origins.update({theirs: (name, part) for part, theirs in enumerate(self._sources(name))})
+            if not self._is_tied_head(name):
+                for part, theirs in enumerate(self._sources(name)):
+                    origins.setdefault(theirs, (name, part))
 
         def fetch(theirs: str) -> Tensor:
             name, part = origins[theirs]
-            return self._take_apart(name, part, ours.fetch(name))
+            rule = self._rule(name)
+            if isinstance(rule, Split):
+                parameter = name.rpartition(".")[2]
+                return torch.cat([ours.fetch(f"{module}.{parameter}") for module in rule.ours])
+            return self._take_apart(rule, part, ours.fetch(name))
 
         return Tensors(tuple(origins), fetch)
 
-    def _take_apart(self, ours: str, part: int, tensor: Tensor) -> Tensor:
-        rule = self.rules[ours.rpartition(".")[0]]
+    def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
             return tensor.split(qkv_rows(self.config))[part]
         if isinstance(rule, Interleaved):
             return interleave_qkv(tensor, self.config)
-        return tensor.t().contiguous() if rule.transpose and tensor.dim() == 2 else tensor
+        return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor
+
+
+def _spelled(rule: Rule, layer: str, expert: str) -> Rule:
+    """A rule with its layer and expert filled in."""
+
+    def fill(names: str | tuple[str, ...]) -> Any:
+        if isinstance(names, tuple):
+            return tuple(map(fill, names))
+        return names.replace("{i}", layer).replace("{e}", expert)
+
+    if isinstance(rule, Drop):
+        return Drop(fill(rule.theirs))
+    return replace(rule, theirs=fill(rule.theirs), ours=fill(rule.ours))
 
 
 def qkv_rows(config: Config) -> list[int]:

@@ -6,10 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest
-from litgpt.families import gpt2, llama, neox
+from litgpt.families import falcon, gemma, gpt2, llama, mixtral, neox, olmo, phi, qwen, stablelm
 from litgpt.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (neox.FAMILY, llama.FAMILY, llama.MISTRAL, gpt2.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    neox.FAMILY,
+    stablelm.FAMILY,
+    falcon.FAMILY,
+    llama.FAMILY,
+    llama.MISTRAL,
+    mixtral.FAMILY,
+    olmo.OLMO,
+    olmo.OLMO_2,
+    gemma.GEMMA,
+    gemma.GEMMA_2,
+    gemma.GEMMA_3,
+    phi.PHI,
+    phi.PHI_3,
+    qwen.QWEN_2,
+    qwen.QWEN_3,
+    qwen.QWEN_3_MOE,
+    gpt2.FAMILY,
+)
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 

@@ -6,13 +6,13 @@ Everything here is plain data; `litgpt.checkpoint.weights` reads the tensor tabl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest
 
-# -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer.
+# -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer, `{e}` an expert.
 # -- A name is a module's: one rule serves its `.weight` and its `.bias`.
 
 
@@ -29,8 +29,16 @@ class Same:
 class Join:
     """Several of their tensors are the row blocks of one of ours: q, k, v → `attn.qkv` (`[Q | K | V]`)."""
 
-    theirs: tuple[str, str, str]
+    theirs: tuple[str, ...]
     ours: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tensor of theirs is several of ours, one below the other: `gate_up_proj` → `fc_1`, `fc_2`."""
+
+    theirs: str
+    ours: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Interleaved | Drop
+Rule = Same | Join | Split | Interleaved | Drop
 
 # -- config.json keys that don't change what the model computes (or only how it is trained).
 IGNORED_HF_FIELDS = frozenset(
@@ -84,7 +92,8 @@ class Family:
     """The `Config` fields that need more than a rename; takes used keys out of the mapping it is given."""
     to_hf: Callable[[Any], dict[str, Any]]
     """And back: from a `Config` to the `config.json` keys that need more than a rename."""
-    weights: tuple[Rule, ...]
+    weights: tuple[Rule, ...] | Callable[[Any], tuple[Rule, ...]]
+    """The weight table; a function of the `Config` where it is not the same for all sizes."""
     prefix: str = ""
     """What every tensor name but the head's begins with, and some checkpoints leave out."""
     prompt_styles: tuple[tuple[str, str], ...] = ()
@@ -93,6 +102,16 @@ class Family:
     """How `pretrain` starts: `neox` (GPT-NeoX: small initial embeddings, scaled outputs) or `gpt2` (N(0, 0.02))."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
     """What an absent `config.json` key means."""
+    nested: str | None = None
+    """The `config.json` key that holds the language model's settings in a model of several kinds of input."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """Other beginnings of tensor names, and what the weight table calls them."""
+    not_text: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that serve other inputs than text; they are left alone."""
+
+    def rules(self, config: Any) -> tuple[Rule, ...]:
+        """The weight table of a model of this family."""
+        return self.weights(config) if callable(self.weights) else self.weights
 
     def prompt_style(self, name: str) -> str | None:
         """The name of the prompt style that models called `name` were trained with, if this family knows."""
@@ -104,17 +123,21 @@ class Family:
         Raises:
             LitGPTError: A key that changes the computation is not known here, or a needed one is missing.
         """
-        left = {**self.hf_defaults, **hf_config}
+        top = dict(hf_config)
+        if self.nested is not None and isinstance(top.get(self.nested), dict):
+            top = {"tie_word_embeddings": top.get("tie_word_embeddings", True), **top[self.nested]}
+        left = {**self.hf_defaults, **top}
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
             if left.get(theirs) is None:
                 raise LitGPTError(f"config.json has no `{theirs}`, which a {self.architectures[0]} needs.")
-            kwargs[ours] = left.pop(theirs)
+            kwargs[ours] = left[theirs]
         kwargs.update(self.from_hf(left))
+        renamed = {theirs for theirs, _ in self.hf_fields}
         unknown = [
             key
             for key, value in left.items()
-            if key not in IGNORED_HF_FIELDS and value not in (None, False, 0, "", [], {})
+            if key not in IGNORED_HF_FIELDS | renamed and value not in (None, False, 0, "", [], {})
         ]
         if unknown:
             raise LitGPTError(
@@ -147,15 +170,18 @@ def expand(pattern: str) -> list[str]:
 
 
 def named(
-    org: str, rows: Mapping[str, Mapping[str, Any]], *shared: Mapping[str, Any], hf: str = "*"
+    org: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    *shared: Mapping[str, Any],
+    hf: Callable[[str], str] = str,
 ) -> dict[str, dict[str, Any]]:
     """A size table: each key is a name with braces, each value a row on top of what they share.
 
-    `hf` is the name on the hub, where a row doesn't say another; `*` in it stands for the name here.
+    `hf` makes the name on the hub of the name here, where a row doesn't say it.
     """
     base = {key: value for part in shared for key, value in part.items()}
     return {
-        name: {**base, **row, "hf": f"{org}/{row.get('hf', hf).replace('*', name)}"}
+        name: {**base, **row, "hf": f"{org}/{row.get('hf') or hf(name)}"}
         for pattern, row in rows.items()
         for name in expand(pattern)
     }
@@ -167,6 +193,45 @@ def size(
     """A row of a size table; `n_query_groups` is written when it differs from `n_head`."""
     row = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, intermediate_size=intermediate_size, **other)
     return row if n_query_groups is None else {**row, "n_query_groups": n_query_groups}
+
+
+def changed(rules: Sequence[Rule], *new: Rule, without: Sequence[str] = ()) -> tuple[Rule, ...]:
+    """A weight table like another, except: a new rule takes the place of the one for the same tensor of ours."""
+    gone = {str(rule.ours) for rule in new if not isinstance(rule, Drop)} | set(without)
+    kept = [rule for rule in rules if isinstance(rule, Drop) or str(rule.ours) not in gone]
+    return (*kept, *new)
+
+
+def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any]:
+    """Takes the settings of sliding-window attention out of a `config.json`.
+
+    Args:
+        left: What is left of it.
+        every: Without a list of layer types: every this many layers, the last one has no window.
+
+    Returns:
+        `sliding_window_size` and `sliding_window_indices`, both None where no layer has a window.
+    """
+    window, used = left.pop("sliding_window", None), left.pop("use_sliding_window", True)
+    kinds, first = left.pop("layer_types", None), left.pop("max_window_layers", None)
+    every = left.pop("sliding_window_pattern", None) or left.pop("_sliding_window_pattern", None) or every
+    layers = range(left["num_hidden_layers"])
+    if kinds is not None:
+        indices = [int(kind == "sliding_attention") for kind in kinds]
+    elif every is not None:
+        indices = [int((layer + 1) % every != 0) for layer in layers]
+    else:
+        indices = [int(first is None or layer >= first) for layer in layers]
+    if window is None or not used or not any(indices):
+        return {"sliding_window_size": None, "sliding_window_indices": None}
+    return {"sliding_window_size": window, "sliding_window_indices": indices}
+
+
+def push_windows(config: Any) -> dict[str, Any]:
+    """And back, as `sliding_window` and `layer_types`."""
+    indices = config.sliding_window_indices or [0] * config.n_layer
+    kinds = ["sliding_attention" if index else "full_attention" for index in indices]
+    return {"sliding_window": config.sliding_window_size, "layer_types": kinds}
 
 
 def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:

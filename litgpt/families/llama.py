@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.families.base import Drop, Family, Join, Same, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.base import Drop, Family, Join, Same, named, pop_choice, pop_rope, pop_windows, push_rope, size
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -47,26 +47,24 @@ HF_FIELDS = (
 )
 
 
-def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None, "swish": None}, "silu")
+def pop_attention(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes heads, biases and head tying out of a `config.json`."""
     attention_bias, mlp_bias = bool(left.pop("attention_bias", False)), bool(left.pop("mlp_bias", False))
     if mlp_bias and not attention_bias:
         raise LitGPTError("config.json has `mlp_bias` without `attention_bias`, which no model here can hold.")
-    window = left.pop("sliding_window", None)
-    if not left.pop("use_sliding_window", True):
-        window = None
-    for key in ("max_window_layers", "layer_types"):
-        left.pop(key, None)
     return {
-        **pop_rope(left),
         "n_query_groups": left.pop("num_key_value_heads", None),
         "head_size": left.pop("head_dim", None),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
         "bias": mlp_bias,
         "attn_bias": attention_bias and not mlp_bias,
         "attn_proj_bias": attention_bias and not mlp_bias,
-        "sliding_window_size": window,
     }
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None, "swish": None}, "silu")
+    return {**pop_rope(left), **pop_attention(left), **pop_windows(left)}
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -117,7 +115,7 @@ ROWS = {
         {"Llama-3-8B{,-Instruct}": S_8B, "Llama-3-70B{,-Instruct}": S_70B},
         dict(block_size=8192),
         LLAMA_3,
-        hf="Meta-*",
+        hf="Meta-{}".format,
     ),
     **named(
         "meta-llama",
@@ -125,12 +123,12 @@ ROWS = {
             "Llama-3.1-8B{,-Instruct}": S_8B,
             "Llama-3.1-70B{,-Instruct}": S_70B,
             "Llama-3.1-405B{,-Instruct}": size(126, 128, 16384, 53248, 8),
-            "Llama-3.3-70B-Instruct": {**S_70B, "hf": "*"},
+            "Llama-3.3-70B-Instruct": {**S_70B, "hf": "Llama-3.3-70B-Instruct"},
         },
         LONG,
         LLAMA_3,
         LLAMA_31,
-        hf="Meta-*",
+        hf="Meta-{}".format,
     ),
     **named(
         "meta-llama",
@@ -150,7 +148,7 @@ ROWS = {
         LONG,
         LLAMA_3,
         LLAMA_31,
-        hf="DeepSeek-*",
+        hf="DeepSeek-{}".format,
     ),
     **named(
         "openlm-research",

@@ -1,0 +1,112 @@
+"""Falcon: attention and MLP side by side, few key-value heads, LayerNorm, no biases.
+
+Almazrouei et al. 2023, https://arxiv.org/abs/2311.16867.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litgpt.errors import LitGPTError
+from litgpt.families.base import (
+    GELU,
+    Drop,
+    Family,
+    Interleaved,
+    Rule,
+    Same,
+    named,
+    pop_choice,
+    pop_rope,
+    push_rope,
+    size,
+)
+
+# The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`).
+COMMON = (
+    Same("transformer.word_embeddings", "transformer.wte"),
+    Interleaved("transformer.h.{i}.self_attention.query_key_value", "transformer.h.{i}.attn.qkv"),
+    Same("transformer.h.{i}.self_attention.dense", "transformer.h.{i}.attn.proj"),
+    Same("transformer.h.{i}.mlp.dense_h_to_4h", "transformer.h.{i}.mlp.fc"),
+    Same("transformer.h.{i}.mlp.dense_4h_to_h", "transformer.h.{i}.mlp.proj"),
+    Same("transformer.ln_f", "transformer.ln_f"),
+    Same("lm_head", "lm_head"),
+    Drop("transformer.h.{i}.self_attention.rotary_emb.inv_freq"),
+)
+
+
+def weights(config: Any) -> tuple[Rule, ...]:
+    if config.shared_attention_norm:
+        return (*COMMON, Same("transformer.h.{i}.input_layernorm", "transformer.h.{i}.norm_1"))
+    return (
+        *COMMON,
+        Same("transformer.h.{i}.ln_attn", "transformer.h.{i}.norm_1"),
+        Same("transformer.h.{i}.ln_mlp", "transformer.h.{i}.norm_2"),
+    )
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    for key, needed in (("alibi", False), ("parallel_attn", True)):
+        if left.pop(key, needed) != needed:
+            raise LitGPTError(f"config.json has `{key}`: {not needed}, which Falcon models here don't know.")
+    new, multi_query = left.pop("new_decoder_architecture", False), left.pop("multi_query", True)
+    norms = left.pop("num_ln_in_parallel_attn", None) or (2 if new else 1)
+    if new != (norms == 2):
+        raise LitGPTError(f"config.json has `num_ln_in_parallel_attn`: {norms}, which Falcon models here don't know.")
+    groups = left.pop("num_kv_heads", None)
+    left.pop("apply_residual_connection_post_layernorm", None)
+    return {
+        **pop_rope(left),
+        "bias": bool(left.pop("bias", False)),
+        "n_query_groups": groups if new else 1 if multi_query else None,
+        "intermediate_size": left.pop("ffn_hidden_size", None),
+        "gelu_approximate": pop_choice(left, "activation", GELU, "gelu"),
+        "tie_embeddings": bool(left.pop("tie_word_embeddings", True)),
+        "shared_attention_norm": not new,
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    new = not config.shared_attention_norm
+    return {
+        **push_rope(config),
+        "alibi": False,
+        "bias": config.bias,
+        "parallel_attn": True,
+        "new_decoder_architecture": new,
+        "multi_query": config.n_query_groups == 1,
+        "num_kv_heads": config.n_query_groups,
+        "ffn_hidden_size": config.intermediate_size,
+        "activation": "gelu",
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+FAMILY = Family(
+    name="falcon",
+    architectures=("FalconForCausalLM",),
+    model_type="falcon",
+    base=dict(rotary_percentage=1.0, bias=False, tie_embeddings=True),
+    rows=named(
+        "tiiuae",
+        {
+            "falcon-7b{,-instruct}": size(32, 71, 4544, 18176, 1, shared_attention_norm=True),
+            "falcon-40b{,-instruct}": size(60, 128, 8192, 32768, 8),
+            "falcon-180B{,-chat}": size(80, 232, 14848, 59392, 8),
+        },
+        dict(block_size=2048, vocab_size=65024, padded_vocab_size=65024),
+    ),
+    hf_fields=(
+        ("hidden_size", "n_embd"),
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("vocab_size", "padded_vocab_size"),
+        ("max_position_embeddings", "block_size"),
+        ("layer_norm_epsilon", "norm_eps"),
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=weights,
+    prefix="transformer.",
+    hf_defaults={"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048},
+)

@@ -1,0 +1,218 @@
+"""Gemma 1, 2 and 3 (text): GeGLU, norms that scale by one plus their weight, embeddings scaled by √width.
+
+https://arxiv.org/abs/2403.08295, https://arxiv.org/abs/2408.00118, https://arxiv.org/abs/2503.19786.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from litgpt.families import llama
+from litgpt.families.base import (
+    GELU,
+    Family,
+    Same,
+    changed,
+    named,
+    pop_choice,
+    pop_rope,
+    pop_windows,
+    push_rope,
+    push_windows,
+    size,
+)
+
+BASE = dict(
+    **{**llama.BASE, "mlp_class_name": "GemmaMLP"},
+    gelu_approximate="tanh",
+    scale_embeddings=True,
+    norm_unit_offset=True,
+    tie_embeddings=True,
+)
+LATER = dict(**BASE, post_attention_norm=True, post_mlp_norm=True)
+
+# From Gemma 2 on, each half of a block is normed on its way in and on its way out.
+SANDWICH = changed(
+    llama.WEIGHTS,
+    Same("model.layers.{i}.post_attention_layernorm", "transformer.h.{i}.post_attention_norm"),
+    Same("model.layers.{i}.pre_feedforward_layernorm", "transformer.h.{i}.norm_2"),
+    Same("model.layers.{i}.post_feedforward_layernorm", "transformer.h.{i}.post_mlp_norm"),
+)
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    # The first Gemma's `hidden_act` is a slip of its makers; `hidden_activation` is what is computed.
+    spelled = left.pop("hidden_activation", None)
+    left["hidden_act"] = spelled or "gelu_pytorch_tanh"
+    return {
+        **pop_rope(left),
+        **llama.pop_attention(left),
+        "gelu_approximate": pop_choice(left, "hidden_act", GELU, "gelu_pytorch_tanh"),
+        "tie_embeddings": bool(left.pop("tie_word_embeddings", True)),
+    }
+
+
+def from_hf_2(left: dict[str, Any], window_every: int = 2) -> dict[str, Any]:
+    left.pop("cache_implementation", None)
+    return {
+        **pop_windows(left, window_every),
+        **from_hf(left),
+        "attention_logit_softcapping": left.pop("attn_logit_softcapping", None),
+        "final_logit_softcapping": left.pop("final_logit_softcapping", None),
+        "attention_scores_scalar": left.pop("query_pre_attn_scalar", None),
+    }
+
+
+def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
+    local, rope = left.pop("rope_local_base_freq", None), left.get("rope_parameters") or {}
+    if "full_attention" in rope:  # transformers 5: one set of RoPE parameters a kind of layer
+        local, left["rope_parameters"] = rope["sliding_attention"]["rope_theta"], rope["full_attention"]
+    left.setdefault("rope_theta", 1000000.0)
+    found = from_hf_2(left, window_every=6)
+    base = local or 10000.0
+    return {
+        **found,
+        "rope_local_base_freq": int(base) if base == int(base) else base,
+        "rope_indices": found["sliding_window_indices"],
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    plain = {key: value for key, value in llama.to_hf(config).items() if key != "mlp_bias"}
+    activation = "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+    return {**plain, "hidden_act": activation, "hidden_activation": activation}
+
+
+def to_hf_2(config: Any) -> dict[str, Any]:
+    return {
+        **to_hf(config),
+        "attn_logit_softcapping": config.attention_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "query_pre_attn_scalar": config.attention_scores_scalar or config.head_size,
+        **push_windows(config),
+    }
+
+
+def to_hf_3(config: Any) -> dict[str, Any]:
+    rope = push_rope(config)
+    full = {"rope_type": "default", **(rope["rope_scaling"] or {}), "rope_theta": rope["rope_theta"]}
+    local = {"rope_type": "default", "rope_theta": float(config.rope_local_base_freq)}
+    return {
+        **to_hf_2(config),
+        "rope_local_base_freq": float(config.rope_local_base_freq),
+        "rope_parameters": {"full_attention": full, "sliding_attention": local},
+    }
+
+
+GEMMA = Family(
+    name="gemma",
+    architectures=("GemmaForCausalLM",),
+    model_type="gemma",
+    base=BASE,
+    rows=named(
+        "google",
+        {
+            "Gemma-2b{,-it}": size(18, 8, 2048, 16384, 1),
+            "Gemma-7b{,-it}": size(28, 16, 3072, 24576, head_size=256),
+            "CodeGemma-7b-it": size(28, 16, 3072, 24576, head_size=256),
+        },
+        dict(vocab_size=256000, padding_multiple=64),
+        hf=str.lower,
+    ),
+    hf_fields=llama.HF_FIELDS,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=llama.WEIGHTS,
+    prefix="model.",
+    hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "head_dim": 256},
+    prompt_styles=((r"Gemma.*-it", "gemma"),),
+)
+
+GEMMA_2 = replace(
+    GEMMA,
+    name="gemma2",
+    architectures=("Gemma2ForCausalLM",),
+    model_type="gemma2",
+    base=LATER,
+    rows=named(
+        "google",
+        {
+            "Gemma-2-2b{,-it}": size(26, 8, 2304, 9216, 4, sliding_window_indices=[1, 0] * 13),
+            "Gemma-2-9b{,-it}": size(42, 16, 3584, 14336, 8, sliding_window_indices=[1, 0] * 21),
+            "Gemma-2-27b{,-it}": size(
+                46, 32, 4608, 36864, 16, head_size=128, attention_scores_scalar=144, sliding_window_indices=[1, 0] * 23
+            ),
+        },
+        dict(block_size=8192, vocab_size=256000, head_size=256, attention_scores_scalar=256),
+        dict(sliding_window_size=4096, attention_logit_softcapping=50.0, final_logit_softcapping=30.0),
+        hf=str.lower,
+    ),
+    from_hf=from_hf_2,
+    to_hf=to_hf_2,
+    weights=SANDWICH,
+    hf_defaults={
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 8192,
+        "head_dim": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 256,
+    },
+)
+
+
+def local_and_global(n_layer: int) -> dict[str, list[int]]:
+    """Five layers with a window and local RoPE, then one without."""
+    pattern = [int((layer + 1) % 6 != 0) for layer in range(n_layer)]
+    return {"sliding_window_indices": pattern, "rope_indices": pattern}
+
+
+STRETCHED = dict(sliding_window_size=1024, rope_adjustments={"factor": 8.0})
+
+GEMMA_3 = replace(
+    GEMMA_2,
+    name="gemma3",
+    architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    model_type="gemma3_text",
+    base=dict(**LATER, norm_qk=True),
+    rows=named(
+        "google",
+        {
+            "Gemma-3-1b-it": size(26, 4, 1152, 6912, 1, sliding_window_size=512, **local_and_global(26)),
+            "Gemma-3-4b-it": size(34, 8, 2560, 10240, 4, **STRETCHED, **local_and_global(34)),
+            "Gemma-3-12b-it": size(48, 16, 3840, 15360, 8, **STRETCHED, **local_and_global(48)),
+            "Gemma-3-27b-it": size(
+                62, 32, 5376, 21504, 16, **STRETCHED, head_size=128, attention_scores_scalar=168, **local_and_global(62)
+            ),
+        },
+        dict(block_size=131072, vocab_size=262144, head_size=256, attention_scores_scalar=256),
+        dict(rope_base=1000000, rope_local_base_freq=10000),
+        hf=str.lower,
+    ),
+    from_hf=from_hf_3,
+    to_hf=to_hf_3,
+    weights=changed(
+        SANDWICH,
+        Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
+        Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
+    ),
+    hf_defaults={
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131072,
+        "head_dim": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 262208,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+    },
+    nested="text_config",
+    renames=(
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("model.language_model.", "model."),
+    ),
+    not_text=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+)

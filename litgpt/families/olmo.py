@@ -1,0 +1,88 @@
+"""OLMo, whose norms have no weights, and OLMo 2, which norms what comes out of attention and MLP, and queries and keys.
+
+https://arxiv.org/abs/2402.00838, https://arxiv.org/abs/2501.00656.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from litgpt.families import llama
+from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, size
+
+BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
+BASE_2 = dict(
+    **llama.BASE,
+    norm_qk=True,
+    norm_qk_type="olmo2",
+    norm_1=False,
+    norm_2=False,
+    post_attention_norm=True,
+    post_mlp_norm=True,
+)
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    return {**pop_rope(left), **llama.pop_attention(left), "qkv_clip": left.pop("clip_qkv", None)}
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    plain = {key: value for key, value in llama.to_hf(config).items() if key not in ("mlp_bias", "head_dim")}
+    return {**plain, "clip_qkv": config.qkv_clip}
+
+
+def to_hf_2(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in to_hf(config).items() if key != "clip_qkv"}
+
+
+OLMO = replace(
+    llama.FAMILY,
+    name="olmo",
+    architectures=("OlmoForCausalLM",),
+    model_type="olmo",
+    base=BASE,
+    rows=named(
+        "allenai",
+        {
+            "OLMo-1B-hf": size(16, 16, 2048, 8192, tie_embeddings=True),
+            "OLMo-7B{,-Instruct}-hf": size(32, 32, 4096, 11008),
+        },
+        dict(block_size=2048, vocab_size=50280, padded_vocab_size=50304),
+    ),
+    hf_fields=tuple(pair for pair in llama.HF_FIELDS if pair[1] != "norm_eps"),  # always 1e-5
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=changed(
+        llama.WEIGHTS, without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2", "transformer.ln_f")
+    ),
+    hf_defaults={"max_position_embeddings": 2048},
+)
+
+OLMO_2 = replace(
+    llama.FAMILY,
+    name="olmo2",
+    architectures=("Olmo2ForCausalLM",),
+    model_type="olmo2",
+    base=BASE_2,
+    rows=named(
+        "allenai",
+        {
+            "OLMo-2-1124-7B{,-SFT,-DPO,-Instruct}": size(32, 32, 4096, 11008),
+            "OLMo-2-1124-13B{,-SFT,-DPO,-Instruct}": size(40, 40, 5120, 13824),
+        },
+        dict(vocab_size=100278, padded_vocab_size=100352, norm_eps=1e-6, rope_base=500000),
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf_2,
+    weights=changed(
+        llama.WEIGHTS,
+        Same("model.layers.{i}.post_attention_layernorm", "transformer.h.{i}.post_attention_norm"),
+        Same("model.layers.{i}.post_feedforward_layernorm", "transformer.h.{i}.post_mlp_norm"),
+        Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
+        Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
+        without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2"),
+    ),
+    hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+)

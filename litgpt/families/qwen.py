@@ -1,0 +1,207 @@
+"""Qwen 2.5 and QwQ: Llama with biases on queries, keys, values; Qwen 3: with normed queries and keys; mixtures too.
+
+https://arxiv.org/abs/2412.15115, https://arxiv.org/abs/2505.09388.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from litgpt.errors import LitGPTError
+from litgpt.families import llama
+from litgpt.families.base import (
+    Family,
+    Same,
+    changed,
+    named,
+    pop_choice,
+    pop_rope,
+    pop_windows,
+    push_rope,
+    push_windows,
+    size,
+)
+
+BASE = dict(**llama.BASE, attn_bias=True)
+BASE_3 = dict(**llama.BASE, norm_qk=True)
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    left.setdefault("use_sliding_window", False)
+    return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left), "attn_bias": True}
+
+
+def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    left.setdefault("use_sliding_window", False)
+    return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left)}
+
+
+def from_hf_3_moe(left: dict[str, Any]) -> dict[str, Any]:
+    if left.pop("mlp_only_layers", None) or left.pop("decoder_sparse_step", 1) != 1:
+        raise LitGPTError(
+            "config.json has layers without experts (`mlp_only_layers`, `decoder_sparse_step`), not known here."
+        )
+    for key in ("output_router_logits", "router_aux_loss_coef"):
+        left.pop(key, None)
+    return {
+        **from_hf_3(left),
+        "n_expert": left.pop("num_experts", None) or left.pop("num_local_experts"),
+        "n_expert_per_token": left.pop("num_experts_per_tok"),
+        "moe_intermediate_size": left.pop("moe_intermediate_size"),
+        "router_softmax_over_all": not left.pop("norm_topk_prob", False),
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    windowed = config.sliding_window_size is not None
+    return {
+        **push_rope(config),
+        "hidden_act": "silu",
+        "num_key_value_heads": config.n_query_groups,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_sliding_window": windowed,
+        **(push_windows(config) if windowed else {}),
+    }
+
+
+def to_hf_3(config: Any) -> dict[str, Any]:
+    return {**to_hf(config), "head_dim": config.head_size, "attention_bias": config.attn_bias}
+
+
+def to_hf_3_moe(config: Any) -> dict[str, Any]:
+    return {
+        **to_hf_3(config),
+        "num_experts": config.n_expert,
+        "num_experts_per_tok": config.n_expert_per_token,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "norm_topk_prob": not config.router_softmax_over_all,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+SMALL = dict(padded_vocab_size=151936, norm_eps=1e-6)
+LARGE = dict(padded_vocab_size=152064)
+S_05B = size(24, 14, 896, 4864, 2, **SMALL, tie_embeddings=True)
+S_15B = size(28, 12, 1536, 8960, 2, **SMALL, tie_embeddings=True)
+S_3B = size(36, 16, 2048, 11008, 2, **SMALL, tie_embeddings=True)
+S_7B = size(28, 28, 3584, 18944, 4, **LARGE, norm_eps=1e-6)
+S_14B = size(48, 40, 5120, 13824, 8, **LARGE)
+S_32B = size(64, 40, 5120, 27648, 8, **LARGE)
+S_72B = size(80, 64, 8192, 29568, 8, **LARGE)
+SHORT, LONG = dict(block_size=32768), dict(block_size=131072)
+
+QWEN_2 = Family(
+    name="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    model_type="qwen2",
+    base=BASE,
+    rows=named(
+        "Qwen",
+        {
+            "Qwen2.5-0.5B{,-Instruct}": {**S_05B, **SHORT},
+            "Qwen2.5-1.5B{,-Instruct}": {**S_15B, **LONG},
+            "Qwen2.5-3B{,-Instruct}": {**S_3B, **SHORT},
+            "Qwen2.5-7B{,-Instruct}": {**S_7B, **LONG},
+            "Qwen2.5-14B{,-Instruct}": {**S_14B, **LONG},
+            "Qwen2.5-32B{,-Instruct}": {**S_32B, **LONG},
+            "Qwen2.5-72B{,-Instruct}": {**S_72B, **LONG},
+            "Qwen2.5-Coder-0.5B{,-Instruct}": {**S_05B, **SHORT},
+            "Qwen2.5-Coder-1.5B{,-Instruct}": {**S_15B, **SHORT},
+            "Qwen2.5-Coder-3B{,-Instruct}": {**S_3B, **SHORT},
+            "Qwen2.5-Coder-7B{,-Instruct}": {**S_7B, **SHORT},
+            "Qwen2.5-Coder-14B{,-Instruct}": {**S_14B, **SHORT},
+            "Qwen2.5-Coder-32B{,-Instruct}": {**S_32B, **SHORT},
+            "Qwen2.5-Math-1.5B{,-Instruct}": {**S_15B, "rope_base": 10000},
+            "Qwen2.5-Math-7B{,-Instruct}": {**S_7B, "rope_base": 10000},
+            "Qwen2.5-Math-72B{,-Instruct}": {**S_72B, "rope_base": 10000},
+            "Qwen2.5-7B-Instruct-1M": {**S_7B, "norm_eps": 1e-5, "block_size": 1010000, "rope_base": 10000000},
+            "Qwen2.5-14B-Instruct-1M": {**S_14B, "block_size": 1010000, "rope_base": 10000000},
+            "QwQ-32B": {**S_32B, **LONG},
+            "QwQ-32B-Preview": {**S_32B, **SHORT},
+        },
+        dict(vocab_size=151643, rope_base=1000000),
+    ),
+    hf_fields=llama.HF_FIELDS,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=llama.WEIGHTS,
+    prefix="model.",
+    hf_defaults={
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+)
+
+S3_4B = size(36, 32, 2560, 9728, 8, head_size=128, tie_embeddings=True)
+QWEN3_SHARED = dict(vocab_size=151643, padded_vocab_size=151936, norm_eps=1e-6, block_size=40960, rope_base=1000000)
+FAR = dict(block_size=262144)
+
+WEIGHTS_3 = changed(
+    llama.WEIGHTS,
+    Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
+    Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
+)
+
+QWEN_3 = replace(
+    QWEN_2,
+    name="qwen3",
+    architectures=("Qwen3ForCausalLM",),
+    model_type="qwen3",
+    base=BASE_3,
+    rows=named(
+        "Qwen",
+        {
+            "Qwen3-0.6B{,-Base}": size(28, 16, 1024, 3072, 8, head_size=128, tie_embeddings=True),
+            "Qwen3-1.7B{,-Base}": size(28, 16, 2048, 6144, 8, tie_embeddings=True),
+            "Qwen3-4B{,-Base}": S3_4B,
+            "Qwen3-8B{,-Base}": size(36, 32, 4096, 12288, 8),
+            "Qwen3-14B{,-Base}": size(40, 40, 5120, 17408, 8),
+            "Qwen3-32B": size(64, 64, 5120, 25600, 8, head_size=128),
+            "Qwen3-4B-{Thinking,Instruct}-2507": {**S3_4B, **FAR, "rope_base": 5000000},
+        },
+        QWEN3_SHARED,
+    ),
+    from_hf=from_hf_3,
+    to_hf=to_hf_3,
+    weights=WEIGHTS_3,
+    hf_defaults={**QWEN_2.hf_defaults, "head_dim": 128},
+)
+
+A3B = size(48, 32, 2048, 6144, 4, moe_intermediate_size=768)
+A22B = size(94, 64, 4096, 12288, 4, moe_intermediate_size=1536)
+
+QWEN_3_MOE = replace(
+    QWEN_3,
+    name="qwen3_moe",
+    architectures=("Qwen3MoeForCausalLM",),
+    model_type="qwen3_moe",
+    base={**BASE_3, "mlp_class_name": "LLaMAMoE"},
+    rows=named(
+        "Qwen",
+        {
+            "Qwen3-30B-A3B{,-Base}": A3B,
+            "Qwen3-235B-A22B": A22B,
+            "Qwen3-235B-A22B-{Thinking,Instruct}-2507": {**A22B, **FAR, "rope_base": 5000000},
+            "Qwen3-30B-A3B-{Thinking,Instruct}-2507": {**A3B, **FAR, "rope_base": 10000000},
+        },
+        QWEN3_SHARED,
+        dict(head_size=128, n_expert=128, n_expert_per_token=8),
+    ),
+    from_hf=from_hf_3_moe,
+    to_hf=to_hf_3_moe,
+    weights=changed(
+        WEIGHTS_3,
+        Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
+        Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
+        Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
+        Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
+        without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj"),
+    ),
+    hf_defaults={**QWEN_3.hf_defaults, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+)

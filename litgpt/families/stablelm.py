@@ -1,0 +1,55 @@
+"""StableLM 3B: Llama's blocks with LayerNorm and a quarter of each head rotating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litgpt.families import llama
+from litgpt.families.base import Family, named, pop_choice, pop_rope, push_rope, size
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    # Kept, and so refused where it is on: qk_layernorm, use_parallel_residual.
+    return {
+        "rotary_percentage": 0.25,
+        **pop_rope(left),
+        "n_query_groups": left.pop("num_key_value_heads", None),
+        "attn_bias": bool(left.pop("use_qkv_bias", False)),
+        "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    rope = push_rope(config)
+    return {
+        **rope,
+        "partial_rotary_factor": config.rotary_percentage,
+        "hidden_act": "silu",
+        "num_key_value_heads": config.n_query_groups,
+        "use_qkv_bias": config.attn_bias,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+S_3B = size(32, 32, 2560, 6912)
+
+FAMILY = Family(
+    name="stablelm",
+    architectures=("StableLmForCausalLM",),
+    model_type="stablelm",
+    base={**llama.BASE, "norm_class_name": "LayerNorm", "rotary_percentage": 0.25},
+    rows=named(
+        "stabilityai",
+        {"stablelm-{3b-4e1t,zephyr-3b}": S_3B, "stable-code-3b": {**S_3B, "block_size": 16384}},
+        dict(padded_vocab_size=50304),
+    ),
+    hf_fields=tuple(
+        ("layer_norm_eps" if theirs == "rms_norm_eps" else theirs, ours) for theirs, ours in llama.HF_FIELDS
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=llama.WEIGHTS,
+    prefix="model.",
+    hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 4096},
+)
