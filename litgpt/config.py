@@ -55,7 +55,7 @@ class Config:
     """Key-value heads: `n_head` is multi-head, 1 multi-query, between them grouped-query attention."""
     attn_bias: bool = False
     """A bias on `attn.qkv` even where `bias` is off."""
-    attention_scores_scalar: int | None = None
+    attention_scores_scalar: float | None = None
     """Scores are divided by the root of this; unset: `head_size`."""
     sliding_window_size: int | None = None
     sliding_window_indices: list[int] | None = None
@@ -67,8 +67,10 @@ class Config:
     """Share of a head's dimensions that rotate."""
     rope_condense_ratio: int = 1
     rope_adjustments: dict[str, Any] | None = None
-    """`{factor}` linear, `{factor, low_freq_factor, high_freq_factor, original_max_seq_len}` Llama 3."""
+    """`{factor}`: linear; `{factor, low_freq_factor, high_freq_factor, original_max_seq_len}`: Llama 3; `{factor,
+    beta_fast, beta_slow, original_max_seq_len[, mscale, mscale_all_dim, attention_factor, truncate]}`: YaRN."""
     rope_interleave: bool = False
+    """Neighbouring dimensions rotate together, rather than those half a head apart."""
     # -- MLP
     intermediate_size: int | None = None
     moe_intermediate_size: int | None = None
@@ -113,6 +115,12 @@ class Config:
     """The chosen experts' weights are their shares among all experts, rather than among the chosen."""
     qkv_clip: float | None = None
     """Queries, keys and values are clamped to ± this."""
+    rope_layers: list[int] | None = None
+    """Per layer: 0 where nothing rotates (NoPE). Unset: every layer rotates."""
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    """What attention and MLP add to the residual stream is multiplied with this."""
+    logits_divisor: float = 1.0
     family_name: str | None = None
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -49,7 +50,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         self.transformer = Backbone(config)
         self.tie()
-        bases: list[float] = [] if config.learned_positions else [config.rope_base]
+        bases: list[float | None] = [] if config.learned_positions else [None]
         if config.rope_local_base_freq is not None:
             bases.append(config.rope_local_base_freq)
         self.ropes = [RopeTable(config, base) for base in bases]
@@ -139,6 +140,8 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
+        elif self.config.embedding_multiplier != 1:
+            x = x * self.config.embedding_multiplier
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
         reach = self._reach(positions, longest, lengths, span)
@@ -148,7 +151,10 @@ class GPT(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states `(…, C)` → logits `(…, V)`."""
-        return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
+        logits = self.lm_head(hidden)
+        if self.config.logits_divisor != 1:
+            logits = logits / self.config.logits_divisor
+        return softcap(logits, self.config.final_logit_softcapping)
 
     def _positions(self, idx: Tensor, lengths: Sequence[int] | None, span: Span | None) -> Tensor:
         """Where each token stands in its sequence, `(T,)`, or `(B, T)` for rows at different positions."""
@@ -228,9 +234,13 @@ class Block(nn.Module):
         if self.config.parallel_residual:
             normed = normed if self.norm_2 is None else self.norm_2(x)
             return self.post_mlp_norm(self.mlp(normed)) + attended + x
-        x = attended + x
+        x = self.damped(attended) + x
         assert self.norm_2 is not None
-        return self.post_mlp_norm(self.mlp(self.norm_2(x))) + x
+        return self.damped(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
+
+    def damped(self, x: Tensor) -> Tensor:
+        """What a half of the block adds to the residual stream."""
+        return x if self.config.residual_multiplier == 1 else x * self.config.residual_multiplier
 
 
 class CausalSelfAttention(nn.Module):
@@ -252,6 +262,7 @@ class CausalSelfAttention(nn.Module):
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
             self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))
             self.norm_k = make_norm(config, config.head_size * (config.n_query_groups if whole else 1))
+        self.rotates = not config.learned_positions and (config.rope_layers is None or bool(config.rope_layers[layer]))
         self.rope_kind = config.rope_indices[layer] if config.rope_indices else 0
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
 
@@ -266,9 +277,10 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.split(self.heads, dim=1)  # (B, N, T, H), (B, G, T, H), (B, G, T, H)
         if self.config.norm_qk:
             q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
-        if reach.ropes:
+        if self.rotates:
             cos, sin = reach.ropes[self.rope_kind]
-            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+            turn = partial(apply_rope, cos=cos, sin=sin, interleave=self.config.rope_interleave)
+            q, k = turn(q), turn(k)
         if reach.span is not None:
             k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
         if reach.lengths is not None:
@@ -426,7 +438,6 @@ def _refuse_unknown_parts(config: Config) -> None:
         "n_shared_expert": config.n_shared_expert,
         "n_expert_groups": config.n_expert_groups,
         "first_k_dense_replace": config.first_k_dense_replace,
-        "rope_interleave": config.rope_interleave,
     }
     for part, value in asked.items():
         if value:

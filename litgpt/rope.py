@@ -14,6 +14,10 @@ from torch import Tensor
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 
+LLAMA_3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
+YARN = {"factor", "beta_fast", "beta_slow", "original_max_seq_len"}
+YARN_OPTIONS = {"mscale", "mscale_all_dim", "attention_factor", "truncate"}
+
 
 def inverse_frequencies(config: Config, base: float | None = None, device: torch.device | None = None) -> Tensor:
     """Radians per position of each pair of dimensions, `(R/2,)`, float32; a `base` of its own is not stretched.
@@ -24,15 +28,48 @@ def inverse_frequencies(config: Config, base: float | None = None, device: torch
     n = config.rope_n_elem
     theta = 1.0 / ((base or config.rope_base) ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n))
     adjust = config.rope_adjustments
-    if adjust is None or base not in (None, config.rope_base):
+    if adjust is None or base is not None:
         return theta
     if set(adjust) == {"factor"}:
         return theta / adjust["factor"]
-    if set(adjust) == {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
+    if set(adjust) == LLAMA_3:
         return _llama3(theta, adjust)
-    raise LitGPTError(
-        f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here; see `Config.rope_adjustments`."
-    )
+    if set(adjust) - YARN_OPTIONS == YARN:
+        return _yarn(theta, adjust, config)
+    raise LitGPTError(f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here.")
+
+
+def attention_factor(config: Config) -> float:
+    """What `cos` and `sin` are multiplied with, so that attention stays as sharp in a stretched context (YaRN)."""
+    adjust = config.rope_adjustments or {}
+    if "beta_fast" not in adjust:
+        return 1.0
+    if adjust.get("attention_factor") is not None:
+        return float(adjust["attention_factor"])
+
+    def scale(mscale: float) -> float:
+        return 1.0 if adjust["factor"] <= 1 else 0.1 * mscale * math.log(adjust["factor"]) + 1.0
+
+    if adjust.get("mscale") and adjust.get("mscale_all_dim"):
+        return scale(adjust["mscale"]) / scale(adjust["mscale_all_dim"])
+    return scale(1.0)
+
+
+def _yarn(theta: Tensor, adjust: dict[str, Any], config: Config) -> Tensor:
+    """Pairs that turn often in the original context are kept, those that turn rarely are divided by `factor`, the rest
+    blended (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""
+    n, original = config.rope_n_elem, adjust["original_max_seq_len"]
+
+    def pair_turning(times: float) -> float:
+        """The (fractional) pair that turns this many times in the original context."""
+        return n * math.log(original / (times * 2 * math.pi)) / (2 * math.log(config.rope_base))
+
+    low, high = pair_turning(adjust["beta_fast"]), pair_turning(adjust["beta_slow"])
+    if adjust.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, n - 1)
+    ramp = ((torch.arange(n // 2, device=theta.device).float() - low) / max(high - low, 0.001)).clamp(0, 1)
+    return theta / adjust["factor"] * ramp + theta * (1 - ramp)
 
 
 def _llama3(theta: Tensor, adjust: dict[str, Any]) -> Tensor:
@@ -61,19 +98,25 @@ class RopeTable:
             rows = max(64, 1 << (length - 1).bit_length())
             positions = torch.arange(rows, device=device, dtype=torch.float32) / self.config.rope_condense_ratio
             angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device))
-            self.cos, self.sin = angles.cos(), angles.sin()
+            factor = attention_factor(self.config) if self.base is None else 1.0
+            self.cos, self.sin = angles.cos() * factor, angles.sin() * factor
         return self.cos, self.sin
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the first R dimensions of each head; dimension `d` is paired with `d + R/2`.
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = False) -> Tensor:
+    """Turns the first R dimensions of each head; dimension `d` is paired with `d + R/2`, or 2d with 2d + 1.
 
     Args:
         x: `(B, N, T, H)`.
         cos: `(T, R/2)`, or `(B, 1, T, R/2)` where rows of the batch are at different positions.
         sin: Like `cos`.
+        interleave: Pairs are neighbours.
     """
     half = cos.size(-1)
+    if interleave:
+        a, b = x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+        return torch.cat((turned.to(x.dtype), x[..., 2 * half :]), dim=-1)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     parts = [a * cos - b * sin, b * cos + a * sin]
     if rest.size(-1):

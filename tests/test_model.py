@@ -58,9 +58,7 @@ def test_a_tied_head_is_the_embedding_and_counts_once():
     assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == 96 * 32
 
 
-@pytest.mark.parametrize(
-    "part", [{"n_expert_groups": 2}, {"latent_attention": {"q_lora_rank": 1}}, {"rope_interleave": True}]
-)
+@pytest.mark.parametrize("part", [{"n_expert_groups": 2}, {"latent_attention": {"q_lora_rank": 1}}])
 def test_parts_that_cannot_be_computed_are_refused(part):
     with pytest.raises(LitGPTError, match=next(iter(part))):
         GPT(Config(**{**TINY, **part}))

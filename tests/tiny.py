@@ -31,6 +31,8 @@ LLAMA3_ROPE = dict(
 )
 
 PARTIAL = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75)
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
+YARN_BY_LAYER = dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=10000.0))
 FALCON_LIKE = dict(
     vocab_size=96,
     hidden_size=32,
@@ -88,6 +90,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 16}),
     "qwen3-moe": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": True}),
     "qwen3-moe-shares-of-all": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": False}),
+    "llama-yarn": ("LlamaConfig", {**LLAMA_LIKE, "rope_parameters": YARN}),
+    "llama-yarn-mscale": (
+        "LlamaConfig",
+        {**LLAMA_LIKE, "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}},
+    ),
+    "llama-yarn-untruncated": ("LlamaConfig", {**LLAMA_LIKE, "rope_parameters": {**YARN, "truncate": False}}),
+    "olmo3": ("Olmo3Config", {**LLAMA_LIKE, "num_hidden_layers": 5, "sliding_window": 7}),
+    "olmo3-yarn": (
+        "Olmo3Config",
+        {**LLAMA_LIKE, "num_hidden_layers": 5, "sliding_window": 7, "rope_parameters": YARN_BY_LAYER},
+    ),
+    "smollm3": ("SmolLM3Config", {**LLAMA_LIKE, "num_hidden_layers": 5, "pad_token_id": 0}),
+    "granite": (
+        "GraniteConfig",
+        {
+            **LLAMA_LIKE,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.5,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "glm4": (
+        "Glm4Config",
+        {**LLAMA_LIKE, "head_dim": 8, "pad_token_id": 0, "rope_parameters": {**PARTIAL, "partial_rotary_factor": 0.5}},
+    ),
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
 }

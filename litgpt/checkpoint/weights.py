@@ -14,7 +14,7 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.families.base import Drop, Interleaved, Join, Rule, Same, Split
+from litgpt.families.base import Drop, Family, Interleaved, Join, Rule, Same, Split
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -34,11 +34,13 @@ class Tensors:
 class WeightTable:
     """The weight rules of one model, spelled out layer by layer and expert by expert."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, family: Family | None = None) -> None:
+        """`family`: the tables of another format than the one that `config.family` is written in."""
         self.config = config
+        self.family = family or config.family
         self.rules: dict[str, Rule] = {}  # by our module name
         self.dropped: set[str] = set()
-        for rule in config.family.rules(config):
+        for rule in self.family.rules(config):
             for layer in range(config.n_layer) if "{i}" in str(rule) else (0,):
                 for expert in range(config.n_expert) if "{e}" in str(rule) else (0,):
                     self._add(_spelled(rule, str(layer), str(expert)))
@@ -73,7 +75,7 @@ class WeightTable:
         used = {name for names in sources.values() for name in names} | self.dropped | {self.head_name()}
         for name in present:
             if name not in used:
-                architecture = self.config.family.architectures[0]
+                architecture = self.family.architectures[0]
                 raise LitGPTError(f"The checkpoint has a tensor {name!r} that {architecture} has no place for.")
 
         def fetch(ours: str) -> Tensor:
@@ -90,7 +92,7 @@ class WeightTable:
 
     def _present(self, names: Sequence[str]) -> dict[str, str]:
         """The tensors there are, by the names the table has for them."""
-        family = self.config.family
+        family = self.family
         bare = not any(name.startswith(family.prefix) for name in names)  # some checkpoints leave the prefix out
         present = {}
         for name in names:
@@ -103,7 +105,7 @@ class WeightTable:
     def _rule(self, ours: str) -> Rule:
         rule = self.rules.get(ours.rpartition(".")[0]) or self.rules.get(ours)
         if rule is None:
-            raise LitGPTError(f"{self.config.family.architectures[0]} models have no counterpart of {ours}.")
+            raise LitGPTError(f"{self.family.architectures[0]} models have no counterpart of {ours}.")
         return rule
 
     def _sources(self, ours: str) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest
-from litgpt.families import falcon, gemma, gpt2, llama, mixtral, neox, olmo, phi, qwen, stablelm
+from litgpt.families import falcon, gemma, glm, gpt2, granite, llama, mixtral, neox, olmo, phi, qwen, smollm3, stablelm
 from litgpt.families.base import Family
+from litgpt.families.gguf import GGUF
 
 FAMILIES: tuple[Family, ...] = (
     neox.FAMILY,
@@ -18,6 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     mixtral.FAMILY,
     olmo.OLMO,
     olmo.OLMO_2,
+    olmo.OLMO_3,
     gemma.GEMMA,
     gemma.GEMMA_2,
     gemma.GEMMA_3,
@@ -26,10 +28,21 @@ FAMILIES: tuple[Family, ...] = (
     qwen.QWEN_2,
     qwen.QWEN_3,
     qwen.QWEN_3_MOE,
+    smollm3.FAMILY,
+    granite.FAMILY,
+    glm.FAMILY,
     gpt2.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
+
+AS_GGUF: dict[str, GGUF] = {
+    "neox": neox.AS_GGUF,
+    "llama": llama.AS_GGUF,
+    "mistral": llama.MISTRAL_AS_GGUF,
+    "gpt2": gpt2.AS_GGUF,
+}
+"""By family name: how llama.cpp's files hold it."""
 
 
 def named_rows() -> dict[str, dict[str, Any]]:

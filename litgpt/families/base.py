@@ -250,6 +250,26 @@ GELU = {"gelu": "none", "gelu_python": "none", "gelu_new": "tanh", "gelu_fast": 
 """`hidden_act` ↔ `gelu_approximate`."""
 
 
+FACTOR = ("factor", "factor")
+ORIGINAL = ("original_max_position_embeddings", "original_max_seq_len")
+ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "default": (),
+    "linear": (FACTOR,),
+    "llama3": (FACTOR, ("low_freq_factor",) * 2, ("high_freq_factor",) * 2, ORIGINAL),
+    "yarn": (
+        FACTOR,
+        ("beta_fast",) * 2,
+        ("beta_slow",) * 2,
+        ORIGINAL,
+        ("mscale",) * 2,
+        ("mscale_all_dim",) * 2,
+        ("attention_factor",) * 2,
+        ("truncate",) * 2,
+    ),
+}
+"""By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
+
+
 def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, Any]:
     """Takes RoPE's settings out of a `config.json`, as transformers 4 or 5 writes them.
 
@@ -265,31 +285,26 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
     partial = rope.pop("partial_rotary_factor", flat["partial_rotary_factor"])
     if partial is not None:
         found["rotary_percentage"] = partial
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    if kind == "linear":
-        found["rope_adjustments"] = {"factor": float(rope["factor"])}
-    elif kind == "llama3":
-        found["rope_adjustments"] = {
-            "factor": float(rope["factor"]),
-            "low_freq_factor": float(rope["low_freq_factor"]),
-            "high_freq_factor": float(rope["high_freq_factor"]),
-            "original_max_seq_len": int(rope["original_max_position_embeddings"]),
-        }
-    elif kind != "default":
-        raise LitGPTError(f"config.json asks for RoPE scaling of kind {kind!r}; known here: default, linear, llama3.")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROPE_KEYS:
+        raise LitGPTError(
+            f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
+        )
+    if kind != "default":
+        given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
+        found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
+    known = {"rope_type", "type", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
+    for key, value in rope.items():
+        if key not in known and value not in (None, False):
+            raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")
     return found
 
 
 def push_rope(config: Any) -> dict[str, Any]:
     """A `Config`'s RoPE settings as the two `config.json` keys that transformers 4 and 5 both read."""
-    adjust = config.rope_adjustments
-    factor = float(config.rope_condense_ratio)
-    if adjust is None:
-        scaling = {"rope_type": "linear", "factor": factor} if factor != 1 else None
-    elif "low_freq_factor" in adjust:
-        renamed = {key: value for key, value in adjust.items() if key != "original_max_seq_len"}
-        scaling = {"rope_type": "llama3", **renamed, "original_max_position_embeddings": adjust["original_max_seq_len"]}
-    else:
-        scaling = {"rope_type": "linear", "factor": adjust["factor"]}
-    return {"rope_theta": float(config.rope_base), "rope_scaling": scaling}
+    adjust = config.rope_adjustments or {}
+    if config.rope_condense_ratio != 1:
+        adjust = {"factor": float(config.rope_condense_ratio)}
+    kind = "llama3" if "low_freq_factor" in adjust else "yarn" if "beta_fast" in adjust else "linear"
+    scaling = {"rope_type": kind, **{theirs: adjust[ours] for theirs, ours in ROPE_KEYS[kind] if ours in adjust}}
+    return {"rope_theta": float(config.rope_base), "rope_scaling": scaling if adjust else None}

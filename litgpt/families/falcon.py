@@ -108,5 +108,6 @@ FAMILY = Family(
     to_hf=to_hf,
     weights=weights,
     prefix="transformer.",
+    prompt_styles=((r"falcon.*-instruct", "falcon"),),
     hf_defaults={"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048},
 )

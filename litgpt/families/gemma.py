@@ -126,7 +126,7 @@ GEMMA = Family(
     weights=llama.WEIGHTS,
     prefix="model.",
     hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "head_dim": 256},
-    prompt_styles=((r"Gemma.*-it", "gemma"),),
+    prompt_styles=((r"(?i)gemma.*-it", "gemma"),),
 )
 
 GEMMA_2 = replace(

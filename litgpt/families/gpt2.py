@@ -9,6 +9,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families.base import GELU, Drop, Family, Same, named, pop_choice, size
+from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP
 
 WEIGHTS = (
     Same("transformer.wte", "transformer.wte"),
@@ -48,6 +49,15 @@ def to_hf(config: Any) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
     }
 
+
+AS_GGUF = GGUF(
+    arch="gpt2",
+    eps="attention.layer_norm_epsilon",
+    weights=(*COMMON, Same("position_embd", "transformer.wpe"), *FUSED_QKV, *PLAIN_MLP),
+    has_rope=False,
+    always_biased=True,
+    pre_tokenizer="gpt-2",
+)
 
 FAMILY = Family(
     name="gpt2",

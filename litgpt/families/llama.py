@@ -10,6 +10,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Join, Same, named, pop_choice, pop_rope, pop_windows, push_rope, size
+from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV, STRETCHED
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -238,7 +239,19 @@ FAMILY = Family(
     weights=WEIGHTS,
     prefix="model.",
     hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
-    prompt_styles=(),
+    prompt_styles=(
+        (r"Falcon3.*-Instruct", "falcon3"),
+        (r"function-calling", "llama2-function-calling"),
+        (r"Llama-2-.*-chat", "llama2"),
+        (r"(?<!Code)Llama-3.*-Instruct", "llama3"),
+        (r"R1-Distill", "r1"),
+        (r"FreeWilly2", "freewilly2"),
+        (r"Platypus", "platypus"),
+        (r"CodeLlama", "codellama"),
+        (r"(?i)tiny-?llama.*-chat", "tinyllama"),
+        (r"SmolLM2.*-Instruct", "smollm2"),
+        (r"salamandra-.*-instruct", "salamandra"),
+    ),
 )
 
 V3 = dict(vocab_size=32768, padded_vocab_size=32768)
@@ -270,5 +283,13 @@ MISTRAL = replace(
         ),
         **named("unsloth", {"Mistral-7B-v0.2": {**S_8B, **FAR}}, PLAIN),
     },
-    prompt_styles=((r"^M(?!athstral).*Instruct", "codellama"),),
+    prompt_styles=((r"M[ix]\w*tral.*-Instruct", "codellama"),),
 )
+
+AS_GGUF = GGUF(
+    arch="llama",
+    eps="attention.layer_norm_rms_epsilon",
+    weights=(*COMMON, *SPLIT_QKV, *GATED_MLP, *STRETCHED),
+    paired=(("blk.{i}.attn_q", "n_head"), ("blk.{i}.attn_k", "n_query_groups")),
+)
+MISTRAL_AS_GGUF = replace(AS_GGUF, only_with="attention.sliding_window")  # llama.cpp itself looks back without a limit

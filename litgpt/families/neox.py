@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from litgpt.families.base import GELU, Drop, Family, Interleaved, Same, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP
 
 WEIGHTS = (
     Same("gpt_neox.embed_in", "transformer.wte"),
@@ -85,6 +86,16 @@ ROWS = {
     ),
 }
 
+AS_GGUF = GGUF(
+    arch="gptneox",
+    eps="attention.layer_norm_epsilon",
+    weights=(*COMMON, *FUSED_QKV, *PLAIN_MLP),
+    fields=(("use_parallel_residual", "parallel_residual"),),
+    always_biased=True,
+    head_may_be_left_out=False,
+    pre_tokenizer="olmo",
+)
+
 FAMILY = Family(
     name="neox",
     architectures=("GPTNeoXForCausalLM",),
@@ -105,5 +116,5 @@ FAMILY = Family(
     weights=WEIGHTS,
     prefix="gpt_neox.",
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 2048},
-    prompt_styles=(),
+    prompt_styles=((r"stablelm-tuned-alpha", "stablelm-alpha"), (r"stablecode-instruct", "stablecode")),
 )

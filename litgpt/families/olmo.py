@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, size
+from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, pop_windows, push_rope, push_windows, size
 
 BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
 BASE_2 = dict(
@@ -28,6 +28,17 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     return {**pop_rope(left), **llama.pop_attention(left), "qkv_clip": left.pop("clip_qkv", None)}
 
 
+def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
+    rope = left.get("rope_parameters") or {}
+    if "full_attention" in rope:  # transformers 5: one set of RoPE parameters a kind of layer
+        left["rope_parameters"] = rope["full_attention"]
+    found = {**pop_windows(left, every=4), **from_hf(left)}
+    if found.get("rope_adjustments") is not None:  # only layers that see everything are stretched
+        found["rope_local_base_freq"] = found["rope_base"]
+        found["rope_indices"] = found["sliding_window_indices"]
+    return found
+
+
 def to_hf(config: Any) -> dict[str, Any]:
     plain = {key: value for key, value in llama.to_hf(config).items() if key not in ("mlp_bias", "head_dim")}
     return {**plain, "clip_qkv": config.qkv_clip}
@@ -35,6 +46,17 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 def to_hf_2(config: Any) -> dict[str, Any]:
     return {key: value for key, value in to_hf(config).items() if key != "clip_qkv"}
+
+
+def to_hf_3(config: Any) -> dict[str, Any]:
+    rope = push_rope(config)
+    local = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    full = {**local, **(rope["rope_scaling"] or {})}
+    return {
+        **to_hf_2(config),
+        **push_windows(config),
+        "rope_parameters": {"full_attention": full, "sliding_attention": local},
+    }
 
 
 OLMO = replace(
@@ -57,6 +79,7 @@ OLMO = replace(
     weights=changed(
         llama.WEIGHTS, without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2", "transformer.ln_f")
     ),
+    prompt_styles=((r"OLMo.*-hf", "olmo"),),
     hf_defaults={"max_position_embeddings": 2048},
 )
 
@@ -84,5 +107,36 @@ OLMO_2 = replace(
         Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
         without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2"),
     ),
+    # LitGPT gives these Llama 3's style, whose tokens OLMo 2 doesn't have.
+    prompt_styles=((r"OLMo-2-.*-(Instruct|SFT|DPO)", "olmo"),),
     hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+)
+
+YARN = dict(factor=8.0, beta_fast=32.0, beta_slow=1.0, original_max_seq_len=8192, attention_factor=1.2079441541679836)
+
+
+def olmo3(n_layer: int, n_head: int, n_embd: int, intermediate_size: int) -> dict[str, Any]:
+    """Three layers with a window and unstretched RoPE, then one without."""
+    pattern = [int((layer + 1) % 4 != 0) for layer in range(n_layer)]
+    return size(n_layer, n_head, n_embd, intermediate_size, sliding_window_indices=pattern, rope_indices=pattern)
+
+
+OLMO_3 = replace(
+    OLMO_2,
+    name="olmo3",
+    architectures=("Olmo3ForCausalLM",),
+    model_type="olmo3",
+    rows=named(
+        "allenai",
+        {
+            "Olmo-3-1025-7B": olmo3(32, 32, 4096, 11008),
+            "Olmo-3-7B-{Instruct,Think}": olmo3(32, 32, 4096, 11008),
+        },
+        dict(block_size=65536, vocab_size=100278, padded_vocab_size=100278, norm_eps=1e-6, rope_base=500000),
+        dict(sliding_window_size=4096, rope_adjustments=YARN, rope_local_base_freq=500000),
+    ),
+    from_hf=from_hf_3,
+    to_hf=to_hf_3,
+    prompt_styles=(),
+    hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "sliding_window": 4096, "rope_theta": 500000.0},
 )

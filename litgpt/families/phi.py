@@ -97,6 +97,7 @@ PHI = Family(
         Same("lm_head", "lm_head"),
     ),
     prefix="model.",
+    prompt_styles=((r"phi-1", "phi-1"), (r"phi-2", "phi-2")),
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 2048},
 )
 
@@ -134,5 +135,11 @@ PHI_3 = replace(
         without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
     hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-    prompt_styles=(),
+    prompt_styles=(
+        (r"Phi-3", "phi-3"),
+        (r"Phi-4-reasoning", "phi-4-reasoning"),
+        (r"Phi-4-mini-reasoning", "phi-4-mini-reasoning"),
+        (r"Phi-4-mini", "phi-4-mini"),
+        (r"phi-4", "phi-4"),
+    ),
 )

@@ -130,6 +130,12 @@ QWEN_2 = Family(
     to_hf=to_hf,
     weights=llama.WEIGHTS,
     prefix="model.",
+    prompt_styles=(
+        (r"R1-Distill", "r1"),
+        (r"Qwen2\.5-Math", "qwen2.5-math"),
+        (r"Qwen2\.5", "qwen2.5"),
+        (r"QwQ", "qwq"),
+    ),
     hf_defaults={
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 32768,
@@ -170,6 +176,7 @@ QWEN_3 = replace(
     from_hf=from_hf_3,
     to_hf=to_hf_3,
     weights=WEIGHTS_3,
+    prompt_styles=((r"Qwen3", "qwen3"),),
     hf_defaults={**QWEN_2.hf_defaults, "head_dim": 128},
 )
 

@@ -51,5 +51,6 @@ FAMILY = Family(
     to_hf=to_hf,
     weights=llama.WEIGHTS,
     prefix="model.",
+    prompt_styles=((r"stablelm-zephyr", "stablelm-zephyr"),),
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 4096},
 )
