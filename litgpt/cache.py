@@ -26,19 +26,32 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        assert config.n_query_groups is not None and config.head_size is not None
-        shape = (slots, config.n_query_groups, length, config.head_size)
+        groups, key_size, value_size = held_per_token(config)
         # One tensor a layer: compilers copy a single stacked one whole at each write.
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (slots, groups, length)
+        self.keys = [torch.zeros((*shape, key_size), device=device, dtype=dtype) for _ in range(config.n_layer)]
+        if config.latent_attention is None:
+            self.values = [torch.zeros((*shape, value_size), device=device, dtype=dtype) for _ in range(config.n_layer)]
+        else:
+            self.values = [keys[..., :value_size] for keys in self.keys]  # the latent is both
         self.slots = slots
         self.length = length
 
     @staticmethod
     def nbytes(config: Config, slots: int, length: int, dtype: torch.dtype) -> int:
         """Bytes a cache of this size takes."""
-        assert config.n_query_groups is not None and config.head_size is not None
-        return 2 * config.n_layer * slots * config.n_query_groups * length * config.head_size * dtype.itemsize
+        groups, key_size, value_size = held_per_token(config)
+        size = key_size + (value_size if config.latent_attention is None else 0)
+        return config.n_layer * slots * groups * length * size * dtype.itemsize
+
+
+def held_per_token(config: Config) -> tuple[int, int, int]:
+    """Heads, key size and value size of what a layer keeps of a token; latent attention keeps one latent, as both."""
+    if config.latent_attention is not None:
+        rank = config.latent_attention["kv_lora_rank"]
+        return 1, rank + config.latent_attention["qk_rope_head_dim"], rank
+    assert config.n_query_groups is not None and config.head_size is not None
+    return config.n_query_groups, config.head_size, config.head_size
 
 
 @dataclass(frozen=True)
@@ -67,19 +80,21 @@ class Span:
     def _start_indices(self) -> Tensor:
         return torch.tensor(self.starts, device=self.cache.keys[0].device)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, k: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Stores new keys and values `(B, G, T, H)`; returns the filled part of these slots, `(B, G, end, H)` each."""
         keys, values = self.cache.keys[layer][self.rows], self.cache.values[layer][self.rows]
-        n_tokens = k.size(2)
+        self._write(keys, k)
+        if v is not None:
+            self._write(values, v)
+        end = self.end(k.size(2))
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _write(self, held: Tensor, new: Tensor) -> None:
+        n_tokens = new.size(2)
         if len(set(self.starts)) == 1:
-            at = slice(self.starts[0], self.starts[0] + n_tokens)
-            keys[:, :, at], values[:, :, at] = k, v
+            held[:, :, self.starts[0] : self.starts[0] + n_tokens] = new
         elif n_tokens == 1:
-            keys[self._row_indices, :, self._start_indices] = k[:, :, 0]
-            values[self._row_indices, :, self._start_indices] = v[:, :, 0]
+            held[self._row_indices, :, self._start_indices] = new[:, :, 0]
         else:
             for row, start in enumerate(self.starts):
-                keys[row, :, start : start + n_tokens] = k[row]
-                values[row, :, start : start + n_tokens] = v[row]
-        end = self.end(n_tokens)
-        return keys[:, :, :end], values[:, :, :end]
+                held[row, :, start : start + n_tokens] = new[row]

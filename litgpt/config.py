@@ -111,6 +111,10 @@ class Config:
     """RMSNorm scales by `1 + weight`. Unset: as the family says, else by `weight`."""
     attn_proj_bias: bool = False
     """A bias on `attn.proj` even where `bias` is off."""
+    attention_sinks: bool = False
+    """Each head has a learned share of attention that goes nowhere."""
+    router_scores: Literal["softmax", "sigmoid"] | None = None
+    """How a router scores experts. Unset: sigmoid where they are in groups, else softmax."""
     router_softmax_over_all: bool = False
     """The chosen experts' weights are their shares among all experts, rather than among the chosen."""
     qkv_clip: float | None = None
@@ -156,6 +160,8 @@ class Config:
     @property
     def rope_n_elem(self) -> int:
         """Dimensions of a head that rotate."""
+        if self.latent_attention is not None:
+            return int(self.latent_attention["qk_rope_head_dim"])
         assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
 
@@ -274,7 +280,11 @@ class Config:
         row = name_to_config.get(self.name, {})
         values = {"tie_embeddings": False, "norm_affine": True, "norm_unit_offset": False}
         family_name = row.get("family_name") or families.by_structure(self.mlp_class_name, self.learned_positions).name
-        return {own: row.get(own, value) for own, value in values.items()} | {"family_name": family_name}
+        scores = "softmax" if self.n_expert_groups is None else "sigmoid"
+        return {own: row.get(own, value) for own, value in values.items()} | {
+            "family_name": family_name,
+            "router_scores": scores,
+        }
 
     def _computation(self) -> dict[str, Any]:
         """The fields that decide what is computed: all but names and the size of the vocabulary before padding."""

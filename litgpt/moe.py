@@ -12,33 +12,79 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
+from litgpt.mlp import LLaMAMLP
 
 PARTS = ("fc_1", "fc_2", "proj")
 
 
 class LLaMAMoE(nn.Module):
-    """A gate and the experts it chooses from (Mixtral, https://arxiv.org/abs/2401.04088)."""
+    """A router, the experts it chooses from (Mixtral, https://arxiv.org/abs/2401.04088), perhaps some for all tokens."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        grouped = config.n_expert_groups is not None
+        self.gate = GroupedTopkRouter(config) if grouped else nn.Linear(config.n_embd, config.n_expert, bias=False)
         self.experts = Experts(config)
-        self.per_token = config.n_expert_per_token
-        self.softmax_over_all = config.router_softmax_over_all
+        self.shared_experts: nn.Module | None = None
+        if config.n_shared_expert:
+            assert config.moe_intermediate_size is not None
+            self.shared_experts = LLaMAMLP(config, config.moe_intermediate_size * config.n_shared_expert)
+        self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         tokens = x.reshape(-1, x.size(-1))  # (B·T, C)
-        weights, chosen = self.route(tokens)  # (B·T, K) each
-        return self.experts(tokens, weights, chosen).view_as(x)
+        weights, chosen = self.route(tokens)
+        y = self.experts(tokens, weights, chosen).view_as(x)
+        return y if self.shared_experts is None else y + self.shared_experts(x)
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The K best experts of each token, and how much each of them counts: `(B·T, K)` both."""
-        probabilities = self.gate(tokens).softmax(dim=-1, dtype=torch.float32)
-        weights, chosen = probabilities.topk(self.per_token, dim=-1)
-        if not self.softmax_over_all:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
+        """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
+        if isinstance(self.gate, GroupedTopkRouter):
+            weights, chosen = self.gate(tokens)
+        else:
+            shares = self.gate(tokens).softmax(dim=-1, dtype=torch.float32)
+            weights, chosen = shares.topk(self.config.n_expert_per_token, dim=-1)
+            if not self.config.router_softmax_over_all:
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+            weights = weights * self.config.routed_scaling_factor
         return weights.to(tokens.dtype), chosen
+
+
+class GroupedTopkRouter(nn.Module):
+    """Chooses groups of experts first, then experts in them (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2).
+
+    `e_score_correction_bias` balances the load: it has a say in the choice and none in the weights.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.sigmoid = config.router_scores == "sigmoid"
+        if self.sigmoid:
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
+        self.config = config
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens `(B·T, C)` → weights and numbers of their experts, `(B·T, K)` both."""
+        config = self.config
+        assert config.n_expert_groups is not None and config.n_topk_groups is not None
+        logits = F.linear(tokens.float(), self.weight.float())
+        scores = logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1)
+        wanted = scores + self.e_score_correction_bias if self.sigmoid else scores
+        grouped = wanted.view(len(tokens), config.n_expert_groups, -1)
+        of_group = grouped.topk(config.n_topk_scores_per_group or 1, dim=-1).values.sum(dim=-1)
+        best = of_group.topk(config.n_topk_groups, dim=-1).indices
+        outside = torch.ones_like(of_group, dtype=torch.bool).scatter(1, best, False)[..., None]
+        nothing = -torch.inf if self.sigmoid else 0.0
+        chosen = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
+        weights = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return weights * config.routed_scaling_factor, chosen
 
 
 class Experts(nn.Module):

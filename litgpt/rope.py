@@ -55,6 +55,14 @@ def attention_factor(config: Config) -> float:
     return scale(1.0)
 
 
+def attention_scale(config: Config) -> float:
+    """What DeepSeek's attention scores are multiplied with besides, in a stretched context."""
+    adjust = config.rope_adjustments or {}
+    if not adjust.get("mscale_all_dim") or adjust["factor"] <= 1:
+        return 1.0
+    return (0.1 * adjust["mscale_all_dim"] * math.log(adjust["factor"]) + 1.0) ** 2
+
+
 def _yarn(theta: Tensor, adjust: dict[str, Any], config: Config) -> Tensor:
     """Pairs that turn often in the original context are kept, those that turn rarely are divided by `factor`, the rest
     blended (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from litgpt.attention import attention_mask
 from litgpt.cache import KVCache
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
-from litgpt.model import GPT, RMSNorm, attention_mask
+from litgpt.model import GPT
+from litgpt.norm import RMSNorm
 
 TINY = dict(n_layer=2, n_embd=32, n_head=4, intermediate_size=48, padded_vocab_size=96, block_size=32)
 
@@ -58,10 +60,10 @@ def test_a_tied_head_is_the_embedding_and_counts_once():
     assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == 96 * 32
 
 
-@pytest.mark.parametrize("part", [{"n_expert_groups": 2}, {"latent_attention": {"q_lora_rank": 1}}])
-def test_parts_that_cannot_be_computed_are_refused(part):
-    with pytest.raises(LitGPTError, match=next(iter(part))):
-        GPT(Config(**{**TINY, **part}))
+def test_a_stretching_of_positions_that_is_not_known_is_refused():
+    model = GPT.from_name("Llama-3.2-1B", **TINY, n_query_groups=2, rope_adjustments={"factor": 2.0, "surprise": 1})
+    with pytest.raises(LitGPTError, match="surprise"):
+        model(torch.zeros(1, 3, dtype=torch.long))
 
 
 def test_the_rope_table_grows_with_use_not_with_the_context():

@@ -23,7 +23,7 @@ def one_by_one(moe: LLaMAMoE, x: torch.Tensor) -> torch.Tensor:
     shares = moe.gate(x).float().softmax(-1)
     best = shares.topk(2, dim=-1)
     weights = torch.zeros_like(shares).scatter(-1, best.indices, best.values)
-    if not moe.softmax_over_all:
+    if not moe.config.router_softmax_over_all:
         weights = weights / weights.sum(-1, keepdim=True)
     e = moe.experts
     each = [(F.silu(x @ g.T) * (x @ u.T)) @ d.T for g, u, d in zip(e.fc_1, e.fc_2, e.proj, strict=True)]

@@ -43,6 +43,21 @@ FALCON_LIKE = dict(
     eos_token_id=2,
 )
 QWEN_EXPERTS = dict(head_dim=8, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=24)
+DEEPSEEK = dict(
+    **NEOX_LIKE,
+    num_key_value_heads=4,
+    q_lora_rank=12,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    moe_intermediate_size=24,
+    first_k_dense_replace=1,
+    routed_scaling_factor=1.5,
+)
 
 # Case name → (class in transformers, settings).
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,6 +130,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": (
         "Glm4Config",
         {**LLAMA_LIKE, "head_dim": 8, "pad_token_id": 0, "rope_parameters": {**PARTIAL, "partial_rotary_factor": 0.5}},
+    ),
+    "deepseek-v2-lite-like": ("DeepseekV2Config", {**DEEPSEEK, "q_lora_rank": None}),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        {**DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+    ),
+    "deepseek-v3": ("DeepseekV3Config", {**DEEPSEEK, "n_group": 4, "topk_group": 2}),
+    "deepseek-v3-yarn": (
+        "DeepseekV3Config",
+        {**DEEPSEEK, "n_group": 4, "topk_group": 2, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError, closest
 
 LIT_MODEL = "lit_model.pth"
+GGUF_SUFFIX = ".gguf"
 CHECKPOINTS = Path("checkpoints")
 """Where `litgpt download` puts folders, and where a path that is none is looked for."""
 HYPERPARAMETERS = "hyperparameters.yaml"
@@ -36,16 +39,21 @@ NOT_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a model in it."""
+    """A folder with a model in it, or a GGUF file."""
 
     dir: Path
-    kind: Literal["litgpt", "hf"]
+    """Where its configuration and tokenizer are; of a GGUF file, a temporary folder that holds what the file says."""
+    kind: Literal["litgpt", "hf", "gguf"]
     files: tuple[Path, ...]
     """The files its weights are in."""
 
     @cached_property
     def config(self) -> Config:
         """Its model's configuration."""
+        if self.kind == "gguf":
+            from litgpt.checkpoint.gguf import open_gguf
+
+            return deepcopy(open_gguf(self.files[0]).config)
         return Config.from_checkpoint(self.dir)
 
     @property
@@ -55,14 +63,14 @@ class Checkpoint:
 
 
 def existing_folder(path: str | Path) -> Path:
-    """The folder `path` names: itself, else the one of that name under `checkpoints/`.
+    """The folder (or GGUF file) `path` names: itself, else the one of that name under `checkpoints/`.
 
     Raises:
         LitGPTError: There is no such folder.
     """
     path = Path(path)
     for folder in (path, CHECKPOINTS / path):
-        if folder.is_dir():
+        if folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX):
             return folder
     if path.exists():
         raise LitGPTError(f"{path} is a file; a checkpoint is a folder.")
@@ -81,8 +89,13 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         LitGPTError: No such folder, no weights in it, or nothing that says which model they are.
     """
     folder = existing_folder(path)
+    if folder.is_file():
+        return _gguf_checkpoint(folder)
     lit_model, files = folder / LIT_MODEL, hf_weight_files(folder)
     if not lit_model.is_file() and not files:
+        gguf = gguf_files(folder)
+        if gguf:
+            return _gguf_checkpoint(gguf[0], folder)
         hint = f"{LIT_MODEL}.lora" if (folder / f"{LIT_MODEL}.lora").is_file() else None
         what_to_do = (
             f"it holds {hint} only; run `litgpt merge_lora {folder}` first" if hint else "download the checkpoint again"
@@ -118,6 +131,30 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
         if found:
             return tuple(found)
     return ()
+
+
+def gguf_files(folder: Path) -> tuple[Path, ...]:
+    """The GGUF model in a folder: one file, or the parts of one.
+
+    Raises:
+        LitGPTError: There are several.
+    """
+    found = tuple(sorted(folder.glob(f"*{GGUF_SUFFIX}")))
+    if len({re.sub(r"-\d{5}-of-\d{5}$", "", file.stem) for file in found}) > 1:
+        raise LitGPTError(
+            f"{folder} has several GGUF files; give the path of one: {', '.join(file.name for file in found)}."
+        )
+    return found
+
+
+def _gguf_checkpoint(file: Path, folder: Path | None = None) -> Checkpoint:
+    """A GGUF file; where its folder was given, the tokenizer files beside it count more than what it says itself."""
+    from litgpt.checkpoint.gguf import as_folder, open_gguf
+
+    names = ("generation_config.json", PROMPT_STYLE, *TOKENIZER_FILES)
+    beside = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    opened = open_gguf(file)
+    return Checkpoint(as_folder(opened, beside), "gguf", opened.paths)
 
 
 def copy_config_files(source: Path, target: Path) -> None:

@@ -93,6 +93,10 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
         tensors = load_pth(checkpoint.files[0])
         config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
         return lazy(_modern_names(tensors, config))
+    if checkpoint.kind == "gguf":
+        from litgpt.checkpoint.gguf import gguf_weights, open_gguf
+
+        return gguf_weights(open_gguf(checkpoint.files[0]))
     theirs = read_files(checkpoint.files)
     with torch.device("meta"):
         wanted = GPT(config).state_dict()

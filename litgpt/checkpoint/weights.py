@@ -39,7 +39,7 @@ class WeightTable:
         self.config = config
         self.family = family or config.family
         self.rules: dict[str, Rule] = {}  # by our module name
-        self.dropped: set[str] = set()
+        self.dropped: list[str] = []
         for rule in self.family.rules(config):
             for layer in range(config.n_layer) if "{i}" in str(rule) else (0,):
                 for expert in range(config.n_expert) if "{e}" in str(rule) else (0,):
@@ -47,7 +47,7 @@ class WeightTable:
 
     def _add(self, rule: Rule) -> None:
         if isinstance(rule, Drop):
-            self.dropped.add(rule.theirs)
+            self.dropped.append(rule.theirs.replace("{n}", str(self.config.n_layer)))
         else:
             for ours in rule.ours if isinstance(rule, Split) else (rule.ours,):
                 self.rules[ours] = rule
@@ -72,9 +72,10 @@ class WeightTable:
                     raise LitGPTError(
                         f"The checkpoint has no tensor {name!r}, which {ours} is made of.{closest(name, present)}"
                     )
-        used = {name for names in sources.values() for name in names} | self.dropped | {self.head_name()}
+        used = {name for names in sources.values() for name in names} | {*self.dropped, self.head_name()}
+        beginnings = tuple(name[:-1] for name in self.dropped if name.endswith("*"))
         for name in present:
-            if name not in used:
+            if name not in used and not name.startswith(beginnings):
                 architecture = self.family.architectures[0]
                 raise LitGPTError(f"The checkpoint has a tensor {name!r} that {architecture} has no place for.")
 

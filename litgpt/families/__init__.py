@@ -6,7 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest
-from litgpt.families import falcon, gemma, glm, gpt2, granite, llama, mixtral, neox, olmo, phi, qwen, smollm3, stablelm
+from litgpt.families import (
+    deepseek,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    granite,
+    llama,
+    mixtral,
+    neox,
+    olmo,
+    phi,
+    qwen,
+    smollm3,
+    stablelm,
+)
 from litgpt.families.base import Family
 from litgpt.families.gguf import GGUF
 
@@ -31,6 +46,8 @@ FAMILIES: tuple[Family, ...] = (
     smollm3.FAMILY,
     granite.FAMILY,
     glm.FAMILY,
+    deepseek.V2,
+    deepseek.V3,
     gpt2.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}

@@ -51,7 +51,8 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class Drop:
-    """A tensor of theirs that is recomputed here: rotary frequencies, causal masks."""
+    """A tensor of theirs that is recomputed or not needed here; with `*` at its end, all that begin so. `{n}` is the
+    number of layers, that is the one after the last."""
 
     theirs: str
 

@@ -64,7 +64,8 @@ def test_logits_in_float64(pair, tokens):
     _, folder = pair
     exact = type(pair[0]).from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
     without_float32_norms(exact)
-    assert relative(load_model(folder, dtype=torch.float64)(tokens), exact(tokens).logits) < 1e-9
+    bound = 1e-6 if exact.config.model_type == "deepseek_v2" else 1e-9  # theirs turns queries and keys in float32
+    assert relative(load_model(folder, dtype=torch.float64)(tokens), exact(tokens).logits) < bound
 
 
 @torch.inference_mode()

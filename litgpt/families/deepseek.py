@@ -1,0 +1,168 @@
+"""DeepSeek V2, V3 and R1: latent attention, many small experts in groups, some for every token, dense first layers.
+
+https://arxiv.org/abs/2405.04434, https://arxiv.org/abs/2412.19437.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from litgpt.errors import LitGPTError
+from litgpt.families import llama
+from litgpt.families.base import Drop, Family, Same, changed, named, pop_choice, pop_rope, push_rope, size
+
+BASE = {**llama.BASE, "mlp_class_name": "LLaMAMoE", "rope_interleave": True, "norm_eps": 1e-6}
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+
+WEIGHTS = changed(
+    llama.WEIGHTS,
+    Same("model.layers.{i}.self_attn.q_proj", "transformer.h.{i}.attn.q_proj"),
+    Same("model.layers.{i}.self_attn.q_a_proj", "transformer.h.{i}.attn.q_a_proj"),
+    Same("model.layers.{i}.self_attn.q_a_layernorm", "transformer.h.{i}.attn.q_a_norm"),
+    Same("model.layers.{i}.self_attn.q_b_proj", "transformer.h.{i}.attn.q_b_proj"),
+    Same("model.layers.{i}.self_attn.kv_a_proj_with_mqa", "transformer.h.{i}.attn.kv_a_proj_with_mqa"),
+    Same("model.layers.{i}.self_attn.kv_a_layernorm", "transformer.h.{i}.attn.kv_a_norm"),
+    Same("model.layers.{i}.self_attn.kv_b_proj", "transformer.h.{i}.attn.kv_b_proj"),
+    Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
+    Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
+    Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
+    Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
+    Same("model.layers.{i}.mlp.shared_experts.gate_proj", "transformer.h.{i}.mlp.shared_experts.fc_1"),
+    Same("model.layers.{i}.mlp.shared_experts.up_proj", "transformer.h.{i}.mlp.shared_experts.fc_2"),
+    Same("model.layers.{i}.mlp.shared_experts.down_proj", "transformer.h.{i}.mlp.shared_experts.proj"),
+    Drop("model.layers.{n}.*"),  # V3's extra layer, which predicts the token after the next
+    without=("transformer.h.{i}.attn.qkv",),
+)
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    for key in ("head_dim", "qk_head_dim", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"):
+        left.pop(key, None)
+    for key in ("num_nextn_predict_layers", "moe_layer_freq", "mlp_bias", "num_local_experts", "num_experts"):
+        left.pop(key, None)
+    groups = left.pop("num_key_value_heads", None)
+    if groups not in (None, left["num_attention_heads"]):
+        raise LitGPTError(
+            "config.json has `num_key_value_heads` unlike `num_attention_heads`, not known in DeepSeek models."
+        )
+    return {
+        **pop_rope(left),
+        "latent_attention": {key: left.pop(key, None) for key in LATENT},
+        "attn_bias": bool(left.pop("attention_bias", False)),
+        "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
+        "n_expert": left.pop("n_routed_experts"),
+        "n_expert_per_token": left.pop("num_experts_per_tok"),
+        "n_shared_expert": left.pop("n_shared_experts"),
+        "moe_intermediate_size": left.pop("moe_intermediate_size"),
+        "first_k_dense_replace": left.pop("first_k_dense_replace", 0),
+        "routed_scaling_factor": left.pop("routed_scaling_factor", 1.0),
+    }
+
+
+def from_hf_2(left: dict[str, Any]) -> dict[str, Any]:
+    grouped = pop_choice(left, "topk_method", {"greedy": False, "group_limited_greedy": True}, "greedy")
+    pop_choice(left, "scoring_func", {"softmax": None}, "softmax")
+    left.pop("norm_topk_prob", None)  # transformers doesn't act on it
+    groups = {"n_expert_groups": left.pop("n_group", None), "n_topk_groups": left.pop("topk_group", None)}
+    return {
+        **from_hf(left),
+        **(groups if grouped else {}),
+        "n_topk_scores_per_group": 1 if grouped else None,
+        "router_scores": "softmax",
+        "router_softmax_over_all": True,
+    }
+
+
+def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "topk_method", {"noaux_tc": None}, "noaux_tc")
+    pop_choice(left, "scoring_func", {"sigmoid": None}, "sigmoid")
+    return {
+        "rope_interleave": bool(left.pop("rope_interleave", True)),
+        **from_hf(left),
+        "n_expert_groups": left.pop("n_group"),
+        "n_topk_groups": left.pop("topk_group"),
+        "n_topk_scores_per_group": 2,
+        "norm_topk_prob": bool(left.pop("norm_topk_prob", True)),
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    return {
+        **push_rope(config),
+        **config.latent_attention,
+        "hidden_act": "silu",
+        "num_key_value_heads": config.n_head,
+        "attention_bias": config.attn_bias,
+        "tie_word_embeddings": config.tie_embeddings,
+        "n_routed_experts": config.n_expert,
+        "num_experts_per_tok": config.n_expert_per_token,
+        "n_shared_experts": config.n_shared_expert,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "first_k_dense_replace": config.first_k_dense_replace or 0,
+        "routed_scaling_factor": config.routed_scaling_factor,
+        "n_group": config.n_expert_groups,
+        "topk_group": config.n_topk_groups,
+    }
+
+
+def to_hf_2(config: Any) -> dict[str, Any]:
+    method = "greedy" if config.n_expert_groups is None else "group_limited_greedy"
+    return {**to_hf(config), "topk_method": method}
+
+
+def to_hf_3(config: Any) -> dict[str, Any]:
+    return {**to_hf(config), "rope_interleave": config.rope_interleave, "norm_topk_prob": config.norm_topk_prob}
+
+
+def stretched(factor: float, mscale: float) -> dict[str, Any]:
+    return dict(
+        factor=factor, beta_fast=32, beta_slow=1, original_max_seq_len=4096, mscale=mscale, mscale_all_dim=mscale
+    )
+
+
+def latent(q_lora_rank: int | None) -> dict[str, Any]:
+    return dict(q_lora_rank=q_lora_rank, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128)
+
+
+V2 = Family(
+    name="deepseek_v2",
+    architectures=("DeepseekV2ForCausalLM",),
+    model_type="deepseek_v2",
+    base=BASE,
+    rows=named(
+        "deepseek-ai",
+        {
+            "DeepSeek-V2-Lite{,-Chat}": size(
+                27, 16, 2048, 10944, moe_intermediate_size=1408, n_expert=64, latent_attention=latent(None)
+            ),
+        },
+        dict(block_size=163840, vocab_size=102400, padded_vocab_size=102400),
+        dict(rope_adjustments=stretched(40, 0.707), n_expert_per_token=6, n_shared_expert=2, first_k_dense_replace=1),
+        dict(router_scores="softmax", router_softmax_over_all=True),
+    ),
+    hf_fields=llama.HF_FIELDS,
+    from_hf=from_hf_2,
+    to_hf=to_hf_2,
+    weights=WEIGHTS,
+    prefix="model.",
+    hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+)
+
+V3 = replace(
+    V2,
+    name="deepseek_v3",
+    architectures=("DeepseekV3ForCausalLM",),
+    model_type="deepseek_v3",
+    rows=named(
+        "deepseek-ai",
+        {"DeepSeek-{V3,V3-0324,R1,R1-0528}": size(61, 128, 7168, 18432, latent_attention=latent(1536))},
+        dict(block_size=163840, vocab_size=129280, padded_vocab_size=129280, rope_adjustments=stretched(40, 1.0)),
+        dict(moe_intermediate_size=2048, n_expert=256, n_expert_per_token=8, n_shared_expert=1),
+        dict(n_expert_groups=8, n_topk_groups=4, n_topk_scores_per_group=2, norm_topk_prob=True),
+        dict(first_k_dense_replace=3, routed_scaling_factor=2.5),
+    ),
+    from_hf=from_hf_3,
+    to_hf=to_hf_3,
+)

@@ -1,0 +1,218 @@
+"""What GGUF, llama.cpp's file format, calls a family's settings and tensors: one row a family, read in both directions.
+
+Keys and tensors: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; `litgpt.checkpoint.gguf` opens the files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from litgpt.errors import LitGPTError
+from litgpt.families.base import Drop, Join, Rule, Same
+
+Metadata = dict[str, Any]
+"""The file's key-value pairs, read into plain Python values."""
+
+FIELDS = (
+    ("context_length", "block_size"),
+    ("embedding_length", "n_embd"),
+    ("block_count", "n_layer"),
+    ("feed_forward_length", "intermediate_size"),
+    ("attention.head_count", "n_head"),
+)
+"""Metadata key, without the architecture before it ↔ `Config` field; every file has them."""
+OPTIONAL_FIELDS = (
+    ("attention.head_count_kv", "n_query_groups"),
+    ("attention.key_length", "head_size"),
+    ("attention.sliding_window", "sliding_window_size"),
+)
+"""Where a file leaves them out, `Config`'s own default is what it means."""
+HARMLESS = frozenset(
+    {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
+)
+"""Keys that change nothing, or only together with others that are refused."""
+
+COMMON = (
+    Same("token_embd", "transformer.wte"),
+    Same("blk.{i}.attn_norm", "transformer.h.{i}.norm_1"),
+    Same("blk.{i}.attn_output", "transformer.h.{i}.attn.proj"),
+    Same("blk.{i}.ffn_norm", "transformer.h.{i}.norm_2"),
+    Same("blk.{i}.ffn_down", "transformer.h.{i}.mlp.proj"),
+    Same("output_norm", "transformer.ln_f"),
+    Same("output", "lm_head"),
+)
+FUSED_QKV = (Same("blk.{i}.attn_qkv", "transformer.h.{i}.attn.qkv"),)
+SPLIT_QKV = (Join(("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v"), "transformer.h.{i}.attn.qkv"),)
+PLAIN_MLP = (Same("blk.{i}.ffn_up", "transformer.h.{i}.mlp.fc"),)
+GATED_MLP = (
+    Same("blk.{i}.ffn_gate", "transformer.h.{i}.mlp.fc_1"),
+    Same("blk.{i}.ffn_up", "transformer.h.{i}.mlp.fc_2"),
+)
+ROPE_FREQUENCIES = "rope_freqs.weight"
+"""What each frequency is divided by, in models whose RoPE is stretched; `litgpt.checkpoint.gguf` reads it into the config."""
+STRETCHED = (Drop(ROPE_FREQUENCIES),)
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """A family as GGUF files hold it."""
+
+    arch: str
+    """`general.architecture`, and what the family's own keys begin with."""
+    eps: str
+    """The key of the norms' epsilon."""
+    weights: tuple[Rule, ...]
+    """Tensor names, theirs on the left."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Further keys that every file of the family has."""
+    paired: tuple[tuple[str, str], ...] = ()
+    """Tensors whose rows hold dimension `d` of a head next to `d + H/2`, as llama.cpp's plain RoPE wants them; the `Config`
+    field that counts their heads."""
+    has_rope: bool = True
+    always_biased: bool = False
+    """llama.cpp opens no such model without biases."""
+    head_may_be_left_out: bool = True
+    """Without `output.weight`, the embedding is the head."""
+    only_with: str | None = None
+    """The key that tells this family from others of the same `arch`."""
+    pre_tokenizer: str | None = None
+    """How text is cut into words where a file doesn't say (`tokenizer.ggml.pre`); None: such a file is refused."""
+
+    # -- theirs → ours
+
+    def read(
+        self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: Mapping[str, Any]
+    ) -> Metadata:
+        """A file's metadata → `Config` fields.
+
+        Args:
+            metadata: All its keys.
+            shapes: Its tensors' shapes; which biases there are is told by nothing else.
+            base: The `Config` fields that all of the family share.
+
+        Raises:
+            LitGPTError: A key that changes the computation is not known here, or a needed one is missing.
+        """
+        start = f"{self.arch}."
+        left = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
+        found = dict(base)
+        for key, field in (*FIELDS, (self.eps, "norm_eps"), *self.fields):
+            if key not in left:
+                raise LitGPTError(f"The GGUF file has no `{start}{key}`, which a model of its architecture needs.")
+            found[field] = _one_for_all(start + key, left.pop(key))
+        for key, field in OPTIONAL_FIELDS:
+            if left.get(key) is not None:
+                found[field] = _one_for_all(start + key, left.pop(key))
+        head_size = found.get("head_size") or found["n_embd"] // found["n_head"]
+        if left.pop("attention.value_length", head_size) != head_size:
+            raise LitGPTError("The GGUF file has values of another size than its keys, which no model here has.")
+        if self.has_rope:
+            found.update(self._read_rope(left, head_size))
+        if not left.pop("attention.causal", True):
+            raise LitGPTError("The GGUF file holds a model that is not causal, which none here is.")
+        unknown = [key for key, value in left.items() if key not in HARMLESS and value not in (None, False, 0, "", [])]
+        if unknown:
+            raise LitGPTError(
+                f"The GGUF file has `{start}{unknown[0]}`: {left[unknown[0]]!r}, which is not known here and may change "
+                "what the model computes."
+            )
+        rows = shapes.get("token_embd.weight", (0,))[0]
+        return {**found, **self._biases(shapes, found), "vocab_size": rows, "padded_vocab_size": rows}
+
+    def _read_rope(self, left: Metadata, head_size: int) -> Metadata:
+        base = left.pop("rope.freq_base", 10000.0)
+        dimensions = left.pop("rope.dimension_count", head_size)
+        if self.paired and dimensions != head_size:
+            raise LitGPTError(
+                f"The GGUF file rotates {dimensions} of {head_size} dimensions, which its family here doesn't."
+            )
+        found = {
+            "rope_base": int(base) if base == int(base) else base,
+            "rotary_percentage": share(dimensions, head_size),
+        }
+        factor = left.pop("rope.scale_linear", 1.0)  # how older files say it
+        kind = left.pop("rope.scaling.type", "none")
+        if kind == "linear":
+            factor = left.pop("rope.scaling.factor", factor)
+        elif kind != "none":
+            raise LitGPTError(f"The GGUF file asks for RoPE scaling of kind {kind!r}; known here: none, linear.")
+        if left.pop("rope.scaling.factor", 1.0) not in (0.0, 1.0):
+            raise LitGPTError(f"The GGUF file has `{self.arch}.rope.scaling.factor` but doesn't say of what kind.")
+        if left.pop("rope.scaling.attn_factor", 1.0) != 1.0:
+            raise LitGPTError(f"The GGUF file has `{self.arch}.rope.scaling.attn_factor`, which is not known here.")
+        if factor != 1.0:
+            found["rope_adjustments"] = {"factor": float(factor)}
+        return found
+
+    def _biases(self, shapes: Collection[str], found: Mapping[str, Any]) -> Metadata:
+        """Which parts have a bias, by the first layer's tensors."""
+        theirs = {rule.ours: rule.theirs for rule in self.weights if not isinstance(rule, Drop)}
+
+        def has(ours: str) -> bool:
+            names = theirs.get(ours, ())
+            first = names if isinstance(names, str) else "".join(names[:1])
+            return first.replace("{i}", "0") + ".bias" in shapes
+
+        layer = "transformer.h.{i}"
+        mlp = has(f"{layer}.mlp.proj")
+        biases = {
+            "bias": mlp,
+            "attn_bias": has(f"{layer}.attn.qkv") and not mlp,
+            "attn_proj_bias": has(f"{layer}.attn.proj") and not mlp,
+            "lm_head_bias": has("lm_head"),
+        }
+        if found.get("norm_class_name", "LayerNorm") == "LayerNorm":
+            biases["norm_bias"] = has("transformer.ln_f")
+        return biases
+
+    # -- ours → theirs
+
+    def write(self, config: Any) -> Metadata:
+        """A `Config` → the keys that are the architecture's own; what GGUF can't say shows when they are read again.
+
+        Raises:
+            LitGPTError: A model without biases, of a family that llama.cpp opens with biases only.
+        """
+        if self.always_biased and not (config.bias and config.norm_bias):
+            raise LitGPTError(
+                f"llama.cpp opens models of the architecture {self.arch!r} with biases only, and this one has none."
+            )
+        names = (*FIELDS, (self.eps, "norm_eps"), *self.fields, *OPTIONAL_FIELDS)
+        written = {key: getattr(config, field) for key, field in names if getattr(config, field) is not None}
+        written["attention.value_length"] = config.head_size
+        if self.has_rope:
+            written |= {"rope.dimension_count": config.rope_n_elem, "rope.freq_base": float(config.rope_base)}
+            factor = linear_factor(config)
+            if factor != 1.0:
+                written |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
+        return {
+            f"{self.arch}.{key}": value for key, value in (written | {"vocab_size": config.padded_vocab_size}).items()
+        }
+
+
+def linear_factor(config: Any) -> float:
+    """What a config divides all positions by."""
+    adjust = config.rope_adjustments or {}
+    return float(config.rope_condense_ratio) * (float(adjust["factor"]) if set(adjust) == {"factor"} else 1.0)
+
+
+def share(part: int, whole: int) -> float:
+    """`part / whole`, such that `int(share * whole)` is `part` again."""
+    quotient = part / whole
+    return quotient if int(quotient * whole) == part else math.nextafter(quotient, 2.0)
+
+
+def _one_for_all(key: str, value: Any) -> Any:
+    """A setting that some files give layer by layer.
+
+    Raises:
+        LitGPTError: It differs between layers.
+    """
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise LitGPTError(f"The GGUF file's `{key}` differs between layers, which no model here has.")
+    return value[0]

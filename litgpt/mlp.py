@@ -1,0 +1,54 @@
+"""The MLPs of the families: plain and gated; mixtures of them are in `litgpt.moe`.
+
+C: `n_embd`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.config import Config
+
+
+class GptNeoxMLP(nn.Module):
+    """Up, GELU, down."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+        self.approximate = config.gelu_approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, C)` → `(…, C)`."""
+        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+
+
+class LLaMAMLP(nn.Module):
+    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): `fc_1` gates, `fc_2` carries."""
+
+    def __init__(self, config: Config, width: int | None = None) -> None:
+        super().__init__()
+        width = config.intermediate_size if width is None else width
+        assert width is not None
+        self.fc_1 = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.fc_2 = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.proj = nn.Linear(width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, C)` → `(…, C)`."""
+        return self.proj(F.silu(self.fc_1(x)) * self.fc_2(x))
+
+
+class GemmaMLP(LLaMAMLP):
+    """GeGLU: the gate is a GELU."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.approximate = config.gelu_approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, C)` → `(…, C)`."""
+        return self.proj(F.gelu(self.fc_1(x), approximate=self.approximate) * self.fc_2(x))
