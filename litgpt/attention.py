@@ -72,11 +72,12 @@ class Attention(nn.Module):
             mask = attention_mask(torch.arange(q.size(2), device=q.device), k.size(2), None, always=True)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
+        wide = torch.promote_types(scores.dtype, torch.float32)
         if self.sinks is None:
-            return scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype) @ v
+            return scores.softmax(dim=-1, dtype=wide).to(q.dtype) @ v
         # A sink takes its share of the attention and gives nothing (https://arxiv.org/abs/2309.17453).
         sinks = self.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        shares = torch.cat((scores, sinks), dim=-1).softmax(dim=-1, dtype=torch.float32)
+        shares = torch.cat((scores, sinks), dim=-1).softmax(dim=-1, dtype=wide)
         return shares[..., :-1].to(q.dtype) @ v
 
 

@@ -34,6 +34,8 @@ class KVCache:
             self.values = [torch.zeros((*shape, value_size), device=device, dtype=dtype) for _ in range(config.n_layer)]
         else:
             self.values = [keys[..., :value_size] for keys in self.keys]  # the latent is both
+        self.held = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
+        """Every tensor there is, once, `(slots, G, length, ...)`."""
         self.slots = slots
         self.length = length
 

@@ -111,6 +111,10 @@ class Config:
     """RMSNorm scales by `1 + weight`. Unset: as the family says, else by `weight`."""
     attn_proj_bias: bool = False
     """A bias on `attn.proj` even where `bias` is off."""
+    expert_bias: bool = False
+    """The router and the experts have biases."""
+    swiglu_limit: float | None = None
+    """Experts clamp gate and carrier to this, and carry one more than the carrier (gpt-oss)."""
     attention_sinks: bool = False
     """Each head has a learned share of attention that goes nowhere."""
     router_scores: Literal["softmax", "sigmoid"] | None = None

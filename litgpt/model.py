@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from litgpt.attention import CausalSelfAttention, MultiheadLatentAttention, Reach, attention_mask, softcap
 from litgpt.cache import KVCache, Span
@@ -25,7 +26,7 @@ from litgpt.rope import RopeTable
 class GPT(nn.Module):
     """A decoder-only language model.
 
-    Build it under `torch.device("meta")` and load weights with `assign=True`: nothing is initialised twice.
+    `GPT.skeleton` builds it without memory; load weights into that with `assign=True`: nothing is initialised in vain.
     """
 
     def __init__(self, config: Config) -> None:
@@ -46,6 +47,15 @@ class GPT(nn.Module):
     def from_name(cls, name: str, **overrides: Any) -> Self:
         """A model of a named size, with fresh weights."""
         return cls(Config.from_name(name, **overrides))
+
+    @classmethod
+    def skeleton(cls, config: Config) -> Self:
+        """A model on `meta`: names and shapes, but neither memory nor time for values.
+
+        (To initialise on `meta` would do nothing, at the price of torch's symbolic machinery: a CPU second to import.)
+        """
+        with torch.device("meta"), _Uninitialised():
+            return cls(config)
 
     # -- tying
 
@@ -190,6 +200,18 @@ MLPS: dict[str, type[nn.Module]] = {
     "GemmaMLP": GemmaMLP,
     "LLaMAMoE": LLaMAMoE,
 }
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what the functions of `torch.nn.init` do."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 class Backbone(nn.Module):

@@ -5,6 +5,7 @@ A: assignments (tokens x experts a token), C: `n_embd`, E: `n_expert`, I: width 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from litgpt.config import Config
 from litgpt.mlp import LLaMAMLP
 
-PARTS = ("fc_1", "fc_2", "proj")
+PartLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""As `Experts.linear`."""
 
 
 class LLaMAMoE(nn.Module):
-    """A router, the experts it chooses from (Mixtral, https://arxiv.org/abs/2401.04088), perhaps some for all tokens."""
+    """A router, the experts it chooses from (Mixtral, https://arxiv.org/abs/2401.04088), and some for all."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         grouped = config.n_expert_groups is not None
-        self.gate = GroupedTopkRouter(config) if grouped else nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.gate = (
+            GroupedTopkRouter(config) if grouped else nn.Linear(config.n_embd, config.n_expert, bias=config.expert_bias)
+        )
         self.experts = Experts(config)
         self.shared_experts: nn.Module | None = None
         if config.n_shared_expert:
@@ -43,7 +47,8 @@ class LLaMAMoE(nn.Module):
         if isinstance(self.gate, GroupedTopkRouter):
             weights, chosen = self.gate(tokens)
         else:
-            shares = self.gate(tokens).softmax(dim=-1, dtype=torch.float32)
+            logits = self.gate(tokens)
+            shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
             weights, chosen = shares.topk(self.config.n_expert_per_token, dim=-1)
             if not self.config.router_softmax_over_all:
                 weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -72,7 +77,8 @@ class GroupedTopkRouter(nn.Module):
         """Tokens `(B·T, C)` → weights and numbers of their experts, `(B·T, K)` both."""
         config = self.config
         assert config.n_expert_groups is not None and config.n_topk_groups is not None
-        logits = F.linear(tokens.float(), self.weight.float())
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        logits = F.linear(tokens.to(wide), self.weight.to(wide))
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1)
         wanted = scores + self.e_score_correction_bias if self.sigmoid else scores
         grouped = wanted.view(len(tokens), config.n_expert_groups, -1)
@@ -96,10 +102,18 @@ class Experts(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.intermediate_size is not None
-        width = config.moe_intermediate_size or config.intermediate_size
-        self.fc_1 = nn.Parameter(torch.empty(config.n_expert, width, config.n_embd))
-        self.fc_2 = nn.Parameter(torch.empty(config.n_expert, width, config.n_embd))
-        self.proj = nn.Parameter(torch.empty(config.n_expert, config.n_embd, width))
+        E, C, width = config.n_expert, config.n_embd, config.moe_intermediate_size or config.intermediate_size
+        self.fc_1 = nn.Parameter(torch.empty(E, width, C))
+        self.fc_2 = nn.Parameter(torch.empty(E, width, C))
+        self.proj = nn.Parameter(torch.empty(E, C, width))
+        self.parts = {f"{part}.weight": part for part in ("fc_1", "fc_2", "proj")}
+        """What a state dict calls the parts of an expert, and what they are here."""
+        if config.expert_bias:
+            self.fc_1_bias = nn.Parameter(torch.empty(E, width))
+            self.fc_2_bias = nn.Parameter(torch.empty(E, width))
+            self.proj_bias = nn.Parameter(torch.empty(E, C))
+            self.parts.update({f"{part}.bias": f"{part}_bias" for part in ("fc_1", "fc_2", "proj")})
+        self.limit = config.swiglu_limit
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -107,22 +121,41 @@ class Experts(nn.Module):
         for part in (self.fc_1, self.fc_2, self.proj):
             bound = part.size(-1) ** -0.5
             nn.init.uniform_(part, -bound, bound)
+        for name, part in self.named_parameters(recurse=False):
+            if name.endswith("_bias"):
+                nn.init.zeros_(part)
 
-    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Tokens `(B·T, C)`, with the weights and numbers of their experts `(B·T, K)` → `(B·T, C)`."""
+    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor, linear: PartLinear | None = None) -> Tensor:
+        """Tokens `(B·T, C)`, with the weights and numbers of their experts `(B·T, K)` → `(B·T, C)`.
+
+        `linear` computes the parts in place of `self.linear`.
+        """
+        linear = linear or self.linear
         order = chosen.flatten().argsort(stable=True)  # (A,): assignments, expert by expert
-        source = order // chosen.size(1)  # (A,): the token of each
-        ends = torch.bincount(chosen.flatten(), minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
+        source, expert = order // chosen.size(1), chosen.flatten()[order]  # (A,): the token and the expert of each
+        ends = torch.bincount(expert, minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
         x = tokens[source]  # (A, C)
-        hidden = F.silu(grouped_linear(x, self.fc_1, ends)) * grouped_linear(x, self.fc_2, ends)  # (A, I)
-        y = grouped_linear(hidden, self.proj, ends) * weights.flatten()[order, None]  # (A, C)
+        hidden = self.gated(linear("fc_1", x, expert, ends), linear("fc_2", x, expert, ends))  # (A, I)
+        y = linear("proj", hidden, expert, ends) * weights.flatten()[order, None]  # (A, C)
         return torch.zeros_like(tokens).index_add(0, source, y)
 
+    def linear(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """`part` of every expert for its own rows of `x`; `expert` has the expert of each row, `ends` where each one's end."""
+        y = grouped_linear(x, getattr(self, part), ends)
+        return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
+
+    def gated(self, gate: Tensor, carrier: Tensor) -> Tensor:
+        """SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        if self.limit is None:
+            return F.silu(gate) * carrier
+        gate, carrier = gate.clamp(max=self.limit), carrier.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(1.702 * gate) * (carrier + 1)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for part in PARTS:
+        for name, part in self.parts.items():
             stacked = getattr(self, part)
-            for expert, weight in enumerate(stacked if keep_vars else stacked.detach()):
-                destination[f"{prefix}{expert}.{part}.weight"] = weight
+            for expert, tensor in enumerate(stacked if keep_vars else stacked.detach()):
+                destination[f"{prefix}{expert}.{name}"] = tensor
 
     def _load_from_state_dict(
         self,
@@ -134,15 +167,15 @@ class Experts(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        for part in PARTS:
+        for name, part in self.parts.items():
             stacked = getattr(self, part)
-            names = [f"{prefix}{expert}.{part}.weight" for expert in range(len(stacked))]
+            names = [f"{prefix}{expert}.{name}" for expert in range(len(stacked))]
             absent = [name for name in names if name not in state_dict]
             if absent:
                 missing_keys.extend(absent if strict else [])
             elif local_metadata.get("assign_to_params_buffers", False):
-                weight = torch.stack([state_dict[name] for name in names])
-                setattr(self, part, nn.Parameter(weight, requires_grad=stacked.requires_grad))
+                tensor = torch.stack([state_dict[name] for name in names])
+                setattr(self, part, nn.Parameter(tensor, requires_grad=stacked.requires_grad))
             else:
                 with torch.no_grad():
                     for row, name in zip(stacked, names, strict=True):

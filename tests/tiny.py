@@ -58,6 +58,14 @@ DEEPSEEK = dict(
     first_k_dense_replace=1,
     routed_scaling_factor=1.5,
 )
+GPT_OSS = dict(
+    **{**LLAMA_LIKE, "intermediate_size": 32},
+    head_dim=8,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    sliding_window=7,
+    rope_parameters={**YARN, "truncate": False},
+)
 
 # Case name → (class in transformers, settings).
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -141,6 +149,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3Config",
         {**DEEPSEEK, "n_group": 4, "topk_group": 2, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
+    "gpt-oss": ("GptOssConfig", GPT_OSS),
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
 }

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from litgpt.checkpoint.dequantize import dequantized
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
@@ -42,8 +43,7 @@ def load_model(
     """
     checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
     weights = open_weights(checkpoint)
-    with torch.device("meta"):
-        model = GPT(checkpoint.config)
+    model = GPT.skeleton(checkpoint.config)
     fill(model, weights, device, dtype)
     return model.eval()
 
@@ -98,8 +98,7 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
 
         return gguf_weights(open_gguf(checkpoint.files[0]))
     theirs = read_files(checkpoint.files)
-    with torch.device("meta"):
-        wanted = GPT(config).state_dict()
+    wanted = GPT.skeleton(config).state_dict()
     table = WeightTable(config)
     if config.tie_embeddings and table.head_name() in theirs.names:
         embedding = table.import_from(theirs, [name for name in wanted if name != HEAD]).fetch(EMBEDDING)
@@ -114,7 +113,7 @@ def read_files(files: Iterable[Path]) -> Tensors:
     for file in files:
         opened[file] = _open_safetensors(file) if file.suffix == ".safetensors" else lazy(load_pth(file))
         where.update(dict.fromkeys(opened[file].names, file))
-    return Tensors(tuple(where), lambda name: opened[where[name]].fetch(name))
+    return dequantized(Tensors(tuple(where), lambda name: opened[where[name]].fetch(name)))
 
 
 def _open_safetensors(file: Path) -> Tensors:

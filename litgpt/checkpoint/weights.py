@@ -14,7 +14,7 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.families.base import Drop, Family, Interleaved, Join, Rule, Same, Split
+from litgpt.families.base import Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -49,7 +49,7 @@ class WeightTable:
         if isinstance(rule, Drop):
             self.dropped.append(rule.theirs.replace("{n}", str(self.config.n_layer)))
         else:
-            for ours in rule.ours if isinstance(rule, Split) else (rule.ours,):
+            for ours in rule.ours if isinstance(rule, Split | Stacked) else (rule.ours,):
                 self.rules[ours] = rule
 
     # -- theirs → ours
@@ -122,6 +122,9 @@ class WeightTable:
             return torch.cat(tensors)
         if isinstance(rule, Split):
             return tensors[0].chunk(len(rule.ours))[rule.ours.index(ours.rpartition(".")[0])]
+        if isinstance(rule, Stacked):
+            columns = tensors[0][rule.expert][..., rule.ours.index(ours) :: len(rule.ours)]
+            return columns.t() if columns.dim() == 2 else columns
         if isinstance(rule, Interleaved):
             return deinterleave_qkv(tensors[0], self.config)
         transposed = isinstance(rule, Same) and rule.transpose and tensors[0].dim() == 2
@@ -147,9 +150,21 @@ class WeightTable:
             if isinstance(rule, Split):
                 parameter = name.rpartition(".")[2]
                 return torch.cat([ours.fetch(f"{module}.{parameter}") for module in rule.ours])
+            if isinstance(rule, Stacked):
+                return self._stack(theirs, ours)
             return self._take_apart(rule, part, ours.fetch(name))
 
         return Tensors(tuple(origins), fetch)
+
+    def _stack(self, theirs: str, ours: Tensors) -> Tensor:
+        """One tensor of all experts."""
+        rules = {rule for rule in self.rules.values() if isinstance(rule, Stacked) and rule.theirs == theirs}
+        experts = []
+        for rule in sorted(rules, key=lambda rule: rule.expert):
+            parts = [ours.fetch(name) for name in rule.ours]
+            columns = [part.t() if part.dim() == 2 else part for part in parts]  # (in, out) or (out,)
+            experts.append(torch.stack(columns, dim=-1).flatten(-2))
+        return torch.stack(experts)
 
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
@@ -169,6 +184,8 @@ def _spelled(rule: Rule, layer: str, expert: str) -> Rule:
 
     if isinstance(rule, Drop):
         return Drop(fill(rule.theirs))
+    if isinstance(rule, Stacked):
+        rule = replace(rule, expert=int(expert))
     return replace(rule, theirs=fill(rule.theirs), ours=fill(rule.ours))
 
 

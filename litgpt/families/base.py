@@ -42,6 +42,16 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """One tensor of theirs holds all experts, `(E, in, n·out)` or `(E, n·out)`, the columns of n tensors of ours by
+    turns: `gate_up_proj` → `experts.{e}.fc_1.weight`, `experts.{e}.fc_2.weight`. These are names of parameters."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    expert: int = 0
+
+
+@dataclass(frozen=True)
 class Interleaved:
     """Their fused query-key-value rows run head by head (`q0 k0 v0 q1 k1 v1 …`); ours run `[Q | K | V]`."""
 
@@ -57,7 +67,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Interleaved | Drop
+Rule = Same | Join | Split | Stacked | Interleaved | Drop
 
 # -- config.json keys that don't change what the model computes (or only how it is trained).
 IGNORED_HF_FIELDS = frozenset(
@@ -128,6 +138,7 @@ class Family:
         if self.nested is not None and isinstance(top.get(self.nested), dict):
             top = {"tie_word_embeddings": top.get("tie_word_embeddings", True), **top[self.nested]}
         left = {**self.hf_defaults, **top}
+        pop_quantization(left)
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
             if left.get(theirs) is None:
@@ -233,6 +244,18 @@ def push_windows(config: Any) -> dict[str, Any]:
     indices = config.sliding_window_indices or [0] * config.n_layer
     kinds = ["sliding_attention" if index else "full_attention" for index in indices]
     return {"sliding_window": config.sliding_window_size, "layer_types": kinds}
+
+
+def pop_quantization(left: dict[str, Any]) -> None:
+    """Takes `quantization_config` out of a `config.json`.
+
+    Raises:
+        LitGPTError: The weights are stored in a way that is not read here.
+    """
+    how = left.pop("quantization_config", None) or {}
+    method = how.get("quant_method", "none")
+    if method not in ("none", "mxfp4", "fp8") or (method == "fp8" and not how.get("weight_block_size")):
+        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8 in blocks, and GGUF files.")
 
 
 def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:

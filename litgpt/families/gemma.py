@@ -5,6 +5,7 @@ https://arxiv.org/abs/2403.08295, https://arxiv.org/abs/2408.00118, https://arxi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from litgpt.families.base import (
     push_windows,
     size,
 )
+from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "GemmaMLP"},
@@ -215,4 +217,38 @@ GEMMA_3 = replace(
         ("model.language_model.", "model."),
     ),
     not_text=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+)
+
+
+def implied_2(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What llama.cpp settles by the number of layers: which ones have a window, and the 27B model's scale of scores."""
+    head_size = found["n_embd"] // found["n_head"] if found["n_layer"] in (46, 62) else found["head_size"]
+    return {
+        "sliding_window_indices": [1 - layer % 2 for layer in range(found["n_layer"])],
+        "attention_scores_scalar": head_size,
+    }
+
+
+def implied_3(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rope_local_base_freq": 10000, **found, **implied_2(found), **local_and_global(found["n_layer"])}
+
+
+AS_GGUF = replace(llama.AS_GGUF, arch="gemma", paired=())
+AS_GGUF_2 = replace(
+    AS_GGUF,
+    arch="gemma2",
+    weights=(*AS_GGUF.weights, *NORMED_OUTPUTS),
+    fields=(("attention.sliding_window", "sliding_window_size"),),
+    optional=(
+        ("attn_logit_softcapping", "attention_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ),
+    implied=implied_2,
+)
+AS_GGUF_3 = replace(
+    AS_GGUF_2,
+    arch="gemma3",
+    weights=(*AS_GGUF_2.weights, *NORMED_HEADS),
+    optional=(("final_logit_softcapping", "final_logit_softcapping"), ("rope.freq_base_swa", "rope_local_base_freq")),
+    implied=implied_3,
 )

@@ -6,7 +6,7 @@ Keys and tensors: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; `li
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,10 @@ FIELDS = (
 OPTIONAL_FIELDS = (
     ("attention.head_count_kv", "n_query_groups"),
     ("attention.key_length", "head_size"),
-    ("attention.sliding_window", "sliding_window_size"),
 )
 """Where a file leaves them out, `Config`'s own default is what it means."""
+REAL = frozenset({"norm_eps", "rope_local_base_freq", "attention_logit_softcapping", "final_logit_softcapping"})
+"""Fields that are written as floating-point numbers even where they are whole."""
 HARMLESS = frozenset(
     {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
 )
@@ -51,8 +52,17 @@ GATED_MLP = (
     Same("blk.{i}.ffn_gate", "transformer.h.{i}.mlp.fc_1"),
     Same("blk.{i}.ffn_up", "transformer.h.{i}.mlp.fc_2"),
 )
+NORMED_HEADS = (
+    Same("blk.{i}.attn_q_norm", "transformer.h.{i}.attn.norm_q"),
+    Same("blk.{i}.attn_k_norm", "transformer.h.{i}.attn.norm_k"),
+)
+NORMED_OUTPUTS = (
+    Same("blk.{i}.post_attention_norm", "transformer.h.{i}.post_attention_norm"),
+    Same("blk.{i}.post_ffw_norm", "transformer.h.{i}.post_mlp_norm"),
+)
+PAIRED_HEADS = (("blk.{i}.attn_q", "n_head"), ("blk.{i}.attn_k", "n_query_groups"))
 ROPE_FREQUENCIES = "rope_freqs.weight"
-"""What each frequency is divided by, in models whose RoPE is stretched; `litgpt.checkpoint.gguf` reads it into the config."""
+"""What each frequency is divided by, in models whose RoPE is stretched; it becomes a part of the config."""
 STRETCHED = (Drop(ROPE_FREQUENCIES),)
 
 
@@ -68,9 +78,13 @@ class GGUF:
     """Tensor names, theirs on the left."""
     fields: tuple[tuple[str, str], ...] = ()
     """Further keys that every file of the family has."""
+    optional: tuple[tuple[str, str], ...] = ()
+    """Further keys that a file may have."""
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
+    """`Config` fields that the architecture settles without a key, from those that were read."""
     paired: tuple[tuple[str, str], ...] = ()
-    """Tensors whose rows hold dimension `d` of a head next to `d + H/2`, as llama.cpp's plain RoPE wants them; the `Config`
-    field that counts their heads."""
+    """Tensors whose rows hold dimension `d` of a head next to `d + H/2`, as llama.cpp's plain RoPE wants them, and the
+    `Config` field that counts their heads."""
     has_rope: bool = True
     always_biased: bool = False
     """llama.cpp opens no such model without biases."""
@@ -103,7 +117,7 @@ class GGUF:
             if key not in left:
                 raise LitGPTError(f"The GGUF file has no `{start}{key}`, which a model of its architecture needs.")
             found[field] = _one_for_all(start + key, left.pop(key))
-        for key, field in OPTIONAL_FIELDS:
+        for key, field in (*OPTIONAL_FIELDS, *self.optional):
             if left.get(key) is not None:
                 found[field] = _one_for_all(start + key, left.pop(key))
         head_size = found.get("head_size") or found["n_embd"] // found["n_head"]
@@ -116,11 +130,12 @@ class GGUF:
         unknown = [key for key, value in left.items() if key not in HARMLESS and value not in (None, False, 0, "", [])]
         if unknown:
             raise LitGPTError(
-                f"The GGUF file has `{start}{unknown[0]}`: {left[unknown[0]]!r}, which is not known here and may change "
-                "what the model computes."
+                f"The GGUF file has `{start}{unknown[0]}`: {left[unknown[0]]!r}, which is not known here and may "
+                "change what the model computes."
             )
         rows = shapes.get("token_embd.weight", (0,))[0]
-        return {**found, **self._biases(shapes, found), "vocab_size": rows, "padded_vocab_size": rows}
+        found |= self._biases(shapes, found) | {"vocab_size": rows, "padded_vocab_size": rows}
+        return {**found, **self.implied(found)}
 
     def _read_rope(self, left: Metadata, head_size: int) -> Metadata:
         base = left.pop("rope.freq_base", 10000.0)
@@ -180,8 +195,9 @@ class GGUF:
             raise LitGPTError(
                 f"llama.cpp opens models of the architecture {self.arch!r} with biases only, and this one has none."
             )
-        names = (*FIELDS, (self.eps, "norm_eps"), *self.fields, *OPTIONAL_FIELDS)
-        written = {key: getattr(config, field) for key, field in names if getattr(config, field) is not None}
+        names = (*FIELDS, (self.eps, "norm_eps"), *self.fields, *OPTIONAL_FIELDS, *self.optional)
+        values = {key: (field, getattr(config, field)) for key, field in names}
+        written = {key: float(v) if field in REAL else v for key, (field, v) in values.items() if v is not None}
         written["attention.value_length"] = config.head_size
         if self.has_rope:
             written |= {"rope.dimension_count": config.rope_n_elem, "rope.freq_base": float(config.rope_base)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Join, Same, named, pop_choice, pop_rope, pop_windows, push_rope, size
-from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV, STRETCHED
+from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -290,6 +290,8 @@ AS_GGUF = GGUF(
     arch="llama",
     eps="attention.layer_norm_rms_epsilon",
     weights=(*COMMON, *SPLIT_QKV, *GATED_MLP, *STRETCHED),
-    paired=(("blk.{i}.attn_q", "n_head"), ("blk.{i}.attn_k", "n_query_groups")),
+    paired=PAIRED_HEADS,
 )
-MISTRAL_AS_GGUF = replace(AS_GGUF, only_with="attention.sliding_window")  # llama.cpp itself looks back without a limit
+# llama.cpp itself looks back without a limit here, whatever the file says.
+WINDOW = ("attention.sliding_window", "sliding_window_size")
+MISTRAL_AS_GGUF = replace(AS_GGUF, only_with=WINDOW[0], optional=(WINDOW,))

@@ -10,6 +10,7 @@ from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, pop_windows, push_rope, push_windows, size
+from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS
 
 BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
 BASE_2 = dict(
@@ -139,4 +140,14 @@ OLMO_3 = replace(
     to_hf=to_hf_3,
     prompt_styles=(),
     hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "sliding_window": 4096, "rope_theta": 500000.0},
+)
+
+AS_GGUF_2 = replace(
+    llama.AS_GGUF,
+    arch="olmo2",
+    weights=changed(
+        (*llama.AS_GGUF.weights, *NORMED_HEADS, *NORMED_OUTPUTS),
+        without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2"),
+    ),
+    paired=(),
 )

@@ -22,6 +22,7 @@ from litgpt.families.base import (
     push_windows,
     size,
 )
+from litgpt.families.gguf import NORMED_HEADS
 
 BASE = dict(**llama.BASE, attn_bias=True)
 BASE_3 = dict(**llama.BASE, norm_qk=True)
@@ -212,3 +213,6 @@ QWEN_3_MOE = replace(
     ),
     hf_defaults={**QWEN_3.hf_defaults, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
 )
+
+AS_GGUF_2 = replace(llama.AS_GGUF, arch="qwen2", paired=())
+AS_GGUF_3 = replace(AS_GGUF_2, arch="qwen3", weights=(*AS_GGUF_2.weights, *NORMED_HEADS))

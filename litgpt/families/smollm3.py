@@ -49,3 +49,5 @@ FAMILY = replace(
         "num_key_value_heads": 4,
     },
 )
+
+AS_GGUF = replace(llama.AS_GGUF, arch="smollm3", implied=lambda found: {"rope_layers": rotating(found["n_layer"])})

@@ -14,6 +14,8 @@ from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.weights import WeightTable, lazy
 from tests.tiny import CASES, hf_model
 
+ROUNDED = {"gemma2", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"}
+"""Theirs route tokens, turn queries or share attention in float32 whatever they are given."""
 LENGTH = 40  # longer than every sliding window of the cases
 
 
@@ -64,7 +66,7 @@ def test_logits_in_float64(pair, tokens):
     _, folder = pair
     exact = type(pair[0]).from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
     without_float32_norms(exact)
-    bound = 1e-6 if exact.config.model_type == "deepseek_v2" else 1e-9  # theirs turns queries and keys in float32
+    bound = 1e-6 if exact.config.model_type in ROUNDED else 1e-9
     assert relative(load_model(folder, dtype=torch.float64)(tokens), exact(tokens).logits) < bound
 
 
@@ -74,7 +76,7 @@ def test_logits_in_bfloat16_are_as_near_as_theirs(pair, tokens):
     exact = model(tokens).logits
     theirs = relative(type(model).from_pretrained(folder, dtype=torch.bfloat16)(tokens).logits.float(), exact)
     ours = relative(load_model(folder, dtype=torch.bfloat16)(tokens).float(), exact)
-    assert ours < max(2 * theirs, 0.02)
+    assert ours < max(3 * theirs, 0.02)
 
 
 @torch.inference_mode()

@@ -1,0 +1,114 @@
+"""gpt-oss: a mixture with biases everywhere, attention sinks, every other layer with a window, bounded SwiGLU.
+
+OpenAI 2025, https://arxiv.org/abs/2508.10925.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from litgpt.families import llama
+from litgpt.families.base import (
+    Same,
+    Stacked,
+    changed,
+    named,
+    pop_choice,
+    pop_rope,
+    pop_windows,
+    push_rope,
+    push_windows,
+    size,
+)
+
+BASE = dict(
+    **{**llama.BASE, "mlp_class_name": "LLaMAMoE"},
+    attention_sinks=True,
+    expert_bias=True,
+    attn_bias=True,
+    attn_proj_bias=True,
+    swiglu_limit=7.0,
+)
+EXPERT = "transformer.h.{i}.mlp.experts.{e}"
+
+WEIGHTS = changed(
+    llama.WEIGHTS,
+    Same("model.layers.{i}.self_attn.sinks", "transformer.h.{i}.attn.sinks"),
+    Same("model.layers.{i}.mlp.router", "transformer.h.{i}.mlp.gate"),
+    Stacked("model.layers.{i}.mlp.experts.gate_up_proj", (f"{EXPERT}.fc_1.weight", f"{EXPERT}.fc_2.weight")),
+    Stacked("model.layers.{i}.mlp.experts.gate_up_proj_bias", (f"{EXPERT}.fc_1.bias", f"{EXPERT}.fc_2.bias")),
+    Stacked("model.layers.{i}.mlp.experts.down_proj", (f"{EXPERT}.proj.weight",)),
+    Stacked("model.layers.{i}.mlp.experts.down_proj_bias", (f"{EXPERT}.proj.bias",)),
+    without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj"),
+)
+
+
+def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_choice(left, "swiglu_alpha", {1.702: None}, 1.702)
+    for key in ("output_router_logits", "router_aux_loss_coef", "initial_context_length", "experts_per_token"):
+        left.pop(key, None)
+    bias = bool(left.pop("attention_bias", True))
+    return {
+        **pop_rope(left, default_base=150000.0),
+        **pop_windows(left, every=2),
+        "n_query_groups": left.pop("num_key_value_heads", None),
+        "head_size": left.pop("head_dim", None),
+        "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
+        "attn_bias": bias,
+        "attn_proj_bias": bias,
+        "n_expert": left.pop("num_local_experts", None) or left.pop("num_experts"),
+        "n_expert_per_token": left.pop("num_experts_per_tok"),
+        "swiglu_limit": left.pop("swiglu_limit", 7.0),
+    }
+
+
+def to_hf(config: Any) -> dict[str, Any]:
+    return {
+        **push_rope(config),
+        **push_windows(config),
+        "hidden_act": "silu",
+        "num_key_value_heads": config.n_query_groups,
+        "head_dim": config.head_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.attn_bias,
+        "num_local_experts": config.n_expert,
+        "num_experts_per_tok": config.n_expert_per_token,
+        "swiglu_limit": config.swiglu_limit,
+    }
+
+
+YARN = dict(factor=32.0, beta_fast=32.0, beta_slow=1.0, original_max_seq_len=4096, truncate=False)
+
+
+def alternating(n_layer: int, n_expert: int) -> dict[str, Any]:
+    windows = [int(layer % 2 == 0) for layer in range(n_layer)]
+    return size(n_layer, 64, 2880, 2880, 8, n_expert=n_expert, sliding_window_indices=windows)
+
+
+FAMILY = replace(
+    llama.FAMILY,
+    name="gpt_oss",
+    architectures=("GptOssForCausalLM",),
+    model_type="gpt_oss",
+    base=BASE,
+    rows=named(
+        "openai",
+        {"gpt-oss-20b": alternating(24, 32), "gpt-oss-120b": alternating(36, 128)},
+        dict(head_size=64, block_size=131072, vocab_size=201088, padded_vocab_size=201088, rope_base=150000),
+        dict(sliding_window_size=128, n_expert_per_token=4, rope_adjustments=YARN),
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    weights=WEIGHTS,
+    prompt_styles=(),
+    hf_defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "head_dim": 64,
+        "num_key_value_heads": 8,
+        "sliding_window": 128,
+        "num_experts_per_tok": 4,
+    },
+)
