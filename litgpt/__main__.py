@@ -1,0 +1,124 @@
+"""The `litgpt` command: finds the one asked for, imports only that, and turns a user's mistake into one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from litgpt.errors import LitGPTError, UsageError, closest
+
+COMMANDS: dict[str, tuple[str | None, str]] = {
+    "download": ("litgpt.scripts.download:download", "Download weights or tokenizer data from the Hugging Face Hub."),
+    "chat": ("litgpt.chat.base:main", "Chat with a model."),
+    "finetune": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (the same as finetune_lora)."),
+    "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA."),
+    "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model."),
+    "finetune_adapter": (None, "Finetune a model with LLaMA-Adapter."),
+    "finetune_adapter_v2": (None, "Finetune a model with LLaMA-Adapter V2."),
+    "pretrain": ("litgpt.pretrain:setup", "Pretrain a model, from scratch or from a checkpoint."),
+    "generate": ("litgpt.generate.base:main", "Generate text from a prompt."),
+    "generate_full": (None, "Generate text with a fully finetuned model."),
+    "generate_adapter": (None, "Generate text with a model finetuned with LLaMA-Adapter."),
+    "generate_adapter_v2": (None, "Generate text with a model finetuned with LLaMA-Adapter V2."),
+    "generate_sequentially": (None, "Generate text with the layers spread over several devices."),
+    "generate_speculatively": (None, "Generate text with a small model that drafts for a large one."),
+    "generate_tp": (None, "Generate text with every layer split over several devices."),
+    "convert_to_litgpt": (
+        "litgpt.scripts.convert_to_litgpt:convert_to_litgpt",
+        "Convert a Hugging Face folder to a LitGPT checkpoint.",
+    ),
+    "convert_from_litgpt": (
+        "litgpt.scripts.convert_from_litgpt:convert_from_litgpt",
+        "Convert a LitGPT checkpoint to a Hugging Face folder.",
+    ),
+    "convert_pretrained_checkpoint": (None, "Strip a pretraining checkpoint of its training state."),
+    "merge_lora": ("litgpt.scripts.merge_lora:merge_lora", "Merge LoRA weights into the model they were trained on."),
+    "evaluate": (None, "Evaluate a model on benchmark tasks."),
+    "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
+    "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
+    "demo": ("litgpt.demo:demo", "Pretrain, finetune and talk with a small model in a few minutes."),
+}
+"""Command -> `module:function` (None: not built yet) and a one-line summary. LitGPT's come first, in its order."""
+
+
+def overview() -> str:
+    """What `litgpt --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    rows = [
+        f"    {name:<{width}}{summary}{'' if target else ' (not built yet)'}"
+        for name, (target, summary) in COMMANDS.items()
+    ]
+    return "\n".join(
+        (
+            "usage: litgpt [-h] [--version] {" + ",".join(COMMANDS) + "} ...",
+            "",
+            "Pretrain, finetune, run and serve language models.",
+            "",
+            "options:",
+            f"    {'-h, --help':<{width}}Show this help message and exit.",
+            f"    {'--version':<{width}}Show the version and exit.",
+            "",
+            "subcommands:",
+            "  For more details of each subcommand, add it as an argument followed by --help.",
+            "",
+            "  Available subcommands:",
+            *rows,
+            "",
+        )
+    )
+
+
+def target_of(name: str) -> str:
+    """The `module:function` that runs the command `name`.
+
+    Raises:
+        UsageError: There is no such command.
+        LitGPTError: The command is planned but not built.
+    """
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        raise UsageError(f"Unknown {kind} {name!r}.{closest(name, COMMANDS)} See `litgpt --help`.")
+    target = COMMANDS[name][0]
+    if target is None:
+        raise LitGPTError(f"`litgpt {name}` is not built yet; `litgpt --help` lists the commands that are.")
+    return target
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Runs one command line, given without the program's name."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview(), end="")
+    elif arguments[0] == "--version":
+        from litgpt import __version__
+
+        print(f"litgpt {__version__}")
+    else:
+        name, *rest = arguments
+        target = target_of(name)
+        from litgpt.cli import run
+
+        run(name, target, rest)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (`sys.argv` without the program's name if None) and returns the exit code.
+
+    0 is success, 1 a user's mistake, 2 a command line that cannot be understood, 130 an interruption.
+    """
+    try:
+        dispatch(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except LitGPTError as error:
+        print(f"litgpt: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`| head`); what is still buffered must not raise again when Python closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

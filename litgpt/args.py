@@ -1,0 +1,206 @@
+"""The argument groups of training commands (`--train.X`, `--eval.X`, `--log.X`), and how arguments are written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litgpt.errors import LitGPTError
+
+SECRETS = frozenset({"access_token", "api_key", "token", "password"})
+"""Argument names whose values never reach a file, a log or the screen."""
+
+
+def _at_least(values: object, group: str, minimum: float, *names: str) -> None:
+    """Refuses fields (`names`) of `values` below `minimum`; `None` means unlimited and passes."""
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < minimum:
+            raise LitGPTError(f"{group}.{name} must be at least {minimum:g}, not {value}.")
+
+
+@dataclass
+class TrainArgs:
+    """How long, how fast and in what portions to train."""
+
+    save_interval: int | None = 1000
+    """Save a checkpoint every so many optimizer steps; null saves only at the end."""
+    log_interval: int = 1
+    """Log every so many optimizer steps."""
+    global_batch_size: int = 64
+    """Samples in one optimizer step, over all devices."""
+    micro_batch_size: int = 4
+    """Samples one device computes at a time."""
+    lr_warmup_steps: int | None = 100
+    """Optimizer steps over which the learning rate rises to the optimizer's."""
+    lr_warmup_fraction: float | None = None
+    """Share of one epoch, 0 to 1, over which the learning rate rises; needs `lr_warmup_steps` null."""
+    epochs: int | None = None
+    """Stop after so many passes over the training data."""
+    max_tokens: int | None = None
+    """Stop after so many tokens, over all devices."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps."""
+    max_time: float | None = None
+    """Stop after so many seconds."""
+    max_seq_length: int | None = None
+    """Tokens of a sample that are used at most; null takes the longest sample, or the model's context."""
+    tie_embeddings: bool | None = None
+    """Let the output head share the weights of the token embedding."""
+    max_norm: float | None = None
+    """Scale gradients down to this norm at most; null or 0 leaves them as they are."""
+    min_lr: float = 6e-5
+    """The learning rate that the schedule ends at."""
+    packing: bool = True
+    """Pack samples of different lengths without padding; false pads to the longest, with equal losses."""
+
+    def __post_init__(self) -> None:
+        if self.lr_warmup_fraction is not None:
+            if self.lr_warmup_steps:
+                raise LitGPTError(
+                    "train.lr_warmup_fraction and train.lr_warmup_steps exclude each other: set one of them to null."
+                )
+            if not 0 <= self.lr_warmup_fraction <= 1:
+                raise LitGPTError(f"train.lr_warmup_fraction must lie between 0 and 1, not {self.lr_warmup_fraction}.")
+        counts = ("save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_seq_length")
+        _at_least(self, "train", 1, *counts)
+        _at_least(
+            self, "train", 0, "lr_warmup_steps", "epochs", "max_tokens", "max_steps", "max_time", "max_norm", "min_lr"
+        )
+
+    def batch_size(self, devices: int, num_nodes: int = 1) -> int:
+        """Samples of one optimizer step that each device gets.
+
+        Raises:
+            LitGPTError: There are more devices than samples in a step.
+        """
+        size = self.global_batch_size // (devices * num_nodes)
+        if size < 1:
+            raise LitGPTError(
+                f"train.global_batch_size {self.global_batch_size} is less than the {devices * num_nodes} devices: "
+                "every device needs a sample in each step."
+            )
+        return size
+
+    def gradient_accumulation_iters(self, devices: int, num_nodes: int = 1) -> int:
+        """Micro-batches in one optimizer step of a device, at `micro_batch_size` samples each.
+
+        Raises:
+            LitGPTError: A micro-batch holds more samples than a device gets in a step.
+        """
+        size = self.batch_size(devices, num_nodes)
+        if size < self.micro_batch_size:
+            raise LitGPTError(
+                f"train.micro_batch_size {self.micro_batch_size} is more than the {size} samples that a device gets of "
+                f"train.global_batch_size {self.global_batch_size}: lower it to {size} at most."
+            )
+        return size // self.micro_batch_size
+
+    def warmup_iters(self, devices: int, num_nodes: int, max_iters: int, train_dataloader: Sized) -> int:
+        """Micro-batches of learning-rate warm-up: by fraction of an epoch of `train_dataloader`, or by steps."""
+        if self.lr_warmup_fraction:
+            return min(max_iters, math.ceil(self.lr_warmup_fraction * len(train_dataloader)))
+        if self.lr_warmup_steps:
+            return min(max_iters, self.lr_warmup_steps * self.gradient_accumulation_iters(devices, num_nodes))
+        return 0
+
+
+@dataclass
+class EvalArgs:
+    """When and on how much to validate."""
+
+    interval: int = 600
+    """Validate every so many optimizer steps."""
+    max_new_tokens: int | None = None
+    """Tokens of the example that is generated at each validation."""
+    max_iters: int = 100
+    """Micro-batches of one validation during training."""
+    initial_validation: bool = False
+    """Validate before the first step; in finetuning on the whole validation set."""
+    final_validation: bool = True
+    """Validate after the last step; in finetuning on the whole validation set."""
+    evaluate_example: str | int = "first"
+    """Which validation sample the generated example starts from: first, random, or its index."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "eval", 1, "interval")
+        _at_least(self, "eval", 0, "max_iters", "max_new_tokens")
+        if isinstance(self.evaluate_example, str) and self.evaluate_example.isdigit():
+            self.evaluate_example = int(self.evaluate_example)
+        known = isinstance(self.evaluate_example, int) or self.evaluate_example in ("first", "random")
+        if not known:
+            raise LitGPTError(
+                f"eval.evaluate_example must be first, random or the index of a sample, not {self.evaluate_example!r}."
+            )
+
+
+@dataclass
+class LogArgs:
+    """Names and choices handed to the experiment logger."""
+
+    project: str | None = None
+    """Project (Weights & Biases)."""
+    run: str | None = None
+    """Name of the run (Weights & Biases)."""
+    group: str | None = None
+    """Group of runs (Weights & Biases)."""
+    teamspace: str | None = None
+    """Teamspace that the run belongs to (LitLogger)."""
+    metadata: dict | None = None
+    """Further names and values stored with the run (LitLogger)."""
+    log_model: bool = False
+    """Upload the checkpoints (LitLogger)."""
+    save_logs: bool = True
+    """Upload what the run prints (LitLogger)."""
+    checkpoint_name: str | None = None
+    """Name under which checkpoints are uploaded (LitLogger)."""
+
+
+def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's arguments as the plain values that `hyperparameters.yaml` holds.
+
+    Groups become dictionaries, paths strings, and an object chosen among several classes (a data module) its
+    `class_path` and `init_args`, so that the result is a valid `--config`. Nulls and secrets are left out.
+    """
+    return {
+        name: plain(value)
+        for name, value in arguments.items()
+        if value is not None and name not in SECRETS and not name.startswith("_")
+    }
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types of YAML; see `hyperparameters`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return hyperparameters({str(name): entry for name, entry in value.items()})
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    chosen_among_classes = type(value).__mro__[1:-1]
+    if dataclasses.is_dataclass(value) and not chosen_among_classes:
+        return hyperparameters({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, type) or callable(value):
+        return import_path(value)
+    names = inspect.signature(type(value)).parameters
+    init_args = hyperparameters({name: getattr(value, name) for name in names if hasattr(value, name)})
+    return {"class_path": import_path(type(value)), **({"init_args": init_args} if init_args else {})}
+
+
+def import_path(thing: Any) -> str:
+    """The shortest dotted path that a class or function can be imported from, such as `litgpt.data.JSON`."""
+    parts = thing.__module__.split(".")
+    name: str = thing.__qualname__
+    for end in range(1, len(parts) + 1):
+        module = ".".join(parts[:end])
+        if getattr(sys.modules.get(module), name, None) is thing:
+            return f"{module}.{name}"
+    return f"{thing.__module__}.{name}"
