@@ -14,12 +14,13 @@ from litgpt.checkpoint.layout import (
     HF_CONFIG_FILE,
     LIT_MODEL,
     Checkpoint,
+    copy_config_files,
     existing_folder,
     find_checkpoint,
     hf_weight_files,
 )
-from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, open_weights
-from litgpt.checkpoint.writer import write_hf, write_lit
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, load_pth, open_weights
+from litgpt.checkpoint.writer import save_state, write_hf, write_lit
 from litgpt.config import Config, read_json
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
@@ -109,6 +110,25 @@ def to_hf(path: str | Path, output: str | Path) -> Path:
     for file in stale - written:  # of an export that this one replaces
         file.unlink()
     progress.finish(target)
+    return target
+
+
+def to_weights_only(path: str | Path, output: str | Path) -> Path:
+    """Writes the LitGPT checkpoint at `path` without optimizer and other training state, and returns the new folder.
+
+    Raises:
+        LitGPTError: The checkpoint can't be read, or the folder can't be written.
+    """
+    checkpoint, target = find_checkpoint(path), Path(output)
+    if checkpoint.kind == "hf":
+        raise LitGPTError(f"{checkpoint.dir} is a Hugging Face folder, which holds no training state to leave out.")
+    if target.resolve() == checkpoint.dir.resolve():
+        raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
+    tensors = load_pth(checkpoint.files[0])
+    require_space(target, sum(tensor.nbytes for tensor in tensors.values()), f"Converting {checkpoint.dir}")
+    with atomic_folder(target) as folder:
+        copy_config_files(checkpoint.dir, folder)
+        save_state(folder / LIT_MODEL, tensors)
     return target
 
 

@@ -346,10 +346,10 @@ def stretched(config: Config, factors: Tensor) -> Config:
     Raises:
         LitGPTError: They are of another kind.
     """
-    theta = inverse_frequencies(config)
-    factor = round(float(factors.max()), 4)
-    lengths = [8192]
-    if factor > 1:
+    if torch.equal(factors, torch.ones_like(factors)):
+        return config
+    theta, factor, lengths = inverse_frequencies(config), round(float(factors.max()), 4), [8192]
+    if factors.shape == theta.shape and factor > 1:
         smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)  # 1: as it was, 0: divided by the whole factor
         blended = (smooth > 1e-4) & (smooth < 1 - 1e-4)
         low, high = USUAL_LLAMA3.values()
@@ -360,8 +360,6 @@ def stretched(config: Config, factors: Tensor) -> Config:
         made = rope_factors(candidate)
         if made is not None and made.shape == factors.shape and torch.allclose(made, factors, rtol=1e-4):
             return candidate
-    if torch.equal(factors, torch.ones_like(factors)):
-        return config
     raise LitGPTError(
         f"The GGUF file's {ROPE_FREQUENCIES} scales RoPE in a way that is not known here (not Llama 3's)."
     )

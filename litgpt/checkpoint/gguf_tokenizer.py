@@ -27,7 +27,7 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 """`tokenizer.ggml.NAME_token_id` ↔ `tokenizer_config.json`."""
 ENDS = ("eos", "eot", "eom")
-"""Tokens that end an answer: of text, turn, message."""
+"""Tokens that end an answer: of text, turn, message; the format has room for three."""
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """`tokenizer.ggml.model`, named after the first models that had them."""
 SPACE = "▁"

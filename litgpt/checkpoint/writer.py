@@ -11,7 +11,9 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, _Entry):
             return NotImplemented
         storage, shape = value.storage, tuple(value.shape)
-        stride = torch.empty(shape, device="meta").stride()
+        stride = tuple(accumulate(reversed(shape[1:]), mul, initial=1))[::-1] if shape else ()
         common: tuple[Any, ...] = (storage, 0, shape, stride, False, OrderedDict())
         if _storage_kind(storage.dtype) is torch.UntypedStorage:
             return torch._utils._rebuild_tensor_v3, (*common, storage.dtype)
@@ -182,10 +184,9 @@ def write_hf(
     Raises:
         LitGPTError: The model has no counterpart in `transformers`.
     """
-    kinds = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     table = WeightTable(config)
     hf_config = hf_config_of(config, source)
-    hf_config["torch_dtype"] = str(kinds[EMBEDDING].dtype).removeprefix("torch.")
+    hf_config["torch_dtype"] = str(tensors.fetch(EMBEDDING).dtype).removeprefix("torch.")
     hf_config.pop("dtype", None)
     for name in (GENERATION_CONFIG, *TOKENIZER_FILES):
         if source is not None and (source / name).is_file():
@@ -193,11 +194,39 @@ def write_hf(
     if source is not None:
         _complete_tokenizer(folder, source, config, hf_config)
     _write_json(folder / HF_CONFIG_FILE, hf_config)
-    known = Tensors(tuple(kinds), kinds.__getitem__)
     theirs = table.export_from(tensors)
     if on_tensor is not None:
         theirs = _watched(theirs, on_tensor)
-    write_safetensors(folder, theirs, dict(table.export_from(known)), shard_bytes)
+    write_safetensors(folder, theirs, kinds_of(table.export_from(_stand_ins(tensors))), shard_bytes)
+
+
+def _stand_ins(tensors: Tensors) -> Tensors:
+    """Tensors of the same shapes and types that take no memory (as on `meta`, without the time to import that)."""
+    scalars = {dtype: torch.empty((), dtype=dtype) for dtype in {tensor.dtype for _, tensor in tensors}}
+
+    def fetch(name: str) -> Tensor:
+        tensor = tensors.fetch(name)
+        return scalars[tensor.dtype].expand(tensor.shape)
+
+    return Tensors(tensors.names, fetch)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a tensor will be."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def kinds_of(tensors: Tensors) -> dict[str, Kind]:
+    """The kinds of tensors, in their order."""
+    return {name: Kind(tensor.shape, tensor.dtype) for name, tensor in tensors}
 
 
 def _watched(tensors: Tensors, on_tensor: OnTensor) -> Tensors:
@@ -210,21 +239,37 @@ def _watched(tensors: Tensors, on_tensor: OnTensor) -> Tensors:
 
 
 def hf_config_of(config: Config, source: Path | None = None) -> dict[str, Any]:
-    """The `config.json` of a model: the one in `source` where that describes it, else the family's."""
+    """The `config.json` of a model: the one in `source` where that describes it, else the family's.
+
+    Raises:
+        LitGPTError: Neither would be read as this model.
+    """
     written = config.family.write_hf(config)
-    if source is None or not (source / HF_CONFIG_FILE).is_file():
-        return written
-    found = read_json(source / HF_CONFIG_FILE)
-    tied = written.get("tie_word_embeddings", found.get("tie_word_embeddings"))
-    if tied is not None:
-        found["tie_word_embeddings"] = tied
+    found = read_json(source / HF_CONFIG_FILE) if source is not None and (source / HF_CONFIG_FILE).is_file() else {}
+    found.pop("quantization_config", None)
+    if "tie_word_embeddings" in written:
+        found["tie_word_embeddings"] = written["tie_word_embeddings"]
+    if len(found) > 1 and not _lost(config, found):
+        return found
+    lost = _lost(config, written)
+    if lost:
+        raise LitGPTError(
+            f"A {config.family.architectures[0]} can't have the model's {', '.join(lost)}: put the config.json of the "
+            "model it comes from beside it, which tells its true architecture."
+        )
+    return {**written, **{key: found[key] for key in ("bos_token_id", "eos_token_id") if key in found}}
+
+
+def _lost(config: Config, hf_config: dict[str, Any]) -> list[str]:
+    """The settings of a model that who reads this `config.json` would get wrong."""
+    if config.rope_condense_ratio != 1 and config.rope_adjustments is None:  # two ways to say the same
+        adjustments = {"factor": float(config.rope_condense_ratio)}
+        config = replace(config, rope_condense_ratio=1, rope_adjustments=adjustments)
     try:
-        same = Config.from_hf(found, name=config.name)._computation() == config._computation()
-    except LitGPTError:  # it describes a model that is not known here: not this one
-        same = False
-    return (
-        found if same else {**written, **{key: found[key] for key in ("bos_token_id", "eos_token_id") if key in found}}
-    )
+        read = Config.from_hf(hf_config, name=config.name)._computation()
+    except LitGPTError:  # it is of a model that is not known here: not of this one
+        return ["architecture"]
+    return [setting for setting, value in config._computation().items() if read[setting] != value]
 
 
 def _complete_tokenizer(folder: Path, source: Path, config: Config, hf_config: dict[str, Any]) -> None:
@@ -245,14 +290,14 @@ def _complete_tokenizer(folder: Path, source: Path, config: Config, hf_config: d
 
 
 def write_safetensors(
-    folder: Path, tensors: Tensors, kinds: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES
+    folder: Path, tensors: Tensors, kinds: Mapping[str, Kind], shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes `model.safetensors`, or shards of it with their index, one tensor at a time.
 
     Args:
         folder: An existing folder.
         tensors: The tensors, on any device.
-        kinds: For each of them a tensor on `meta` of its shape and type.
+        kinds: What each of them is, for the header that comes first.
         shard_bytes: Size of one file, at most, unless a single tensor is larger.
     """
     shards: list[list[str]] = [[]]
@@ -274,7 +319,7 @@ def write_safetensors(
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _write_shard(path: Path, names: Iterable[str], fetch: Callable[[str], Tensor], kinds: Mapping[str, Tensor]) -> None:
+def _write_shard(path: Path, names: Iterable[str], fetch: Callable[[str], Tensor], kinds: Mapping[str, Kind]) -> None:
     """One safetensors file; the format: https://huggingface.co/docs/safetensors."""
     names = sorted(names, key=lambda name: -kinds[name].dtype.itemsize)  # widest first keeps all of them aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

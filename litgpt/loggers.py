@@ -1,0 +1,148 @@
+"""Where metrics go: a CSV file always, and one of the well-known experiment loggers by name."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from litgpt.args import LogArgs
+from litgpt.errors import LitGPTError, closest
+
+if TYPE_CHECKING:
+    from litgpt.training.loop import Logger
+
+Row = dict[str, float]
+
+
+class CSVLog:
+    """`<folder>/version_N/metrics.csv`: a row a call, a column for every metric seen so far.
+
+    Each row is on disk when `log_metrics` returns. A resumed run goes on in the newest version and drops the rows
+    after the step it resumes from, so that its file reads as if it had never stopped.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        versions = sorted(int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit())
+        self.rows: list[Row] = []
+        if resume_step is not None and versions:
+            self.path = folder / f"version_{versions[-1]}" / "metrics.csv"
+            self.rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        else:
+            self.path = folder / f"version_{versions[-1] + 1 if versions else 0}" / "metrics.csv"
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.rows:
+            self._write_all()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a row."""
+        row = {**metrics, **({} if step is None else {"step": step})}
+        self.rows.append(row)
+        new = [name for name in row if name not in self.columns]
+        self.columns += new
+        if new:
+            self._write_all()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+
+    def finalize(self, status: str) -> None:
+        """Nothing is left to write."""
+
+    def _write_all(self) -> None:
+        temporary = self.path.with_suffix(".part")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a `metrics.csv`; empty cells are left out. No file, no rows."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _tensorboard(out_dir: Path, log: LogArgs) -> Logger:
+    from lightning.fabric.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(root_dir=out_dir / "logs", name="tensorboard")
+
+
+def _wandb(out_dir: Path, log: LogArgs) -> Logger:
+    from lightning.pytorch.loggers import WandbLogger
+
+    project = log.project or os.environ.get("WANDB_PROJECT") or out_dir.name
+    run = log.run or os.environ.get("WANDB_RUN_NAME")
+    group = log.group or os.environ.get("WANDB_RUN_GROUP")
+    return WandbLogger(project=project, name=run, group=group, save_dir=out_dir / "logs")
+
+
+def _mlflow(out_dir: Path, log: LogArgs) -> Logger:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    return MLFlowLogger(
+        experiment_name=log.project or out_dir.name, run_name=log.run, save_dir=str(out_dir / "logs" / "mlflow")
+    )
+
+
+def _litlogger(out_dir: Path, log: LogArgs) -> Logger:
+    from lightning.pytorch.loggers import LitLogger
+
+    metadata = {str(name): str(value) for name, value in (log.metadata or {}).items()}
+    return LitLogger(
+        root_dir=out_dir / "logs",
+        name=log.run or out_dir.name,
+        teamspace=log.teamspace,
+        metadata=metadata,
+        log_model=log.log_model,
+        save_logs=log.save_logs,
+        checkpoint_name=log.checkpoint_name,
+    )
+
+
+LOGGERS: dict[str, tuple[tuple[str, ...], Callable[[Path, LogArgs], Any]]] = {
+    "tensorboard": (("tensorboard", "tensorboardX"), _tensorboard),
+    "wandb": (("wandb",), _wandb),
+    "mlflow": (("mlflow", "mlflow_skinny"), _mlflow),
+    "litlogger": (("litlogger",), _litlogger),
+}
+"""Name → the packages of which one must be there, and what makes the logger. `csv` is not among them: it is always
+written."""
+
+
+def named_loggers(
+    name: str, out_dir: Path, log: LogArgs, say: Callable[[str], None] = print, required: bool = True
+) -> list[Logger]:
+    """The logger called `name`, besides the CSV file that every run writes; for `csv`, none.
+
+    Args:
+        name: `csv` or a key of `LOGGERS`.
+        out_dir: Of the run; local logs go into `logs/` there.
+        log: Names handed on to the logger.
+        say: Gets the sentence that is due where a logger is left out.
+        required: False: where the package is absent, say so and log to CSV alone (a command's default that nobody
+            asked for).
+
+    Raises:
+        LitGPTError: Unknown, or its package is not installed.
+    """
+    if name == "csv":
+        return []
+    if name not in LOGGERS:
+        raise LitGPTError(f"Unknown logger {name!r}.{closest(name, ['csv', *LOGGERS])}")
+    packages, make = LOGGERS[name]
+    if not any(find_spec(package) for package in packages):
+        absent = f"The logger {name} needs the package {packages[0]}, which is not installed"
+        if required:
+            raise LitGPTError(f"{absent}: `pip install 'litgpt[log]'`, or use --logger_name csv.")
+        say(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
+        return []
+    return [make(out_dir, log)]

@@ -1,0 +1,208 @@
+"""Devices, precisions and Lightning Fabric: what a run computes on and in which numbers.
+
+Only `make_fabric` imports Lightning, so commands that run on one device without training don't pay for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from litgpt.errors import LitGPTError, closest
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "32-true": torch.float32,
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "bf16-mixed": torch.float32,
+    "16-mixed": torch.float32,
+}
+"""What `--precision` may say → the dtype parameters are kept in; `-mixed` computes products in 16 bits."""
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` is the first there is of CUDA, Apple's MPS and the CPU.
+
+    Raises:
+        LitGPTError: Unknown, or absent on this machine.
+    """
+    kind = name.partition(":")[0]
+    if kind not in DEVICES and kind != "gpu":
+        raise LitGPTError(
+            f"Unknown device {name!r}.{closest(kind, DEVICES) or ' It is one of ' + ', '.join(DEVICES) + '.'}"
+        )
+    if kind == "gpu":
+        kind = name = "mps" if torch.backends.mps.is_available() else "cuda"
+    if kind == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise LitGPTError(
+            f"The device {name} was asked for, but torch sees no CUDA GPU here; use cpu, or install torch with CUDA."
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise LitGPTError("The device mps was asked for, but it needs a Mac with Apple silicon; use cpu.")
+    device = torch.device(name)
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise LitGPTError(
+            f"The device {name} was asked for; there are {torch.cuda.device_count()} CUDA GPUs here, numbered from 0."
+        )
+    return device
+
+
+def default_precision(training: bool, device: torch.device | str | None = None) -> str:
+    """What an unset `--precision` means, as in LitGPT: 16-bit products, training with float32 parameters.
+
+    bfloat16 on the CPU and on GPUs that have it (`bf16-mixed` for training, `bf16-true` otherwise), float16 on older
+    GPUs. On MPS 32-true, the one that torch supports whole there.
+    """
+    kind = torch.device(device).type if device is not None else pick_device().type
+    if kind == "mps":
+        return "32-true"
+    bits = "16" if kind == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
+    return f"{bits}-{'mixed' if training else 'true'}"
+
+
+def parameter_dtype(precision: str) -> torch.dtype:
+    """The dtype that parameters are kept in: float32 for `32-true` and `*-mixed`, 16 bits for the others.
+
+    Raises:
+        LitGPTError: No such precision.
+    """
+    if precision not in PRECISIONS:
+        raise LitGPTError(f"Unknown precision {precision!r}; it is one of {', '.join(PRECISIONS)}.")
+    return PRECISIONS[precision]
+
+
+def product_dtype(precision: str) -> torch.dtype:
+    """The dtype that matrix products are computed in."""
+    return {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision.partition("-")[0]]
+
+
+def training_precision(precision: str | None, device: torch.device | str) -> str:
+    """`precision`, or the default for training on `device`.
+
+    Raises:
+        LitGPTError: Unknown, or not for training on that device.
+    """
+    kind = torch.device(device).type
+    chosen = precision or default_precision(training=True, device=device)
+    parameter_dtype(chosen)
+    if chosen == "16-true":
+        raise LitGPTError(
+            "16-true is no precision to train in: small gradients vanish; use bf16-true, or 16-mixed on a CUDA GPU."
+        )
+    if chosen == "16-mixed" and kind != "cuda":
+        raise LitGPTError(f"16-mixed needs a CUDA GPU, and this is a {kind} device; use bf16-mixed or 32-true.")
+    if kind == "mps" and chosen != "32-true":
+        raise LitGPTError(f"{chosen} is not supported on mps; use 32-true.")
+    return chosen
+
+
+def make_fabric(
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    precision: str | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+) -> Fabric:
+    """Lightning Fabric, launched: after this call every rank runs.
+
+    Several devices hold a whole model each and average gradients (DDP). Under `torchrun` its numbers of processes
+    count.
+
+    Args:
+        devices: How many on each host; `auto`: all GPUs there are, one CPU.
+        num_nodes: Hosts.
+        precision: None: `default_precision`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        seed: Of Python, numpy and torch, the same on each rank.
+
+    Raises:
+        LitGPTError: A device or precision that is not there.
+    """
+    from lightning.fabric import Fabric
+
+    torch.set_float32_matmul_precision("high")
+    kind = pick_device(device).type
+    devices, num_nodes = _processes(devices, num_nodes, kind)
+    several = devices * num_nodes > 1
+    fabric = Fabric(
+        accelerator=kind,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=training_precision(precision, kind),
+        strategy="ddp" if several else "auto",
+    )
+    if kind == "cpu":
+        keep_freed_memory()
+    fabric.launch()
+    if seed is not None:
+        fabric.seed_everything(seed, verbose=False)
+    return fabric
+
+
+def _processes(devices: int | str, num_nodes: int, kind: str) -> tuple[int, int]:
+    """How many processes on each host, and how many hosts."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    present = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind)
+    if devices == "auto":
+        return present or 1, num_nodes
+    try:
+        wanted = int(devices)
+    except ValueError:
+        raise LitGPTError(f"devices must be a number or auto, not {devices!r}.") from None
+    if wanted == -1:
+        return present or 1, num_nodes
+    if wanted < 1 or num_nodes < 1:
+        raise LitGPTError(f"devices ({wanted}) and num_nodes ({num_nodes}) must be at least 1.")
+    if present is not None and wanted > present:
+        raise LitGPTError(f"{wanted} devices were asked for, but this machine has {present} ({kind}).")
+    return wanted, num_nodes
+
+
+def output_dir(path: Path) -> Path:
+    """The folder a command writes to, made if it isn't there; below `$LIGHTNING_ARTIFACTS_DIR` where that is set and
+    `path` relative.
+
+    Raises:
+        LitGPTError: It can't be made or written to; better known before the training than after.
+    """
+    folder = Path(os.environ.get("LIGHTNING_ARTIFACTS_DIR", "")) / path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LitGPTError(f"Cannot write to {folder} ({error.strerror}); choose another --out_dir.") from None
+    return folder
+
+
+def keep_freed_memory() -> bool:
+    """Lets the C library keep the memory of freed tensors for the next ones, instead of returning it and faulting in
+    new pages.
+
+    A training step allocates the same large tensors again and again; fresh pages cost ten times reused ones. Only glibc
+    knows this; elsewhere nothing happens. The process keeps its peak memory until it ends.
+
+    Returns:
+        Whether it was set.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc: Any = ctypes.CDLL(None)
+    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))

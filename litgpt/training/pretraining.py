@@ -1,0 +1,173 @@
+"""From the arguments of `litgpt pretrain` to a `Run`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from litgpt.args import EvalArgs, LogArgs, TrainArgs
+from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, TOKENIZER_FILES, copy_config_files, find_checkpoint
+from litgpt.checkpoint.reader import load_model
+from litgpt.checkpoint.writer import save_state
+from litgpt.config import Config, name_to_config
+from litgpt.data import DataModule
+from litgpt.errors import LitGPTError
+from litgpt.loggers import named_loggers
+from litgpt.model import GPT
+from litgpt.runtime import make_fabric, output_dir, parameter_dtype
+from litgpt.tokenizer import Tokenizer
+from litgpt.training.initial import initialize
+from litgpt.training.loop import Result, Run, fit
+from litgpt.training.state import resume_point
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass
+class Pretraining:
+    """The arguments of `litgpt.pretrain.setup`, which says what they mean."""
+
+    model_name: str
+    model_config: Config | None
+    out_dir: Path
+    precision: str | None
+    initial_checkpoint_dir: Path | None
+    resume: bool | str | Path
+    data: DataModule | None
+    train: TrainArgs
+    eval: EvalArgs
+    log: LogArgs
+    optimizer: str | dict[str, Any]
+    devices: int | str
+    num_nodes: int
+    tokenizer_dir: Path | None
+    logger_name: str
+    seed: int
+    hyperparameters: dict[str, Any]
+    """All of these as plain values, for `hyperparameters.yaml`."""
+
+
+def pretrain(job: Pretraining) -> Result:
+    """Trains a model on text.
+
+    Raises:
+        LitGPTError: An argument can't be followed; see `litgpt.training.loop.fit` too.
+    """
+    config = choose_config(job)
+    out_dir = output_dir(job.out_dir)
+    resume = resume_point(job.resume, out_dir)
+    if job.data is None:
+        raise LitGPTError(
+            "Nothing says what to train on: add --data TextFiles --data.train_data_path FOLDER, for example."
+        )
+    fabric = make_fabric(job.devices, job.num_nodes, job.precision, seed=job.seed)
+    model = starting_model(job, config, fabric)
+    if job.train.max_seq_length is not None:
+        model.max_seq_length = job.train.max_seq_length
+    tokenizer = read_data(job, model, fabric)
+
+    def save(folder: Path) -> None:
+        save_state(folder / LIT_MODEL, model.state_dict())
+        if job.initial_checkpoint_dir is not None:
+            copy_config_files(find_checkpoint(job.initial_checkpoint_dir).dir, folder)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer.checkpoint_dir, folder)
+        config.save(folder)
+        (folder / HYPERPARAMETERS).write_text(yaml.dump(job.hyperparameters), encoding="utf-8")
+
+    asked_for = job.logger_name != "tensorboard"  # which is the command's default
+    logging = named_loggers(job.logger_name, out_dir, job.log, required=asked_for) if fabric.is_global_zero else ()
+    return fit(
+        Run(
+            model=model,
+            train_dataset=job.data.train_dataset,
+            val_dataset=job.data.val_dataset,
+            train=job.train,
+            eval=job.eval,
+            out_dir=out_dir,
+            save=save,
+            fabric=fabric,
+            optimizer=job.optimizer,
+            loggers=logging,
+            seed=job.seed,
+            resume=resume,
+            step_digits=8,
+            whole_final_validation=False,
+        )
+    )
+
+
+def choose_config(job: Pretraining) -> Config:
+    """The model to train: that of the checkpoint to start from, else `model_config`, else the one called `model_name`.
+
+    Raises:
+        LitGPTError: The name is unknown, or the checkpoint holds another model than asked for.
+    """
+    asked = job.model_config
+    if asked is None and (job.initial_checkpoint_dir is None or job.model_name in name_to_config):
+        asked = Config.from_name(job.model_name)
+    if job.initial_checkpoint_dir is not None:
+        config = find_checkpoint(job.initial_checkpoint_dir).config
+        if asked is not None and _shape(asked) != _shape(config):
+            raise LitGPTError(
+                f"{job.initial_checkpoint_dir} holds another model ({config.name or 'unnamed'}) than {job.model_name}."
+            )
+        return config
+    assert asked is not None
+    if not asked.name:
+        asked = replace(asked, name=job.model_name)
+    return replace(asked, tie_embeddings=True) if job.train.tie_embeddings else asked
+
+
+def _shape(config: Config) -> dict[str, Any]:
+    """What decides which weights fit."""
+    labels = {"name", "hf_config", "vocab_size", "padding_multiple", "family_name", "tie_embeddings"}
+    return {key: value for key, value in asdict(config).items() if key not in labels}
+
+
+def starting_model(job: Pretraining, config: Config, fabric: Fabric) -> GPT:
+    """The model with the weights that training starts from, on the CPU."""
+    if job.initial_checkpoint_dir is not None:
+        return load_model(job.initial_checkpoint_dir, dtype=parameter_dtype(fabric.strategy.precision.precision))
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    model.tie()
+    initialize(model)
+    return model
+
+
+def read_data(job: Pretraining, model: GPT, fabric: Fabric) -> Tokenizer | None:
+    """Makes the data sets of `job.data`; returns the tokenizer of their tokens, if there is one.
+
+    Raises:
+        LitGPTError: The data can't be read, or has tokens that the model doesn't have.
+    """
+    data = job.data
+    assert data is not None and model.config.padded_vocab_size is not None
+    folder = job.tokenizer_dir
+    if folder is None and job.initial_checkpoint_dir is not None:
+        source = find_checkpoint(job.initial_checkpoint_dir).dir
+        folder = source if any((source / name).is_file() for name in TOKENIZER_FILES) else None
+    data.say = fabric.print
+    data.connect(None if folder is None else Tokenizer(folder), job.train.micro_batch_size, model.max_seq_length)
+    with fabric.rank_zero_first():
+        data.prepare_data()
+    data.setup()
+    check_vocabulary = getattr(data, "check_vocabulary", None)
+    if check_vocabulary is not None:
+        check_vocabulary(model.config.padded_vocab_size)
+    return data.tokenizer
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files, and `generation_config.json`, which may say how a text ends."""
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)

@@ -1,0 +1,325 @@
+"""The loop: equal losses however samples are cut, limits, saving, stopping and going on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.args import EvalArgs
+from litgpt.checkpoint.reader import load_pth
+from litgpt.errors import LitGPTError
+from litgpt.loggers import read_metrics
+from litgpt.lora import LoRA
+from litgpt.training import loop, report
+from litgpt.training.loop import Interrupted, Run, fit
+from litgpt.training.optim import make_optimizer
+from litgpt.training.state import load_state, resume_point
+from tests.training.runs import LENGTHS, Samples, make_run, make_samples, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing takes longer than such a run."""
+    monkeypatch.setattr(loop, "draw_loss", lambda rows, path, title: path)
+
+
+def metrics(out_dir: Path, version: int = 0) -> list[dict[str, float]]:
+    return read_metrics(out_dir / "logs" / "csv" / f"version_{version}" / "metrics.csv")
+
+
+def losses(out_dir: Path, name: str = "loss", version: int = 0) -> list[float]:
+    return [row[name] for row in metrics(out_dir, version) if name in row]
+
+
+def weights(run: Run) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in run.model.parameters()])
+
+
+# ------------------------------------------------------------------------------------------------ equal however cut
+
+CUTS = {
+    "packed, 1 sample": dict(micro_batch_size=1),
+    "packed, 2 samples": dict(micro_batch_size=2),
+    "packed, all samples": dict(micro_batch_size=8),
+    "padded, 1 sample": dict(micro_batch_size=1, packing=False),
+    "padded, 4 samples": dict(micro_batch_size=4, packing=False),
+}
+
+
+@pytest.mark.parametrize("cut", list(CUTS)[1:])
+def test_micro_batches_and_packing_change_neither_losses_nor_weights(tmp_path, cut):
+    runs = {}
+    for number, settings in enumerate((CUTS["packed, 1 sample"], CUTS[cut])):
+        out_dir = tmp_path / str(number)
+        run = make_run(
+            out_dir,
+            model=tiny_model().double(),
+            train_dataset=make_samples(LENGTHS, masked=True),
+            train={"global_batch_size": 8, "max_norm": 1.0, **settings},
+            optimizer={"class_path": "SGD", "init_args": {"lr": 0.5}},
+        )
+        fit(run)
+        runs[number] = (losses(out_dir), weights(run))
+    assert runs[0][0] == pytest.approx(runs[1][0], abs=1e-6)
+    torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-6, atol=1e-6)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_target_tokens(tmp_path):
+    samples = make_samples([5, 30, 9, 17], masked=True)
+    model = tiny_model()
+    total, count = 0.0, 0
+    for sample in samples:
+        logits = model(sample["input_ids"][None, :-1])[0].detach()
+        wanted = sample["labels"][1:]
+        total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
+        count += int((wanted != -100).sum())
+    fit(make_run(tmp_path, model=model, train_dataset=samples, train={"max_steps": 1}))
+    assert losses(tmp_path)[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_validation_is_the_mean_over_target_tokens_too(tmp_path):
+    samples = make_samples(LENGTHS, seed=3, masked=True)
+    found = []
+    for number, micro_batch_size in enumerate((1, 3)):
+        run = make_run(
+            tmp_path / str(number),
+            val_dataset=samples,
+            train={"max_steps": 1, "micro_batch_size": micro_batch_size},
+            eval=EvalArgs(initial_validation=True),
+        )
+        fit(run)
+        found.append(losses(tmp_path / str(number), "val_loss"))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert len(found[0]) == 2
+
+
+def test_validation_in_between_reads_its_first_micro_batches_and_the_last_one_all(tmp_path):
+    class Counting(Samples):
+        read = 0
+
+        def __getitem__(self, index):
+            Counting.read += 1
+            return super().__getitem__(index)
+
+    shown: list[tuple[int, int]] = []
+    run = make_run(
+        tmp_path,
+        val_dataset=Counting(make_samples(LENGTHS)),
+        train={"max_steps": 2, "micro_batch_size": 2},
+        eval=EvalArgs(interval=1, max_iters=2),
+        sample=lambda step: shown.append((step, Counting.read)),
+    )
+    result = fit(run)
+    assert shown == [(1, 4), (2, 4 + len(LENGTHS))]
+    assert result.val_loss == losses(tmp_path, "val_loss")[-1]
+
+
+@pytest.mark.parametrize("val_dataset", [None, Samples()])
+def test_without_validation_data_nothing_is_validated(tmp_path, val_dataset):
+    run = make_run(tmp_path, val_dataset=val_dataset, eval=EvalArgs(interval=1, initial_validation=True))
+    assert fit(run).val_loss is None
+    assert losses(tmp_path, "val_loss") == []
+
+
+# ------------------------------------------------------------------------------------------------------------ limits
+
+LIMITS: dict[str, tuple[dict, int]] = {
+    "max_steps": (dict(max_steps=5), 5),
+    "epochs, the last step smaller": (dict(epochs=2, max_steps=None, global_batch_size=5), 5),
+    "max_tokens": (dict(max_tokens=250, max_steps=None, global_batch_size=len(LENGTHS)), 2),
+    "the first one reached": (dict(epochs=1, max_steps=100, global_batch_size=4), 3),
+    "max_time": (dict(max_time=0.0, max_steps=100), 0),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_a_run_ends_at_its_limit(tmp_path, case):
+    settings, steps = LIMITS[case]
+    result = fit(make_run(tmp_path, train=settings))
+    assert result.steps == steps
+    assert result.final.is_dir()
+    if "epochs" in settings and steps == 5:
+        assert result.epochs == 2
+        assert result.tokens == 2 * sum(length - 1 for length in LENGTHS)
+
+
+def test_max_time_ends_a_run_in_between(tmp_path):
+    result = fit(make_run(tmp_path, train={"max_time": 0.5, "max_steps": 10**6, "log_interval": 1000}))
+    assert 0 < result.steps < 10**6
+
+
+def test_the_rate_falls_to_the_lowest(tmp_path):
+    train = {"max_steps": 4, "lr_warmup_steps": 1, "min_lr": 1e-3, "global_batch_size": 2}
+    fit(make_run(tmp_path, train=train))
+    rates = losses(tmp_path, "learning_rate")
+    assert rates[:2] == pytest.approx([0.5e-2, 1e-2])
+    assert rates[1] > rates[2] > rates[3] > 1e-3
+
+
+def test_speed_is_tokens_by_seconds_of_training(tmp_path):
+    result = fit(make_run(tmp_path))
+    assert result.tokens_per_second == pytest.approx(result.tokens / result.seconds)
+
+
+# ------------------------------------------------------------------------------------------- saving and going on
+
+
+def full(out_dir: Path, **fields) -> Run:
+    return make_run(out_dir, **fields)
+
+
+def lora(out_dir: Path, **fields) -> Run:
+    """With dropout, so that random numbers matter."""
+    method, model = LoRA(r=2, dropout=0.5, head=True), tiny_model()
+    torch.manual_seed(7)
+    method.attach(model)
+    return make_run(out_dir, model=model, owns=method.owns, weights_file="lit_model.pth.lora", **fields)
+
+
+@pytest.mark.parametrize("kind", [full, lora])
+@pytest.mark.parametrize(
+    "limit", [dict(max_steps=7), dict(epochs=2, max_steps=None), dict(max_tokens=900, max_steps=None)]
+)
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, kind: Callable[..., Run], limit):
+    train = {"save_interval": 3, "max_norm": 1.0, "lr_warmup_steps": 2, **limit}
+    eval = EvalArgs(interval=2)
+    data = dict(train_dataset=make_samples(LENGTHS), val_dataset=make_samples([9, 9, 20], seed=5), eval=eval)
+    whole = kind(tmp_path / "whole", train=train, **data)
+    fit(whole)
+    stopped = kind(tmp_path / "stopped", train={**train, "max_steps": 4}, **data)
+    stopped.train.max_steps = limit.get("max_steps")
+    stopped.sample = lambda step: (_ for _ in ()).throw(Killed) if step == 4 else None
+    with pytest.raises(Killed):
+        fit(stopped)
+    resumed = kind(tmp_path / "stopped", train=train, resume=resume_point("auto", tmp_path / "stopped"), **data)
+    assert resumed.resume == tmp_path / "stopped" / "step-000003"
+    fit(resumed)
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "whole"))
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    clocks = ("iter_time", "tokens_per_second", "remaining_time")
+    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+
+
+class Killed(Exception):
+    """As if the process had ended here."""
+
+
+def test_final_holds_weights_alone_and_a_step_what_is_needed_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "draw_loss", report.draw_loss)
+    result = fit(make_run(tmp_path, train={"save_interval": 3}))
+    assert sorted(file.name for file in result.final.iterdir()) == ["lit_model.pth"]
+    step = tmp_path / "step-000003"
+    assert sorted(file.name for file in step.iterdir()) == ["lit_model.pth", "training_state.pt"]
+    assert result.curve == tmp_path / "loss.png"
+    assert result.curve.read_bytes().startswith(b"\x89PNG")
+
+
+def test_frozen_parameters_stay_and_owned_ones_move(tmp_path):
+    run = lora(tmp_path)
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    fit(run)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(before[name], parameter) != run.owns(name), name
+    assert set(load_pth(tmp_path / "final" / "lit_model.pth.lora")) == {name for name in before if run.owns(name)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_can_be_resumed(tmp_path, number):
+    whole = make_run(tmp_path / "whole", train={"max_steps": 6})
+    fit(whole)
+    run = make_run(tmp_path / "run", train={"max_steps": 6})
+
+    class Signalling(Samples):
+        reads = 0
+
+        def __getitem__(self, index):
+            Signalling.reads += 1
+            if Signalling.reads == 10:  # in the third step
+                os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    before = signal.getsignal(number)
+    run.train_dataset = Signalling(run.train_dataset)
+    with pytest.raises(Interrupted, match=rf"Stopped by {number.name} after step 3.*step-000003.*--resume auto"):
+        fit(run)
+    assert signal.getsignal(number) is before
+    resumed = make_run(tmp_path / "run", train={"max_steps": 6}, resume=resume_point("auto", tmp_path / "run"))
+    fit(resumed)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_an_empty_data_set_is_refused(tmp_path):
+    with pytest.raises(LitGPTError, match="training data set is empty"):
+        fit(make_run(tmp_path, train_dataset=Samples()))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(seed=2), "seed = 1337, this one has 2"),
+        (dict(train={"global_batch_size": 2}), "global_batch_size = 4, this one has 2"),
+        (dict(train_dataset=make_samples(LENGTHS[:-1])), "training samples = 12, this one has 11"),
+        (dict(optimizer="SGD"), "optimizer = AdamW, this one has SGD"),
+        (dict(optimizer="AdamW", owns=lambda name: "wte" in name, weights_file="lit_model.pth"), "no place for"),
+        (dict(model=tiny_model(n_layer=1)), r"no place for|lacks"),
+    ],
+)
+def test_a_resume_that_would_be_another_run_is_refused(tmp_path, change, sentence):
+    fit(make_run(tmp_path, train={"save_interval": 2}))
+    with pytest.raises(LitGPTError, match=sentence):
+        fit(make_run(tmp_path, resume=tmp_path / "step-000002", **change))
+
+
+def test_a_resumed_run_takes_the_optimizers_settings_from_its_own_command(tmp_path):
+    fit(make_run(tmp_path, train={"save_interval": 2}))
+    changed = {"class_path": "AdamW", "init_args": {"lr": 1e-2, "betas": (0.5, 0.6), "weight_decay": 0.3}}
+    run = make_run(tmp_path, resume=tmp_path / "step-000002", optimizer=changed)
+    optimizer = make_optimizer(changed, run.model.named_parameters())
+    assert load_state(run, tmp_path / "step-000002", optimizer).step == 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+    assert len(optimizer.state) == len(list(run.model.parameters()))
+
+
+def test_a_damaged_state_is_one_sentence(tmp_path):
+    fit(make_run(tmp_path, train={"save_interval": 2}))
+    (tmp_path / "step-000002" / "training_state.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(LitGPTError, match=r"training_state\.pt is damaged"):
+        fit(make_run(tmp_path, resume=tmp_path / "step-000002"))
+
+
+def test_a_step_without_targets_is_skipped_and_said(tmp_path, capsys):
+    samples = make_samples([8] * 4)
+    for sample in samples:
+        sample["labels"].fill_(-100)
+    run = make_run(tmp_path, train_dataset=samples, train={"max_steps": 1})
+    before = weights(run)
+    fit(run)
+    assert "none of its samples has a token to learn from" in capsys.readouterr().out
+    assert torch.equal(before, weights(run))
+
+
+# --------------------------------------------------------------------------------------------------- other precisions
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_16_bit_precisions_learn(tmp_path, precision):
+    from litgpt.runtime import make_fabric, parameter_dtype
+
+    run = make_run(tmp_path, fabric=make_fabric(1, precision=precision, device="cpu"), train={"max_steps": 30})
+    fit(run)
+    assert next(run.model.parameters()).dtype == parameter_dtype(precision)
+    found = losses(tmp_path)
+    assert sum(found[-3:]) < sum(found[:3]) - 0.5

@@ -1,0 +1,155 @@
+"""The chunked loss against the obvious one, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.training import loss as loss_module
+from litgpt.training.loss import IGNORED, Buffers, head_cross_entropy, linear_cross_entropy
+
+N, C, V = 37, 8, 50
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of 16 rows, so that three are needed."""
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 16 * V * 8)
+
+
+def problem(dtype: torch.dtype = torch.float64, masked: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(N, C), torch.randn(V, C), torch.randn(V)
+    targets = torch.randint(V, (N,))
+    if masked:
+        targets[::3] = IGNORED
+    return *(tensor.to(dtype).requires_grad_() for tensor in (hidden, weight, bias)), targets
+
+
+def oracle(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None = None) -> Tensor:
+    logits = F.linear(hidden, weight, bias)
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_value_and_gradients_are_those_of_the_full_logits(cap, masked, biased):
+    hidden, weight, bias, targets = problem(masked=masked)
+    wanted = [hidden, weight, bias] if biased else [hidden, weight]
+    expected = oracle(hidden, weight, bias if biased else None, targets, cap)
+    expected_gradients = torch.autograd.grad(expected * 0.25, wanted)
+    found = linear_cross_entropy(hidden, weight, targets, bias if biased else None, cap)
+    gradients = torch.autograd.grad(found * 0.25, wanted)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_buffers_are_reused_and_change_nothing():
+    hidden, weight, _, targets = problem(torch.float32)
+    buffers = Buffers()
+    first = linear_cross_entropy(hidden, weight, targets, buffers=buffers)
+    place = buffers.get("products", (1, 1), hidden, torch.float32).data_ptr()
+    again = linear_cross_entropy(hidden, weight, targets, buffers=buffers)
+    assert torch.equal(first, again)
+    assert buffers.get("products", (1, 1), hidden, torch.float32).data_ptr() == place
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same():
+    hidden, weight, _, targets = problem()
+    (expected,) = torch.autograd.grad(oracle(hidden, weight, None, targets), [hidden])
+    weight.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, targets).backward()
+    torch.testing.assert_close(hidden.grad, expected)
+    assert weight.grad is None
+
+
+def test_without_gradients_only_the_value_is_made():
+    hidden, weight, _, targets = problem()
+    with torch.no_grad():
+        found = linear_cross_entropy(hidden, weight, targets)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, oracle(hidden, weight, None, targets))
+
+
+def test_all_targets_ignored_is_zero_with_zero_gradients():
+    hidden, weight, _, targets = problem()
+    found = linear_cross_entropy(hidden, weight, torch.full_like(targets, IGNORED))
+    found.backward()
+    assert found == 0
+    assert not hidden.grad.any() and not weight.grad.any()
+
+
+def test_a_tied_weight_sums_its_two_gradients():
+    _, weight, _, targets = problem()
+    ids = torch.arange(N) % V
+    (expected,) = torch.autograd.grad(oracle(weight[ids], weight, None, targets), [weight])
+    linear_cross_entropy(weight[ids], weight, targets).backward()
+    torch.testing.assert_close(weight.grad, expected)
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    hidden, weight, _, targets = problem(torch.bfloat16, masked=False)
+    exact = oracle(hidden.double(), weight.double(), None, targets)
+    found = linear_cross_entropy(hidden, weight, targets)
+    found.backward()
+    assert found.dtype == torch.float32
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=3e-3, atol=0)
+    (expected,) = torch.autograd.grad(exact, [weight])
+    torch.testing.assert_close(weight.grad, expected, rtol=0.05, atol=0.05)
+
+
+def test_autocast_computes_products_in_its_dtype_and_gradients_in_the_parameters():
+    hidden, weight, _, targets = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(hidden, weight, targets)
+    found.backward()
+    assert weight.grad.dtype == hidden.grad.dtype == torch.float32
+    expected = oracle(hidden, weight, None, targets)
+    assert found != expected
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+
+
+def test_the_gradients_serve_one_backward_pass_only():
+    hidden, weight, _, targets = problem()
+    found = linear_cross_entropy(hidden, weight, targets)
+    found.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        found.backward()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_any_head_module_has_the_same_loss(ignored):
+    hidden, weight, _, targets = problem()
+    if ignored:
+        targets = torch.full_like(targets, IGNORED)
+    head = nn.Linear(C, V, bias=False, dtype=torch.float64)
+    head.weight = nn.Parameter(weight.detach().clone())
+    found = head_cross_entropy(lambda rows: head(rows), hidden, targets, V)
+    found.backward()
+    expected = oracle(hidden.detach().requires_grad_(), weight, None, targets)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    assert hidden.grad is not None
+
+
+def test_no_tensor_of_all_logits_is_made():
+    hidden, weight, _, targets = problem(torch.float32)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        linear_cross_entropy(hidden, weight, targets).backward()
+    assert largest < N * V

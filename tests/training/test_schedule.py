@@ -1,0 +1,109 @@
+"""Limits, progress, and the learning rate that follows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from litgpt.args import TrainArgs
+from litgpt.errors import LitGPTError
+from litgpt.training.schedule import Counters, Limits, WarmupCosine, make_schedule
+
+
+def train(**changes) -> TrainArgs:
+    return TrainArgs(**{"lr_warmup_steps": 10, "global_batch_size": 4, "min_lr": 1e-4, **changes})
+
+
+def test_rates_are_those_of_nanogpt():
+    schedule, notice = make_schedule(train(lr_warmup_steps=100, max_steps=2000), 10_000, 2000, 1e-3)
+
+    def nanogpt(step: int) -> float:
+        if step < 100:
+            return 1e-3 * (step + 1) / 101
+        share = (step - 100) / 1900
+        return 1e-4 + 0.5 * (1 + math.cos(math.pi * share)) * 9e-4
+
+    assert notice == ""
+    for step in (0, 1, 99, 100, 101, 1000, 1999):
+        assert schedule.rate(1e-3, step, step / 2000) == pytest.approx(nanogpt(step), rel=1e-12)
+
+
+def test_the_first_rate_is_not_zero():
+    assert WarmupCosine(0.0, 100, 0.1).rate(1.0, 0, 0.0) > 0
+
+
+@pytest.mark.parametrize("warmup", [0, None])
+def test_without_warm_up_the_first_rate_is_full(warmup):
+    schedule, _ = make_schedule(train(lr_warmup_steps=warmup, max_steps=5), 100, 5, 1.0)
+    assert schedule.rate(1.0, 0, 0.0) == 1.0
+
+
+def test_a_warm_up_as_long_as_the_run_is_shortened_and_says_so():
+    schedule, notice = make_schedule(train(lr_warmup_steps=100), 100, 50, 1.0)
+    assert schedule.warmup_steps == 5
+    assert "100 steps" in notice and "run of 50" in notice
+
+
+def test_a_warm_up_may_be_a_share_of_an_epoch():
+    schedule, _ = make_schedule(train(lr_warmup_steps=None, lr_warmup_fraction=0.1), 400, 300, 1.0)
+    assert schedule.warmup_steps == 10
+
+
+def test_a_lowest_rate_above_the_full_one_leaves_it_constant_and_says_so():
+    schedule, notice = make_schedule(train(min_lr=1e-3, lr_warmup_steps=0), 100, 50, 1e-5)
+    assert schedule.rate(1e-5, 49, 0.98) == 1e-5
+    assert "constant" in notice
+
+
+def test_a_group_with_another_rate_keeps_its_proportion_in_the_warm_up():
+    schedule = WarmupCosine(0.0, 3, 0.1)
+    assert schedule.rate(2.0, 1, 0.0) == 2 * schedule.rate(1.0, 1, 0.0)
+
+
+LIMITS = {
+    "steps": (dict(max_steps=10), Counters(step=5)),
+    "epochs": (dict(epochs=2), Counters(samples=100)),
+    "tokens": (dict(max_tokens=1000), Counters(tokens=500)),
+    "time": (dict(max_time=60.0), Counters(seconds=30.0)),
+    "the nearest": (dict(max_steps=10, epochs=100, max_tokens=10**9), Counters(step=5, samples=20, tokens=100)),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_progress_is_the_share_of_the_nearest_limit(case):
+    settings, counters = LIMITS[case]
+    limits = Limits.of(train(**settings), samples_per_epoch=100)
+    assert limits.progress(counters) == 0.5
+    assert not limits.reached(counters)
+    assert limits.progress(Counters()) == 0
+
+
+def test_time_ends_a_run_without_changing_its_schedule():
+    limits = Limits.of(train(max_steps=100, max_time=5.0), 100)
+    late = Counters(step=10, seconds=6.0)
+    assert limits.reached(late)
+    assert limits.progress(late) == 0.1
+
+
+def test_no_limit_is_refused():
+    with pytest.raises(LitGPTError, match="when to stop"):
+        Limits.of(train(), 100)
+
+
+@pytest.mark.parametrize("settings", [dict(max_steps=0), dict(epochs=0), dict(max_tokens=0), dict(max_time=0.0)])
+def test_a_limit_of_zero_is_reached_at_once(settings):
+    assert Limits.of(train(**settings), 100).reached(Counters())
+
+
+def test_expected_steps_are_those_of_the_nearest_limit():
+    limits = Limits.of(train(max_steps=100, epochs=1, max_tokens=450), 10)
+    assert limits.steps(samples_per_step=4, tokens_per_sample=100.0) == 2
+    assert Limits.of(train(max_time=1.0), 10).steps(4, 1.0) is None
+
+
+def test_time_left_follows_the_pace():
+    limits = Limits.of(train(max_steps=10, max_time=1000.0), 100)
+    assert limits.seconds_left(Counters(step=2, seconds=4.0)) == pytest.approx(16.0)
+    assert limits.seconds_left(Counters()) == 1000.0
+    assert Limits.of(train(max_steps=10), 100).seconds_left(Counters()) is None
