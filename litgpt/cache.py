@@ -5,10 +5,12 @@ S: slots (sequences held at the same time), G: key-value heads, L: positions a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +29,11 @@ class KVCache:
         dtype: torch.dtype | None = None,
     ) -> None:
         groups, key_size, value_size = held_per_token(config)
-        # One tensor a layer: compilers copy a single stacked one whole at each write.
         shape = (slots, groups, length)
-        self.keys = [torch.zeros((*shape, key_size), device=device, dtype=dtype) for _ in range(config.n_layer)]
+        # One tensor a layer: compilers copy a single stacked one whole at each write.
+        self.keys = [_zeros((*shape, key_size), device, dtype) for _ in range(config.n_layer)]
         if config.latent_attention is None:
-            self.values = [torch.zeros((*shape, value_size), device=device, dtype=dtype) for _ in range(config.n_layer)]
+            self.values = [_zeros((*shape, value_size), device, dtype) for _ in range(config.n_layer)]
         else:
             self.values = [keys[..., :value_size] for keys in self.keys]  # the latent is both
         self.held = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
@@ -45,6 +47,14 @@ class KVCache:
         groups, key_size, value_size = held_per_token(config)
         size = key_size + (value_size if config.latent_attention is None else 0)
         return config.n_layer * slots * groups * length * size * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    """Zeros; on a CPU such as cost no memory until they are written to, which torch's own do."""
+    dtype = dtype or torch.get_default_dtype()
+    if torch.device(device or "cpu").type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def held_per_token(config: Config) -> tuple[int, int, int]:

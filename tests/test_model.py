@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -86,3 +88,17 @@ def test_the_size_of_a_cache_is_known_before_it_is_made():
     config = Config.from_name("pythia-14m", **TINY)
     cache = KVCache(config, slots=3, length=16, dtype=torch.float16)
     assert sum(t.nbytes for t in (*cache.keys, *cache.values)) == KVCache.nbytes(config, 3, 16, torch.float16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_room_in_a_cache_costs_no_memory_before_it_is_used():
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+    config = Config.from_name("pythia-14m", **{**TINY, "block_size": 65536})
+    before = anonymous()
+    cache = KVCache(config, slots=16, length=65536, dtype=torch.float32)
+    assert KVCache.nbytes(config, 16, 65536, torch.float32) > 500e6
+    assert anonymous() - before < 50e6
+    assert not cache.keys[1][15, :, -1].any()

@@ -1,0 +1,421 @@
+"""`LLM`: a language model in a few lines of Python, for use and for training loops of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.checkpoint.atomic import atomic_folder
+from litgpt.checkpoint.hub import auto_download
+from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
+from litgpt.checkpoint.reader import load_model
+from litgpt.checkpoint.writer import save_state
+from litgpt.config import Config
+from litgpt.errors import LitGPTError
+from litgpt.generate.engine import Engine
+from litgpt.generate.report import Speed
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.speaker import MIXED, Speaker, refuse_quantization
+from litgpt.generate.text import Reply
+from litgpt.model import GPT
+from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
+from litgpt.runtime import default_precision, parameter_dtype, pick_device
+from litgpt.tokenizer import Tokenizer
+
+MOST_AT_ONCE = 16
+"""Prompts of a list that are answered together."""
+CACHE_STEP = 256
+"""The KV cache grows in steps of this many tokens."""
+
+
+class Preprocessor:
+    """Text to token ids and back, on the model's device."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+
+    def encode(self, text: str) -> Tensor:
+        """The ids of a text, `(T,)` int32."""
+        return self.tokenizer.encode(text, device=self.device)
+
+    def decode(self, token_ids: Tensor) -> str:
+        """The text of some ids, `(T,)`."""
+        return self.tokenizer.decode(token_ids)
+
+
+class LLM(nn.Module):
+    """A language model with its tokenizer and prompt style; `LLM.load` makes one.
+
+    Its parameters are those of `model`, under the same names, so it can stand inside any training loop.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        preprocessor: Preprocessor,
+        prompt_style: PromptStyle,
+        checkpoint_dir: Path | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocessor = preprocessor
+        self.prompt_style = prompt_style
+        self.checkpoint_dir = checkpoint_dir
+        """Where the tokenizer and the configuration are, and the weights if they were loaded from there."""
+        self.fixed_kv_cache_size: int | None = None
+        """Tokens that the KV cache has room for; None: it grows as needed."""
+        self._dtype = dtype
+        self._engine: Engine | None = None
+        self._as_loaded: tuple[Checkpoint, GPT, list[int]] | None = None
+        self._register_load_state_dict_pre_hook(_under_model)
+
+    # -- making one
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        init: Literal["pretrained", "random"] = "pretrained",
+        tokenizer_dir: str | Path | None = None,
+        access_token: str | None = None,
+        distribute: Literal["auto"] | None = "auto",
+    ) -> LLM:
+        """Loads a checkpoint folder, LitGPT's or Hugging Face's, or makes a new model.
+
+        Args:
+            model: The folder, or a name on the hub (`ORG/NAME`), which is downloaded. With `init="random"`, the name of
+                a configuration.
+            init: `random`: fresh weights.
+            tokenizer_dir: Where the tokenizer is, if not in the folder; needed with `init="random"`.
+            access_token: For repositories on the hub that ask for one.
+            distribute: `auto`: on the best device there is, in 16 bits where it has them. None: on the CPU, the weights
+                as stored; call `distribute` or `trainer_setup` next.
+
+        Raises:
+            LitGPTError: There is no such folder, name or repository, or it can't be read.
+        """
+        if init not in ("pretrained", "random"):
+            raise LitGPTError(f"init is {init!r}; it must be 'pretrained' or 'random'.")
+        if distribute not in ("auto", None):
+            raise LitGPTError(f"distribute is {distribute!r}; it must be 'auto' or None.")
+        if init == "random":
+            if tokenizer_dir is None:
+                raise LitGPTError("A model with fresh weights has no tokenizer of its own; give tokenizer_dir.")
+            folder = Path(tokenizer_dir)
+            gpt = GPT(Config.from_name(str(model)))
+            llm = cls(gpt, Preprocessor(Tokenizer(folder)), prompt_style_for(folder, gpt.config), folder)
+        else:
+            checkpoint = find_checkpoint(auto_download(model, access_token))
+            style = prompt_style_for(checkpoint.dir, checkpoint.config)
+            gpt = load_model(checkpoint)
+            llm = cls(gpt, Preprocessor(Tokenizer(tokenizer_dir or checkpoint.dir)), style, checkpoint.dir)
+            llm._note_loaded(checkpoint)
+        if distribute == "auto":
+            llm.distribute()
+        return llm
+
+    def distribute(
+        self,
+        accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto",
+        devices: int | Literal["auto"] = "auto",
+        precision: str | None = None,
+        quantize: str | None = None,
+        generate_strategy: Literal["sequential", "tensor_parallel"] | None = None,
+        fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
+    ) -> None:
+        """Moves the model to where it is to generate; weights that are still as loaded are read again in the precision.
+
+        Args:
+            accelerator: The kind of device.
+            devices: 1 or `auto`; several are not built yet.
+            precision: `32-true`, `bf16-true`, `16-true`, `bf16-mixed` or `16-mixed`; None: 16 bits where the device has
+                them.
+            quantize: Not built yet.
+            generate_strategy: Not built yet; it is for several devices.
+            fixed_kv_cache_size: Tokens to make room for once and for all; None: as each call needs.
+
+        Raises:
+            LitGPTError: The device, the precision or the size can't be had, or what is asked for is not built yet.
+        """
+        if devices not in (1, "auto") or generate_strategy is not None:
+            raise LitGPTError(
+                "Generating on several devices is not built yet; leave out devices and generate_strategy."
+            )
+        place = pick_device(accelerator)
+        refuse_quantization(quantize, place)
+        precision = precision or default_precision(training=False, device=place)
+        dtype = parameter_dtype(precision)
+        size = self.config.block_size if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
+        if size is not None and not 0 < size <= self.config.block_size:
+            raise LitGPTError(
+                f"fixed_kv_cache_size is {size}; this model's context is {self.config.block_size} tokens."
+            )
+        if checkpoint := self._unchanged_checkpoint():
+            self.model = load_model(checkpoint, place, dtype)
+            self._note_loaded(checkpoint)
+        else:
+            self.model.to(device=place, dtype=dtype).eval()
+        self._dtype = MIXED.get(precision, dtype)
+        self.preprocessor.device = place
+        self.fixed_kv_cache_size = size
+        self._engine = None
+
+    def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
+        """Makes the model ready for a training loop: float32 parameters on the CPU, in training mode.
+
+        Args:
+            trainer_ckpt: A checkpoint of Lightning's Trainer to take the weights from, in place of those in the model.
+
+        Raises:
+            LitGPTError: The file has no weights for this model.
+        """
+        if checkpoint := self._unchanged_checkpoint():
+            self.model = load_model(checkpoint, dtype=torch.float32)
+        self.model.to(device="cpu", dtype=torch.float32).train().requires_grad_(True)
+        self._as_loaded, self._engine, self._dtype = None, None, None
+        self.preprocessor.device = torch.device("cpu")
+        if trainer_ckpt is not None:
+            self.model.load_state_dict(_trainer_weights(Path(trainer_ckpt), list(self.model.state_dict())))
+
+    # -- what it is made of
+
+    @property
+    def config(self) -> Config:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.preprocessor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.lm_head.weight.device
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's, under the model's names."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Into the model, by the model's names."""
+        self._as_loaded = None
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def save(self, out_dir: str | Path, prompt_style: PromptStyle | None = None) -> None:
+        """Writes a complete LitGPT checkpoint folder.
+
+        Args:
+            out_dir: The folder.
+            prompt_style: The style to note in it, if not the model's own.
+
+        Raises:
+            LitGPTError: The folder can't be written.
+        """
+        with atomic_folder(out_dir) as folder:
+            if self.checkpoint_dir is not None:
+                copy_config_files(self.checkpoint_dir, folder)
+            self.config.save(folder)
+            save_prompt_style(prompt_style or self.prompt_style, folder)
+            save_state(folder / LIT_MODEL, self.model.state_dict())
+
+    # -- training
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        target_ids: Tensor | None = None,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits `(B, T, V)`; with targets, logits and the mean loss per target token.
+
+        Args:
+            input_ids: Token ids `(B, T)`.
+            target_ids: The same ids `(B, T)`, not shifted, -100 where there is nothing to learn.
+            loss_fn: Of the logits `(B, T - 1, V)` and the targets that follow them `(B, T - 1)`; None: cross-entropy.
+        """
+        logits = self.model(input_ids)
+        if target_ids is None:
+            return logits
+        loss_fn = loss_fn or mean_cross_entropy
+        return logits, loss_fn(logits[:, :-1], target_ids[:, 1:])
+
+    # -- generating
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        sys_prompt: str | None = None,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        return_as_token_ids: bool = False,
+        stream: bool = False,
+    ) -> Any:
+        """Answers a prompt, or a list of prompts, which are worked on together.
+
+        `torch.manual_seed` makes the answers repeatable.
+
+        Args:
+            prompt: A text, or several; each is put into the model's prompt style.
+            sys_prompt: A system prompt, for prompt styles that have one.
+            max_new_tokens: The most tokens an answer may have.
+            temperature: Higher is more random; 0 always takes the most likely token.
+            top_k: Choose among this many most likely tokens; None: all.
+            top_p: Choose among the most likely tokens that have this much probability together.
+            return_as_token_ids: Return ids `(T,)` in place of text.
+            stream: Return an iterator over pieces of the answer as they come.
+
+        Returns:
+            The answer without its prompt: a str, or a list of them for a list of prompts; ids instead with
+            `return_as_token_ids`; an iterator over pieces (or over ids, `(1,)` each) with `stream`.
+
+        Raises:
+            LitGPTError: A prompt is too long, or another argument makes no sense.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if stream and not isinstance(prompt, str):
+            raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        replies = self._submit(texts, sys_prompt, sampling, max_new_tokens)
+        if stream:
+            return self._stream(replies[0], return_as_token_ids)
+        if return_as_token_ids:
+            answers: list[Any] = [torch.tensor(reply.request.result(), device=self.device) for reply in replies]
+        else:
+            answers = ["".join(reply) for reply in replies]
+        return answers[0] if isinstance(prompt, str) else answers
+
+    def benchmark(self, num_iterations: int = 1, **kwargs: Any) -> tuple[Any, dict[str, list[float]]]:
+        """Generates and measures.
+
+        Args:
+            num_iterations: How often.
+            kwargs: What `generate` takes, for a single prompt.
+
+        Returns:
+            The last answer and, one value an iteration: "Seconds total", "Seconds to first token", "Tokens generated",
+            "Inference speed in tokens/sec", "Total GPU memory allocated in GB".
+        """
+        stream, as_ids = kwargs.pop("stream", False), kwargs.pop("return_as_token_ids", False)
+        prompt, sys_prompt = kwargs.pop("prompt"), kwargs.pop("sys_prompt", None)
+        max_new_tokens = kwargs.pop("max_new_tokens", 50)
+        rows: dict[str, list[float]] = {}
+        answer: Any = None
+        for _ in range(num_iterations):
+            (reply,) = self._submit([prompt], sys_prompt, Sampling(**kwargs), max_new_tokens)
+            pieces = list(self._stream(reply, as_ids))
+            answer = pieces if stream else torch.cat(pieces) if as_ids else "".join(pieces)
+            speed = Speed.of(reply.request)
+            gpu = torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
+            for name, value in {
+                "Seconds total": speed.seconds,
+                "Seconds to first token": speed.first,
+                "Tokens generated": speed.n_tokens,
+                "Inference speed in tokens/sec": speed.tokens_per_second,
+                "Total GPU memory allocated in GB": gpu,
+            }.items():
+                rows.setdefault(name, []).append(value)
+        return answer, rows
+
+    def _submit(
+        self, texts: Sequence[str], sys_prompt: str | None, sampling: Sampling, max_new_tokens: int
+    ) -> list[Reply]:
+        speaker = Speaker(self.model, self.tokenizer, self.prompt_style, self._dtype)
+        prompts = [speaker.encode(text, sys_prompt) for text in texts]
+        longest = max(map(len, prompts), default=0)
+        if longest > self.config.block_size:
+            raise LitGPTError(
+                f"The prompt has {longest} tokens and the model's context {self.config.block_size}; shorten the prompt."
+            )
+        engine = self._engine_for(speaker, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
+        return [speaker.reply(engine, prompt, sampling, max_new_tokens) for prompt in prompts]
+
+    def _engine_for(self, speaker: Speaker, slots: int, length: int) -> Engine:
+        """The engine of the last call where it is large enough, else a larger one; streams still open keep theirs."""
+        length = self.fixed_kv_cache_size or min(length + -length % CACHE_STEP, self.model.max_seq_length)
+        last = self._engine
+        if last is not None and last.model is self.model and last.device == self.device:
+            if last.slots >= slots and last.length >= length:
+                if not last.busy:
+                    last.forget()  # the weights may have been trained since
+                return last
+            slots, length = max(slots, last.slots), max(length, last.length)
+        self._engine = None  # its memory is free before the new one's is taken
+        self._engine = speaker.engine(slots, length)
+        return self._engine
+
+    def _stream(self, reply: Reply, as_ids: bool) -> Iterator[Any]:
+        try:
+            if as_ids:
+                for token in reply.request:
+                    yield torch.tensor([token], device=self.device)
+            else:
+                yield from reply
+        finally:  # an iterator that is given up ends its request
+            reply.request.cancel()
+
+    def _note_loaded(self, checkpoint: Checkpoint) -> None:
+        self._as_loaded = checkpoint, self.model, _versions(self.model)
+
+    def _unchanged_checkpoint(self) -> Checkpoint | None:
+        """Where the weights came from, if nothing was written to them since."""
+        if self._as_loaded is None:
+            return None
+        checkpoint, model, versions = self._as_loaded
+        return checkpoint if model is self.model and versions == _versions(model) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine": None}
+
+
+def _versions(model: GPT) -> list[int]:
+    """Counts that change whenever a parameter is written to."""
+    return [parameter._version for parameter in model.parameters()]
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over targets `(B, T)` that are not -100 of the cross-entropy of logits `(B, T, V)`, in float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long(), ignore_index=-100)
+
+
+def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
+    """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
+    lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
+    for name, values in rows.items():
+        numbers = torch.tensor(values, dtype=torch.float64)
+        deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
+        lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")
+    return "\n".join(lines) + "\n"
+
+
+def _under_model(state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Lets a module that holds an `LLM` load what its own `state_dict` gave: the names have no `model.` in them."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+
+
+def _trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """The model's weights in a checkpoint of Lightning's Trainer, whatever attribute the model was there."""
+    if not path.is_file():
+        raise LitGPTError(f"There is no Trainer checkpoint {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise LitGPTError(f"{path} is no Trainer checkpoint ({str(error).splitlines()[0]}).") from None
+    found = {}
+    for name in names:
+        matches = [key for key in state if key == name or key.endswith(f".{name}")]
+        if not matches:
+            raise LitGPTError(f"{path} has no tensor {name!r}.")
+        found[name] = state[min(matches, key=len)]
+    return found

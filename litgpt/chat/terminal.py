@@ -1,0 +1,143 @@
+"""The terminal side of `litgpt chat`: reads what the user types, prints what the model says as it comes."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from litgpt.chat.conversation import Conversation
+from litgpt.errors import LitGPTError, closest
+from litgpt.generate.report import Speed
+from litgpt.generate.text import Reply
+
+ENDINGS = ("!quit", "!exit")
+SUBMIT = "!submit"
+COMMANDS = {
+    "/help": "show these commands",
+    "/reset": "start over: forget all turns, keep the system prompt",
+    "/system TEXT": "set the system prompt and start over; without TEXT, go back to the model's own",
+}
+
+
+def note(text: str) -> None:
+    """Tells the user something that is not part of the conversation; piped output stays clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def prepare_input() -> None:
+    """Gives a terminal line editing, and lets input that is not text through as replacement characters."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+        if sys.stdin.isatty():
+            with suppress(ImportError):
+                importlib.import_module("readline")  # input() uses it once it is imported
+
+
+class Terminal:
+    """A chat in the terminal, until the user ends it."""
+
+    def __init__(self, conversation: Conversation, multiline: bool = False) -> None:
+        self.conversation = conversation
+        self.multiline = multiline
+        self._cut_told = False
+
+    def run(self) -> None:
+        """Takes turns until an empty line, `!quit`, Ctrl-C at the prompt, or the end of the input."""
+        end = f"`{ENDINGS[0]}`" if self.multiline else "an empty line"
+        note(f"To end, enter {end}. /help shows the commands; Ctrl-C stops an answer.")
+        if not self.conversation.speaker.multi_turn:
+            note("This model's prompt style knows single prompts: each answer is given without the earlier ones.")
+        if self.multiline:
+            note(f"A prompt goes on until a line that says {SUBMIT}.")
+        while (text := self.read()) is not None:
+            name, _, argument = text.partition(" ")
+            if re.fullmatch(r"/[a-z]+", name):
+                self.obey(name, argument.strip())
+            elif text:
+                self.answer(text)
+
+    def read(self) -> str | None:
+        """The next prompt; None: the user is done."""
+        try:
+            line = input(">> Prompt: ")
+            if not self.multiline:
+                return None if line.strip().lower() in ("", *ENDINGS) else line
+            lines: list[str] = []
+            while line.strip().lower() != SUBMIT:
+                if line.strip().lower() in ENDINGS:
+                    return None
+                lines.append(line)
+                line = self._next_line()
+            return "\n".join(lines).strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return None
+
+    def _next_line(self) -> str:
+        try:
+            return input()
+        except EOFError:  # what was typed before it still counts; the next read meets the end again
+            return SUBMIT
+
+    def obey(self, name: str, argument: str) -> None:
+        """Carries out a command."""
+        if name == "/help":
+            for command, meaning in COMMANDS.items():
+                note(f"{command:<14}{meaning}")
+        elif name == "/reset":
+            self.conversation.reset()
+            note("The conversation starts over.")
+        elif name == "/system":
+            self.conversation.system = argument or None
+            self.conversation.reset()
+            note("The system prompt is set; the conversation starts over.")
+        else:
+            known = [command.partition(" ")[0] for command in COMMANDS]
+            note(f"There is no command {name}.{closest(name, known)} /help shows all.")
+
+    def answer(self, text: str) -> None:
+        """Prints the model's answer."""
+        try:
+            reply, n_dropped = self.conversation.ask(text)
+        except LitGPTError as error:
+            note(str(error))
+            return
+        if n_dropped:
+            note(f"(The context is full: the oldest {n_dropped} messages are forgotten.)")
+        print(">> Reply: ", end="", flush=True)
+        pieces: list[str] = []
+        with stopped_by_ctrl_c(reply):
+            for piece in reply:
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+        print("\n", flush=True)
+        self.conversation.note("".join(pieces))
+        note(f"Time for inference: {Speed.of(reply.request)}")
+        if reply.finish_reason == "length" and not self._cut_told:
+            self._cut_told = True
+            note(f"(The answer was cut at {reply.request.n_generated} tokens; --max_new_tokens allows more.)")
+
+
+@contextmanager
+def stopped_by_ctrl_c(reply: Reply) -> Iterator[None]:
+    """Inside, Ctrl-C ends the answer and not the program; a second one ends the program."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        reply.request.cancel()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

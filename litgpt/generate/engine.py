@@ -1,0 +1,327 @@
+"""The one generation engine: requests share one model and one KV cache, and each joins and leaves the batch on its own.
+
+n: running requests, T: tokens, C: `n_embd`, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from litgpt.cache import KVCache, Span
+from litgpt.errors import LitGPTError
+from litgpt.generate.placement import check_cache_fits
+from litgpt.generate.request import Request, StopMatcher
+from litgpt.generate.sampling import Sampling, choose, penalize
+from litgpt.model import GPT
+
+
+class Engine:
+    """Continues prompts: `submit` one, then iterate over the request it returns.
+
+    Requests beyond `slots` wait in line. Whoever iterates drives the engine, all its requests together; after `start`,
+    a thread does, and `submit` and iteration may happen in any thread.
+
+    Args:
+        model: The model; its weights say where computation happens.
+        slots: Requests that run at the same time.
+        length: Tokens that a prompt and its answer may have together; None: the model's context.
+        dtype: What is computed in; None: the weights' own. Another than theirs means autocast.
+        chunk: Prompt tokens that are processed between two steps of the running requests.
+
+    Raises:
+        LitGPTError: The KV cache does not fit into memory, or `length` not into the model's context.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        slots: int = 1,
+        length: int | None = None,
+        dtype: torch.dtype | None = None,
+        chunk: int = 512,
+    ) -> None:
+        length = model.max_seq_length if length is None else length
+        if slots < 1 or chunk < 1 or not 0 < length <= model.max_seq_length:
+            raise LitGPTError(
+                f"An engine of {slots} slots x {length} tokens, {chunk} a chunk, can't be: each is at least 1, and the"
+                f" model's context is {model.max_seq_length} tokens."
+            )
+        weight = model.lm_head.weight
+        self.model = model
+        self.slots = slots
+        self.length = length
+        self.dtype = dtype or weight.dtype
+        self.device = weight.device
+        self.chunk = chunk
+        check_cache_fits(model.config, slots, length, self.dtype, self.device)
+        self.cache = KVCache(model.config, slots, length, self.device, self.dtype)
+        self.error: Exception | None = None
+        """What the last step failed with; None: it worked."""
+        self._waiting: deque[Request] = deque()
+        self._active: list[Request] = []
+        """Request number i is in slot i; the last one's prompt may be processed in part only."""
+        self._filled: list[list[int]] = [[] for _ in range(slots)]
+        """The tokens whose keys and values are in each slot; they stay, for later prompts that begin alike."""
+        self._stepping = threading.RLock()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    # -- the clients' side
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._active or self._waiting)
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes that the KV cache takes."""
+        return KVCache.nbytes(self.model.config, self.slots, self.length, self.dtype)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._active)
+
+    def submit(
+        self,
+        prompt: Sequence[int] | Tensor,
+        sampling: Sampling | None = None,
+        stop: Sequence[int | Sequence[int]] = (),
+        max_new_tokens: int | None = None,
+        watch: Callable[[], None] | None = None,
+    ) -> Request:
+        """Puts a prompt in line.
+
+        Args:
+            prompt: Token ids, `(T,)`.
+            sampling: How tokens are drawn.
+            stop: Token ids and sequences of token ids that end the answer; they are not part of it.
+            max_new_tokens: The most tokens to generate; None, or more than fit: until `length` is reached.
+            watch: Called, by whoever drives the engine, when the request got its slot, has new tokens or is done.
+
+        Raises:
+            LitGPTError: The prompt is empty, too long or not of this vocabulary, or another argument makes no sense.
+        """
+        tokens = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+        if not tokens:
+            raise LitGPTError("The prompt is empty; give at least one token.")
+        if len(tokens) > self.length:
+            raise LitGPTError(
+                f"The prompt has {len(tokens)} tokens and the context only {self.length}; shorten the prompt."
+            )
+        rows = self.model.transformer.wte.num_embeddings
+        if not (min(tokens) >= 0 and max(tokens) < rows):
+            raise LitGPTError(f"The prompt has token ids outside 0 ... {rows - 1}; is this the model's own tokenizer?")
+        room = self.length - len(tokens) + 1  # the last token generated is not fed back
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise LitGPTError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
+        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        request = Request(self, tokens, sampling or Sampling(), StopMatcher(stop), limit, watch)
+        with self._changed:
+            if self._stopping:
+                raise LitGPTError("The engine has been stopped; it takes no more requests.")
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request
+
+    def wake(self) -> None:
+        """Lets whoever waits for the engine, its own thread too, look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def advance(self, request: Request) -> None:
+        """Returns when `request` has news; without a thread, does the work for it."""
+        if self._thread is not None:
+            with self._changed:
+                self._changed.wait_for(lambda: request.has_news)
+            return
+        with self._stepping:
+            if not request.has_news:
+                self.step()
+
+    def forget(self) -> None:
+        """Drops what it knows of earlier prompts; needed after the model's weights changed. Not while requests run."""
+        with self._stepping:
+            if self._active:
+                raise LitGPTError("The weights can't change while requests run; let them finish or cancel them.")
+            self._filled = [[] for _ in range(self.slots)]
+
+    # -- a thread of its own
+
+    def start(self) -> None:
+        """Runs the engine in a thread until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cancels what is left and ends the thread."""
+        self._stopping = True
+        self.wake()
+        if self._thread is not None:
+            self._thread.join()
+        with self._stepping:
+            for request in (*self._active, *self._waiting):
+                request.cancel()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            with self._changed:
+                self._changed.wait_for(lambda: self.busy or self._stopping)
+            try:
+                self.step()
+            except Exception as error:  # the requests carry it to their clients; later ones may work
+                self.error = error
+
+    # -- the work
+
+    def step(self) -> None:
+        """Gives every running request its next token, and processes at most `chunk` tokens of new prompts.
+
+        Whatever goes wrong ends the running requests with that error; the engine can go on.
+        """
+        with self._stepping:
+            evaluating = not self.model.training
+            self.model.eval()
+            try:
+                with torch.no_grad(), self._autocast():
+                    self._step()
+                self.error = None
+            except BaseException as error:
+                for request in self._active:
+                    if not request.done:
+                        request.finish("error", error)
+                self._active.clear()
+                self._filled = [[] for _ in range(self.slots)]
+                raise
+            finally:
+                if not evaluating:
+                    self.model.train()
+                self.wake()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == self.model.lm_head.weight.dtype:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _step(self) -> None:
+        self._release()
+        hidden = [*self._decode(), *self._prefill()]  # of the requests in the first slots, `(1, C)` each or several
+        if hidden:
+            rows = torch.cat(hidden)  # (n, C)
+            requests = self._active[: rows.size(0)]
+            for request, token in zip(requests, self._choose(requests, rows), strict=True):
+                request.accept(token)
+                if request.watch is not None and not request.done:
+                    request.watch()
+        self._release()
+
+    def _decode(self) -> list[Tensor]:
+        """Feeds each running request its last token; their hidden states `(n, C)`."""
+        running = [request for request in self._active if request.output]
+        if not running:
+            return []
+        tokens = [request.output[-1] for request in running]
+        starts = [len(self._filled[slot]) for slot in range(len(running))]
+        idx = torch.tensor(tokens, device=self.device)[:, None]  # (n, 1)
+        hidden = self.model.hidden(idx, span=Span(self.cache, slice(0, len(running)), starts))  # (n, 1, C)
+        for slot, token in enumerate(tokens):
+            self._filled[slot].append(token)
+        return [hidden[:, 0]]
+
+    def _prefill(self) -> list[Tensor]:
+        """Feeds prompts, `chunk` tokens in all; the last hidden state `(1, C)` of each that is through."""
+        through: list[Tensor] = []
+        budget = self.chunk
+        while budget > 0 and (request := self._next_prompt()):
+            slot = len(self._active) - 1
+            start = len(self._filled[slot])
+            part = request.prompt[start : start + budget]
+            idx = torch.tensor([part], device=self.device)  # (1, T)
+            hidden = self.model.hidden(idx, span=Span(self.cache, slice(slot, slot + 1), [start]))  # (1, T, C)
+            self._filled[slot].extend(part)
+            budget -= len(part)
+            if len(self._filled[slot]) == len(request.prompt):
+                through.append(hidden[:, -1])
+        return through
+
+    def _next_prompt(self) -> Request | None:
+        """The request whose prompt is next to be processed, in the last slot in use; None: none, or no slot is free."""
+        if self._active and len(self._filled[len(self._active) - 1]) < len(self._active[-1].prompt):
+            return self._active[-1]
+        while self._waiting and len(self._active) < self.slots:
+            request = self._waiting.popleft()
+            if request.done:  # cancelled in line
+                continue
+            self._active.append(request)  # before anything that may fail: what is active is told of it
+            request.n_shared = self._share_prefix(len(self._active) - 1, request.prompt)
+            request.timing.admitted = perf_counter()
+            if request.watch is not None:
+                request.watch()
+            return request
+        return None
+
+    def _share_prefix(self, slot: int, prompt: list[int]) -> int:
+        """Puts the keys and values of the longest known beginning of `prompt` into `slot`; its length in tokens.
+
+        The last token of the prompt is always left to compute: its hidden state is what the answer starts from.
+        """
+        known = [_common(prompt[:-1], filled) for filled in self._filled]
+        source = max(range(self.slots), key=lambda other: (known[other], other == slot))
+        shared = known[source]
+        if source != slot:
+            for tensor in self.cache.held:  # (slots, G, length, H)
+                tensor[slot, :, :shared] = tensor[source, :, :shared]
+        self._filled[slot] = prompt[:shared]
+        return shared
+
+    def _choose(self, requests: list[Request], hidden: Tensor) -> list[int]:
+        """The next token of each request, from its hidden state `(n, C)`."""
+        logits = self.model.head(hidden).float()  # (n, V)
+        for row, request in enumerate(requests):
+            if request.sampling.penalizing:
+                logits[row] = penalize(logits[row], request.sampling, request.prompt, request.output)
+        if not bool(logits.amax(dim=-1).isfinite().all()):
+            name = str(self.dtype).removeprefix("torch.")
+            raise LitGPTError(f"The model's scores are not finite numbers in {name}; try another precision.")
+        draws = [request.draw() for request in requests]
+        return choose(logits, [request.sampling for request in requests], draws).tolist()
+
+    def _release(self) -> None:
+        """Takes requests that are done out of their slots; others move there: slots in use are the first ones."""
+        for request in [request for request in self._active if request.done]:
+            slot, last = self._active.index(request), len(self._active) - 1
+            if (
+                slot < last - 1 and not self._active[last].output
+            ):  # a prompt that is not through stays behind the others
+                self._swap(slot, last - 1)
+                slot = last - 1
+            self._swap(slot, last)
+            self._active.pop()
+
+    def _swap(self, a: int, b: int) -> None:
+        if a == b:
+            return
+        n = max(len(self._filled[a]), len(self._filled[b]))
+        for tensor in self.cache.held:  # (slots, G, length, H)
+            tensor[[a, b], :, :n] = tensor[[b, a], :, :n]
+        self._active[a], self._active[b] = self._active[b], self._active[a]
+        self._filled[a], self._filled[b] = self._filled[b], self._filled[a]
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first elements are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,50 @@
+"""What a finished answer cost: tokens per second, time to the first token, memory."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from litgpt.generate.request import Request
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one finished request."""
+
+    seconds: float
+    """From submission to the last token."""
+    first: float
+    """Seconds to the first token."""
+    n_tokens: int
+    """Tokens generated."""
+
+    @classmethod
+    def of(cls, request: Request) -> Speed:
+        """Reads the request's times; an answer without a token has its end for its first."""
+        timing = request.timing
+        assert timing.finished is not None
+        first = timing.finished if timing.first is None else timing.first
+        return cls(timing.finished - timing.submitted, first - timing.submitted, request.n_generated)
+
+    def __str__(self) -> str:
+        rate = f"{self.tokens_per_second:.2f} tokens/sec"
+        return f"{self.seconds:.2f} sec total, {rate}, {self.first:.3f} sec to the first token"
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the whole request, its prompt included."""
+        return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: on a GPU what torch allocated there, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

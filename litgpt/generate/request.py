@@ -1,0 +1,164 @@
+"""One prompt on its way through the engine, and where its tokens come out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from litgpt.errors import LitGPTError
+from litgpt.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    from litgpt.generate.engine import Engine
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass
+class Timing:
+    """When things happened to a request, in seconds of `time.perf_counter`; None: not yet."""
+
+    submitted: float = field(default_factory=perf_counter)
+    admitted: float | None = None
+    """It got a slot."""
+    first: float | None = None
+    """Its first token came out."""
+    finished: float | None = None
+
+
+class StopMatcher:
+    """Finds stop sequences at the end of a growing list of tokens, overlapping ones too.
+
+    Raises:
+        LitGPTError: A stop is neither a token id nor a sequence of token ids.
+    """
+
+    def __init__(self, stops: Sequence[int | Sequence[int]]) -> None:
+        found = [[stop] if isinstance(stop, int) else stop for stop in stops]
+        for stop in found:
+            is_list = isinstance(stop, Sequence) and not isinstance(stop, str)
+            if not (is_list and stop and all(isinstance(token, int) for token in stop)):
+                raise LitGPTError(f"A stop is a token id or a list of token ids, not {stop!r}.")
+        self.ids = {stop[0] for stop in found if len(stop) == 1}
+        self.sequences = [list(stop) for stop in found if len(stop) > 1]
+
+    def matched(self, tokens: list[int]) -> int:
+        """How many of the last tokens are a whole stop sequence; 0: none."""
+        if tokens[-1] in self.ids:
+            return 1
+        return max((len(stop) for stop in self.sequences if tokens[-len(stop) :] == stop), default=0)
+
+    def begun(self, tokens: list[int]) -> int:
+        """How many of the last tokens may still turn out to begin a stop sequence."""
+        return max((n for stop in self.sequences for n in range(1, len(stop)) if tokens[-n:] == stop[:n]), default=0)
+
+
+class Request:
+    """A prompt and its growing answer, made by `Engine.submit`; iterate over it for tokens, or call `result`.
+
+    The engine writes and one client reads; both may be different threads.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        sampling: Sampling,
+        stops: StopMatcher,
+        limit: int,
+        watch: Callable[[], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.prompt = prompt
+        self.sampling = sampling
+        self.limit = limit
+        """The most tokens it may generate, stop sequences included."""
+        self.watch = watch
+        self.output: list[int] = []
+        """Tokens generated so far; the last of them may still turn out to be a stop sequence, which is cut off."""
+        self.n_generated = 0
+        """Tokens generated, stop sequences included."""
+        self.n_shared = 0
+        """Tokens of the prompt whose keys and values were there already."""
+        self.finish_reason: FinishReason | None = None
+        self.error: BaseException | None = None
+        self.timing = Timing()
+        self._stops = stops
+        self._ready = self._taken = 0
+        # Greedy requests leave torch's random state alone: training runs take samples and must stay repeatable.
+        seed = sampling.seed if sampling.seed is not None or sampling.greedy else int(torch.randint(2**62, ()))
+        self._random = random.Random(seed)
+
+    @property
+    def done(self) -> bool:
+        """Whether no further token will come."""
+        return self.finish_reason is not None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take` would return something, or the request is done."""
+        return self.done or self._ready > self._taken
+
+    def take(self) -> list[int]:
+        """The tokens that came out since the last call; never waits."""
+        tokens = self.output[self._taken : self._ready]
+        self._taken += len(tokens)
+        return tokens
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            done = self.done
+            yield from self.take()
+            if done:
+                break
+            self.engine.advance(self)
+        if self.error is not None:
+            raise self.error
+
+    def result(self) -> list[int]:
+        """All tokens, without the stop sequence, once the request is done."""
+        for _ in self:
+            pass
+        return self.output
+
+    def cancel(self) -> None:
+        """Stops the request; its slot is free from the engine's next step on. Does nothing when it is done."""
+        if not self.done:
+            self.finish("cancelled")
+            self.engine.wake()
+
+    # -- the engine's side
+
+    def draw(self) -> float:
+        """The request's next random number, from 0 up to, not including, 1."""
+        return 0.0 if self.sampling.greedy else self._random.random()
+
+    def accept(self, token: int) -> None:
+        """Takes in a generated token."""
+        if self.done:
+            return
+        self.timing.first = self.timing.first or perf_counter()
+        self.n_generated += 1
+        self.output.append(token)
+        stopped = self._stops.matched(self.output)
+        if stopped:
+            del self.output[-stopped:]
+            self.finish("stop")
+        elif self.n_generated >= self.limit:
+            self.finish("length")
+        else:
+            self._ready = len(self.output) - self._stops.begun(self.output)
+
+    def finish(self, reason: FinishReason, error: BaseException | None = None) -> None:
+        """Ends the request."""
+        self.timing.finished = perf_counter()
+        self._ready = len(self.output)
+        self.error = error
+        self.finish_reason = reason  # last: a reader that sees it set sees everything else
+        if self.watch is not None:
+            self.watch()

@@ -1,0 +1,135 @@
+"""How the next token is drawn from the model's scores, each row of a batch with settings of its own.
+
+R: rows, V: vocabulary, K: candidates left to choose from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from litgpt.errors import LitGPTError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request's tokens are drawn: penalties, then `top_k`, `temperature`, `top_p`, `min_p`, in this order.
+
+    Raises:
+        LitGPTError: A value is out of its range.
+    """
+
+    temperature: float = 1.0
+    """Scores are divided by this; 0 always takes the best token."""
+    top_k: int | None = None
+    """Choose among this many best tokens; None: all."""
+    top_p: float = 1.0
+    """Choose among the best tokens that have this much probability together; 0 always takes the best one."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this share of the best one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens of the prompt and the answer become less likely (Keskar et al. 2019, https://arxiv.org/abs/1909.05858)."""
+    presence_penalty: float = 0.0
+    """Taken off the score of every token that is in the answer."""
+    frequency_penalty: float = 0.0
+    """Taken off the score of a token each time it occurs in the answer."""
+    seed: int | None = None
+    """Makes the draws repeatable, whatever else is in the batch; None: taken from torch's random state."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more tokens; leave it out for all"),
+            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0; 1 is none"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a number; 0 is none"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a number; 0 is none"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2**64 - 1"),
+        )
+        for name, holds, what in rules:
+            if not holds:
+                raise LitGPTError(f"{name} is {getattr(self, name)}; it must be {what}.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is always taken."""
+        return self.temperature == 0 or self.top_p == 0
+
+    @property
+    def penalizing(self) -> bool:
+        """Whether the tokens so far change the scores."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def penalize(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+    """The scores `(V,)` of one row after its penalties."""
+    logits = logits.clone()
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
+        scores, penalty = logits[seen], sampling.repetition_penalty
+        logits[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    if output:
+        ids, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)
+        logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(logits.dtype)
+    return logits
+
+
+def choose(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> Tensor:
+    """One token a row; a row's choice depends on nothing but that row.
+
+    Args:
+        logits: Float32 scores `(R, V)`, penalties applied.
+        samplings: R settings.
+        draws: R numbers from 0 up to, not including, 1, uniformly drawn: the only source of chance.
+
+    Returns:
+        Token ids `(R,)`, int64.
+    """
+    chosen = logits.argmax(dim=-1)
+    random = [row for row, sampling in enumerate(samplings) if not sampling.greedy]
+    # Sorting a large vocabulary costs more than the rest of the drawing; only rows that need the order pay for it.
+    few = [row for row in random if samplings[row].top_k is not None]
+    ranked = [row for row in random if samplings[row].top_k is None and samplings[row].top_p < 1]
+    plain = [row for row in random if samplings[row].top_k is None and samplings[row].top_p == 1]
+    for rows in filter(None, (few, ranked, plain)):
+        settings = [samplings[row] for row in rows]
+        scores, ids = logits[rows], None  # (R', V)
+        if rows is few:
+            widest = max(setting.top_k or 0 for setting in settings)
+            scores, ids = scores.topk(min(widest, logits.size(-1)))  # (R', K), best first
+        elif rows is ranked:
+            scores, ids = scores.sort(descending=True)
+        picked = _draw(scores, settings, [draws[row] for row in rows], ranked=ids is not None)
+        chosen[rows] = picked if ids is None else ids.gather(1, picked[:, None])[:, 0]
+    return chosen
+
+
+def _draw(scores: Tensor, settings: Sequence[Sampling], draws: Sequence[float], ranked: bool) -> Tensor:
+    """The column of `scores` `(R, K)` that each row draws, `(R,)`; `ranked`: columns go from best to worst."""
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=scores.device, dtype=scores.dtype)[:, None]
+
+    K = scores.size(1)
+    if ranked:
+        ranks = torch.arange(K, device=scores.device)
+        scores = scores.masked_fill(ranks >= column([setting.top_k or K for setting in settings]), -math.inf)
+    best = scores.max(dim=-1, keepdim=True).values
+    # The best score becomes 0 first, so that no temperature overflows.
+    p = ((scores - best) / column([setting.temperature for setting in settings])).softmax(dim=-1)  # (R, K)
+    top = p.max(dim=-1, keepdim=True).values
+    dropped = p < top * column([setting.min_p for setting in settings])
+    if ranked:
+        before = p.cumsum(dim=-1) - p  # probability of everything better
+        mass = column([setting.top_p if setting.top_p < 1 else math.inf for setting in settings])
+        dropped |= (before >= mass) & (ranks > 0)
+    p = p.masked_fill(dropped, 0.0)
+    upto = p.cumsum(dim=-1)
+    picked = (upto <= column(draws) * upto[:, -1:]).sum(dim=-1).clamp(max=K - 1)
+    # A draw next to 1 can round up to the whole mass; it must not land on a token that was left out.
+    return torch.where(p.gather(1, picked[:, None])[:, 0] > 0, picked, p.argmax(dim=-1))

@@ -1,0 +1,96 @@
+"""Turns, and what happens when they outgrow the context."""
+
+from __future__ import annotations
+
+import pytest
+
+from litgpt.chat.conversation import Conversation
+from litgpt.errors import LitGPTError
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.speaker import Speaker
+from tests.generate.folder import make_folder
+from tests.generate.test_speaker import Shout
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    return Speaker.load(make_folder(tmp_path_factory.mktemp("chat") / "tiny"), "cpu", "32-true")
+
+
+def converse(speaker, max_new_tokens=8, **settings):
+    return Conversation(speaker, speaker.engine(), Sampling(temperature=0), max_new_tokens, **settings)
+
+
+def shown(conversation, reply):
+    """What the model saw."""
+    return conversation.speaker.tokenizer.decode(reply.request.prompt, skip_special_tokens=False)
+
+
+def take_turn(conversation, text):
+    reply, n_dropped = conversation.ask(text)
+    conversation.note("".join(reply) or "x")
+    return reply, n_dropped
+
+
+def test_the_model_sees_the_earlier_turns(speaker):
+    conversation = converse(speaker, system="Be kind.")
+    take_turn(conversation, "One")
+    conversation.messages[-1] = {"role": "assistant", "content": "Uno"}
+    reply, _ = conversation.ask("Two")
+    turns = [("system", "Be kind."), ("user", "One"), ("assistant", "Uno"), ("user", "Two")]
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    assert shown(conversation, reply) == text + "<|im_start|>assistant\n"
+
+
+def test_earlier_turns_are_not_computed_again(speaker):
+    conversation = converse(speaker)
+    first, _ = take_turn(conversation, "One")
+    second, _ = take_turn(conversation, "Two")
+    assert second.request.n_shared >= len(first.request.prompt)
+
+
+def test_the_oldest_turns_go_when_the_context_is_full(speaker):
+    conversation = converse(speaker, system="Be kind.")
+    dropped = [take_turn(conversation, f"Question number {n}")[1] for n in range(6)]
+    assert dropped[0] == 0 and set(dropped) == {0, 2}
+    reply, _ = conversation.ask("Last")
+    text = shown(conversation, reply)
+    assert "Be kind." in text and "Last" in text and "number 0" not in text
+    assert len(reply.request.prompt) + conversation.max_new_tokens <= conversation.engine.length + 1
+
+
+def test_a_prompt_that_cannot_fit_leaves_the_conversation_as_it_was(speaker):
+    conversation = converse(speaker)
+    take_turn(conversation, "One")
+    before = list(conversation.messages)
+    with pytest.raises(LitGPTError, match="shorten the prompt"):
+        conversation.ask("hay " * 200)
+    assert conversation.messages == before
+
+
+def test_an_empty_answer_takes_its_question_back(speaker):
+    conversation = converse(speaker)
+    conversation.ask("One")
+    conversation.note("")
+    assert conversation.messages == []
+
+
+def test_each_turn_draws_anew_and_the_whole_comes_again(speaker):
+    def said() -> list[str]:
+        conversation = Conversation(speaker, speaker.engine(), Sampling(seed=1), 20)
+        answers = []
+        for _ in range(2):
+            answers.append("".join(conversation.ask("Hi")[0]))
+            conversation.reset()
+        return answers
+
+    assert said() == said()
+    assert len(set(said())) == 2
+
+
+def test_a_style_of_single_prompts_gets_single_prompts(speaker):
+    conversation = converse(Speaker(speaker.model, speaker.tokenizer, Shout()))
+    take_turn(conversation, "one")
+    reply, n_dropped = conversation.ask("two")
+    assert shown(conversation, reply) == "TWO!"
+    assert n_dropped == 0

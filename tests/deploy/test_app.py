@@ -1,0 +1,244 @@
+"""The routes, over a small model: what they answer, what they refuse, and what becomes of one without a client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from litgpt.deploy.app import Prediction, Service, make_app
+from litgpt.errors import LitGPTError
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.speaker import Speaker
+from tests.generate.folder import make_folder
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+    folder: Path = make_folder(tmp_path_factory.mktemp("serve") / "tiny")
+    return Speaker.load(folder, "cpu", "32-true")
+
+
+def service(speaker: Speaker, slots: int = 4, **settings) -> Service:
+    return Service(speaker, speaker.engine(slots), Sampling(temperature=0), max_new_tokens=8, **settings)
+
+
+@pytest.fixture
+def client(speaker) -> Iterator[TestClient]:
+    with TestClient(make_app(service(speaker))) as client:
+        yield client
+
+
+GREEDY = Sampling(temperature=0)
+
+
+def alone(speaker: Speaker, prompt: str, n: int = 8, sampling: Sampling = GREEDY) -> str:
+    """The answer to a prompt on an engine of its own."""
+    return "".join(speaker.reply(speaker.engine(), speaker.encode(prompt), sampling, n))
+
+
+def test_a_prompt_gets_an_answer(client, speaker):
+    answer = client.post("/predict", json={"prompt": "Hi"})
+    assert answer.status_code == 200
+    assert answer.json() == {"output": alone(speaker, "Hi")}
+
+
+def test_the_body_may_change_the_settings(client, speaker):
+    long = client.post("/predict", json={"prompt": "Hi", "max_new_tokens": 20}).json()["output"]
+    assert long == alone(speaker, "Hi", 20)
+    seeded = {"prompt": "Hi", "temperature": 1.5, "top_k": 40, "top_p": 0.9, "seed": 3, "max_new_tokens": 20}
+    sampling = Sampling(temperature=1.5, top_k=40, top_p=0.9, seed=3)
+    assert client.post("/predict", json=seeded).json()["output"] == alone(speaker, "Hi", 20, sampling) != long
+    stop = long[5:7]
+    for stops in (stop, [stop, "never said"]):
+        cut = client.post("/predict", json={"prompt": "Hi", "max_new_tokens": 20, "stop": stops}).json()["output"]
+        assert cut == long[: long.index(stop)]
+
+
+def test_null_means_all_tokens_for_top_k_and_the_servers_setting_elsewhere(speaker):
+    served = Service(speaker, speaker.engine(), Sampling(temperature=1.0, top_k=1), max_new_tokens=8)
+    with TestClient(make_app(served)) as client:
+        one = client.post("/predict", json={"prompt": "Hi", "temperature": None, "seed": 1}).json()["output"]
+        free = client.post("/predict", json={"prompt": "Hi", "top_k": None, "seed": 1}).json()["output"]
+    assert one == alone(speaker, "Hi") != free
+
+
+def test_streaming_answers_in_lines(speaker):
+    with TestClient(make_app(service(speaker, stream=True))) as client:
+        answer = client.post("/predict", json={"prompt": "Hi"})
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        assert len(lines) > 2 and all(list(line) == ["output"] for line in lines)
+        assert "".join(line["output"] for line in lines) == alone(speaker, "Hi")
+        assert client.post("/predict", json={"prompt": "hay " * 200}).status_code == 400
+        assert client.post("/predict", json={"promt": "Hi"}).status_code == 422
+
+
+def test_another_path(speaker):
+    with TestClient(make_app(service(speaker, api_path="/v2/say"))) as client:
+        assert client.post("/v2/say", json={"prompt": "Hi"}).status_code == 200
+        assert client.post("/predict", json={"prompt": "Hi"}).status_code == 404
+
+
+def test_health(client):
+    assert (client.get("/health").status_code, client.get("/health").text) == (200, "ok")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{}", 422, "The field `prompt` is missing."),
+        (b'{"prompt": 123}', 422, "The field `prompt` is of the wrong kind: input should be a valid string."),
+        (b'{"prompt": null}', 422, "The field `prompt` is of the wrong kind"),
+        (b'{"prompt": ["a"]}', 422, "The field `prompt` is of the wrong kind"),
+        (b'{"prompt": "a", "top_k": "3"}', 422, "The field `top_k` is of the wrong kind"),
+        (b'{"prompt": "a", "max_new_tokens": 1.5}', 422, "The field `max_new_tokens` is of the wrong kind"),
+        (b'{"prompt": "a", "tempreature": 1}', 422, "There is no field `tempreature`. Closest: temperature."),
+        (b'{"prompt": "a", "temperature": -1}', 400, "temperature is -1"),
+        (b'{"prompt": "a", "temperature": NaN}', 400, "temperature is nan"),
+        (b'{"prompt": "a", "top_p": 7}', 400, "top_p is 7"),
+        (b'{"prompt": "a", "seed": -1}', 400, "seed is -1"),
+        (b'{"prompt": "a", "max_new_tokens": 0}', 400, "max_new_tokens is 0"),
+        (b'{"prompt": "a", "stop": [""]}', 400, "stop string is empty"),
+        (b'{"prompt": "\\ud800"}', 400, "half a character"),
+        (json.dumps({"prompt": "hay " * 200}).encode(), 400, "the context only 128; shorten the prompt"),
+        (b"[]", 422, "The body must be a JSON object"),
+        (b'"text"', 422, "The body must be a JSON object"),
+        (b"null", 422, "must be|missing"),
+        (b"", 422, "The body must be a JSON object|not valid JSON"),
+        (b"{oops", 422, "The body is not valid JSON"),
+        (b'{"prompt": "\xff"}', 400, ""),
+        (b"[" * 100_000, 400, "body"),
+    ],
+)
+def test_a_malformed_request_is_told_and_the_server_lives_on(client, body, status, words):
+    answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert re.search(words, answer.json()["detail"])
+    assert client.post("/predict", json={"prompt": "Hi"}).status_code == 200
+
+
+def test_another_content_type_is_told(client):
+    answer = client.post("/predict", content=b'{"prompt": "Hi"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 422 and "sent as application/json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer ünknown".encode("latin-1")}, 401),
+        ({"authorization": "Bearer s3cret"}, 200),
+        ({"x-api-key": "s3cret"}, 200),
+    ],
+)
+def test_a_key_is_asked_for(speaker, headers, status):
+    with TestClient(make_app(service(speaker, api_key="s3cret"))) as client:
+        answer = client.post("/predict", json={"prompt": "Hi"}, headers=headers)
+        assert answer.status_code == status and "s3cret" not in answer.text
+        assert client.get("/health").status_code == 200
+
+
+def test_a_failing_step_is_a_500_and_health_tells_until_a_step_works(tmp_path):
+    speaker = Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true")
+    hidden = speaker.model.hidden
+    for stream in (False, True):
+        with TestClient(make_app(service(speaker, stream=stream)), raise_server_exceptions=False) as client:
+            speaker.model.hidden = lambda *args, **kwargs: hidden(*args)[:, :0][0, 0]
+            answer = client.post("/predict", json={"prompt": "Hi"})
+            assert answer.status_code == (200 if stream else 500)
+            assert "server's log says why" in answer.json()["error" if stream else "detail"]
+            assert client.get("/health").status_code == 503
+            speaker.model.hidden = hidden
+            assert client.post("/predict", json={"prompt": "Hi"}).status_code == 200
+            assert client.get("/health").status_code == 200
+
+
+# -- several clients at once, without a network
+
+
+def asynchronous(app, work):
+    """Runs `work(client)` against an application in an event loop."""
+
+    async def run():
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
+        async with app.router.lifespan_context(app), client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def test_clients_are_served_together_and_each_gets_its_own_answer(speaker):
+    served = service(speaker, slots=3)
+    prompts = [f"Prompt {n} {'hay ' * (n % 4)}" for n in range(10)]
+
+    async def work(client):
+        answers = await asyncio.gather(*(client.post("/predict", json={"prompt": prompt}) for prompt in prompts))
+        return [answer.json()["output"] for answer in answers]
+
+    assert asynchronous(make_app(served), work) == [alone(speaker, prompt) for prompt in prompts]
+    assert not served.engine.busy
+
+
+def test_a_request_that_waits_too_long_for_its_turn_is_told(speaker):
+    served = service(speaker, slots=1, timeout=0.05)
+    step = served.engine._step
+
+    def slow_step() -> None:
+        time.sleep(0.03)
+        step()
+
+    served.engine._step = slow_step
+
+    async def work(client):
+        bodies = [{"prompt": "Hi", "max_new_tokens": 20}] * 2
+        return await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
+
+    first, second = sorted(asynchronous(make_app(served), work), key=lambda answer: answer.status_code)
+    assert (first.status_code, second.status_code) == (200, 504)
+    assert "no turn within 0.05 seconds" in second.json()["detail"]
+
+
+def test_a_client_that_goes_away_frees_its_slot(speaker):
+    """Speaks ASGI itself: the client says what it wants, waits for the first piece (or not), and is gone."""
+    served = service(speaker, slots=1, stream=True)
+    app = make_app(served)
+    body = json.dumps({"prompt": "Hi", "max_new_tokens": 100}).encode()
+    scope = dict(type="http", method="POST", path="/predict", raw_path=b"/predict", query_string=b"", root_path="")
+    scope |= dict(http_version="1.1", scheme="http", server=("x", 80), client=("y", 1), asgi={"version": "3.0"})
+    scope["headers"] = [(b"content-type", b"application/json")]
+
+    async def run() -> int:
+        async with app.router.lifespan_context(app):
+            gone = asyncio.Event()
+            messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive():
+                if messages:
+                    return messages.pop()
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                if message.get("body"):
+                    gone.set()
+
+            await app(scope, receive, send)
+            submitted = served.engine.submit([1], Sampling(temperature=0), max_new_tokens=1)
+            await asyncio.to_thread(submitted.result)
+            return served.engine.n_running
+
+    assert asyncio.run(run()) == 0
+
+
+def test_settings_of_a_request_are_checked_as_the_servers_are():
+    with pytest.raises(LitGPTError, match="top_k is 0"):
+        Prediction(prompt="Hi", top_k=0).sampling(Sampling())
