@@ -164,8 +164,11 @@ class GPT(nn.Module):
 
     def _reach(self, positions: Tensor, longest: int, lengths: Sequence[int] | None, span: Span | None) -> Reach:
         ropes = []
+        extent = longest if span is None else span.cache.length
         for rope in self.ropes:
-            cos, sin = (table[positions] for table in rope.upto(longest, positions.device))  # (T, R/2) or (B, T, R/2)
+            cos, sin = (
+                table[positions] for table in rope.upto(longest, positions.device, extent)
+            )  # (T, R/2) or (B, T, R/2)
             ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
         masks = (

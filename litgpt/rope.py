@@ -16,17 +16,24 @@ from litgpt.errors import LitGPTError
 
 LLAMA_3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
 YARN = {"factor", "beta_fast", "beta_slow", "original_max_seq_len"}
+LONG_ROPE = {"factor", "short_factor", "long_factor", "original_max_seq_len"}
+"""Ding et al. 2024, https://arxiv.org/abs/2402.13753."""
 YARN_OPTIONS = {"mscale", "mscale_all_dim", "attention_factor", "truncate"}
 
 
-def inverse_frequencies(config: Config, base: float | None = None, device: torch.device | None = None) -> Tensor:
+def inverse_frequencies(
+    config: Config, base: float | None = None, device: torch.device | None = None, extent: int = 0
+) -> Tensor:
     """Radians per position of each pair of dimensions, `(R/2,)`, float32; a `base` of its own is not stretched.
+
+    `extent` is how long the sequence will be: LongRoPE has other factors beyond the original context.
 
     Raises:
         LitGPTError: `rope_adjustments` of a kind that is not known here.
     """
     n = config.rope_n_elem
-    theta = 1.0 / ((base or config.rope_base) ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n))
+    powers = (base or config.rope_base) ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n)
+    theta = 1.0 / powers
     adjust = config.rope_adjustments
     if adjust is None or base is not None:
         return theta
@@ -36,16 +43,22 @@ def inverse_frequencies(config: Config, base: float | None = None, device: torch
         return _llama3(theta, adjust)
     if set(adjust) - YARN_OPTIONS == YARN:
         return _yarn(theta, adjust, config)
+    if set(adjust) - {"attention_factor"} == LONG_ROPE:
+        factors = adjust["long_factor" if extent > adjust["original_max_seq_len"] else "short_factor"]
+        return 1.0 / (torch.tensor(factors, device=device, dtype=torch.float32) * powers)
     raise LitGPTError(f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here.")
 
 
 def attention_factor(config: Config) -> float:
-    """What `cos` and `sin` are multiplied with, so that attention stays as sharp in a stretched context (YaRN)."""
+    """What `cos` and `sin` are multiplied with, so that attention stays as sharp in a stretched context."""
     adjust = config.rope_adjustments or {}
-    if "beta_fast" not in adjust:
-        return 1.0
     if adjust.get("attention_factor") is not None:
         return float(adjust["attention_factor"])
+    if "long_factor" in adjust:
+        shift = math.log(max(adjust["factor"], 1.0)) / math.log(adjust["original_max_seq_len"])
+        return math.sqrt(1 + shift)
+    if "beta_fast" not in adjust:
+        return 1.0
 
     def scale(mscale: float) -> float:
         return 1.0 if adjust["factor"] <= 1 else 0.1 * mscale * math.log(adjust["factor"]) + 1.0
@@ -98,16 +111,25 @@ class RopeTable:
     def __init__(self, config: Config, base: float | None = None) -> None:
         self.config = config
         self.base = base
+        self.original = (config.rope_adjustments or {}).get("original_max_seq_len", 0)
         self.cos = self.sin = torch.empty(0, 0)  # (T, R/2) each
+        self.beyond = False
 
-    def upto(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`cos` and `sin` of positions 0 … at least `length` - 1, `(≥ length, R/2)` each, float32."""
-        if self.cos.size(0) < length or self.cos.device != device:
+    def upto(self, length: int, device: torch.device, extent: int) -> tuple[Tensor, Tensor]:
+        """`cos` and `sin` of positions 0 … at least `length` - 1, `(≥ length, R/2)` each, float32.
+
+        Args:
+            length: Positions needed now.
+            device: Where they are needed.
+            extent: Positions that the sequence will have in the end.
+        """
+        beyond = extent > self.original
+        if self.cos.size(0) < length or self.cos.device != device or self.beyond != beyond:
             rows = max(64, 1 << (length - 1).bit_length())
             positions = torch.arange(rows, device=device, dtype=torch.float32) / self.config.rope_condense_ratio
-            angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device))
+            angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device, extent))
             factor = attention_factor(self.config) if self.base is None else 1.0
-            self.cos, self.sin = angles.cos() * factor, angles.sin() * factor
+            self.cos, self.sin, self.beyond = angles.cos() * factor, angles.sin() * factor, beyond
         return self.cos, self.sin
 
 

@@ -67,6 +67,13 @@ GPT_OSS = dict(
     rope_parameters={**YARN, "truncate": False},
 )
 
+
+def long_rope(original: int) -> dict[str, Any]:
+    factors = dict(short_factor=[1.0, 1.1, 1.3, 1.7], long_factor=[1.0, 2.0, 3.0, 5.0])
+    rope = dict(rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=original, **factors)
+    return dict(original_max_position_embeddings=original, rope_parameters=rope)
+
+
 # Case name → (class in transformers, settings).
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA_LIKE),
@@ -105,6 +112,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi3Config",
         {**LLAMA_LIKE, "pad_token_id": 0, "tie_word_embeddings": True, "rope_parameters": PARTIAL},
     ),
+    "phi3-longrope": ("Phi3Config", {**LLAMA_LIKE, "pad_token_id": 0, **long_rope(original=5)}),
+    "phi3-longrope-within": ("Phi3Config", {**LLAMA_LIKE, "pad_token_id": 0, **long_rope(original=50)}),
     "qwen2": ("Qwen2Config", LLAMA_LIKE),
     "qwen2-window": (
         "Qwen2Config",

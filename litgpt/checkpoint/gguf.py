@@ -11,7 +11,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -34,12 +34,15 @@ from litgpt.tokenizer_backends import one_line
 
 if TYPE_CHECKING:
     import gguf
+    import numpy as np
 
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 """What llama.cpp calls the parts of a large model."""
 READ = frozenset("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K".split())
 """Tensor types that are read; the quantised ones become float32, which holds their values exactly."""
 AS_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+EXPERTS = "_exps."
+"""In the name of a tensor that holds all experts of a layer."""
 USUAL_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -60,17 +63,28 @@ def gguf_package() -> Any:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in the file."""
+
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    """Rows first; the file says it the other way round."""
+    data: np.ndarray
+    """Numbers, or bytes of blocks."""
+
+
+@dataclass(frozen=True)
 class GGUFFile:
     """A model in GGUF form, opened: metadata read, tensors memory-mapped. A large one may lie in several files."""
 
     paths: tuple[Path, ...]
     metadata: Metadata
-    tensors: dict[str, gguf.ReaderTensor]
+    tensors: dict[str, Stored]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By tensor name, rows first; the file says them the other way round."""
-        return {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in self.tensors.items()}
+        """By tensor name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @cached_property
     def family(self) -> Family:
@@ -81,7 +95,7 @@ class GGUFFile:
         """
         arch = self.metadata.get("general.architecture", "")
         fitting = {name: as_gguf for name, as_gguf in families.AS_GGUF.items() if as_gguf.arch == arch}
-        special = [name for name, as_gguf in fitting.items() if f"{arch}.{as_gguf.only_with}" in self.metadata]
+        special = [name for name, as_gguf in fitting.items() if self.metadata.get(f"{arch}.{as_gguf.only_with}")]
         plain = [name for name, as_gguf in fitting.items() if as_gguf.only_with is None]
         if not special and not plain:
             archs = sorted({as_gguf.arch for as_gguf in families.AS_GGUF.values()})
@@ -118,7 +132,7 @@ class GGUFFile:
         head, embedding = self.tensors.get("output.weight"), self.tensors["token_embd.weight"]
         if head is None:
             return families.AS_GGUF[self.family.name].head_may_be_left_out
-        same_kind = head.tensor_type == embedding.tensor_type and head.data.shape == embedding.data.shape
+        same_kind = head.kind == embedding.kind and head.data.shape == embedding.data.shape
         return (
             same_kind
             and bool((head.data[:1] == embedding.data[:1]).all())
@@ -128,9 +142,9 @@ class GGUFFile:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The narrowest type that holds every tensor exactly: the matrices' own, if the norms' float32 fits it."""
-        kinds = {tensor.tensor_type.name for tensor in self.tensors.values()} - {"F32"}
+        kinds = {tensor.kind.name for tensor in self.tensors.values()} - {"F32"}
         narrow = AS_STORED.get(next(iter(kinds)), torch.float32) if len(kinds) == 1 else torch.float32
-        wide = [name for name, tensor in self.tensors.items() if tensor.tensor_type.name == "F32"]
+        wide = [name for name, tensor in self.tensors.items() if tensor.kind.name == "F32"]
         fits = narrow != torch.float32 and all(self._fits(name, narrow) for name in wide)
         return narrow if fits else torch.float32
 
@@ -146,7 +160,7 @@ class GGUFFile:
             LitGPTError: It is of a type that is not read here.
         """
         stored = self.tensors[name]
-        kind = stored.tensor_type.name
+        kind = stored.kind.name
         if kind not in READ:
             raise LitGPTError(
                 f"{name!r} in {self.paths[0]} is of the type {kind}, which is not read here; known: "
@@ -158,7 +172,7 @@ class GGUFFile:
             return torch.from_numpy(stored.data)
         from gguf.quants import dequantize
 
-        return torch.from_numpy(dequantize(stored.data, stored.tensor_type))
+        return torch.from_numpy(dequantize(stored.data, stored.kind))
 
 
 def config_of(
@@ -223,7 +237,20 @@ def _read(path: Path) -> GGUFFile:
         metadata = {key: _plain(field, package) for key, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise LitGPTError(f"{path} is damaged or no GGUF file ({one_line(error)}); download it again.") from None
-    return GGUFFile((path,), metadata, {tensor.name: tensor for tensor in reader.tensors})
+    return GGUFFile((path,), metadata, {name: part for tensor in reader.tensors for name, part in _parts(tensor)})
+
+
+def _parts(tensor: gguf.ReaderTensor) -> Iterator[tuple[str, Stored]]:
+    """A tensor by its name; one that holds all experts of a layer as one a expert, `…_exps.0.weight` and so on."""
+    shape = tuple(reversed(tensor.shape.tolist()))
+    if len(shape) < 3 or EXPERTS not in tensor.name:
+        yield tensor.name, Stored(tensor.tensor_type, shape, tensor.data)
+        return
+    for expert in range(shape[0]):
+        yield (
+            tensor.name.replace(EXPERTS, f"_exps.{expert}."),
+            Stored(tensor.tensor_type, shape[1:], tensor.data[expert]),
+        )
 
 
 def _plain(field: gguf.ReaderField, package: Any) -> Any:

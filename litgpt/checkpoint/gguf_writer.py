@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from litgpt import families
 from litgpt.checkpoint.atomic import atomic_file, require_space
-from litgpt.checkpoint.gguf import config_of, gguf_package, gguf_table, norm_offset, pair, paired_heads, rope_factors
+from litgpt.checkpoint.gguf import (
+    EXPERTS,
+    config_of,
+    gguf_package,
+    gguf_table,
+    norm_offset,
+    pair,
+    paired_heads,
+    rope_factors,
+)
 from litgpt.checkpoint.gguf_tokenizer import tokenizer_metadata
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, open_weights
@@ -29,8 +39,10 @@ if TYPE_CHECKING:
 
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 """What the matrices can be written as ↔ what GGUF calls such a file."""
-KEPT_WIDE = ("position_embd.weight",)
-"""Matrices that stay float32, as in llama.cpp's own files; so does everything of one dimension."""
+KEPT_WIDE = ("position_embd.weight", "ffn_gate_inp.weight")
+"""Ends of the names of matrices that stay float32, as in llama.cpp's own files; so does everything of one dimension."""
+EXPERT = re.compile(r"_exps\.\d+\.")
+"""In the name of an expert's part of a tensor."""
 
 
 def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str = "f16") -> None:
@@ -87,6 +99,9 @@ def exported(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple
     found = table.export_from(weights)
     expected = table.export_from(Tensors(weights.names, skeleton.__getitem__))
     shapes = {name: tuple(tensor.shape) for name, tensor in expected}
+    experts: dict[str, list[str]] = {}
+    for name in [name for name in shapes if EXPERTS in name]:
+        experts.setdefault(EXPERT.sub(EXPERTS, name), []).append(name)
     factors = rope_factors(config)
     if factors is not None:
         shapes[ROPE_FREQUENCIES] = tuple(factors.shape)
@@ -94,6 +109,8 @@ def exported(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple
     def fetch(name: str) -> Tensor:
         if name == ROPE_FREQUENCIES and factors is not None:
             return factors
+        if name in experts:
+            return torch.stack([fetch(part) for part in experts[name]])
         tensor = found.fetch(name)
         if tensor.shape != shapes[name]:
             raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {shapes[name]}.")
@@ -101,7 +118,8 @@ def exported(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple
         tensor = tensor.float() + offset if offset else tensor
         return pair(tensor, heads[name]) if name in heads else tensor
 
-    return Tensors(tuple(shapes), fetch), shapes
+    whole = {name: (len(parts), *shapes[parts[0]]) for name, parts in experts.items()}
+    return Tensors((*(name for name in shapes if EXPERTS not in name), *whole), fetch), shapes | whole
 
 
 def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Metadata:
@@ -168,7 +186,7 @@ def _write_tensors(
 
 def stored_as(name: str, shape: tuple[int, ...], dtype: str) -> str:
     """The type that a tensor gets in a file whose matrices are `dtype`."""
-    if len(shape) == 1 or name in KEPT_WIDE:
+    if len(shape) == 1 or name.endswith(KEPT_WIDE):
         return "f32"
     return "f16" if dtype == "q8_0" and shape[-1] % 32 else dtype
 

@@ -66,6 +66,10 @@ AS_GGUF: dict[str, GGUF] = {
     "gemma3": gemma.AS_GGUF_3,
     "olmo2": olmo.AS_GGUF_2,
     "smollm3": smollm3.AS_GGUF,
+    "mixtral": mixtral.AS_GGUF,
+    "qwen3_moe": qwen.AS_GGUF_3_MOE,
+    "stablelm": stablelm.AS_GGUF,
+    "phi": phi.AS_GGUF,
     "gpt2": gpt2.AS_GGUF,
 }
 """By family name: how llama.cpp's files hold it."""

@@ -290,6 +290,7 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
         ("attention_factor",) * 2,
         ("truncate",) * 2,
     ),
+    "longrope": (FACTOR, ("short_factor",) * 2, ("long_factor",) * 2, ORIGINAL, ("attention_factor",) * 2),
 }
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
 
@@ -310,6 +311,10 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
     if partial is not None:
         found["rotary_percentage"] = partial
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = "longrope" if kind == "su" else kind
+    if kind == "longrope":
+        rope.setdefault("original_max_position_embeddings", left.get("original_max_position_embeddings"))
+        rope.setdefault("factor", left["max_position_embeddings"] / rope["original_max_position_embeddings"])
     if kind not in ROPE_KEYS:
         raise LitGPTError(
             f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
@@ -329,6 +334,7 @@ def push_rope(config: Any) -> dict[str, Any]:
     adjust = config.rope_adjustments or {}
     if config.rope_condense_ratio != 1:
         adjust = {"factor": float(config.rope_condense_ratio)}
-    kind = "llama3" if "low_freq_factor" in adjust else "yarn" if "beta_fast" in adjust else "linear"
+    telling = {"low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
+    kind = next((kind for key, kind in telling.items() if key in adjust), "linear")
     scaling = {"rope_type": kind, **{theirs: adjust[ours] for theirs, ours in ROPE_KEYS[kind] if ours in adjust}}
     return {"rope_theta": float(config.rope_base), "rope_scaling": scaling if adjust else None}

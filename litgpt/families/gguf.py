@@ -52,6 +52,14 @@ GATED_MLP = (
     Same("blk.{i}.ffn_gate", "transformer.h.{i}.mlp.fc_1"),
     Same("blk.{i}.ffn_up", "transformer.h.{i}.mlp.fc_2"),
 )
+EXPERTS = (
+    Same("blk.{i}.ffn_gate_inp", "transformer.h.{i}.mlp.gate"),
+    Same("blk.{i}.ffn_gate_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
+    Same("blk.{i}.ffn_up_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
+    Same("blk.{i}.ffn_down_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.proj"),
+)
+"""Files hold all experts of a layer in one tensor, `blk.{i}.ffn_gate_exps.weight`; its parts are named by number here."""
+EXPERT_FIELDS = (("expert_count", "n_expert"), ("expert_used_count", "n_expert_per_token"))
 NORMED_HEADS = (
     Same("blk.{i}.attn_q_norm", "transformer.h.{i}.attn.norm_q"),
     Same("blk.{i}.attn_k_norm", "transformer.h.{i}.attn.norm_k"),

@@ -46,7 +46,8 @@ WEIGHTS = changed(
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    pop_choice(left, "swiglu_alpha", {1.702: None}, 1.702)
+    if left.get("swiglu_alpha") == 1.702:  # another one is refused, being left
+        del left["swiglu_alpha"]
     for key in ("output_router_logits", "router_aux_loss_coef", "initial_context_length", "experts_per_token"):
         left.pop(key, None)
     bias = bool(left.pop("attention_bias", True))

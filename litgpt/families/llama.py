@@ -37,6 +37,9 @@ WEIGHTS = (
     Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
 )
 
+DENSE = ("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj")
+"""Our modules of an MLP, which experts take the place of."""
+
 HF_FIELDS = (
     ("hidden_size", "n_embd"),
     ("num_hidden_layers", "n_layer"),

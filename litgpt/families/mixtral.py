@@ -7,6 +7,7 @@ from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, changed, named, size
+from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ FAMILY = replace(
         Same("model.layers.{i}.block_sparse_moe.experts.{e}.w1", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
         Same("model.layers.{i}.block_sparse_moe.experts.{e}.w3", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
         Same("model.layers.{i}.block_sparse_moe.experts.{e}.w2", "transformer.h.{i}.mlp.experts.{e}.proj"),
-        without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj"),
+        without=llama.DENSE,
     ),
     hf_defaults={
         "rms_norm_eps": 1e-5,
@@ -60,4 +61,11 @@ FAMILY = replace(
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
+)
+
+AS_GGUF = replace(
+    llama.AS_GGUF,
+    weights=changed((*llama.AS_GGUF.weights, *EXPERTS), without=llama.DENSE),
+    fields=EXPERT_FIELDS,
+    only_with="expert_count",
 )

@@ -23,6 +23,7 @@ from litgpt.families.base import (
     push_rope,
     size,
 )
+from litgpt.families.gguf import COMMON, GGUF, PLAIN_MLP, SPLIT_QKV
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +57,9 @@ def to_hf_3(config: Any) -> dict[str, Any]:
     return {
         **plain,
         "partial_rotary_factor": config.rotary_percentage,
+        "original_max_position_embeddings": (config.rope_adjustments or {}).get(
+            "original_max_seq_len", config.block_size
+        ),
         "sliding_window": config.sliding_window_size,
         "pad_token_id": None,  # the default lies beyond small vocabularies
     }
@@ -142,4 +146,13 @@ PHI_3 = replace(
         (r"Phi-4-mini", "phi-4-mini"),
         (r"phi-4", "phi-4"),
     ),
+)
+
+AS_GGUF = GGUF(
+    arch="phi2",
+    eps="attention.layer_norm_epsilon",
+    weights=changed((*COMMON, *SPLIT_QKV, *PLAIN_MLP), without=("transformer.h.{i}.norm_2",)),
+    always_biased=True,
+    head_may_be_left_out=False,
+    pre_tokenizer="gpt-2",
 )

@@ -22,7 +22,7 @@ from litgpt.families.base import (
     push_windows,
     size,
 )
-from litgpt.families.gguf import NORMED_HEADS
+from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS
 
 BASE = dict(**llama.BASE, attn_bias=True)
 BASE_3 = dict(**llama.BASE, norm_qk=True)
@@ -209,10 +209,16 @@ QWEN_3_MOE = replace(
         Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
         Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
         Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
-        without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj"),
+        without=llama.DENSE,
     ),
     hf_defaults={**QWEN_3.hf_defaults, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
 )
 
 AS_GGUF_2 = replace(llama.AS_GGUF, arch="qwen2", paired=())
 AS_GGUF_3 = replace(AS_GGUF_2, arch="qwen3", weights=(*AS_GGUF_2.weights, *NORMED_HEADS))
+AS_GGUF_3_MOE = replace(
+    AS_GGUF_3,
+    arch="qwen3moe",
+    weights=changed((*AS_GGUF_3.weights, *EXPERTS), without=llama.DENSE),
+    fields=(*EXPERT_FIELDS, ("expert_feed_forward_length", "moe_intermediate_size")),
+)

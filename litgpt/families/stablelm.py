@@ -6,6 +6,7 @@ from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Family, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -53,4 +54,12 @@ FAMILY = Family(
     prefix="model.",
     prompt_styles=((r"stablelm-zephyr", "stablelm-zephyr"),),
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 4096},
+)
+
+AS_GGUF = GGUF(
+    arch="stablelm",
+    eps="attention.layer_norm_epsilon",
+    weights=(*COMMON, *SPLIT_QKV, *GATED_MLP),
+    fields=(("use_parallel_residual", "parallel_residual"),),
+    pre_tokenizer="olmo",
 )

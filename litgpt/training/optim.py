@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, UsageError, closest
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
@@ -90,7 +90,7 @@ def find_class(class_path: str) -> type[Optimizer]:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Optimizer)]
-        raise LitGPTError(f"There is no optimizer {class_path!r}.{closest(name, names)}")
+        raise UsageError(f"There is no optimizer {class_path!r}.{closest(name, names)}")
     if issubclass(found, torch.optim.LBFGS):
         raise LitGPTError(
             f"{class_path} evaluates the model several times a step, which this loop doesn't; use AdamW, for example."
