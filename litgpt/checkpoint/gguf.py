@@ -6,12 +6,13 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. H: head s
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -64,13 +65,31 @@ def gguf_package() -> Any:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in the file."""
+    """A tensor as it lies in a file."""
 
     kind: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
     """Rows first; the file says it the other way round."""
-    data: np.ndarray
-    """Numbers, or bytes of blocks."""
+    path: Path
+    offset: int
+    """Bytes before it."""
+    dtype: np.dtype
+    """Of its numbers, or of the bytes of its blocks."""
+    stored_shape: tuple[int, ...]
+    """`shape`, its last entry counted in bytes where there are blocks."""
+
+    @property
+    def data(self) -> np.ndarray:
+        """Mapped anew each time, copy on write: whoever changes it changes neither the file nor what others see."""
+        import numpy as np
+
+        return np.memmap(self.path, self.dtype, "c", self.offset, self.stored_shape)
+
+    def expert(self, number: int) -> Stored:
+        """The part of one expert."""
+        nbytes = self.dtype.itemsize * math.prod(self.stored_shape[1:])
+        offset = self.offset + number * nbytes
+        return replace(self, shape=self.shape[1:], stored_shape=self.stored_shape[1:], offset=offset)
 
 
 @dataclass(frozen=True)
@@ -132,12 +151,10 @@ class GGUFFile:
         head, embedding = self.tensors.get("output.weight"), self.tensors["token_embd.weight"]
         if head is None:
             return families.AS_GGUF[self.family.name].head_may_be_left_out
-        same_kind = head.kind == embedding.kind and head.data.shape == embedding.data.shape
-        return (
-            same_kind
-            and bool((head.data[:1] == embedding.data[:1]).all())
-            and bool((head.data == embedding.data).all())
-        )
+        if (head.kind, head.shape) != (embedding.kind, embedding.shape):
+            return False
+        ours, theirs = head.data, embedding.data
+        return bool((ours[:1] == theirs[:1]).all()) and bool((ours == theirs).all())  # most differ in the first row
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -231,26 +248,23 @@ def _open_gguf(path: Path, mtime_ns: int, size: int) -> GGUFFile:
 def _read(path: Path) -> GGUFFile:
     package = gguf_package()
     try:
-        reader = _reader_class()(path, "c")  # copy on write: training the tensors leaves the file alone
+        reader = _reader_class()(path)
         if reader.byte_order != "I":
             raise LitGPTError(f"{path} is for machines of the other byte order, which is not read here.")
         metadata = {key: _plain(field, package) for key, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise LitGPTError(f"{path} is damaged or no GGUF file ({one_line(error)}); download it again.") from None
-    return GGUFFile((path,), metadata, {name: part for tensor in reader.tensors for name, part in _parts(tensor)})
+    tensors = {name: part for tensor in reader.tensors for name, part in _parts(tensor, path).items()}
+    return GGUFFile((path,), metadata, tensors)
 
 
-def _parts(tensor: gguf.ReaderTensor) -> Iterator[tuple[str, Stored]]:
-    """A tensor by its name; one that holds all experts of a layer as one a expert, `…_exps.0.weight` and so on."""
-    shape = tuple(reversed(tensor.shape.tolist()))
+def _parts(tensor: gguf.ReaderTensor, path: Path) -> dict[str, Stored]:
+    """A tensor by its name; one that holds all experts of a layer as one an expert, `…_exps.0.weight` and so on."""
+    shape, data = tuple(reversed(tensor.shape.tolist())), tensor.data
+    stored = Stored(tensor.tensor_type, shape, path, tensor.data_offset, data.dtype, data.shape)
     if len(shape) < 3 or EXPERTS not in tensor.name:
-        yield tensor.name, Stored(tensor.tensor_type, shape, tensor.data)
-        return
-    for expert in range(shape[0]):
-        yield (
-            tensor.name.replace(EXPERTS, f"_exps.{expert}."),
-            Stored(tensor.tensor_type, shape[1:], tensor.data[expert]),
-        )
+        return {tensor.name: stored}
+    return {tensor.name.replace(EXPERTS, f"{EXPERTS}{number}."): stored.expert(number) for number in range(shape[0])}
 
 
 def _plain(field: gguf.ReaderField, package: Any) -> Any:

@@ -58,7 +58,7 @@ EXPERTS = (
     Same("blk.{i}.ffn_up_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
     Same("blk.{i}.ffn_down_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.proj"),
 )
-"""Files hold all experts of a layer in one tensor, `blk.{i}.ffn_gate_exps.weight`; its parts are named by number here."""
+"""Files hold all experts of a layer in one tensor, `blk.{i}.ffn_gate_exps.weight`; its parts are numbered here."""
 EXPERT_FIELDS = (("expert_count", "n_expert"), ("expert_used_count", "n_expert_per_token"))
 NORMED_HEADS = (
     Same("blk.{i}.attn_q_norm", "transformer.h.{i}.attn.norm_q"),

@@ -292,6 +292,7 @@ def test_weights_can_be_trained_without_touching_the_file(tmp_path, file):
         for parameter in load_model(path).parameters():
             parameter.add_(1.0)
     assert path.read_bytes() == before
+    assert torch.equal(load_model(path)(TOKENS), load_model(file)(TOKENS))
 
 
 def test_tensors_are_read_when_they_are_asked_for(tmp_path, folder, monkeypatch):
