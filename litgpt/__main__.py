@@ -32,7 +32,10 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
         "litgpt.scripts.convert_from_litgpt:convert_from_litgpt",
         "Convert a LitGPT checkpoint to a Hugging Face folder.",
     ),
-    "convert_pretrained_checkpoint": (None, "Strip a pretraining checkpoint of its training state."),
+    "convert_pretrained_checkpoint": (
+        "litgpt.scripts.convert_pretrained_checkpoint:convert_pretrained_checkpoint",
+        "Strip a pretraining checkpoint of its training state.",
+    ),
     "merge_lora": ("litgpt.scripts.merge_lora:merge_lora", "Merge LoRA weights into the model they were trained on."),
     "evaluate": (None, "Evaluate a model on benchmark tasks."),
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),

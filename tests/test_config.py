@@ -138,3 +138,7 @@ def test_hugging_face_config_round_trip(named):
     )
     if named.rope_condense_ratio == 1:
         assert not changed
+
+
+def test_a_narrowed_pythia_has_a_narrower_mlp():
+    assert Config.from_name("pythia-14m", n_embd=32).intermediate_size == 128

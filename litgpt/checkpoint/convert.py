@@ -85,7 +85,7 @@ def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
 
 
 def to_hf(path: str | Path, output: str | Path) -> Path:
-    """Writes the LitGPT checkpoint at `path` as a Hugging Face folder, complete, and returns that.
+    """Writes the LitGPT folder or GGUF file at `path` as a Hugging Face folder, complete, and returns that.
 
     Raises:
         LitGPTError: The checkpoint can't be read, is not whole, or the folder can't be written.
@@ -120,8 +120,8 @@ def to_weights_only(path: str | Path, output: str | Path) -> Path:
         LitGPTError: The checkpoint can't be read, or the folder can't be written.
     """
     checkpoint, target = find_checkpoint(path), Path(output)
-    if checkpoint.kind == "hf":
-        raise LitGPTError(f"{checkpoint.dir} is a Hugging Face folder, which holds no training state to leave out.")
+    if checkpoint.kind != "litgpt":
+        raise LitGPTError(f"{path} is not LitGPT's, so it holds no training state to leave out.")
     if target.resolve() == checkpoint.dir.resolve():
         raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
     tensors = load_pth(checkpoint.files[0])

@@ -108,8 +108,11 @@ class Repository:
                 return others
         if LIT_MODEL in self.sizes and CONFIG_FILE in self.sizes:
             return [LIT_MODEL]
-        gguf = " (GGUF files are not read yet)" if any(name.endswith(".gguf") for name in self.sizes) else ""
-        raise LitGPTError(f"{self.id} has no weights as *.safetensors or *.bin{gguf}; choose another repository.")
+        gguf = [name for name in self.sizes if name.endswith(".gguf")]
+        instead = (
+            f"fetch one of its GGUF files and use its path, {gguf[0]} for instance" if gguf else "choose another one"
+        )
+        raise LitGPTError(f"The repository {self.id} has no weights as *.safetensors or *.bin; {instead}.")
 
     def missing(self, names: list[str], folder: Path) -> list[str]:
         """Those of `names` that are not in `folder` at their full size."""

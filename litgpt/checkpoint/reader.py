@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -145,7 +146,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
         raise LitGPTError(
             f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
         ) from None
-    except (RuntimeError, EOFError, LookupError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, struct.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LitGPTError(f"{path} is damaged ({reason}); make or download it again.") from None
     tensors = content.get("model", content) if isinstance(content, dict) else content

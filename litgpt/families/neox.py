@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from litgpt.families.base import GELU, Drop, Family, Interleaved, Same, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.base import GELU, Drop, Family, Interleaved, Same, named, pop_choice, pop_rope, push_rope
 from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP
 
 WEIGHTS = (
@@ -56,29 +56,34 @@ def to_hf(config: Any) -> dict[str, Any]:
     }
 
 
+def plain(n_layer: int, n_head: int, n_embd: int, **other: Any) -> dict[str, Any]:
+    """A row whose MLP is four times as wide as the model, whatever width overrides give it."""
+    return dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, **other)
+
+
 PYTHIA = {
-    "14m": size(6, 4, 128, 512, block_size=512),
-    "31m": size(6, 8, 256, 1024, block_size=1024),
-    "70m{,-deduped}": size(6, 8, 512, 2048),
-    "160m{,-deduped}": size(12, 12, 768, 3072),
-    "410m{,-deduped}": size(24, 16, 1024, 4096),
-    "1b{,-deduped}": size(16, 8, 2048, 8192),
-    "1.4b{,-deduped}": size(24, 16, 2048, 8192),
-    "2.8b{,-deduped}": size(32, 32, 2560, 10240),
-    "6.9b{,-deduped}": size(32, 32, 4096, 16384, padding_multiple=256),
-    "12b{,-deduped}": size(36, 40, 5120, 20480, padding_multiple=512),
+    "14m": plain(6, 4, 128, block_size=512),
+    "31m": plain(6, 8, 256, block_size=1024),
+    "70m{,-deduped}": plain(6, 8, 512),
+    "160m{,-deduped}": plain(12, 12, 768),
+    "410m{,-deduped}": plain(24, 16, 1024),
+    "1b{,-deduped}": plain(16, 8, 2048),
+    "1.4b{,-deduped}": plain(24, 16, 2048),
+    "2.8b{,-deduped}": plain(32, 32, 2560),
+    "6.9b{,-deduped}": plain(32, 32, 4096, padding_multiple=256),
+    "12b{,-deduped}": plain(36, 40, 5120, padding_multiple=512),
 }
 
 ROWS = {
-    **named("stabilityai", {"stablelm-{base,tuned}-alpha-3b": size(16, 32, 4096, 16384)}),
-    **named("stabilityai", {"stablelm-{base,tuned}-alpha-7b": size(16, 48, 6144, 24576)}, dict(padding_multiple=256)),
+    **named("stabilityai", {"stablelm-{base,tuned}-alpha-3b": plain(16, 32, 4096)}),
+    **named("stabilityai", {"stablelm-{base,tuned}-alpha-7b": plain(16, 48, 6144)}, dict(padding_multiple=256)),
     **named(
         "stabilityai",
         {
             "stablecode-completion-alpha-3b": {"block_size": 16384},
             "stablecode-{completion-alpha-3b-4k,instruct-alpha-3b}": {},
         },
-        size(32, 32, 2560, 10240, vocab_size=49152),
+        plain(32, 32, 2560, vocab_size=49152),
     ),
     **named(
         "EleutherAI",

@@ -257,6 +257,12 @@ def test_a_bare_pickle_is_not_run(lit_folder, monkeypatch):
     assert not (lit_folder / "pwned").exists()
 
 
+def test_a_file_of_something_else_is_told(lit_folder):
+    (lit_folder / "lit_model.pth").write_bytes(b"junk")
+    with pytest.raises(LitGPTError, match=r"lit_model\.pth is damaged"):
+        load_model(lit_folder)
+
+
 # -- cost
 
 MEASURE = """

@@ -1,0 +1,23 @@
+"""A tokenizer whose tokens are the characters of a text, as an ordinary tokenizer folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from litgpt.data.token_cache import content_hash
+
+if TYPE_CHECKING:
+    from litgpt.tokenizer import Tokenizer
+
+
+def character_tokenizer(symbols: str, cache: Path) -> Tokenizer:
+    """The tokenizer of these characters, ids in their order; its folder is made in `cache` if it isn't there."""
+    from litgpt.checkpoint.atomic import atomic_folder
+    from litgpt.tokenizer import Tokenizer, char_tokenizer, save_tokenizer
+
+    folder = cache / "tokenizers" / f"characters-{content_hash(symbols.encode())}"
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            save_tokenizer(char_tokenizer(symbols), temporary)
+    return Tokenizer(folder)

@@ -1,0 +1,124 @@
+"""Plain text files to pretrain on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from litgpt.data.blocks import TokenModule
+from litgpt.data.characters import character_tokenizer
+from litgpt.data.token_cache import cache_folder, cached_tokens, decoded
+from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT_VAL_FRACTION = 0.1
+
+
+@dataclass
+class TextFiles(TokenModule):
+    """Text files, each one document; tokenized once, read from a cache ever after."""
+
+    train_data_path: Path
+    """A folder of `*.txt` files, or one file."""
+    val_data_path: Path | None = None
+    """The same to validate on. Null: of several files the first one; of one file its end (`val_split_fraction`)."""
+    seed: int = 42
+    """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
+    num_workers: int = 4
+    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    val_split_fraction: float | None = None
+    """Share of the tokens, 0 to 1, from the end of the text, to validate on. Null: 0.1 when there is one file."""
+    characters: bool = False
+    """Make every character that occurs in the text a token, instead of using a tokenizer."""
+    cache_dir: Path | None = None
+    """Where token files are kept; null: `$LITGPT_CACHE`, else `litgpt` in the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        self.train_data_path = Path(self.train_data_path)
+        self._own_tokenizer = False
+        self.val_data_path = Path(self.val_data_path) if self.val_data_path is not None else None
+        if self.val_split_fraction is not None and self.val_data_path is not None:
+            raise LitGPTError("data.val_data_path and data.val_split_fraction exclude each other: give one of them.")
+        if self.val_split_fraction is not None and not 0 < self.val_split_fraction < 1:
+            raise LitGPTError(f"data.val_split_fraction must lie between 0 and 1, not {self.val_split_fraction}.")
+
+    def prepare_data(self) -> None:
+        self._choose_tokenizer()
+        train, val, _ = self._files()
+        for files in (train, val):
+            if files:
+                self._tokens(files)
+
+    def setup(self, stage: str = "") -> None:
+        self._choose_tokenizer()
+        assert self.tokenizer is not None
+        self.vocab_size = len(self.tokenizer)
+        train_files, val_files, fraction = self._files()
+        train = self._tokens(train_files)
+        val = self._tokens(val_files) if val_files else None
+        if fraction is not None:
+            at = int(len(train) * (1 - fraction))
+            train, val = train[:at], train[at:]
+            self.say(
+                f"The last {fraction:.1%} of {self.train_data_path} is kept for validation (data.val_split_fraction)."
+            )
+        elif self.val_data_path is None:
+            self.say(f"{val_files[0]} is kept for validation (data.val_data_path names other text).")
+        self.cut(train, val, self.train_data_path)
+
+    def _files(self) -> tuple[list[Path], list[Path], float | None]:
+        """Files to train on, files to validate on, and the share of the first ones that validates instead."""
+        train = text_files(self.train_data_path)
+        if self.val_data_path is not None:
+            return train, text_files(self.val_data_path), None
+        if self.val_split_fraction is not None or len(train) == 1:
+            return train, [], self.val_split_fraction or DEFAULT_VAL_FRACTION
+        return train[1:], train[:1], None
+
+    def _tokens(self, files: list[Path]) -> np.ndarray:
+        assert self.tokenizer is not None
+        return cached_tokens(files, self.tokenizer, self._cache)
+
+    @property
+    def _cache(self) -> Path:
+        return self.cache_dir or cache_folder()
+
+    def _choose_tokenizer(self) -> None:
+        if self.characters and not self._own_tokenizer:
+            if self.tokenizer is not None:
+                raise LitGPTError("data.characters makes a tokenizer of its own, so no other one can be given.")
+            train, val, _ = self._files()
+            self.tokenizer = character_tokenizer(characters_of([*train, *val]), self._cache)
+            self._own_tokenizer = True
+        if self.tokenizer is None:
+            raise LitGPTError(
+                "Text needs a tokenizer: give --tokenizer_dir, or --data.characters true to make each character one."
+            )
+
+
+def text_files(path: Path) -> list[Path]:
+    """The text files at `path`: itself, or the `*.txt` in the folder, by name.
+
+    Raises:
+        LitGPTError: There is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise LitGPTError(f"There is no text file or folder {path}.")
+    files = sorted(path.glob("*.txt"))
+    if not files:
+        raise LitGPTError(f"{path} has no *.txt files.")
+    return files
+
+
+def characters_of(files: Iterable[Path]) -> str:
+    """Every character of the files, once, sorted."""
+    found: set[str] = set()
+    for file in files:
+        found |= set(decoded(file, file.read_bytes()))
+    return "".join(sorted(found))
