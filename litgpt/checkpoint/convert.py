@@ -67,6 +67,11 @@ def to_litgpt(
 
 def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
     """The Hugging Face weights of a folder, whatever LitGPT files lie beside them."""
+    if folder.is_file():
+        raise LitGPTError(
+            f"{folder} can be used as it is; `litgpt convert_from_litgpt {folder} OUTPUT_DIR` makes a Hugging Face "
+            "folder of it."
+        )
     files = hf_weight_files(folder)
     if not files and (folder / LIT_MODEL).is_file():
         raise LitGPTError(f"{folder} is a LitGPT folder ({LIT_MODEL}) already and has no other weights to convert.")
@@ -99,9 +104,11 @@ def to_hf(path: str | Path, output: str | Path) -> Path:
     _refuse_updates(checkpoint.dir, weights.names)
     expected = GPT.skeleton(checkpoint.config).state_dict()
     check_names(expected, weights.names, tied=bool(checkpoint.config.tie_embeddings))
+    nbytes = 0
     for name, tensor in weights:
         check_shape(name, tensor, expected[name])
-    require_space(target, checkpoint.nbytes, f"Converting {checkpoint.dir}")
+        nbytes += tensor.nbytes
+    require_space(target, nbytes, f"Converting {path}")
     progress = Progress(len(weights.names))
     stale = set(target.glob("model*.safetensors")) | set(target.glob("model.safetensors.index.json"))
     with atomic_folder(target) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def auto_download(checkpoint_dir: str | Path, access_token: str | None = None) -
             raise LitGPTError(f"There is no folder {path}; on the hub that model is {hub['org']}/{hub['name']}.")
         return existing_folder(path)
     if not folder.is_dir() or _unfinished(folder):
-        print(f"There is no complete folder {path}: fetching it from the hub to {folder}.")
+        print(f"There is no complete folder {path}: fetching it from the hub to {folder}.", file=sys.stderr)
         fetch(path.as_posix(), folder, access_token)
     return folder
 

@@ -31,7 +31,7 @@ class Watch:
 
 
 def peak_growth(setup: str, *steps: str) -> list[int]:
-    """Bytes of anonymous memory that each step takes at its peak, one after the other in a new process, after `setup`."""
+    """Bytes of anonymous memory that each step takes at its peak, one after the other in a new process."""
     watched = "".join(f"watch = Watch()\n{step}\nprint('growth', watch.growth())\n" for step in steps)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"{WATCH}\n{setup}\n{watched}"]

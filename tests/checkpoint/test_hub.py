@@ -101,6 +101,18 @@ SMALL_PIECES = (
 )
 
 
+def test_a_litgpt_checkpoint_on_the_hub(hub, run, tmp_path):
+    files = {
+        "lit_model.pth": WEIGHTS,
+        "model_config.yaml": b"name: x",
+        "prompt_style.yaml": b"",
+        "tokenizer.json": b"{}",
+    }
+    hub.add("org/lit", **files, **{"lit_model.pth.lora": b"x"})
+    assert run("download", "org/lit").returncode == 0
+    assert names_in(tmp_path / "checkpoints/org/lit") == set(files)
+
+
 def test_a_broken_connection_is_resumed_where_it_broke(hub, run, tmp_path):
     hub.broken["model.safetensors"] = 300_000
     assert run("download", "org/plain", *BARE, before=SMALL_PIECES).returncode == 0

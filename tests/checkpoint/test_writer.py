@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -86,13 +87,13 @@ def test_a_state_dict_in_memory_keeps_what_is_shared(tmp_path):
 
 
 def test_only_one_tensor_is_asked_for_at_a_time(tmp_path):
-    alive: list[torch.Tensor] = []
-
     def one_by_one():
         for index in range(5):
-            assert sys.getrefcount(alive[-1]) == 2 if alive else True  # this list, and the call's argument
-            alive[:] = [torch.full((100,), float(index))]
-            yield str(index), alive[-1]
+            tensor = torch.full((100,), float(index))
+            alive = weakref.ref(tensor)
+            yield str(index), tensor
+            del tensor
+            assert alive() is None
 
     write_lit(tmp_path / "model.pth", one_by_one())
     assert load_pth(tmp_path / "model.pth")["4"][0] == 4

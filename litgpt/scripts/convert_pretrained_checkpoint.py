@@ -1,0 +1,19 @@
+"""`litgpt convert_pretrained_checkpoint`: the weights of a training checkpoint, without what training adds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def convert_pretrained_checkpoint(checkpoint_dir: Path, output_dir: Path) -> None:
+    """Strip a pretraining checkpoint of its training state.
+
+    Writes the weights alone, with configuration and tokenizer, to a folder of their own.
+
+    Args:
+        checkpoint_dir: A folder that `litgpt pretrain` saved.
+        output_dir: The folder to write.
+    """
+    from litgpt.checkpoint.convert import to_weights_only
+
+    to_weights_only(checkpoint_dir, output_dir)
