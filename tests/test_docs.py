@@ -1,0 +1,142 @@
+"""The README and the tutorials, held to the code: litgpt understands every command, every link leads somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litgpt.__main__ import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+SET_UP = "python3 -m venv .venv && "
+
+
+def fences(page: Path, language: str) -> Iterator[str]:
+    """The fenced blocks of a page in one language."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def shell_lines(page: Path) -> list[str]:
+    return [line for block in fences(page, "bash") for line in block.splitlines() if line.strip()]
+
+
+LITGPT_COMMANDS = [
+    pytest.param(line, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, line in enumerate(shell_lines(page))
+    if line.startswith("litgpt ")
+]
+
+
+@pytest.mark.parametrize("line", LITGPT_COMMANDS)
+def test_a_command_is_one_that_litgpt_understands(line, monkeypatch):
+    from litgpt.cli import parse
+
+    monkeypatch.chdir(ROOT)
+    _, name, *arguments = shlex.split(line)
+    target = COMMANDS[name][0]
+    assert target is not None, f"{name} is not built"
+    module, function = target.split(":")
+    parse(name, getattr(importlib.import_module(module), function), arguments)
+
+
+OTHER_COMMANDS = [line for page in PAGES for line in shell_lines(page) if not line.startswith("litgpt ")]
+
+
+@pytest.mark.parametrize("line", OTHER_COMMANDS, ids=["demo", "tests"])
+def test_any_other_command_is_one_of_the_two_that_set_up(line):
+    assert line.startswith(SET_UP + ".venv/bin/pip install -q -c constraints.txt -e ")
+    assert line.endswith(("&& .venv/bin/litgpt demo", "&& OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2"))
+
+
+def test_the_readme_has_both_set_up_commands_a_line_and_a_fence_each():
+    blocks = [block for block in fences(ROOT / "README.md", "bash") if block.startswith(SET_UP)]
+    assert len(blocks) == 2 and all(block.count("\n") == 1 for block in blocks)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [path for path in re.findall(r"litgpt/assets/[\w./-]+\w", text) if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_examples_compile_and_import_what_exists(page):
+    for block in fences(page, "python"):
+        compile(block, str(page), "exec")
+        exec("\n".join(re.findall(r"^(?:from|import) .*$", block, flags=re.M)), {})
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "litgpt" / "assets").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_has_what_its_model_needs(recipe):
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    for path in (content["tokenizer_dir"], *content["data"]["init_args"].values()):
+        assert (ROOT / path).exists()
+
+
+# ------------------------------------------------------------------------------------------------- the heavy ones
+
+
+def commands_of(name: str, *starts: str) -> list[str]:
+    return [line for line in shell_lines(ROOT / "tutorials" / f"{name}.md") if line.startswith(starts)]
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_pretraining_works(tmp_path, monkeypatch, capsys):
+    pretrain, generate = commands_of("pretrain", "litgpt pretrain tiny", "litgpt generate")
+    run_commands([f"{pretrain} --train.max_steps 3", generate], tmp_path, monkeypatch)
+    assert capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert (tmp_path / "out/tiny/loss.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_finetuning_works(tmp_path, monkeypatch, capsys):
+    finetune, *generate = commands_of("finetune_lora", "litgpt finetune_lora litgpt/assets", "litgpt generate")
+    run_commands([f"{finetune} --train.max_steps 3 --train.save_interval 2"], tmp_path, monkeypatch)
+    run_commands([*generate, "litgpt merge_lora out/questions/step-000002"], tmp_path, monkeypatch)
+    assert (tmp_path / "out/questions/step-000002/lit_model.pth").is_file()
+    assert "Who is Mr. Collins?" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tutorials_on_generating_and_converting_work(tmp_path, monkeypatch, capsys):
+    run_commands(commands_of("generate", "litgpt generate"), tmp_path, monkeypatch)
+    run_commands(commands_of("download", "litgpt validate"), tmp_path, monkeypatch)
+    assert capsys.readouterr().out.count("It is a truth") == 2
+
+
+@pytest.mark.slow
+def test_the_tutorials_python_works(tmp_path, monkeypatch, capsys):
+    in_a_copy_of_the_top_folder(tmp_path, monkeypatch)
+    (block,) = fences(ROOT / "tutorials" / "generate.md", "python")
+    names: dict = {}
+    exec(block, names)
+    assert len(names["answers"]) == 2
+
+
+def in_a_copy_of_the_top_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `litgpt/assets` and `tutorials` findable from `folder`, which outputs then go into."""
+    for name in ("litgpt", "tutorials"):
+        link = folder / name
+        if not link.exists():
+            link.symlink_to(ROOT / name)
+    monkeypatch.setenv("LITGPT_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+
+
+def run_commands(lines: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from litgpt.__main__ import dispatch
+
+    in_a_copy_of_the_top_folder(folder, monkeypatch)
+    for line in lines:
+        dispatch(shlex.split(line)[1:])
