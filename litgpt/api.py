@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.checkpoint.atomic import atomic_folder
+from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
 from litgpt.checkpoint.reader import load_model
@@ -22,6 +23,7 @@ from litgpt.generate.report import Speed
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import MIXED, Speaker, refuse_quantization
 from litgpt.generate.text import Reply
+from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
 from litgpt.runtime import default_precision, parameter_dtype, pick_device
@@ -73,6 +75,8 @@ class LLM(nn.Module):
         """Tokens that the KV cache has room for; None: it grows as needed."""
         self._dtype = dtype
         self._engine: Engine | None = None
+        self._has_parts_beside = False
+        """Whether an adapter is attached: such a model has parts that a checkpoint of it has no names for."""
         self._as_loaded: tuple[Checkpoint, GPT, list[int]] | None = None
         self._register_load_state_dict_pre_hook(_under_model)
 
@@ -112,13 +116,24 @@ class LLM(nn.Module):
             gpt = GPT(Config.from_name(str(model)))
             llm = cls(gpt, Preprocessor(Tokenizer(folder)), prompt_style_for(folder, gpt.config), folder)
         else:
-            checkpoint = find_checkpoint(auto_download(model, access_token))
-            style = prompt_style_for(checkpoint.dir, checkpoint.config)
-            gpt = load_model(checkpoint)
-            llm = cls(gpt, Preprocessor(Tokenizer(tokenizer_dir or checkpoint.dir)), style, checkpoint.dir)
-            llm._note_loaded(checkpoint)
+            llm = cls._pretrained(auto_download(model, access_token), tokenizer_dir)
         if distribute == "auto":
             llm.distribute()
+        return llm
+
+    @classmethod
+    def _pretrained(cls, folder: Path, tokenizer_dir: str | Path | None) -> LLM:
+        finetuned = find_finetuned(folder)
+        if finetuned is not None:
+            tokenizer = Tokenizer(tokenizer_dir or finetuned.base.dir)
+            llm = cls(finetuned.load_model(), Preprocessor(tokenizer), finetuned.prompt_style(), finetuned.base.dir)
+            llm._has_parts_beside = not isinstance(finetuned.method, LoRA)
+            return llm
+        checkpoint = find_checkpoint(folder)
+        style = prompt_style_for(checkpoint.dir, checkpoint.config)
+        tokenizer = Tokenizer(tokenizer_dir or checkpoint.dir)
+        llm = cls(load_model(checkpoint), Preprocessor(tokenizer), style, checkpoint.dir)
+        llm._note_loaded(checkpoint)
         return llm
 
     def distribute(
@@ -220,6 +235,8 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The folder can't be written.
         """
+        if self._has_parts_beside:
+            raise LitGPTError("A model with an adapter can't be saved as a whole one; copy the folder it came from.")
         with atomic_folder(out_dir) as folder:
             if self.checkpoint_dir is not None:
                 copy_config_files(self.checkpoint_dir, folder)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,16 @@ from litgpt.errors import LitGPTError
 from litgpt.kernels.dropout import drop
 from litgpt.model import GPT
 from litgpt.moe import Experts, grouped_linear
-from litgpt.peft import Method, Wrapped, freeze_others, wrap_modules
-
-EXPERT_PARTS = ("fc_1", "fc_2", "proj")
+from litgpt.peft import (
+    EXPERT_PARTS,
+    Method,
+    Wrapped,
+    WrappedExperts,
+    WrappedLinear,
+    empty_beside,
+    freeze_others,
+    wrap_modules,
+)
 
 
 @dataclass
@@ -105,16 +111,8 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return (weight.to(wide) + update.to(weight.device)).to(weight.dtype)
 
 
-def _empty_beside(weight: Tensor, *shape: int) -> nn.Parameter:
-    """A parameter on the device of `weight`, and in its dtype where that isn't a quantized one."""
-    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
-    return nn.Parameter(torch.empty(shape, device=weight.device, dtype=dtype))
-
-
-class LoRALinear(Wrapped):
+class LoRALinear(WrappedLinear):
     """A linear layer with a low-rank update."""
-
-    linear: nn.Linear
 
     def __init__(self, linear: nn.Linear, r: int, alpha: int, dropout: float) -> None:
         super().__init__(linear)
@@ -123,24 +121,14 @@ class LoRALinear(Wrapped):
     def _add_update(self, r: int, alpha: int, dropout: float, stacked: int, rows: int) -> None:
         weight = self.linear.weight
         self.r, self.scaling, self.dropout = r, alpha / r, dropout
-        self.lora_A = _empty_beside(weight, stacked * r, self.linear.in_features)
-        self.lora_B = _empty_beside(weight, rows, r)
+        self.lora_A = empty_beside(weight, stacked * r, self.linear.in_features)
+        self.lora_B = empty_beside(weight, rows, r)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The start of training: A as a linear layer's own weight, B zero."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight alone, `(out, in)`."""
-        return self.linear.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias alone, `(out,)`."""
-        return self.linear.bias
 
     def up(self) -> Tensor:
         """The matrix that takes all stacked `A x` to the layer's output, `(out, stacked r)`."""
@@ -188,10 +176,10 @@ class LoRAQKVLinear(LoRALinear):
         return torch.cat(columns, dim=1)
 
 
-class LoRAExperts(Wrapped):
-    """All experts of a layer, each of their linears with an update; in a file these are named expert by expert."""
+class LoRAExperts(WrappedExperts):
+    """All experts of a layer, each of their linears with an update."""
 
-    linear: Experts
+    kinds = ("lora_A", "lora_B")
 
     def __init__(self, experts: Experts, r: int, alpha: int, dropout: float) -> None:
         super().__init__(experts)
@@ -199,21 +187,17 @@ class LoRAExperts(Wrapped):
         for part in EXPERT_PARTS:
             weight: Tensor = getattr(experts, part)  # (E, out, in)
             E, rows, columns = weight.shape
-            self.register_parameter(f"{part}_lora_A", _empty_beside(weight, E, r, columns))
-            self.register_parameter(f"{part}_lora_B", _empty_beside(weight, E, rows, r))
+            self.register_parameter(f"{part}_lora_A", empty_beside(weight, E, r, columns))
+            self.register_parameter(f"{part}_lora_B", empty_beside(weight, E, rows, r))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The start of training, as `LoRALinear`'s for each expert."""
         for part in EXPERT_PARTS:
-            stacked_a, stacked_b = self.update(part)
+            stacked_a, stacked_b = self.beside(part)
             for a in stacked_a.unbind():
                 nn.init.kaiming_uniform_(a, a=math.sqrt(5))
             nn.init.zeros_(stacked_b)
-
-    def update(self, part: str) -> tuple[Tensor, Tensor]:
-        """The A `(E, r, in)` and B `(E, out, r)` of a part."""
-        return getattr(self, f"{part}_lora_A"), getattr(self, f"{part}_lora_B")
 
     def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """As `Experts.forward`."""
@@ -222,7 +206,7 @@ class LoRAExperts(Wrapped):
     def _part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         y = self.linear.linear(part, x, expert, ends)
         kept, factor = drop(x, self.dropout if self.training else 0.0)
-        a, b = (matrix.to(y.dtype) for matrix in self.update(part))
+        a, b = (matrix.to(y.dtype) for matrix in self.beside(part))
         update = grouped_linear(grouped_linear(kept.to(y.dtype), a, ends), b, ends)
         return y.add_(update, alpha=self.scaling * factor)
 
@@ -230,38 +214,12 @@ class LoRAExperts(Wrapped):
         return {
             f"{name}.{expert}.{part}.weight": partial(merged, a=a, b=b, scaling=self.scaling)
             for part in EXPERT_PARTS
-            for expert, (a, b) in enumerate(zip(*self.update(part), strict=True))
+            for expert, (a, b) in enumerate(zip(*self.beside(part), strict=True))
         }
 
     def unwrapped(self) -> nn.Module:
         for part in EXPERT_PARTS:
-            weight = merged(getattr(self.linear, part), *self.update(part), self.scaling)
+            a, b = self.beside(part)
+            weight = merged(getattr(self.linear, part), a, b, self.scaling)
             setattr(self.linear, part, nn.Parameter(weight, requires_grad=False))
         return self.linear
-
-    def _names(self, prefix: str) -> dict[str, tuple[str, int]]:
-        """Name in a state dict → parameter here, and the number of the expert."""
-        own = [(part, kind) for part in EXPERT_PARTS for kind in ("lora_A", "lora_B")]
-        count = self.update("proj")[0].size(0)
-        return {f"{prefix}{i}.{part}.{kind}": (f"{part}_{kind}", i) for i in range(count) for part, kind in own}
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name, (own, expert) in self._names(prefix).items():
-            stacked = getattr(self, own)
-            destination[name] = (stacked if keep_vars else stacked.detach())[expert]
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
-    ) -> None:
-        names = self._names(prefix)
-        absent = [name for name in names if name not in state_dict]
-        if absent:
-            lists[0].extend(absent if strict else [])
-            return
-        for own in {own: None for own, _ in names.values()}:
-            stacked = torch.stack([state_dict[name] for name, (parameter, _) in names.items() if parameter == own])
-            if local_metadata.get("assign_to_params_buffers", False):
-                setattr(self, own, nn.Parameter(stacked, requires_grad=getattr(self, own).requires_grad))
-            else:
-                with torch.no_grad():
-                    getattr(self, own).copy_(stacked)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from litgpt.moe import Experts
+
+EXPERT_PARTS = ("fc_1", "fc_2", "proj")
 
 
 class Method(ABC):
@@ -56,6 +60,70 @@ class Wrapped(nn.Module):
     def unwrapped(self) -> nn.Module:
         """The original layer, with what was beside it merged in."""
         raise NotImplementedError(type(self).__name__)
+
+
+class WrappedLinear(Wrapped):
+    """A linear layer with something beside it."""
+
+    linear: nn.Linear
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight alone, `(out, in)`."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias alone, `(out,)`."""
+        return self.linear.bias
+
+
+class WrappedExperts(Wrapped):
+    """All experts of a layer, with parameters beside each of their parts; in a file these are named expert by expert.
+
+    In memory, those of all experts are one tensor, `<part>_<kind>`, whose first dimension is the expert.
+    """
+
+    linear: Experts
+    kinds: tuple[str, ...]
+    """What there is beside a part."""
+
+    def beside(self, part: str) -> tuple[Tensor, ...]:
+        """The parameters beside a part, in the order of `kinds`, `(E, …)` each."""
+        return tuple(getattr(self, f"{part}_{kind}") for kind in self.kinds)
+
+    def _names(self, prefix: str) -> dict[str, tuple[str, int]]:
+        """Name in a state dict → parameter here, and the number of the expert."""
+        own = [(part, kind) for part in EXPERT_PARTS for kind in self.kinds]
+        count = self.beside("proj")[0].size(0)
+        return {f"{prefix}{i}.{part}.{kind}": (f"{part}_{kind}", i) for i in range(count) for part, kind in own}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, (own, expert) in self._names(prefix).items():
+            stacked = getattr(self, own)
+            destination[name] = (stacked if keep_vars else stacked.detach())[expert]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
+    ) -> None:
+        names = self._names(prefix)
+        absent = [name for name in names if name not in state_dict]
+        if absent:
+            lists[0].extend(absent if strict else [])
+            return
+        for own in {own: None for own, _ in names.values()}:
+            stacked = torch.stack([state_dict[name] for name, (parameter, _) in names.items() if parameter == own])
+            if local_metadata.get("assign_to_params_buffers", False):
+                setattr(self, own, nn.Parameter(stacked, requires_grad=getattr(self, own).requires_grad))
+            else:
+                with torch.no_grad():
+                    getattr(self, own).copy_(stacked)
+
+
+def empty_beside(weight: Tensor, *shape: int) -> nn.Parameter:
+    """A parameter on the device of `weight`, and in its dtype where that isn't a quantized one."""
+    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+    return nn.Parameter(torch.empty(shape, device=weight.device, dtype=dtype))
 
 
 def wrap_modules(model: nn.Module, wrapper: Callable[[str, nn.Module], nn.Module | None]) -> int:

@@ -57,6 +57,11 @@ class Checkpoint:
         return Config.from_checkpoint(self.dir)
 
     @property
+    def path(self) -> Path:
+        """What opens it again: the folder, or the GGUF file, whose `dir` is temporary."""
+        return self.files[0] if self.kind == "gguf" else self.dir
+
+    @property
     def nbytes(self) -> int:
         """Size of the weight files in bytes."""
         return sum(file.stat().st_size for file in self.files)
@@ -96,11 +101,7 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         gguf = gguf_files(folder)
         if gguf:
             return _gguf_checkpoint(gguf[0], folder)
-        hint = f"{LIT_MODEL}.lora" if (folder / f"{LIT_MODEL}.lora").is_file() else None
-        what_to_do = (
-            f"it holds {hint} only; run `litgpt merge_lora {folder}` first" if hint else "download the checkpoint again"
-        )
-        raise LitGPTError(f"{folder} has no weights ({LIT_MODEL}, *.safetensors or *.bin): {what_to_do}.")
+        raise LitGPTError(f"{folder} has no weights ({LIT_MODEL}, *.safetensors or *.bin): {_what_to_do(folder)}.")
     if not (folder / CONFIG_FILE).is_file() and not (folder / HF_CONFIG_FILE).is_file():
         raise LitGPTError(
             f"{folder} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model its weights are."
@@ -108,6 +109,16 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
     if lit_model.is_file():
         return Checkpoint(folder, "litgpt", (lit_model,))
     return Checkpoint(folder, "hf", files)
+
+
+def _what_to_do(folder: Path) -> str:
+    """About a folder without weights, by what else is in it."""
+    learned = next((path.name for path in sorted(folder.glob(f"{LIT_MODEL}.*"))), "")
+    if learned.endswith(".lora"):
+        return f"it holds {learned} only; run `litgpt merge_lora {folder}` first"
+    if learned.endswith((".adapter", ".adapter_v2")):
+        return f"it holds {learned} only, which `litgpt generate`, `chat` and `serve` use and nothing else does"
+    return "download the checkpoint again"
 
 
 def hf_weight_files(folder: Path) -> tuple[Path, ...]:

@@ -147,8 +147,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
         ) from None
     except (RuntimeError, EOFError, LookupError, ValueError, struct.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LitGPTError(f"{path} is damaged ({reason}); make or download it again.") from None
+        raise LitGPTError(f"{path} is damaged: torch cannot read it; make or download it again.") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LitGPTError(f"{path} holds no state dict of tensors.")

@@ -94,14 +94,15 @@ class WeightTable:
     def _present(self, names: Sequence[str]) -> dict[str, str]:
         """The tensors there are, by the names the table has for them."""
         family = self.family
-        bare = not any(name.startswith(family.prefix) for name in names)  # some checkpoints leave the prefix out
         present = {}
         for name in names:
-            if name.startswith(family.not_text):
-                continue
-            table_name = next((new + name[len(old) :] for old, new in family.renames if name.startswith(old)), name)
-            present[family.prefix + name if bare and name != "lm_head.weight" else table_name] = name
-        return present
+            if not name.startswith(family.not_text):
+                table_name = next((new + name[len(old) :] for old, new in family.renames if name.startswith(old)), name)
+                present[table_name] = name
+        if any(name.startswith(family.prefix) for name in present):
+            return present
+        # Some checkpoints leave the prefix out.
+        return {name if name == "lm_head.weight" else family.prefix + name: theirs for name, theirs in present.items()}
 
     def _rule(self, ours: str) -> Rule:
         rule = self.rules.get(ours.rpartition(".")[0]) or self.rules.get(ours)
@@ -123,7 +124,9 @@ class WeightTable:
         if isinstance(rule, Split):
             return tensors[0].chunk(len(rule.ours))[rule.ours.index(ours.rpartition(".")[0])]
         if isinstance(rule, Stacked):
-            columns = tensors[0][rule.expert][..., rule.ours.index(ours) :: len(rule.ours)]
+            part, parts = rule.ours.index(ours), len(rule.ours)
+            of_expert = tensors[0][rule.expert]
+            columns = of_expert[..., part::parts] if rule.by_turns else of_expert.chunk(parts, dim=-1)[part]
             return columns.t() if columns.dim() == 2 else columns
         if isinstance(rule, Interleaved):
             return deinterleave_qkv(tensors[0], self.config)
@@ -163,7 +166,7 @@ class WeightTable:
         for rule in sorted(rules, key=lambda rule: rule.expert):
             parts = [ours.fetch(name) for name in rule.ours]
             columns = [part.t() if part.dim() == 2 else part for part in parts]  # (in, out) or (out,)
-            experts.append(torch.stack(columns, dim=-1).flatten(-2))
+            experts.append(torch.stack(columns, dim=-1).flatten(-2) if rule.by_turns else torch.cat(columns, dim=-1))
         return torch.stack(experts)
 
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:

@@ -251,15 +251,11 @@ def style_of(prompt_style: str | PromptStyle, tokenizer: Tokenizer) -> PromptSty
 
 
 def render(style: PromptStyle, row: Row, number: int) -> tuple[str, str]:
-    """A row as the text of its prompt and of its answer.
-
-    Where the style has no place for a row's `input`, it follows the instruction: nothing of a row is lost.
-    """
+    """A row as the text of its prompt and of its answer."""
     for key in ("instruction", "output"):
         if not isinstance(row.get(key), str):
             raise LitGPTError(f"Sample {number} has no text under the key {key!r}.")
-    if row.get("input") and (isinstance(style, ChatTemplate) or not _has_place_for_input(style)):
-        row = {**row, "instruction": f"{row['instruction']}\n\n{row['input']}", "input": ""}
+    row = with_input_placed(style, row)
     prompt, answer = style.apply_sample(row), row["output"]
     if not isinstance(style, ChatTemplate):
         return prompt, answer
@@ -268,6 +264,13 @@ def render(style: PromptStyle, row: Row, number: int) -> tuple[str, str]:
         messages.insert(0, {"role": "system", "content": row["sys_prompt"]})
     whole = style.apply_messages(messages, add_generation_prompt=False)
     return prompt, whole.removeprefix(prompt) if whole.startswith(prompt) else answer
+
+
+def with_input_placed(style: PromptStyle, row: Row) -> Row:
+    """The row; its `input` follows the instruction where the style has no place for it, so that nothing is lost."""
+    if row.get("input") and (isinstance(style, ChatTemplate) or not _has_place_for_input(style)):
+        return {**row, "instruction": f"{row['instruction']}\n\n{row['input']}", "input": ""}
+    return row
 
 
 def _has_place_for_input(style: PromptStyle) -> bool:

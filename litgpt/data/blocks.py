@@ -81,6 +81,8 @@ class TokenModule(DataModule):
             raise LitGPTError(
                 "How many tokens a block has is not known: call connect(max_seq_length=...) before setup()."
             )
+        if not len(train):
+            raise LitGPTError(f"{where} holds nothing to train on; give texts or tokens.")
         if len(train) <= length:
             raise LitGPTError(
                 f"{where} has {len(train)} training tokens, no block of {length + 1}; lower train.max_seq_length."

@@ -7,13 +7,11 @@ import random
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
 from litgpt.args import EvalArgs, LogArgs, TrainArgs, hyperparameters
-from litgpt.checkpoint.atomic import explained
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
 from litgpt.checkpoint.merge import merge
 from litgpt.checkpoint.reader import load_model
@@ -25,11 +23,12 @@ from litgpt.generate.sampling import Sampling
 from litgpt.loggers import named_loggers
 from litgpt.lora import LoRA
 from litgpt.model import GPT
-from litgpt.peft import Method, owned_state, parameter_counts
+from litgpt.peft import Method, owned_state
 from litgpt.prompts import save_prompt_style
-from litgpt.runtime import make_fabric, parameter_dtype, training_precision
+from litgpt.runtime import make_fabric, output_dir, parameter_dtype, training_precision
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.loop import Result, Run, fit
+from litgpt.training.loss import IGNORED
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def finetune(job: Job) -> Result:
         LitGPTError: An argument, a file or the data is wrong.
     """
     data = checked(job)
-    require_writable(job.out_dir)
+    job = dataclasses.replace(job, out_dir=output_dir(job.out_dir))
     checkpoint = open_checkpoint(job)
     fabric = make_fabric(job.devices, job.num_nodes, job.precision, seed=job.seed)
     resume = resume_point(job.resume, job.out_dir)
@@ -82,9 +81,6 @@ def finetune(job: Job) -> Result:
     model = load_model(checkpoint, dtype=parameter_dtype(training_precision(job.precision, fabric.device)))
     job.method.attach(model)
     prepare(data, job, tokenizer, model, fabric)
-    trained, frozen = parameter_counts(model, job.method.owns)
-    fabric.print(f"Number of trainable parameters: {trained:,}")
-    fabric.print(f"Number of non-trainable parameters: {frozen:,}")
     run = Run(
         model=model,
         train_dataset=data.train_dataset,
@@ -104,9 +100,13 @@ def finetune(job: Job) -> Result:
     )
     result = fit(run)
     if isinstance(job.method, LoRA) and fabric.is_global_zero:
-        merge(result.final, job.method, checkpoint)
+        try:
+            merge(result.final, job.method, checkpoint)
+        except LitGPTError as error:
+            raise LitGPTError(
+                f"{error} What was trained is safe: `litgpt merge_lora {result.final}` merges it."
+            ) from None
     fabric.barrier()
-    fabric.print(f"Saved in {result.final}; the loss curve is {result.curve}.")
     return result
 
 
@@ -124,14 +124,9 @@ def checked(job: Job) -> DataModule:
         )
     if job.train.tie_embeddings is not None:
         raise LitGPTError("train.tie_embeddings is for pretraining: a finished model is tied or not; leave it out.")
+    if getattr(job.data, "ignore_index", IGNORED) != IGNORED:
+        raise LitGPTError(f"data.ignore_index is {IGNORED} in training, as the loss expects it; leave it out.")
     return job.data
-
-
-def require_writable(folder: Path) -> None:
-    """Makes `folder` if it isn't there; raises a LitGPTError, before hours of work, if it can't be written to."""
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
 
 
 def open_checkpoint(job: Job) -> Checkpoint:
@@ -173,7 +168,7 @@ def save(folder: Path, job: Job, data: DataModule, model: GPT, checkpoint: Check
     )
     copy_config_files(checkpoint.dir, folder)
     model.config.save(folder)
-    content = hyperparameters({**job.arguments, "checkpoint_dir": checkpoint.dir})
+    content = hyperparameters({**job.arguments, "checkpoint_dir": checkpoint.path})
     (folder / HYPERPARAMETERS).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     if isinstance(data, SFTModule):
         save_prompt_style(data.prompt_style, folder)
@@ -185,6 +180,8 @@ class Example:
     def __init__(self, job: Job, data: DataModule, tokenizer: Tokenizer, model: GPT, fabric: Fabric) -> None:
         self.eval, self.data, self.tokenizer, self.model, self.fabric = job.eval, data, tokenizer, model, fabric
         self.random = random.Random(job.seed)
+        if data.val_dataset and isinstance(job.eval.evaluate_example, int):
+            self._index(len(data.val_dataset))  # an index that isn't there is better told before the training
 
     def __call__(self, step: int) -> None:
         dataset = self.data.val_dataset

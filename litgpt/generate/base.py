@@ -54,8 +54,9 @@ def main(
     from litgpt.generate.speaker import Speaker, refuse_compilation
 
     refuse_compilation(compile)
-    if num_samples < 1:
-        raise LitGPTError(f"num_samples is {num_samples}; it must be 1 or more.")
+    for name, value in {"num_samples": num_samples, "max_new_tokens": max_new_tokens}.items():
+        if value < 1:
+            raise LitGPTError(f"{name} is {value}; it must be 1 or more.")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=SEED)
     speaker = Speaker.load(checkpoint_dir, precision=precision, quantize=quantize)
     print_samples(speaker, speaker.encode(prompt, sys_prompt), sampling, max_new_tokens, num_samples)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
 
 import torch
@@ -62,7 +62,7 @@ class Engine:
         self.chunk = chunk
         check_cache_fits(model.config, slots, length, self.dtype, self.device)
         self.cache = KVCache(model.config, slots, length, self.device, self.dtype)
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What the last step failed with; None: it worked."""
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
@@ -181,10 +181,8 @@ class Engine:
         while not self._stopping:
             with self._changed:
                 self._changed.wait_for(lambda: self.busy or self._stopping)
-            try:
+            with suppress(Exception):  # `error` and the requests carry it to the clients; later requests may work
                 self.step()
-            except Exception as error:  # the requests carry it to their clients; later ones may work
-                self.error = error
 
     # -- the work
 
@@ -199,8 +197,8 @@ class Engine:
             try:
                 with torch.no_grad(), self._autocast():
                     self._step()
-                self.error = None
             except BaseException as error:
+                self.error = error
                 for request in self._active:
                     if not request.done:
                         request.finish("error", error)
@@ -223,7 +221,9 @@ class Engine:
         if hidden:
             rows = torch.cat(hidden)  # (n, C)
             requests = self._active[: rows.size(0)]
-            for request, token in zip(requests, self._choose(requests, rows), strict=True):
+            tokens = self._choose(requests, rows)
+            self.error = None  # known before the first client hears of a token
+            for request, token in zip(requests, tokens, strict=True):
                 request.accept(token)
                 if request.watch is not None and not request.done:
                     request.watch()

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from litgpt.chat_template import Message
-from litgpt.checkpoint.layout import find_checkpoint
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
+from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
@@ -45,7 +46,7 @@ class Speaker:
         precision: str | None = None,
         quantize: str | None = None,
     ) -> Speaker:
-        """Opens a checkpoint folder, LitGPT's or Hugging Face's.
+        """Opens a checkpoint folder, LitGPT's or Hugging Face's, or one that holds what a method learned.
 
         Args:
             checkpoint_dir: The folder, or its name under `checkpoints/`.
@@ -56,14 +57,29 @@ class Speaker:
         Raises:
             LitGPTError: The folder, the device or the precision can't be used.
         """
+        source = find_finetuned(checkpoint_dir) or find_checkpoint(checkpoint_dir)
+        return cls.open(source, device, precision, quantize)
+
+    @classmethod
+    def open(
+        cls,
+        source: Checkpoint | Finetuned,
+        device: str = "auto",
+        precision: str | None = None,
+        quantize: str | None = None,
+    ) -> Speaker:
+        """As `load`, from what was found."""
         place = pick_device(device)
         precision = precision or default_precision(training=False, device=place)
         dtype = parameter_dtype(precision)
         refuse_quantization(quantize, place)
-        checkpoint = find_checkpoint(checkpoint_dir)
-        tokenizer = Tokenizer(checkpoint.dir)
-        style = prompt_style_for(checkpoint.dir, checkpoint.config)
-        return cls(load_model(checkpoint, place, dtype), tokenizer, style, MIXED.get(precision, dtype))
+        if isinstance(source, Finetuned):
+            tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
+            model = source.load_model(place, dtype)
+        else:
+            tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
+            model = load_model(source, place, dtype)
+        return cls(model, tokenizer, style, MIXED.get(precision, dtype))
 
     @cached_property
     def stops(self) -> list[int | list[int]]:
@@ -78,8 +94,17 @@ class Speaker:
         return isinstance(self.style, ChatTemplate) or bool(self.style.user)
 
     def encode(self, prompt: str, sys_prompt: str | None = None) -> list[int]:
-        """The token ids of a prompt in the model's style."""
-        return self._ids(self.style.apply(prompt, sys_prompt=sys_prompt))
+        """The token ids of a prompt in the model's style.
+
+        Raises:
+            LitGPTError: There is a system prompt, and the style has no place for one.
+        """
+        text = self.style.apply(prompt, sys_prompt=sys_prompt)
+        if sys_prompt and text == self.style.apply(prompt):
+            raise LitGPTError(
+                f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
+            )
+        return self.encode_text(text)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the next answer begins.
@@ -87,9 +112,10 @@ class Speaker:
         Raises:
             LitGPTError: The style cannot write this conversation.
         """
-        return self._ids(self.style.apply_messages(messages, add_generation_prompt=True))
+        return self.encode_text(self.style.apply_messages(messages, add_generation_prompt=True))
 
-    def _ids(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of a prompt that is in the model's style already."""
         return self.tokenizer.encode_ids(text, bos=False if self.style.adds_bos else None)
 
     def engine(self, slots: int = 1, length: int | None = None) -> Engine:

@@ -18,7 +18,7 @@ from tests.tiny_tokenizer import SIZE, write_tokenizer
 @pytest.fixture(scope="session")
 def lit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tokenizer(tmp_path_factory.mktemp("lit"))
-    sizes = dict(n_layer=2, n_head=4, n_embd=32, vocab_size=SIZE, padding_multiple=8, block_size=256)
+    sizes = dict(n_layer=3, n_head=4, n_embd=32, vocab_size=SIZE, padding_multiple=8, block_size=256)
     torch.manual_seed(0)
     model = GPT(Config(**sizes))
     model.config.save(folder)

@@ -128,7 +128,7 @@ def test_more_training_lowers_the_validation_loss(
     losses = [float(cells[column]) for line in metrics[1:] if (cells := line.split(","))[column]]
     assert losses[-1] < losses[0] - 0.5
     printed = capsys.readouterr().out
-    assert "Number of trainable parameters" in printed and "Answer: " in printed
+    assert "Training " in printed and "Answer: " in printed
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,13 @@ def test_what_cannot_be_is_told_in_one_sentence(
     with pytest.raises(LitGPTError, match=complaint) as caught:
         run(lora.setup, lit_folder, data_file, tmp_path, **arguments)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "logs").exists(), "told after the training began"
+
+
+def test_a_label_that_the_loss_would_learn_is_refused(lit_folder: Path, data_file: Path, tmp_path: Path) -> None:
+    data = JSON(data_file, mask_prompt=True, val_split_fraction=0.2, ignore_index=5)
+    with pytest.raises(LitGPTError, match="ignore_index is -100 in training"):
+        run(lora.setup, lit_folder, data_file, tmp_path, data=data)
 
 
 def test_no_data_and_no_checkpoint(lit_folder: Path, data_file: Path, tmp_path: Path) -> None:
@@ -159,7 +166,7 @@ def test_no_data_and_no_checkpoint(lit_folder: Path, data_file: Path, tmp_path: 
 
 def test_an_output_folder_that_cannot_be_is_told_before_anything_is_read(data_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LitGPTError, match="file/out can't be written"):
+    with pytest.raises(LitGPTError, match="Cannot write to .*file/out"):
         run(lora.setup, tmp_path / "nowhere", data_file, tmp_path / "file" / "out")
 
 

@@ -25,7 +25,9 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END = SPECIAL.index("<|im_end|>")
 
 
-def make_folder(folder: Path, kind: str = "hf", template: str | None = TEMPLATE, block_size: int = 128) -> Path:
+def make_folder(
+    folder: Path, kind: str = "hf", template: str | None = TEMPLATE, block_size: int = 128, n_layer: int = 2
+) -> Path:
     """Writes a folder of either kind; the same weights each time."""
     processor = Tokenizer(models.BPE())
     processor.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +40,7 @@ def make_folder(folder: Path, kind: str = "hf", template: str | None = TEMPLATE,
     settings = {"chat_template": template} if template else {}
     save_tokenizer(processor, folder, eos_token="<|im_end|>", **settings)
     vocab_size = processor.get_vocab_size()
-    sizes = dict(n_layer=2, n_embd=32, n_head=4, n_query_groups=2, intermediate_size=48, block_size=block_size)
+    sizes = dict(n_layer=n_layer, n_embd=32, n_head=4, n_query_groups=2, intermediate_size=48, block_size=block_size)
     config = Config(name="tiny", vocab_size=vocab_size, padded_vocab_size=vocab_size, **sizes, **LLAMA)
     torch.manual_seed(0)
     model = GPT(config)

@@ -79,6 +79,7 @@ def test_more_tokens_than_the_context_has_end_with_the_context(folder, capsys):
         (dict(quantize="bnb.nf4"), "bnb.nf4"),
         (dict(num_samples=0), "num_samples is 0"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(max_new_tokens=-1), "max_new_tokens is -1"),
         (dict(temperature=-1.0), "temperature is -1.0"),
         (dict(top_k=0), "top_k is 0"),
         (dict(precision="8-true"), "Unknown precision '8-true'"),

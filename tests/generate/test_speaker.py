@@ -48,6 +48,11 @@ def test_answers_end_at_the_tokenizers_and_the_styles_stops(speaker):
     assert Speaker(speaker.model, speaker.tokenizer, Alpaca()).multi_turn
 
 
+def test_a_system_prompt_that_the_style_has_no_place_for_is_told(speaker):
+    with pytest.raises(LitGPTError, match="Shout has no place for a system prompt"):
+        Speaker(speaker.model, speaker.tokenizer, Shout()).encode("Hi", sys_prompt="Be brief.")
+
+
 @pytest.mark.parametrize(
     ("precision", "weights", "computed"),
     [

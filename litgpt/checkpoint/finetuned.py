@@ -1,0 +1,100 @@
+"""What a finetuning run learned, in a file of its own, and the model it is used with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from litgpt.adapter import Adapter
+from litgpt.adapter_v2 import AdapterV2
+from litgpt.chat_template import read_templates
+from litgpt.checkpoint.layout import (
+    HYPERPARAMETERS,
+    LIT_MODEL,
+    Checkpoint,
+    existing_folder,
+    find_checkpoint,
+    gguf_files,
+    hf_weight_files,
+)
+from litgpt.checkpoint.reader import load_model, load_pth
+from litgpt.errors import LitGPTError
+from litgpt.lora import LoRA
+from litgpt.model import GPT
+from litgpt.peft import Full, Method, load_owned, unwrap_modules
+from litgpt.prompts import PromptStyle, has_prompt_style, prompt_style_for
+
+METHODS: dict[str, type[Method]] = {method.suffix: method for method in (LoRA, AdapterV2, Adapter)}
+"""What follows `lit_model.pth` in the name of a file → the method that learned what is in it."""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A file of weights that a method learned, and the checkpoint that has all the rest."""
+
+    file: Path
+    method: Method
+    base: Checkpoint
+
+    def load_model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+        """The finetuned model, in evaluation mode; low-rank updates are merged into the weights.
+
+        Raises:
+            LitGPTError: The base can't be read, or the file is not one of this method and this model.
+        """
+        if isinstance(self.method, Full):
+            return load_model(Checkpoint(self.base.dir, "litgpt", (self.file,)), device, dtype)
+        model = load_model(self.base, device, dtype)
+        self.method.attach(model)
+        load_owned(model, self.method.owns, load_pth(self.file), str(self.file))
+        if isinstance(self.method, LoRA):
+            unwrap_modules(model)
+            model.config.tie_embeddings = model.tied  # a head with an update is a head of its own
+        return model.eval()
+
+    def prompt_style(self) -> PromptStyle:
+        """The style it was finetuned with, where its folder tells, else the base's."""
+        folder = self.file.parent
+        tells = has_prompt_style(folder) or bool(read_templates(folder))
+        return prompt_style_for(folder if tells else self.base.dir, self.base.config)
+
+
+def find_finetuned(path: str | Path) -> Finetuned | None:
+    """What a folder (or one under `checkpoints/`) holds if that is no whole model; None: it isn't that kind of folder.
+
+    Raises:
+        LitGPTError: No such folder, or it doesn't say how it was trained and on what.
+    """
+    folder = existing_folder(path)
+    if folder.is_file() or (folder / LIT_MODEL).is_file() or hf_weight_files(folder) or gguf_files(folder):
+        return None
+    for suffix in METHODS:
+        file = folder / f"{LIT_MODEL}{suffix}"
+        if file.is_file():
+            method, trained_on = read_hyperparameters(folder, suffix)
+            return Finetuned(file, method, find_checkpoint(trained_on))
+    return None
+
+
+def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
+    """The method of a finetuning run with its settings, and the folder of the model it started from.
+
+    Raises:
+        LitGPTError: The file is missing or doesn't tell.
+    """
+    path, command = folder / HYPERPARAMETERS, f"finetune_{suffix.removeprefix('.')}"
+    is_lora = suffix == LoRA.suffix
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {name.removeprefix("lora_"): value for name, value in content.items() if name.startswith("lora_")}
+        return METHODS[suffix](**settings if is_lora else {}), Path(content["checkpoint_dir"])
+    except FileNotFoundError:
+        raise LitGPTError(
+            f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        needed = "lora_*, checkpoint_dir" if is_lora else "checkpoint_dir"
+        raise LitGPTError(f"{path} does not hold the settings of a {command} run ({needed}).") from None
