@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from litgpt.cache import Span
 from litgpt.config import Config
-from litgpt.norm import RMSNorm, make_norm
+from litgpt.norm import RMSNorm, make_norm, rms_norm
 from litgpt.rope import apply_rope, attention_scale
 
 
@@ -30,6 +30,8 @@ class Reach:
     lengths: tuple[int, ...] | None = None
     """Packed documents: attention stays inside each."""
     span: Span | None = None
+    tuning: Tensor | None = None
+    """What queries are multiplied with (`config.query_tuning`), `(T, 1)` or `(B, 1, T, 1)`, float32."""
 
 
 class Attention(nn.Module):
@@ -42,6 +44,8 @@ class Attention(nn.Module):
         self.window = config.window(layer)
         self.scale = scale
         self.rotates = not config.learned_positions and (config.rope_layers is None or bool(config.rope_layers[layer]))
+        tuning = config.query_tuning
+        self.tuned = tuning is not None and not (tuning["unturned_only"] and self.rotates)
         self.rope_kind = config.rope_indices[layer] if config.rope_indices else 0
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
 
@@ -56,12 +60,18 @@ class Attention(nn.Module):
             return self.attend(q, k, v, reach.masks[self.window])
         # Document by document: the work grows with the square of each, not of all.
         documents = zip(q.split(reach.lengths, 2), k.split(reach.lengths, 2), v.split(reach.lengths, 2), strict=True)
-        return torch.cat([self.attend(*document, causal_mask(document[0], self.window)) for document in documents], 2)
+        chunked = self.config.chunked_windows
+        return torch.cat(
+            [self.attend(*document, causal_mask(document[0], self.window, chunked)) for document in documents], 2
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """As `look`, with a mask, or causal without one."""
         causal = mask is None and q.size(2) > 1
         if self.config.attention_logit_softcapping is None and self.sinks is None:
+            if trains_faster_in_float32(q, k):
+                with torch.autocast("cpu", enabled=False):
+                    return self.attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
             )
@@ -99,19 +109,29 @@ class CausalSelfAttention(Attention):
     def forward(self, x: Tensor, reach: Reach) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
-        qkv = self.qkv(x)
-        if self.config.qkv_clip is not None:
-            qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
-        qkv = qkv.view(B, T, -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
-        q, k, v = qkv.split(self.heads, dim=1)  # (B, N, T, H), (B, G, T, H), (B, G, T, H)
-        if self.config.norm_qk:
-            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
+        q, k, v = self.project(x)
         if self.rotates:
             q, k = self.turn(q, reach), self.turn(k, reach)
+            if self.config.norm_turned:
+                q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
+        if self.tuned:
+            assert reach.tuning is not None
+            q = (q * reach.tuning).to(q.dtype)
         if reach.span is not None:
             k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
         y = self.look(q, k, v, reach)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they turn to their positions."""
+        qkv = self.qkv(x)
+        if self.config.qkv_clip is not None:
+            qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
+        qkv = qkv.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
+        q, k, v = qkv.split(self.heads, dim=1)
+        if self.config.norm_qk:
+            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
+        return q, k, v
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
         """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
@@ -181,12 +201,38 @@ class MultiheadLatentAttention(Attention):
         return self.look(q, held, held[..., : self.rank], reach) @ to_values.mT  # (B, N, 1, D)
 
 
-def causal_mask(q: Tensor, window: int | None) -> Tensor | None:
+SHORT = 256
+"""Tokens from which on bfloat16 is as fast as float32 where gradients are wanted of a CPU."""
+
+
+def trains_faster_in_float32(q: Tensor, k: Tensor) -> bool:
+    """Whether attention's backward pass is slower than in float32: torch's own for bfloat16 on CPUs takes two to four
+    times as long over short documents (16 to 160 tokens, on one with AMX), the casts included."""
+    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.size(2) < SHORT
+    return narrow and q.requires_grad and torch.is_grad_enabled()
+
+
+def query_factors(config: Config, positions: Tensor) -> Tensor | None:
+    """What queries at `positions`, `(T,)` or `(B, T)`, are multiplied with (`config.query_tuning`), so that attention
+    stays as sharp over many tokens (https://arxiv.org/abs/2501.19399): `(T, 1)` or `(B, 1, T, 1)`."""
+    tuning = config.query_tuning
+    if tuning is None:
+        return None
+    blocks = ((positions + tuning["offset"]).float() / tuning["floor"]).floor()
+    factors = (1 + tuning["scale"] * blocks.log1p())[..., None]
+    return factors if positions.dim() == 1 else factors[:, None]
+
+
+def causal_mask(q: Tensor, window: int | None, chunked: bool = False) -> Tensor | None:
     """The mask of a whole document seen from its start; None where plain causal attention does."""
-    return None if window is None else attention_mask(torch.arange(q.size(2), device=q.device), q.size(2), window)
+    if window is None:
+        return None
+    return attention_mask(torch.arange(q.size(2), device=q.device), q.size(2), window, chunked=chunked)
 
 
-def attention_mask(positions: Tensor, end: int, window: int | None, always: bool = False) -> Tensor | None:
+def attention_mask(
+    positions: Tensor, end: int, window: int | None, always: bool = False, chunked: bool = False
+) -> Tensor | None:
     """True where a query sees a key.
 
     Args:
@@ -194,6 +240,7 @@ def attention_mask(positions: Tensor, end: int, window: int | None, always: bool
         end: Keys stand at positions 0 … `end` - 1.
         window: A query sees itself and the `window` - 1 tokens before it; None: all before it.
         always: Make the mask even where SDPA's own causal one does.
+        chunked: The window doesn't slide: a query sees what is in its own block of `window` positions.
 
     Returns:
         `(1 or B, 1, T, end)`; None where plain causal attention, or one last token that sees everything, needs no mask.
@@ -204,7 +251,11 @@ def attention_mask(positions: Tensor, end: int, window: int | None, always: bool
     keys = torch.arange(end, device=positions.device)
     distance = positions.reshape(-1, 1, T, 1) - keys
     seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    if window is None:
+        return seen
+    if chunked:
+        return seen & (keys >= positions.reshape(-1, 1, T, 1) // window * window)
+    return seen & (distance < window)
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:

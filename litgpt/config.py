@@ -121,10 +121,22 @@ class Config:
     """How a router scores experts. Unset: sigmoid where they are in groups, else softmax."""
     router_softmax_over_all: bool = False
     """The chosen experts' weights are their shares among all experts, rather than among the chosen."""
+    router_scales_inputs: bool = False
+    """The chosen experts' weights scale what the experts get, rather than what they give."""
+    moe_layers: list[int] | None = None
+    """Per layer: 0 where an MLP of `intermediate_size` stands in the place of experts. Unset: as
+    `first_k_dense_replace` says."""
     qkv_clip: float | None = None
     """Queries, keys and values are clamped to ± this."""
     rope_layers: list[int] | None = None
     """Per layer: 0 where nothing rotates (NoPE). Unset: every layer rotates."""
+    norm_turned: bool = False
+    """Where queries and keys rotate, they are normed afterwards, without weights."""
+    query_tuning: dict[str, Any] | None = None
+    """`{scale, floor, offset, unturned_only}`: queries at position p are multiplied with
+    1 + scale · log(1 + ⌊(p + offset) / floor⌋), in every layer or only where nothing rotates."""
+    chunked_windows: bool = False
+    """A window doesn't slide: a token sees what is in its own block of `sliding_window_size` positions."""
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     """What attention and MLP add to the residual stream is multiplied with this."""
@@ -180,6 +192,12 @@ class Config:
     def window(self, layer: int) -> int | None:
         """How many tokens back (itself included) layer number `layer` sees; None: all."""
         return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
+
+    def dense(self, layer: int) -> bool:
+        """Whether layer number `layer` of a mixture has an MLP in the place of experts."""
+        if self.moe_layers is not None:
+            return not self.moe_layers[layer]
+        return layer < (self.first_k_dense_replace or 0)
 
     # -- reading
 

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from litgpt.attention import CausalSelfAttention, MultiheadLatentAttention, Reach, attention_mask, softcap
+from litgpt.attention import (
+    CausalSelfAttention,
+    MultiheadLatentAttention,
+    Reach,
+    attention_mask,
+    query_factors,
+    softcap,
+)
 from litgpt.cache import KVCache, Span
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
@@ -171,10 +178,14 @@ class GPT(nn.Module):
             )  # (T, R/2) or (B, T, R/2)
             ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
+        chunked = self.config.chunked_windows
         masks = (
-            {} if lengths is not None else {window: attention_mask(positions, longest, window) for window in windows}
+            {}
+            if lengths is not None
+            else {window: attention_mask(positions, longest, window, chunked=chunked) for window in windows}
         )
-        return Reach(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span)
+        tuning = query_factors(self.config, positions)
+        return Reach(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, tuning)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
@@ -243,8 +254,7 @@ class Block(nn.Module):
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
             self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
-        dense = layer < (config.first_k_dense_replace or 0)
-        self.mlp = (LLaMAMLP if dense else MLPS[config.mlp_class_name])(config)
+        self.mlp = (LLaMAMLP if config.dense(layer) else MLPS[config.mlp_class_name])(config)
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
 
     def forward(self, x: Tensor, reach: Reach) -> Tensor:

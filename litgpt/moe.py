@@ -48,6 +48,9 @@ class LLaMAMoE(nn.Module):
             weights, chosen = self.gate(tokens)
         else:
             logits = self.gate(tokens)
+            if self.config.router_scores == "sigmoid":
+                best, chosen = logits.topk(self.config.n_expert_per_token, dim=-1)
+                return best.sigmoid() * self.config.routed_scaling_factor, chosen
             shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
             weights, chosen = shares.topk(self.config.n_expert_per_token, dim=-1)
             if not self.config.router_softmax_over_all:
@@ -114,6 +117,7 @@ class Experts(nn.Module):
             self.proj_bias = nn.Parameter(torch.empty(E, C))
             self.parts.update({f"{part}.bias": f"{part}_bias" for part in ("fc_1", "fc_2", "proj")})
         self.limit = config.swiglu_limit
+        self.scales_inputs = config.router_scales_inputs
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -134,13 +138,15 @@ class Experts(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # (A,): assignments, expert by expert
         source, expert = order // chosen.size(1), chosen.flatten()[order]  # (A,): the token and the expert of each
         ends = torch.bincount(expert, minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
-        x = tokens[source]  # (A, C)
+        scale = weights.flatten()[order, None]  # (A, 1)
+        x = tokens[source] * scale if self.scales_inputs else tokens[source]  # (A, C)
         hidden = self.gated(linear("fc_1", x, expert, ends), linear("fc_2", x, expert, ends))  # (A, I)
-        y = linear("proj", hidden, expert, ends) * weights.flatten()[order, None]  # (A, C)
+        y = linear("proj", hidden, expert, ends)  # (A, C)
+        y = y if self.scales_inputs else y * scale
         return torch.zeros_like(tokens).index_add(0, source, y)
 
     def linear(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
-        """`part` of every expert for its own rows of `x`; `expert` has the expert of each row, `ends` where each one's end."""
+        """`part` of every expert for its own rows of `x`; `expert` has each row's expert, `ends` where each ends."""
         y = grouped_linear(x, getattr(self, part), ends)
         return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
 

@@ -20,11 +20,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, size)` → `(…, size)`."""
-        wide = x.float() if x.dtype.itemsize < 4 else x
-        normed = F.rms_norm(wide, (x.size(-1),), eps=self.eps)
-        if self.unit_offset:  # Gemma multiplies before rounding, Llama after
-            return (normed * (1 + self.weight.to(normed.dtype))).to(x.dtype)
-        return normed.to(x.dtype) * self.weight
+        if not self.unit_offset:  # Llama rounds before it multiplies, Gemma after
+            return rms_norm(x, self.eps) * self.weight
+        normed = rms_norm(widened(x), self.eps)
+        return (normed * (1 + self.weight.to(normed.dtype))).to(x.dtype)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """`x` over the root mean square of its last dimension."""
+    return F.rms_norm(widened(x), (x.size(-1),), eps=eps).to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32 at least."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def make_norm(config: Config, size: int | None = None) -> nn.Module:

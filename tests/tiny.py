@@ -58,6 +58,16 @@ DEEPSEEK = dict(
     first_k_dense_replace=1,
     routed_scaling_factor=1.5,
 )
+LLAMA_4 = dict(
+    **{**LLAMA_LIKE, "num_hidden_layers": 5},
+    head_dim=8,
+    intermediate_size_mlp=40,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    attention_chunk_size=7,
+    floor_scale=6,
+    attn_scale=0.3,
+)
 GPT_OSS = dict(
     **{**LLAMA_LIKE, "intermediate_size": 32},
     head_dim=8,
@@ -89,6 +99,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("MistralConfig", {**LLAMA_LIKE, "sliding_window": None}),
     "mistral-window": ("MistralConfig", {**LLAMA_LIKE, "sliding_window": 7}),
+    "mistral-nemo-like": ("MistralConfig", {**LLAMA_LIKE, "head_dim": 16, "sliding_window": None}),
+    "ministral": (
+        "MinistralConfig",
+        {
+            **LLAMA_LIKE,
+            "head_dim": 16,
+            "sliding_window": 7,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "ministral3": (
+        "Ministral3Config",
+        {**LLAMA_LIKE, "head_dim": 16, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    ),
+    "llama4": ("Llama4TextConfig", LLAMA_4),
+    "llama4-dense-every-other": ("Llama4TextConfig", {**LLAMA_4, "interleave_moe_layer_step": 2, "use_qk_norm": False}),
+    "llama4-untuned": (
+        "Llama4TextConfig",
+        {**LLAMA_4, "attn_temperature_tuning": False, "rope_parameters": LLAMA3_ROPE},
+    ),
     "neox": ("GPTNeoXConfig", NEOX_LIKE),
     "neox-one-after-the-other": (
         "GPTNeoXConfig",

@@ -15,6 +15,8 @@ from litgpt.families import (
     gpt_oss,
     granite,
     llama,
+    llama4,
+    ministral,
     mixtral,
     neox,
     olmo,
@@ -32,6 +34,9 @@ FAMILIES: tuple[Family, ...] = (
     falcon.FAMILY,
     llama.FAMILY,
     llama.MISTRAL,
+    ministral.MINISTRAL,
+    ministral.MINISTRAL_3,
+    llama4.FAMILY,
     mixtral.FAMILY,
     olmo.OLMO,
     olmo.OLMO_2,
@@ -104,7 +109,13 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     by_type = {family.model_type: family for family in FAMILIES}
     for architecture in architectures:
         if architecture in BY_ARCHITECTURE:
-            return BY_ARCHITECTURE[architecture]
+            family = BY_ARCHITECTURE[architecture]
+            text = hf_config.get(family.nested) if family.nested else None  # the language model inside may be another
+            kind = text.get("model_type", family.model_type) if isinstance(text, dict) else family.model_type
+            if kind in by_type:
+                return by_type[kind] if isinstance(text, dict) else family
+            architecture = f"{architecture} around a {kind}"
+            raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, by_type)}")
     if not architectures and hf_config.get("model_type") in by_type:
         return by_type[hf_config["model_type"]]
     what = ", ".join(architectures) or f"model_type {hf_config.get('model_type')!r}"

@@ -44,10 +44,12 @@ class Split:
 @dataclass(frozen=True)
 class Stacked:
     """One tensor of theirs holds all experts, `(E, in, n·out)` or `(E, n·out)`, the columns of n tensors of ours by
-    turns: `gate_up_proj` → `experts.{e}.fc_1.weight`, `experts.{e}.fc_2.weight`. These are names of parameters."""
+    turns, or one after the other: `gate_up_proj` → `experts.{e}.fc_1.weight`, `experts.{e}.fc_2.weight`. These are
+    names of parameters."""
 
     theirs: str
     ours: tuple[str, ...]
+    by_turns: bool = True
     expert: int = 0
 
 
@@ -73,9 +75,9 @@ Rule = Same | Join | Split | Stacked | Interleaved | Drop
 IGNORED_HF_FIELDS = frozenset(
     """
     _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map
-    bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id dtype
-    embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
-    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
+    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
+    decoder_start_token_id dtype embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
     keys_to_ignore_at_inference label2id max_length min_length model_type n_ctx output_attentions
     output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict rope_interleaved
     sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
@@ -136,7 +138,11 @@ class Family:
         """
         top = dict(hf_config)
         if self.nested is not None and isinstance(top.get(self.nested), dict):
-            top = {"tie_word_embeddings": top.get("tie_word_embeddings", True), **top[self.nested]}
+            whole: dict[str, Any] = {
+                key: top[key] for key in ("tie_word_embeddings", "quantization_config") if key in top
+            }
+            # Where nothing is said of head tying, the weights tell.
+            top = {**top[self.nested], "tie_word_embeddings": True, **whole}
         left = {**self.hf_defaults, **top}
         pop_quantization(left)
         kwargs = dict(self.base)

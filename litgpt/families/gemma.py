@@ -56,7 +56,6 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_2(left: dict[str, Any], window_every: int = 2) -> dict[str, Any]:
-    left.pop("cache_implementation", None)
     return {
         **pop_windows(left, window_every),
         **from_hf(left),
@@ -172,6 +171,7 @@ def local_and_global(n_layer: int) -> dict[str, list[int]]:
 
 
 STRETCHED = dict(sliding_window_size=1024, rope_adjustments={"factor": 8.0})
+SHORT = dict(sliding_window_size=512, block_size=32768)
 
 GEMMA_3 = replace(
     GEMMA_2,
@@ -182,10 +182,13 @@ GEMMA_3 = replace(
     rows=named(
         "google",
         {
+            "Gemma-3-270m{,-it}": size(18, 4, 640, 2048, 1, **SHORT, **local_and_global(18)),
+            "Gemma-3-1b-pt": size(26, 4, 1152, 6912, 1, **SHORT, **local_and_global(26)),
+            # LitGPT gives this one four times the context it has.
             "Gemma-3-1b-it": size(26, 4, 1152, 6912, 1, sliding_window_size=512, **local_and_global(26)),
-            "Gemma-3-4b-it": size(34, 8, 2560, 10240, 4, **STRETCHED, **local_and_global(34)),
-            "Gemma-3-12b-it": size(48, 16, 3840, 15360, 8, **STRETCHED, **local_and_global(48)),
-            "Gemma-3-27b-it": size(
+            "Gemma-3-4b-{pt,it}": size(34, 8, 2560, 10240, 4, **STRETCHED, **local_and_global(34)),
+            "Gemma-3-12b-{pt,it}": size(48, 16, 3840, 15360, 8, **STRETCHED, **local_and_global(48)),
+            "Gemma-3-27b-{pt,it}": size(
                 62, 32, 5376, 21504, 16, **STRETCHED, head_size=128, attention_scores_scalar=168, **local_and_global(62)
             ),
         },
@@ -211,11 +214,7 @@ GEMMA_3 = replace(
         "query_pre_attn_scalar": 256,
     },
     nested="text_config",
-    renames=(
-        ("language_model.model.", "model."),
-        ("language_model.lm_head.", "lm_head."),
-        ("model.language_model.", "model."),
-    ),
+    renames=llama.IN_COMPOSITE,
     not_text=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
 )
 

@@ -259,11 +259,19 @@ FAMILY = Family(
 
 V3 = dict(vocab_size=32768, padded_vocab_size=32768)
 FAR = dict(block_size=32768, rope_base=1000000)
+SMALL_3 = size(40, 32, 5120, 32768, 8)
+
+IN_COMPOSITE = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+)
+"""What tensors of a language model are called inside a model that sees as well."""
 
 MISTRAL = replace(
     FAMILY,
     name="mistral",
-    architectures=("MistralForCausalLM",),
+    architectures=("MistralForCausalLM", "Mistral3ForConditionalGeneration"),
     model_type="mistral",
     to_hf=mistral_to_hf,
     hf_defaults={
@@ -284,9 +292,26 @@ MISTRAL = replace(
             },
             PLAIN,
         ),
+        **named(
+            "mistralai",
+            {
+                "Mistral-Nemo-{Base,Instruct}-2407": {**size(40, 32, 5120, 14336, 8), **LONG, "rope_base": 1000000},
+                "Mistral-Small-24B-{Base,Instruct}-2501": {**SMALL_3, "block_size": 32768, "rope_base": 100000000},
+                "Mistral-Small-3.1-24B-{Base,Instruct}-2503": {**SMALL_3, **LONG, "rope_base": 1000000000},
+                "Mistral-Small-3.2-24B-Instruct-2506": {**SMALL_3, **LONG, "rope_base": 1000000000},
+                # Its window is as wide as its context.
+                "Ministral-8B-Instruct-2410": size(
+                    36, 32, 4096, 12288, 8, block_size=32768, sliding_window_size=32768, rope_base=100000000
+                ),
+            },
+            dict(head_size=128, vocab_size=131072, padded_vocab_size=131072),
+        ),
         **named("unsloth", {"Mistral-7B-v0.2": {**S_8B, **FAR}}, PLAIN),
     },
     prompt_styles=((r"M[ix]\w*tral.*-Instruct", "codellama"),),
+    nested="text_config",
+    renames=IN_COMPOSITE,
+    not_text=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
 )
 
 AS_GGUF = GGUF(

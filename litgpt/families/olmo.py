@@ -95,6 +95,8 @@ OLMO_2 = replace(
         {
             "OLMo-2-1124-7B{,-SFT,-DPO,-Instruct}": size(32, 32, 4096, 11008),
             "OLMo-2-1124-13B{,-SFT,-DPO,-Instruct}": size(40, 40, 5120, 13824),
+            "OLMo-2-0425-1B{,-SFT,-DPO,-Instruct}": size(16, 16, 2048, 8192),
+            "OLMo-2-0325-32B{,-SFT,-DPO,-Instruct}": size(64, 40, 5120, 27648, 8),
         },
         dict(vocab_size=100278, padded_vocab_size=100352, norm_eps=1e-6, rope_base=500000),
     ),

@@ -14,7 +14,7 @@ from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.weights import WeightTable, lazy
 from tests.tiny import CASES, hf_model
 
-ROUNDED = {"gemma2", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"}
+ROUNDED = {"gemma2", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "llama4_text"}
 """Theirs route tokens, turn queries or share attention in float32 whatever they are given."""
 LENGTH = 40  # longer than every sliding window of the cases
 
