@@ -7,6 +7,7 @@ imported (and no other), `--optimizer NAME --optimizer.lr X` keeps its class, an
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import urllib.request
 from argparse import ArgumentError
@@ -128,6 +129,7 @@ class CommandLine:
                 tokens = [f"--config={text}"] if is_url(str(value)) else tokens
             elif flag:
                 self.check_flag(flag, value)
+                tokens = self.with_group_read(flag, value) or tokens
             elif looks_like_flag(tokens[0]):
                 raise UsageError(f"`litgpt {self.name}` has no flag {tokens[0]}. See `litgpt {self.name} --help`.")
             prepared += tokens
@@ -163,6 +165,14 @@ class CommandLine:
                 raise UsageError(self.unknown_flag(flag))
         if rest != "help":
             self.needed(flag, value)
+
+    def with_group_read(self, flag: str, value: str | None) -> list[str] | None:
+        """`--model_config FILE` with the file's content in its place: the parser opens none for a group that may be
+        null. None for any other flag."""
+        parameter = self.parameters.get(flag)
+        if parameter is None or not parameter.group or not value:
+            return None
+        return [f"--{flag}={json.dumps(load_yaml(read_config(value), value))}"]
 
     def check_data_flag(self, rest: str, value: str | None) -> None:
         """`--data NAME`, `--data.help NAME` and `--data.ARGUMENT VALUE`."""

@@ -130,8 +130,10 @@ def make_fabric(
         seed: Of Python, numpy and torch, the same on each rank.
 
     Raises:
-        LitGPTError: A device or precision that is not there.
+        LitGPTError: A device or precision that is not there, or no seed.
     """
+    if seed is not None and not 0 <= seed < 2**32:
+        raise LitGPTError(f"seed must lie between 0 and {2**32 - 1}, not {seed}.")
     from lightning.fabric import Fabric
 
     torch.set_float32_matmul_precision("high")
@@ -171,6 +173,8 @@ def _processes(devices: int | str, num_nodes: int, kind: str) -> tuple[int, int]
         raise LitGPTError(f"devices ({wanted}) and num_nodes ({num_nodes}) must be at least 1.")
     if present is not None and wanted > present:
         raise LitGPTError(f"{wanted} devices were asked for, but this machine has {present} ({kind}).")
+    if present is None and wanted > max(2, os.cpu_count() or 1):  # two test a program even on one core
+        raise LitGPTError(f"{wanted} devices were asked for, but this machine has {os.cpu_count()} CPU cores.")
     return wanted, num_nodes
 
 

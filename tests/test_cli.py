@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -280,6 +281,13 @@ def test_an_optimizer_keeps_its_class_and_its_arguments(folder, arguments, expec
     (folder / "run.yaml").write_text(yaml.safe_dump({"optimizer": OPTIMIZER}))
     (folder / "lr.yaml").write_text("optimizer: {lr: 1e-4}")
     assert given("ck", *arguments)["optimizer"] == expected
+
+
+def test_a_model_config_is_given_as_a_file(tmp_path):
+    asked = Config(n_layer=3, n_embd=64, n_head=4)
+    asked.save(tmp_path)
+    config = given("ck", "--model_config", str(tmp_path / "model_config.yaml"), "--model_config.n_layer", "2")
+    assert config["model_config"] == replace(asked, n_layer=2)
 
 
 def test_a_model_config_is_given_field_by_field():

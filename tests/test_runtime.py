@@ -105,6 +105,19 @@ def test_devices_that_are_not_there_are_refused(monkeypatch, devices, sentence):
         runtime._processes(devices, 1, "cuda")
 
 
+def test_more_processes_than_cores_are_refused(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert runtime._processes(4, 1, "cpu") == (4, 1)
+    with pytest.raises(LitGPTError, match="this machine has 4 CPU cores"):
+        runtime._processes(5, 1, "cpu")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_one_sentence(seed):
+    with pytest.raises(LitGPTError, match=f"between 0 and 4294967295, not {seed}"):
+        make_fabric(1, device="cpu", seed=seed)
+
+
 def test_processes_are_counted_by_torchrun_where_it_runs(monkeypatch):
     assert runtime._processes("auto", 1, "cpu") == (1, 1)
     for name, value in dict(TORCHELASTIC_RUN_ID="1", LOCAL_WORLD_SIZE="4", WORLD_SIZE="8").items():

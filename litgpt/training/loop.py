@@ -282,6 +282,9 @@ class _Loop:
         for logger in run.loggers if self.fabric.is_global_zero else ():
             logger.finalize("success")
         val = "" if self.val_loss is None else f", validation loss {self.val_loss:.4f}"
+        if counters.step == self.resumed.step:
+            self.screen.line(f"Nothing was left to train: the limits are reached after {counters.step} steps.")
+            return result
         self.screen.line(
             f"Done: {result.steps} steps, {result.tokens:,} tokens in {duration(result.seconds)} "
             f"({result.tokens_per_second:,.0f} tokens/s), training loss {self.loss:.4f}{val}."

@@ -21,8 +21,8 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer that `spec` describes over named `parameters`.
 
-    Weight decay acts on matrices and embeddings only, not on norms and biases (parameters of one dimension), as in
-    GPT-3's and nanoGPT's training. A fused implementation is used where torch has one, unless `spec` chooses.
+    Weight decay acts on matrices and embeddings only, not on norms, gates and biases, as in GPT-3's and
+    nanoGPT's training. A fused implementation is used where torch has one, unless `spec` chooses.
 
     Args:
         spec: The name of a class in `torch.optim`, a dotted class path, or `{"class_path": …, "init_args": {…}}`.
@@ -42,16 +42,17 @@ def make_optimizer(
     if not named:
         raise LitGPTError("Nothing trains: no parameter belongs to the training method.")
     on = {parameter.device.type for _, parameter in named}
+    faster: dict[str, Any] = {}
     if (
         fused
         and "fused" in known
         and on <= FUSED_DEVICES
         and not {"fused", "foreach", "capturable", "differentiable"} & {*init_args}
     ):
-        init_args = {**init_args, "fused": True}
+        faster = {"fused": True}
     decay = init_args.get("weight_decay", known["weight_decay"].default if "weight_decay" in known else 0)
     try:
-        return optimizer_class(_groups(named, decay), **init_args)
+        return optimizer_class(_groups(named, decay), **init_args, **faster)
     except (TypeError, ValueError) as error:
         raise LitGPTError(f"optimizer: {class_path} refuses its arguments {init_args}: {error}.") from None
 
@@ -70,10 +71,15 @@ def _split(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _groups(named: list[tuple[str, nn.Parameter]], decay: float) -> list[dict[str, Any]]:
     if not decay:
         return [{"params": [parameter for _, parameter in named]}]
-    matrices = [parameter for _, parameter in named if parameter.dim() >= 2]
-    vectors = [parameter for _, parameter in named if parameter.dim() < 2]
+    matrices = [parameter for name, parameter in named if _is_matrix(name, parameter)]
+    vectors = [parameter for name, parameter in named if not _is_matrix(name, parameter)]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Neither a bias, though all experts' are one tensor of two dimensions, nor one number a head, `(1, 1, N, 1)`."""
+    return not name.endswith("bias") and sum(size > 1 for size in parameter.shape) >= 2
 
 
 def find_class(class_path: str) -> type[Optimizer]:

@@ -46,8 +46,12 @@ def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
     return path
 
 
-def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """An exponential moving average that starts at the first value's level (weights sum to one from the start)."""
+def smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential moving average over a twenty-fifth of the values, so that a few are shown as they are.
+
+    It starts at the first value's level: the weights sum to one from the start.
+    """
+    weight = max(0.0, 1 - 25 / max(1, len(values)))
     total, mass, result = 0.0, 0.0, []
     for value in values:
         total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,8 +100,9 @@ def load_state(run: Run, folder: Path, optimizer: Optimizer) -> Counters:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         counters, was = Counters(**state["counters"]), state["run"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise LitGPTError(f"{path} is damaged ({str(error).splitlines()[0]}); resume from an earlier step.") from None
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LitGPTError(f"{path} is damaged ({reason}); resume from an earlier step.") from None
     for setting, now in _fingerprint(run).items():
         if was.get(setting) != now:
             raise LitGPTError(

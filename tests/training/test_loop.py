@@ -293,9 +293,10 @@ def test_a_resumed_run_takes_the_optimizers_settings_from_its_own_command(tmp_pa
     assert len(optimizer.state) == len(list(run.model.parameters()))
 
 
-def test_a_damaged_state_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"", b"junk\n", b"\x80\x02cos\nsystem\n."])
+def test_a_damaged_state_is_one_sentence(tmp_path, content):
     fit(make_run(tmp_path, train={"save_interval": 2}))
-    (tmp_path / "step-000002" / "training_state.pt").write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / "step-000002" / "training_state.pt").write_bytes(content)
     with pytest.raises(LitGPTError, match=r"training_state\.pt is damaged"):
         fit(make_run(tmp_path, resume=tmp_path / "step-000002"))
 

@@ -66,3 +66,11 @@ def test_what_cannot_be_followed_is_one_sentence(spec, sentence):
 def test_nothing_to_train_is_refused():
     with pytest.raises(LitGPTError, match="Nothing trains"):
         make_optimizer("AdamW", [])
+
+
+def test_stacked_biases_and_gates_do_not_decay():
+    shapes = {"fc_1_bias": (4, 8), "attn.gating_factor": (1, 1, 4, 1), "wte.weight": (8, 4), "ln_f.weight": (4,)}
+    named = [(name, torch.nn.Parameter(torch.ones(shape))) for name, shape in shapes.items()]
+    decaying, others = make_optimizer({"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}, named).param_groups
+    assert [parameter.shape for parameter in decaying["params"]] == [(8, 4)]
+    assert len(others["params"]) == 3 and others["weight_decay"] == 0
