@@ -18,6 +18,7 @@ from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.model import GPT
+from litgpt.scripts.convert_from_litgpt import convert_from_litgpt
 from tests.checkpoint.anonymous import peak_growth
 from tests.tiny import CASES, hf_folder
 
@@ -204,6 +205,16 @@ def test_a_named_model_gets_its_name(tmp_path):
     assert yaml.safe_load((tmp_path / "hf" / "model_config.yaml").read_text())["name"] == "pythia-14m"
     found = load_pth(tmp_path / "hf" / "lit_model.pth")
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_a_gguf_file_opens_as_the_model_it_was_made_from(dtype, stories260k, tmp_path):
+    convert_from_litgpt(stories260k, tmp_path / "new", f"gguf-{dtype}")
+    tokens = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        ours = load_model(tmp_path / "new" / f"model-{dtype}.gguf", dtype=torch.float32)(tokens)
+        exact = load_model(stories260k)(tokens)
+    assert (ours - exact).abs().max() < (0.02 if dtype == "f16" else 0.5) < exact.abs().max()
 
 
 def test_a_pretraining_checkpoint_is_stripped_to_its_weights(tmp_path):
