@@ -25,7 +25,7 @@ from litgpt.cache import KVCache, Span
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
-from litgpt.moe import LLaMAMoE
+from litgpt.moe import Experts, LLaMAMoE
 from litgpt.norm import make_norm
 from litgpt.rope import RopeTable
 
@@ -63,6 +63,16 @@ class GPT(nn.Module):
         """
         with torch.device("meta"), _Uninitialised():
             return cls(config)
+
+    def n_parameters(self, active: bool = False) -> int:
+        """How many numbers the model has learned, a tied head once; `active`: those that one token is computed with."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        if active:
+            idle = self.config.n_expert - self.config.n_expert_per_token
+            for module in self.modules():
+                if isinstance(module, Experts):
+                    count -= sum(part.numel() for part in module.parameters()) * idle // self.config.n_expert
+        return count
 
     # -- tying
 

@@ -104,8 +104,9 @@ def estimate_model_memory(
         training: Count gradients and two moments of each weight, all of `dtype`.
 
     Returns:
-        `param_count`; `param_memory_gb` and `estimated_total_gb` in GiB; `available_gpu_memory_gb` and
-        `fits_in_memory`, which are None where there is no CUDA device.
+        `param_count`; `active_param_count`, which is less in a mixture of experts; `param_memory_gb` and
+        `estimated_total_gb` in GiB; `available_gpu_memory_gb` and `fits_in_memory`, which are None where there is no
+        CUDA device.
     """
     import torch
 
@@ -113,13 +114,15 @@ def estimate_model_memory(
 
     if not isinstance(dtype, torch.dtype):
         dtype = dtype_of(dtype or "float32")
-    count = sum(parameter.numel() for parameter in GPT.skeleton(config).parameters())
+    model = GPT.skeleton(config)
+    count = model.n_parameters()
     assert dtype is not None
     weights = count * dtype.itemsize / GIB
     total = weights * (4 if training else 1)
     free = torch.cuda.mem_get_info()[0] / GIB if torch.cuda.is_available() else None
     return {
         "param_count": count,
+        "active_param_count": model.n_parameters(active=True),
         "param_memory_gb": weights,
         "estimated_total_gb": total,
         "available_gpu_memory_gb": free,
@@ -239,7 +242,9 @@ class _Subject:
         estimate = estimate_model_memory(self.config, self.dtype, self.training)
         what = "weights, gradients and AdamW's state" if self.training else "weights"
         total = f"{gigabytes(estimate['estimated_total_gb'] * GIB)} in {self.dtype}"
-        text = f"{estimate['param_count']:,} parameters; {what} take {total}"
+        count, active = estimate["param_count"], estimate["active_param_count"]
+        mixture = f", {active:,} of them for each token" if active < count else ""
+        text = f"{count:,} parameters{mixture}; {what} take {total}"
         free = estimate["available_gpu_memory_gb"]
         if free is None:
             return f"{text}."

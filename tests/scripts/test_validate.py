@@ -121,12 +121,16 @@ def test_memory_is_counted_exactly(case, tmp_path):
     training = estimate_model_memory(config, dtype=torch.bfloat16, training=True)
     assert training["estimated_total_gb"] == 4 * 2 * count / 2**30
     assert set(estimate) == {
-        "param_count", "param_memory_gb", "estimated_total_gb", "available_gpu_memory_gb", "fits_in_memory",
+        "param_count", "active_param_count", "param_memory_gb", "estimated_total_gb", "available_gpu_memory_gb",
+        "fits_in_memory",
     }  # fmt: skip
 
 
 def test_mixtures_are_counted_with_all_their_experts():
-    assert estimate_model_memory(Config.from_name("Mixtral-8x7B-v0.1"))["param_count"] == 46_702_792_704
+    mixture = estimate_model_memory(Config.from_name("Mixtral-8x7B-v0.1"))
+    assert mixture["param_count"] == 46_702_792_704
+    # Two of the eight experts of each of 32 layers; each has three matrices of 4096 x 14336.
+    assert mixture["active_param_count"] == 46_702_792_704 - 32 * 6 * 3 * 4096 * 14336
 
 
 def test_an_unknown_type_is_refused():
