@@ -123,6 +123,12 @@ def test_rows_of_queries_and_keys_are_paired_as_llama_cpp_rotates_them(folder, f
             assert torch.equal(stored[head * H + 2 * d + 1], ours[head * H + d + H // 2])
 
 
+def test_what_opens_it_again_is_the_file_and_not_its_temporary_folder(folder, file):
+    checkpoint = find_checkpoint(file)
+    assert checkpoint.path == file and checkpoint.dir != file.parent
+    assert find_checkpoint(folder).path == folder
+
+
 def test_pairing_is_undone():
     for tensor in (torch.randn(24, 5), torch.randn(24)):
         assert torch.equal(unpair(pair(tensor, 3), 3), tensor)
