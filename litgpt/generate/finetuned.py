@@ -37,7 +37,7 @@ def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
         quantize=arguments["quantize"],
     )
     sample = {"instruction": arguments["prompt"], "input": arguments["input"], "sys_prompt": arguments["sys_prompt"]}
-    prompt = speaker.encode_text(speaker.style.apply_sample(with_input_placed(speaker.style, sample)))
+    prompt = speaker.encode_sample(with_input_placed(speaker.style, sample))
     max_new_tokens = arguments["max_new_tokens"]
     engine = speaker.engine(1, len(prompt) + max_new_tokens)
     reply = speaker.reply(engine, prompt, sampling, max_new_tokens)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,13 +95,17 @@ class Speaker:
         return isinstance(self.style, ChatTemplate) or bool(self.style.user)
 
     def encode(self, prompt: str, sys_prompt: str | None = None) -> list[int]:
-        """The token ids of a prompt in the model's style.
+        """The token ids of a prompt in the model's style; see `encode_sample`."""
+        return self.encode_sample({"instruction": prompt, "sys_prompt": sys_prompt})
+
+    def encode_sample(self, sample: Mapping[str, Any]) -> list[int]:
+        """The token ids of an instruction sample in the model's style.
 
         Raises:
             LitGPTError: There is a system prompt, and the style has no place for one.
         """
-        text = self.style.apply(prompt, sys_prompt=sys_prompt)
-        if sys_prompt and text == self.style.apply(prompt):
+        text = self.style.apply_sample(sample)
+        if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
             raise LitGPTError(
                 f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
             )
