@@ -7,7 +7,7 @@ S: positions that attention looks at, R: dimensions of a head that rotate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from litgpt.cache import Span
 from litgpt.config import Config
+from litgpt.kernels import varlen
 from litgpt.norm import RMSNorm, make_norm, rms_norm
 from litgpt.rope import apply_rope, attention_scale
 
@@ -32,6 +33,15 @@ class Reach:
     span: Span | None = None
     tuning: Tensor | None = None
     """What queries are multiplied with (`config.query_tuning`), `(T, 1)` or `(B, 1, T, 1)`, float32."""
+
+    def to(self, device: torch.device) -> Reach:
+        """The same on another device; the span's cache stays where it is."""
+        return replace(
+            self,
+            ropes=tuple((cos.to(device), sin.to(device)) for cos, sin in self.ropes),
+            masks={window: None if mask is None else mask.to(device) for window, mask in self.masks.items()},
+            tuning=None if self.tuning is None else self.tuning.to(device),
+        )
 
 
 class Attention(nn.Module):
@@ -58,6 +68,9 @@ class Attention(nn.Module):
         """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `reach` allows."""
         if reach.lengths is None:
             return self.attend(q, k, v, reach.masks[self.window])
+        plain = self.window is None and self.config.attention_logit_softcapping is None and self.sinks is None
+        if plain and varlen.applies(q, k, v):
+            return varlen.attend(q, k, v, reach.lengths, self.scale)
         # Document by document: the work grows with the square of each, not of all.
         documents = zip(q.split(reach.lengths, 2), k.split(reach.lengths, 2), v.split(reach.lengths, 2), strict=True)
         chunked = self.config.chunked_windows
@@ -97,7 +110,8 @@ class CausalSelfAttention(Attention):
     def __init__(self, config: Config, layer: int) -> None:
         assert config.head_size is not None and config.n_query_groups is not None
         super().__init__(config, layer, (config.attention_scores_scalar or config.head_size) ** -0.5)
-        self.heads = (config.n_head, config.n_query_groups, config.n_query_groups)
+        queries = 2 * config.n_head if config.attention_gate else config.n_head
+        self.heads = (queries, config.n_query_groups, config.n_query_groups)
         rows, width = sum(self.heads) * config.head_size, config.n_head * config.head_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
@@ -109,7 +123,7 @@ class CausalSelfAttention(Attention):
     def forward(self, x: Tensor, reach: Reach) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
-        q, k, v = self.project(x)
+        q, k, v, gate = self.project(x)
         if self.rotates:
             q, k = self.turn(q, reach), self.turn(k, reach)
             if self.config.norm_turned:
@@ -120,18 +134,24 @@ class CausalSelfAttention(Attention):
         if reach.span is not None:
             k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
         y = self.look(q, k, v, reach)
+        if gate is not None:
+            y = y * gate.sigmoid()
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they turn to their positions."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they turn to their
+        positions; and the queries' gates, `(B, N, T, H)`."""
         qkv = self.qkv(x)
         if self.config.qkv_clip is not None:
             qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
         qkv = qkv.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
         q, k, v = qkv.split(self.heads, dim=1)
+        gate = None
+        if self.config.attention_gate:
+            q, gate = q[:, ::2], q[:, 1::2]
         if self.config.norm_qk:
             q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
-        return q, k, v
+        return q, k, v, gate
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
         """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
@@ -151,6 +171,7 @@ class MultiheadLatentAttention(Attention):
     def __init__(self, config: Config, layer: int) -> None:
         assert config.latent_attention is not None
         sizes = config.latent_attention
+        self.n_head = config.n_head
         self.rank, self.plain = sizes["kv_lora_rank"], sizes["qk_nope_head_dim"]
         self.turned, self.value = sizes["qk_rope_head_dim"], sizes["v_head_dim"]
         super().__init__(config, layer, (self.plain + self.turned) ** -0.5 * attention_scale(config))
@@ -188,14 +209,14 @@ class MultiheadLatentAttention(Attention):
         """What is held of each token `(B, 1, S, L + R)` → keys `(B, N, S, P + R)` and values `(B, N, S, D)`."""
         latent, k_turned = held.split((self.rank, self.turned), dim=-1)
         made = self.kv_b_proj(latent[:, 0])
-        made = made.view(*made.shape[:2], self.config.n_head, -1).transpose(1, 2)  # (B, N, S, P + D)
+        made = made.view(*made.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, N, S, P + D)
         k_plain, v = made.split((self.plain, self.value), dim=-1)
-        return torch.cat((k_plain, k_turned.expand(-1, self.config.n_head, -1, -1)), dim=-1), v
+        return torch.cat((k_plain, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1), v
 
     def look_at_latents(self, q_plain: Tensor, q_turned: Tensor, held: Tensor, reach: Reach) -> Tensor:
         """The same for one new token a row, without making the keys and values of all before it: their making is moved
         to the query and to the result."""
-        made = self.kv_b_proj.weight.view(self.config.n_head, self.plain + self.value, self.rank)
+        made = self.kv_b_proj.weight.view(self.n_head, self.plain + self.value, self.rank)
         to_keys, to_values = made.split((self.plain, self.value), dim=1)  # (N, P, L), (N, D, L)
         q = torch.cat((q_plain @ to_keys, q_turned), dim=-1)  # (B, N, 1, L + R)
         return self.look(q, held, held[..., : self.rank], reach) @ to_values.mT  # (B, N, 1, D)
@@ -231,7 +252,12 @@ def causal_mask(q: Tensor, window: int | None, chunked: bool = False) -> Tensor 
 
 
 def attention_mask(
-    positions: Tensor, end: int, window: int | None, always: bool = False, chunked: bool = False
+    positions: Tensor,
+    end: int,
+    window: int | None,
+    always: bool = False,
+    chunked: bool = False,
+    held: Tensor | None = None,
 ) -> Tensor | None:
     """True where a query sees a key.
 
@@ -241,16 +267,17 @@ def attention_mask(
         window: A query sees itself and the `window` - 1 tokens before it; None: all before it.
         always: Make the mask even where SDPA's own causal one does.
         chunked: The window doesn't slide: a query sees what is in its own block of `window` positions.
+        held: The keys' positions, `(1 or B, S)`, where they are others; below 0: nothing.
 
     Returns:
-        `(1 or B, 1, T, end)`; None where plain causal attention, or one last token that sees everything, needs no mask.
+        `(1 or B, 1, T, S)`; None where plain causal attention, or one last token that sees everything, needs no mask.
     """
     T = positions.size(-1)
-    if positions.dim() == 1 and (window is None or window >= end) and not always and T in (1, end):
+    if held is None and positions.dim() == 1 and (window is None or window >= end) and not always and T in (1, end):
         return None
-    keys = torch.arange(end, device=positions.device)
+    keys = torch.arange(end, device=positions.device) if held is None else held[:, None, None]
     distance = positions.reshape(-1, 1, T, 1) - keys
-    seen = distance >= 0
+    seen = distance >= 0 if held is None else (distance >= 0) & (keys >= 0)
     if window is None:
         return seen
     if chunked:

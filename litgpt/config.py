@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -13,9 +14,12 @@ import yaml
 
 from litgpt import families
 from litgpt.errors import LitGPTError, closest
+from litgpt.hub_client import REPOSITORY_ID, fetched
 
 CONFIG_FILE = "model_config.yaml"
 HF_CONFIG_FILE = "config.json"
+CHECKPOINTS = Path("checkpoints")
+"""Where `litgpt download` puts folders, and where a path that is none is looked for."""
 
 
 def find_multiple(n: int, k: int) -> int:
@@ -141,6 +145,15 @@ class Config:
     residual_multiplier: float = 1.0
     """What attention and MLP add to the residual stream is multiplied with this."""
     logits_divisor: float = 1.0
+    attention_gate: bool = False
+    """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    shared_expert_gate: bool = False
+    """What the shared expert adds is scaled by the sigmoid of one more score of the token."""
+    linear_attention: dict[str, Any] | None = None
+    """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size}` of layers that keep one matrix a head in the
+    place of keys and values (gated delta rule)."""
+    linear_attention_indices: list[int] | None = None
+    """Per layer: 0 where attention is over keys and values all the same. Unset: nowhere."""
     family_name: str | None = None
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 
@@ -170,6 +183,11 @@ class Config:
             self.sliding_window_indices = (self.sliding_window_indices or [1] * self.n_layer)[: self.n_layer]
         if self.rope_indices is not None:
             self.rope_indices = self.rope_indices[: self.n_layer]
+        if self.linear_attention is not None:
+            indices = self.linear_attention_indices or [1] * self.n_layer
+            self.linear_attention_indices = indices[: self.n_layer]
+            if self.linear_attention["n_value_heads"] % self.linear_attention["n_key_heads"]:
+                raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
 
     # -- derived values
 
@@ -192,6 +210,21 @@ class Config:
     def window(self, layer: int) -> int | None:
         """How many tokens back (itself included) layer number `layer` sees; None: all."""
         return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
+
+    def linear(self, layer: int) -> bool:
+        """Whether layer number `layer` keeps one matrix a head in the place of keys and values."""
+        return self.linear_attention is not None and bool((self.linear_attention_indices or [1])[layer])
+
+    def qkv_rows(self, layer: int | None = None) -> tuple[int, int, int]:
+        """Rows of queries (with their gates), keys and values in `attn.qkv` of a layer, or of those that hold keys."""
+        if layer is not None and self.linear(layer):
+            sizes = self.linear_attention
+            assert sizes is not None
+            keys = sizes["n_key_heads"] * sizes["key_size"]
+            return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
+        assert self.head_size is not None and self.n_query_groups is not None
+        q, kv = self.n_head * self.head_size, self.n_query_groups * self.head_size
+        return q * 2 if self.attention_gate else q, kv, kv
 
     def dense(self, layer: int) -> bool:
         """Whether layer number `layer` of a mixture has an MLP in the place of experts."""
@@ -234,14 +267,23 @@ class Config:
         return cls(**{**_checked(content, where=f" in {path}"), **_checked(overrides)})
 
     @classmethod
-    def from_hf(cls, hf_config: dict[str, Any], name: str = "", **overrides: Any) -> Self:
-        """The content of a Hugging Face `config.json`, by its architecture, whatever the checkpoint's name.
+    def from_hf(cls, hf_config: Mapping[str, Any] | str | Path, name: str = "", **overrides: Any) -> Self:
+        """What a Hugging Face `config.json` says, by its architecture, whatever the checkpoint's name.
 
         A known `name` is kept in LitGPT's spelling; where the named size computes the same, it is that size.
 
+        Args:
+            hf_config: Its content; or the folder it is in; or `ORG/NAME` on the hub, which it is fetched from.
+            name: Of the checkpoint; of a folder or repository: its own unless given.
+            overrides: Other fields.
+
         Raises:
-            LitGPTError: Unknown architecture, or a key that changes the computation in a way not known here.
+            LitGPTError: Unknown architecture, or a key that changes the computation in a way not known here; or there
+                is no such folder or repository.
         """
+        if isinstance(hf_config, str | Path):
+            file, found_name = _hf_config_file(hf_config)
+            hf_config, name = read_json(file), name or found_name
         family = families.by_architecture(hf_config)
         found = family.read_hf(hf_config)
         rows = found.get("padded_vocab_size")
@@ -343,6 +385,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LitGPTError(f"{path} holds no JSON object; download the checkpoint again.")
     return content
+
+
+def _hf_config_file(source: str | Path) -> tuple[Path, str]:
+    """The `config.json` of a folder, one under `checkpoints/` too, or of a repository; and the checkpoint's name."""
+    folders = Path(source), CHECKPOINTS / source
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is not None:
+        if not (folder / HF_CONFIG_FILE).is_file():
+            raise LitGPTError(f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint.")
+        return folder / HF_CONFIG_FILE, folder.resolve().name
+    if folders[0].exists():
+        raise LitGPTError(f"{source} is a file; give the folder it is in.")
+    repo_id, known = str(source), _by_hub_name()
+    if not REPOSITORY_ID.fullmatch(repo_id):
+        raise LitGPTError(
+            f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
+        )
+    return fetched(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
 
 
 def _by_hub_name() -> dict[str, dict[str, Any]]:

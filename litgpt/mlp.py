@@ -5,6 +5,9 @@ C: `n_embd`.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,7 +42,25 @@ class LLaMAMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, C)` → `(…, C)`."""
-        return self.proj(F.silu(self.fc_1(x)) * self.fc_2(x))
+        return self.proj(swiglu(self.fc_1(x), self.fc_2(x)))
+
+
+def swiglu(gate: Tensor, carrier: Tensor) -> Tensor:
+    """`silu(gate) · carrier`; training keeps the two for the backward pass, and not what lies between."""
+    return _SwiGLU.apply(gate, carrier) if torch.is_grad_enabled() else F.silu(gate) * carrier
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, carrier: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, carrier)
+        return F.silu(gate) * carrier
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor]:
+        gate, carrier = ctx.saved_tensors
+        (gradient,) = outer
+        return torch.ops.aten.silu_backward(gradient * carrier, gate), gradient * F.silu(gate)
 
 
 class GemmaMLP(LLaMAMLP):

@@ -23,6 +23,7 @@ from litgpt.attention import (
 )
 from litgpt.cache import KVCache, Span
 from litgpt.config import Config
+from litgpt.delta_net import GatedDeltaNet
 from litgpt.errors import LitGPTError
 from litgpt.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.moe import Experts, LLaMAMoE
@@ -49,6 +50,8 @@ class GPT(nn.Module):
         self.ropes = [RopeTable(config, base) for base in bases]
         self.max_seq_length = config.block_size
         self.kv_cache: KVCache | None = None
+        self.ranks = 1
+        """Processes that share every layer of this model (tensor parallel)."""
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> Self:
@@ -149,6 +152,18 @@ class GPT(nn.Module):
                 f"A sequence of {longest} tokens does not fit this model; its limit is {self.max_seq_length} tokens."
             )
         positions = self._positions(idx, lengths, span)
+        x = self.embed(idx, positions)
+        reach = self.reach(positions, longest, lengths, span)
+        if span is not None:
+            span.begin()
+        for block in self.transformer.h:
+            x = block(x, reach)
+        if span is not None:
+            span.finish(idx.size(1))
+        return self.transformer.ln_f(x)
+
+    def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
+        """Token ids `(B, T)` at `positions`, `(T,)` or `(B, T)` → what the first block works on `(B, T, C)`."""
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
@@ -156,10 +171,7 @@ class GPT(nn.Module):
             x = x * self.config.embedding_multiplier
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
-        reach = self._reach(positions, longest, lengths, span)
-        for block in self.transformer.h:
-            x = block(x, reach)
-        return self.transformer.ln_f(x)
+        return x
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states `(…, C)` → logits `(…, V)`."""
@@ -179,7 +191,10 @@ class GPT(nn.Module):
             return torch.arange(span.starts[0], span.starts[0] + T, device=idx.device)
         return torch.arange(T, device=idx.device)
 
-    def _reach(self, positions: Tensor, longest: int, lengths: Sequence[int] | None, span: Span | None) -> Reach:
+    def reach(
+        self, positions: Tensor, longest: int, lengths: Sequence[int] | None = None, span: Span | None = None
+    ) -> Reach:
+        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, look at keys at 0 … `longest` - 1."""
         ropes = []
         extent = longest if span is None else span.cache.length
         for rope in self.ropes:
@@ -192,12 +207,33 @@ class GPT(nn.Module):
         masks = (
             {}
             if lengths is not None
-            else {window: attention_mask(positions, longest, window, chunked=chunked) for window in windows}
+            else {
+                window: attention_mask(
+                    positions,
+                    longest,
+                    window,
+                    chunked=chunked,
+                    held=None if span is None else span.held(window, positions.size(-1)),
+                )
+                for window in windows
+            }
         )
         tuning = query_factors(self.config, positions)
         return Reach(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, tuning)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
+
+    def new_cache(
+        self, slots: int, length: int, dtype: torch.dtype | None = None, at_once: int | None = None
+    ) -> KVCache:
+        """Room for `slots` sequences of `length` tokens, `at_once` at most in one pass, each layer's where it is."""
+        places = [next(block.parameters()).device for block in self.transformer.h]
+        dtype = dtype or self.transformer.wte.weight.dtype
+        return KVCache(self.config, slots, length, places, dtype, self.ranks, at_once)
+
+    def cache_nbytes(self, slots: int, length: int, dtype: torch.dtype, at_once: int | None = None) -> int:
+        """Bytes that `new_cache` takes in this process."""
+        return KVCache.nbytes(self.config, slots, length, dtype, self.ranks, at_once)
 
     def set_kv_cache(
         self,
@@ -259,7 +295,7 @@ class Block(nn.Module):
         self.config = config
         self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = attention(config, layer)
+        self.attn = GatedDeltaNet(config, layer) if config.linear(layer) else attention(config, layer)
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:

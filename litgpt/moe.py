@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.mlp import LLaMAMLP
+from litgpt.mlp import LLaMAMLP, swiglu
 
 PartLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 """As `Experts.linear`."""
@@ -33,14 +33,25 @@ class LLaMAMoE(nn.Module):
         if config.n_shared_expert:
             assert config.moe_intermediate_size is not None
             self.shared_experts = LLaMAMLP(config, config.moe_intermediate_size * config.n_shared_expert)
+        # No linear layer: of one row, it is nothing to quantize or to have a low rank.
+        self.shared_gate = nn.Parameter(torch.empty(1, config.n_embd)) if config.shared_expert_gate else None
         self.config = config
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does."""
+        if self.shared_gate is not None:
+            nn.init.uniform_(self.shared_gate, -(self.config.n_embd**-0.5), self.config.n_embd**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         tokens = x.reshape(-1, x.size(-1))  # (B·T, C)
         weights, chosen = self.route(tokens)
         y = self.experts(tokens, weights, chosen).view_as(x)
-        return y if self.shared_experts is None else y + self.shared_experts(x)
+        if self.shared_experts is None:
+            return y
+        shared = self.shared_experts(x)
+        return y + (shared if self.shared_gate is None else shared * F.linear(x, self.shared_gate).sigmoid())
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
@@ -153,7 +164,7 @@ class Experts(nn.Module):
     def gated(self, gate: Tensor, carrier: Tensor) -> Tensor:
         """SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
         if self.limit is None:
-            return F.silu(gate) * carrier
+            return swiglu(gate, carrier)
         gate, carrier = gate.clamp(max=self.limit), carrier.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(1.702 * gate) * (carrier + 1)
 

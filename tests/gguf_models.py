@@ -16,7 +16,8 @@ TEXTS = ["Hello world, it's 12345!", "  two  spaces\n\n\tand a tab", "日本語 
 
 AS_THEY_ARE = """
     llama llama-tied llama-biased llama-all-biases llama-multi-query llama-wide-heads llama-3-rope llama-linear-rope
-    mistral mistral-window neox gpt2 gpt2-untied qwen2 qwen3 olmo2 gemma smollm3 mixtral qwen3-moe stablelm phi
+    mistral mistral-window neox gpt2 gpt2-untied qwen2 qwen3 olmo olmo-clipped olmo2 gemma smollm3 mixtral qwen3-moe
+    stablelm phi phi3 phi3-window phi4-mini-like glm4
 """
 FAMILY_CASES: dict[str, dict[str, Any]] = {
     **{case: {} for case in AS_THEY_ARE.split()},

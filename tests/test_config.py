@@ -99,6 +99,32 @@ def test_a_named_size_is_recognised_in_a_hugging_face_folder(tmp_path):
     assert Config.from_checkpoint(folder) == config
 
 
+def test_a_folder_is_read_by_its_path_alone(tmp_path):
+    config = Config.from_name("SmolLM2-135M")
+    folder = tmp_path / "SmolLM2-135M"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.family.write_hf(config)))
+    assert Config.from_hf(folder) == Config.from_hf(str(folder)) == config
+    assert Config.from_hf(folder, name="another").name == "another"
+
+
+def test_a_folder_under_checkpoints_is_read_before_the_hub_is_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config.from_name("SmolLM2-135M")
+    folder = tmp_path / "checkpoints" / "someone" / "tuned"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config.family.write_hf(config)))
+    assert Config.from_hf("someone/tuned").name == "tuned"
+
+
+@pytest.mark.parametrize(("make", "words"), [("mkdir", "has no config.json"), ("touch", "is a file")])
+def test_a_path_without_a_configuration_is_told(tmp_path, make, words):
+    path = tmp_path / "there"
+    getattr(path, make)()
+    with pytest.raises(LitGPTError, match=words):
+        Config.from_hf(path)
+
+
 def test_a_changed_named_size_is_not_mistaken_for_it(tmp_path):
     config = Config.from_name("SmolLM2-135M", n_layer=3)
     found = Config.from_hf(config.family.write_hf(config), name="SmolLM2-135M")

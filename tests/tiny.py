@@ -76,6 +76,23 @@ GPT_OSS = dict(
     sliding_window=7,
     rope_parameters={**YARN, "truncate": False},
 )
+QWEN_NEXT = dict(
+    **{**LLAMA_LIKE, "num_hidden_layers": 4},
+    **QWEN_EXPERTS,
+    shared_expert_intermediate_size=48,
+    linear_num_key_heads=2,
+    linear_num_value_heads=6,
+    linear_key_head_dim=8,
+    linear_value_head_dim=10,
+    linear_conv_kernel_dim=3,
+    rms_norm_eps=1e-2,  # heads that find next to nothing are not blown up to rounding errors
+    rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+)
+
+
+QWEN_35 = {key: value for key, value in QWEN_NEXT.items() if key not in QWEN_EXPERTS and "expert" not in key} | dict(
+    head_dim=16, num_hidden_layers=3, full_attention_interval=2
+)
 
 
 def long_rope(original: int) -> dict[str, Any]:
@@ -152,6 +169,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 16}),
     "qwen3-moe": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": True}),
     "qwen3-moe-shares-of-all": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": False}),
+    "qwen3-moe-dense-every-other": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "decoder_sparse_step": 2}),
+    "qwen3-next": ("Qwen3NextConfig", QWEN_NEXT),
+    "qwen3-next-dense-first": (
+        "Qwen3NextConfig",
+        {
+            **QWEN_NEXT,
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [0],
+            "norm_topk_prob": False,
+            "full_attention_interval": 2,
+        },
+    ),
+    "qwen3.5": ("Qwen3_5TextConfig", QWEN_35),
     "llama-yarn": ("LlamaConfig", {**LLAMA_LIKE, "rope_parameters": YARN}),
     "llama-yarn-mscale": (
         "LlamaConfig",
@@ -194,6 +224,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+AROUND_ZERO = dict.fromkeys(
+    ("qwen3_next", "qwen3_5_text"), ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight", "A_log")
+)
+"""By model type: parameters without dimensions to multiply in that are logarithms, or what a scale is more than one."""
+
+
 def hf_model(case: str, seed: int = 0) -> Any:
     """A random `transformers` model of a case, float32, with weights large enough that every part matters."""
     import transformers
@@ -204,6 +240,9 @@ def hf_model(case: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith(AROUND_ZERO.get(model.config.model_type, ())):
+                parameter.sub_(1)  # or rounding grows beyond all bounds
     return model
 
 

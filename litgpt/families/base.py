@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest
@@ -62,6 +62,18 @@ class Interleaved:
 
 
 @dataclass(frozen=True)
+class Dealt:
+    """One tensor of theirs is several of ours, its rows dealt out by `groups`: of each group first the rows of the
+    first of ours, in the parts it consists of, then those of the next."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    """Of each of ours, the rows that a group has of each of its parts."""
+    groups: int
+
+
+@dataclass(frozen=True)
 class Drop:
     """A tensor of theirs that is recomputed or not needed here; with `*` at its end, all that begin so. `{n}` is the
     number of layers, that is the one after the last."""
@@ -69,7 +81,23 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Drop
+Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Drop
+
+
+def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:
+    """A rule with its layer and expert filled in."""
+
+    def fill(names: str | tuple[str, ...]) -> Any:
+        if isinstance(names, tuple):
+            return tuple(map(fill, names))
+        return names.replace("{i}", str(layer)).replace("{e}", str(expert))
+
+    if isinstance(rule, Drop):
+        return Drop(fill(rule.theirs))
+    if isinstance(rule, Stacked):
+        rule = replace(rule, expert=expert)
+    return replace(rule, theirs=fill(rule.theirs), ours=fill(rule.ours))
+
 
 # -- config.json keys that don't change what the model computes (or only how it is trained).
 IGNORED_HF_FIELDS = frozenset(
@@ -106,7 +134,8 @@ class Family:
     to_hf: Callable[[Any], dict[str, Any]]
     """And back: from a `Config` to the `config.json` keys that need more than a rename."""
     weights: tuple[Rule, ...] | Callable[[Any], tuple[Rule, ...]]
-    """The weight table; a function of the `Config` where it is not the same for all sizes."""
+    """The weight table; a function of the `Config` where it is not the same for all sizes. Of two rules for one tensor
+    of ours, the later counts."""
     prefix: str = ""
     """What every tensor name but the head's begins with, and some checkpoints leave out."""
     prompt_styles: tuple[tuple[str, str], ...] = ()

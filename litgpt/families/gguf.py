@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.families.base import Drop, Join, Rule, Same
+from litgpt.families.base import Drop, Join, Rule, Same, Split
 
 Metadata = dict[str, Any]
 """The file's key-value pairs, read into plain Python values."""
@@ -29,7 +29,9 @@ OPTIONAL_FIELDS = (
     ("attention.key_length", "head_size"),
 )
 """Where a file leaves them out, `Config`'s own default is what it means."""
-REAL = frozenset({"norm_eps", "rope_local_base_freq", "attention_logit_softcapping", "final_logit_softcapping"})
+REAL = frozenset(
+    {"norm_eps", "rope_local_base_freq", "attention_logit_softcapping", "final_logit_softcapping", "qkv_clip"}
+)
 """Fields that are written as floating-point numbers even where they are whole."""
 HARMLESS = frozenset(
     {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
@@ -52,6 +54,7 @@ GATED_MLP = (
     Same("blk.{i}.ffn_gate", "transformer.h.{i}.mlp.fc_1"),
     Same("blk.{i}.ffn_up", "transformer.h.{i}.mlp.fc_2"),
 )
+FUSED_GATE = (Split("blk.{i}.ffn_up", ("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2")),)
 EXPERTS = (
     Same("blk.{i}.ffn_gate_inp", "transformer.h.{i}.mlp.gate"),
     Same("blk.{i}.ffn_gate_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.fc_1"),

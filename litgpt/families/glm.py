@@ -7,6 +7,7 @@ from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, Split, changed, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.gguf import COMMON, FUSED_GATE, NORMED_OUTPUTS, SPLIT_QKV
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -67,4 +68,11 @@ FAMILY = replace(
         without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
     hf_defaults={"rms_norm_eps": 1.5625e-07, "max_position_embeddings": 131072, "head_dim": 128},
+)
+
+AS_GGUF = replace(
+    llama.AS_GGUF,
+    arch="glm4",
+    weights=(*COMMON, *SPLIT_QKV, *FUSED_GATE, *NORMED_OUTPUTS),
+    paired=(),
 )

@@ -153,3 +153,14 @@ AS_GGUF_2 = replace(
     ),
     paired=(),
 )
+AS_GGUF = replace(
+    llama.AS_GGUF,
+    arch="olmo",
+    eps="attention.layer_norm_epsilon",
+    weights=changed(
+        llama.AS_GGUF.weights,
+        without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2", "transformer.ln_f"),
+    ),
+    optional=(("attention.clamp_kqv", "qkv_clip"),),
+    implied=lambda found: {"norm_bias": True},  # of norms that have nothing at all
+)

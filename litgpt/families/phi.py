@@ -23,7 +23,7 @@ from litgpt.families.base import (
     push_rope,
     size,
 )
-from litgpt.families.gguf import COMMON, GGUF, PLAIN_MLP, SPLIT_QKV
+from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -155,4 +155,12 @@ AS_GGUF = GGUF(
     always_biased=True,
     head_may_be_left_out=False,
     pre_tokenizer="gpt-2",
+)
+AS_GGUF_3 = replace(
+    llama.AS_GGUF,
+    arch="phi3",
+    weights=(*COMMON, *FUSED_QKV, *FUSED_GATE),
+    optional=(("attention.sliding_window", "sliding_window_size"),),
+    implied=lambda found: {"sliding_window_size": found.get("sliding_window_size") or None},
+    paired=(),
 )

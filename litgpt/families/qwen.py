@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from litgpt.errors import LitGPTError
 from litgpt.families import llama
 from litgpt.families.base import (
     Family,
@@ -41,14 +40,18 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_3_moe(left: dict[str, Any]) -> dict[str, Any]:
-    if left.pop("mlp_only_layers", None) or left.pop("decoder_sparse_step", 1) != 1:
-        raise LitGPTError(
-            "config.json has layers without experts (`mlp_only_layers`, `decoder_sparse_step`), not known here."
-        )
+    return {**from_hf_3(left), **pop_experts(left)}
+
+
+def pop_experts(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes the settings of a mixture out of a `config.json`."""
     for key in ("output_router_logits", "router_aux_loss_coef"):
         left.pop(key, None)
+    dense, step = left.pop("mlp_only_layers", None) or (), left.pop("decoder_sparse_step", 1)
+    layers = range(left["num_hidden_layers"])
+    mixtures = [int(layer not in dense and (layer + 1) % step == 0) for layer in layers]
     return {
-        **from_hf_3(left),
+        "moe_layers": None if all(mixtures) else mixtures,
         "n_expert": left.pop("num_experts", None) or left.pop("num_local_experts"),
         "n_expert_per_token": left.pop("num_experts_per_tok"),
         "moe_intermediate_size": left.pop("moe_intermediate_size"),
@@ -73,14 +76,18 @@ def to_hf_3(config: Any) -> dict[str, Any]:
 
 
 def to_hf_3_moe(config: Any) -> dict[str, Any]:
+    return {**to_hf_3(config), **push_experts(config)}
+
+
+def push_experts(config: Any) -> dict[str, Any]:
+    """And back."""
     return {
-        **to_hf_3(config),
         "num_experts": config.n_expert,
         "num_experts_per_tok": config.n_expert_per_token,
         "moe_intermediate_size": config.moe_intermediate_size,
         "norm_topk_prob": not config.router_softmax_over_all,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
+        "mlp_only_layers": [layer for layer in range(config.n_layer) if config.dense(layer)],
     }
 
 
@@ -199,6 +206,14 @@ QWEN_3 = replace(
     hf_defaults={**QWEN_2.hf_defaults, "head_dim": 128},
 )
 
+WEIGHTS_3_MOE = changed(
+    WEIGHTS_3,
+    Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
+    Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
+    Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
+    Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
+)
+
 A3B = size(48, 32, 2048, 6144, 4, moe_intermediate_size=768)
 A22B = size(94, 64, 4096, 12288, 4, moe_intermediate_size=1536)
 
@@ -221,14 +236,7 @@ QWEN_3_MOE = replace(
     ),
     from_hf=from_hf_3_moe,
     to_hf=to_hf_3_moe,
-    weights=changed(
-        WEIGHTS_3,
-        Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
-        Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
-        Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
-        Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
-        without=llama.DENSE,
-    ),
+    weights=WEIGHTS_3_MOE,
     hf_defaults={**QWEN_3.hf_defaults, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
 )
 

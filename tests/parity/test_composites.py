@@ -11,7 +11,7 @@ from litgpt.checkpoint.reader import load_model
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from tests.parity.test_families import relative
-from tests.tiny import LLAMA_4, LLAMA_LIKE, YARN
+from tests.tiny import LLAMA_4, LLAMA_LIKE, QWEN_35, YARN
 
 EYES = dict(
     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
@@ -36,6 +36,25 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     "mistral3-tied": ("Mistral3", dict(text_config=MISTRAL, vision_config=PIXTRAL), "mistral", True),
     "mistral3-around-ministral3": ("Mistral3", dict(text_config=STRETCHED, vision_config=PIXTRAL), "ministral3", True),
     "llama4": ("Llama4", dict(text_config=LLAMA_4, vision_config=LLAMA_4_EYES), "llama4", False),
+    "qwen3.5": (
+        "Qwen3_5",
+        dict(
+            text_config={
+                **QWEN_35,
+                "rope_parameters": {
+                    **QWEN_35["rope_parameters"],
+                    "mrope_section": [1, 1, 0],
+                    "mrope_interleaved": True,
+                },
+            },
+            vision_config=dict(
+                hidden_size=16, intermediate_size=16, depth=1, num_heads=2, patch_size=8, out_hidden_size=32
+            ),
+            tie_word_embeddings=False,
+        ),
+        "qwen3_5",
+        False,
+    ),
     "gemma3": (
         "Gemma3",
         dict(text_config=dict(**LLAMA_LIKE, head_dim=16, sliding_window=7), vision_config=EYES),

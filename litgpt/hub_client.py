@@ -1,0 +1,92 @@
+"""What every talk with the Hugging Face Hub, or a mirror (`HF_ENDPOINT`), has in common: names, and errors in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from litgpt.errors import LitGPTError, closest
+
+REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def fetched(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Path:
+    """One small file of a repository, in the client's own cache; `place` and `known` as in `explained_by_hub`.
+
+    Raises:
+        LitGPTError: The repository has no such file, is not there, gated, or the hub can't be reached.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    with explained_by_hub(repo_id, None, place, known):
+        try:
+            return Path(hf_hub_download(repo_id, name))
+        except errors.RemoteEntryNotFoundError:
+            raise LitGPTError(f"The repository {repo_id} has no {name}.") from None
+
+
+@contextmanager
+def explained_by_hub(repo_id: str, token: str | None, place: Path, known: Iterable[str]) -> Iterator[None]:
+    """Turns what the hub's client raises into one sentence that says what to do.
+
+    Args:
+        repo_id: `ORG/NAME`.
+        token: An access token that was given.
+        place: Where files would be.
+        known: Repositories that a misspelt one is compared with.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
+        raise LitGPTError(_sentence(error, repo_id, token, place, known)) from None
+    except Exception as error:
+        # The client lets its HTTP library's errors through, and which library that is depends on its version.
+        if not type(error).__module__.startswith(("httpx", "httpcore")):
+            raise
+        raise LitGPTError(_sentence(error, repo_id, token, place, known)) from None
+
+
+def _sentence(error: BaseException, repo_id: str, token: str | None, place: Path, known: Iterable[str]) -> str:
+    from huggingface_hub import constants, errors
+
+    while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set, so {repo_id} is not downloaded; unset it, or copy its files to {place}."
+    if isinstance(error, errors.GatedRepoError):
+        terms = f"accept its terms at {constants.ENDPOINT}/{repo_id}"
+        if token or _client_has_token():
+            return f"{repo_id} is gated and your access token has no access to it; {terms} with that token's account."
+        return f"{repo_id} is gated; {terms}, then give an access token by HF_TOKEN or --access_token."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        near = closest(repo_id, known)
+        return (
+            f"There is no repository {repo_id} at {constants.ENDPOINT}, or it is private: check its name, or give an "
+            f"access token by HF_TOKEN or --access_token.{near}"
+        )
+    if status in (401, 403):
+        return (
+            f"{constants.ENDPOINT} refuses your access token; make a new one and give it by HF_TOKEN or --access_token."
+        )
+    if status is not None:
+        return f"{constants.ENDPOINT} answered {status} for {repo_id}; try again later, what has arrived is kept."
+    return (
+        f"{constants.ENDPOINT} can't be reached ({_first_line(error)}); check the network (or HF_ENDPOINT) "
+        "and run the same command again, what has arrived is kept."
+    )
+
+
+def _client_has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).splitlines() or [""])[0].strip(" .") or type(error).__name__
