@@ -56,7 +56,8 @@ def add_prompts(model: GPT, length: int, start_layer: int) -> int:
     for block in blocks:
         if not isinstance(block.attn, CausalSelfAttention):
             raise LitGPTError(
-                "Adapters need the query, key and value weights that latent attention hasn't got; use finetune_lora."
+                "Adapters need the query, key and value weights that latent attention and linear attention haven't got;"
+                " use finetune_lora."
             )
         block.attn = PromptedAttention(block.attn, length)
     return len(blocks)
@@ -80,7 +81,7 @@ class PromptedAttention(CausalSelfAttention):
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
         y = super().look(q, k, v, reach)  # (B, N, T, H)
-        _, pk, pv = self.project(self.adapter_wte.weight[None])  # (1, G, P, H)
+        _, pk, pv, _ = self.project(self.adapter_wte.weight[None])  # (1, G, P, H)
         B, _, T, _ = q.shape
         all_seen = torch.ones((), dtype=torch.bool, device=q.device).expand(1, 1, T, pk.size(2))
         prompted = self.attend(q, pk.expand(B, -1, -1, -1), pv.expand(B, -1, -1, -1), all_seen)

@@ -1,38 +1,56 @@
-"""LoRA: a low-rank update beside frozen linear layers (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
+"""LoRA: which layers get a low-rank update, and of what kind (`litgpt.lora_layers` has what a layer does with it).
 
-    y = W x + b + (alpha / r) B A x        A: (r, in), B: (out, r); B starts at zero, so the model starts as it was
-
-The fused query-key-value layer, rows [Q | K | V], has one A for each enabled part, stacked; B holds the enabled rows
-one below the other. T: tokens, P: enabled parts, E: experts.
+Layers are chosen by switches, as in LitGPT, or by patterns over their names. In names, `attn.query`, `attn.key` and
+`attn.value` stand for the rows of the fused `attn.qkv`, which get an update each; `attn.qkv` for one update of all of
+them; `mlp.experts.fc_1` for that part of every expert.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
-from litgpt.kernels.dropout import drop
+from litgpt.errors import LitGPTError, closest
+from litgpt.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
 from litgpt.model import GPT
-from litgpt.moe import Experts, grouped_linear
-from litgpt.peft import (
-    EXPERT_PARTS,
-    Method,
-    Wrapped,
-    WrappedExperts,
-    WrappedLinear,
-    empty_beside,
-    freeze_others,
-    wrap_modules,
-)
+from litgpt.moe import Experts
+from litgpt.peft import EXPERT_PARTS, Method, Wrapped, freeze_others, wrap_modules
+
+SWITCHES = {
+    "query": ("attn.query", "attn.q_*", "attn.gate"),
+    "key": ("attn.key", "attn.kv_*"),
+    "value": ("attn.value", "attn.kv_*"),
+    "projection": ("attn.proj",),
+    "mlp": ("transformer.h.*.mlp.*",),
+    "head": ("lm_head",),
+}
+"""Switch → the patterns it stands for."""
+QKV_PARTS = ("query", "key", "value")
+INITS = ("default", "pissa", "pissa-fast")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that gets an update."""
+
+    updates: tuple[Update, ...]
+    """One for each of `parts`, or one."""
+    parts: tuple[str, ...] = ()
+    """Of a fused query-key-value layer or of experts: those with an update; none: it has one update as a whole."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of its updates."""
+        return tuple(update.r for update in self.updates)
 
 
 @dataclass
@@ -41,7 +59,7 @@ class LoRA(Method):
 
     r: int = 8
     """Rank of an update."""
-    alpha: int = 16
+    alpha: float = 16
     """An update is scaled by `alpha / r`."""
     dropout: float = 0.05
     """Share of an update's input that is dropped in training."""
@@ -53,173 +71,259 @@ class LoRA(Method):
     mlp: bool = False
     """Every linear of the MLPs; experts and their router too."""
     head: bool = False
+    target: list[str] | str | None = None
+    """Patterns of the layers that get an update, in place of the six switches."""
+    rank_pattern: dict[str, int] | None = None
+    """Other ranks than `r`: pattern → rank; the first that matches a layer counts."""
+    alpha_pattern: dict[str, float] | None = None
+    """Other values than `alpha`, likewise."""
+    rslora: bool = False
+    """Scale by `alpha / sqrt(r)`."""
+    dora: bool = False
+    """Learn the magnitude of each row of the updated weights too."""
+    init: str = "default"
+    """How an update starts; see `INITS`."""
+    plus_ratio: float | None = None
+    """LoRA+ (https://arxiv.org/abs/2402.12354): B learns so many times as fast as A."""
+    modules_to_save: list[str] | str | None = None
+    """Patterns of the modules that are trained whole, and saved beside the updates."""
 
     suffix = ".lora"
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise LitGPTError(f"lora_r is {self.r}, but the rank of an update is at least 1.")
+        ranks = {"lora_r": self.r, **{f"lora_rank_pattern {key}": r for key, r in (self.rank_pattern or {}).items()}}
+        for name, r in ranks.items():
+            if not isinstance(r, int) or r < 1:
+                raise LitGPTError(f"{name} is {r}, but the rank of an update is a whole number, at least 1.")
+        alphas = {"lora_alpha": self.alpha}
+        alphas.update({f"lora_alpha_pattern {key}": alpha for key, alpha in (self.alpha_pattern or {}).items()})
+        for name, alpha in alphas.items():
+            if not alpha > 0 or math.isinf(alpha):
+                raise LitGPTError(f"{name} is {alpha}, but updates are scaled by it: it is a number above 0.")
         if not 0 <= self.dropout < 1:
             raise LitGPTError(f"lora_dropout is {self.dropout}, but it is a share: at least 0 and less than 1.")
-        if not any((self.query, self.key, self.value, self.projection, self.mlp, self.head)):
+        if self.init not in INITS:
+            raise LitGPTError(f"lora_init is {self.init!r}; it is one of {', '.join(INITS)}.")
+        if self.plus_ratio is not None and not 0 < self.plus_ratio < math.inf:
+            raise LitGPTError(f"lora_plus_ratio is {self.plus_ratio}, but it is a number above 0, such as 16.")
+        if self.target is not None:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            moved = [name for name in SWITCHES if getattr(self, name) != defaults[name]]
+            if moved and any(getattr(self, name) for name in SWITCHES):
+                raise LitGPTError(
+                    f"lora_target says alone which layers get an update; leave lora_{moved[0]} out, or add "
+                    f"{SWITCHES[moved[0]][0]!r} to lora_target."
+                )
+        elif not any(getattr(self, name) for name in SWITCHES):
             raise LitGPTError(
                 "All of lora_query, _key, _value, _projection, _mlp and _head are off; turn on one or more."
             )
 
+    # -- what a method does
+
+    def check(self, model: GPT) -> None:
+        for name, target in self.targets(model).items():
+            shape = shape_of(model.get_submodule(name))
+            limit = shape[1] if name.endswith(".mlp.gate") else min(shape)  # a router has few rows by nature
+            if max(target.ranks) > limit:
+                raise LitGPTError(
+                    f"lora_r is {max(target.ranks)}, but {name} is a matrix of {shape[0]} x {shape[1]}, and no update "
+                    f"of it has a higher rank than {min(shape)}; a usual lora_r is 8 to 256."
+                )
+
     def attach(self, model: GPT) -> None:
-        if not wrap_modules(model, lambda name, module: self._wrapper(name, module, model.config)):
-            raise LitGPTError("No layer of this model gets an update; turn on others of the lora_* switches.")
+        targets = self.targets(model)
+        self._untie(model)
+        wrap_modules(model, lambda name, module: _wrapped(name, module, targets.get(name), model.config))
         freeze_others(model, self.owns)
 
     def owns(self, name: str) -> bool:
-        return name.endswith(("lora_A", "lora_B"))
+        return name.endswith(UPDATES) or self.saves(name)
 
-    def _wrapper(self, name: str, module: nn.Module, config: Config) -> nn.Module | None:
-        settings = (self.r, self.alpha, self.dropout)
-        if isinstance(module, nn.Linear) and name.endswith(".attn.qkv"):
-            parts = qkv_parts(config, self.query, self.key, self.value)
-            return LoRAQKVLinear(module, *settings, parts) if parts else None
-        switches = {
-            "lm_head": self.head,
-            "transformer.h.*.attn.proj": self.projection,
-            "transformer.h.*.attn.q_*": self.query,
-            "transformer.h.*.attn.kv_*": self.key or self.value,
-            "transformer.h.*.mlp.*": self.mlp,
-        }
-        if not any(switch and fnmatchcase(name, pattern) for pattern, switch in switches.items()):
-            return None
-        if isinstance(module, Experts):
-            return LoRAExperts(module, *settings)
-        return LoRALinear(module, *settings) if isinstance(module, nn.Linear) else None
+    def saves(self, name: str) -> bool:
+        """Whether a parameter, by its name, is one of a module that trains whole."""
+        return bool(self.modules_to_save) and any(
+            matches(module, pattern) for module in _above(name) for pattern in patterns(self.modules_to_save)
+        )
+
+    def rate_factor(self, name: str) -> float:
+        return self.plus_ratio or 1.0 if name.endswith("lora_B") else 1.0
+
+    def going_on(self, found: Method) -> Method:
+        fields = {field.name: field.default for field in dataclasses.fields(LoRA)}
+        asked = {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}
+        if not isinstance(found, LoRA):
+            return super().going_on(found)
+        for name, value in asked.items():
+            if name not in ("dropout", "plus_ratio") and value != getattr(found, name):
+                raise LitGPTError(
+                    f"lora_{name} is {value}, but the updates to go on with have {getattr(found, name)}; leave it out, "
+                    "or merge them first (`litgpt merge_lora`) and start from the result."
+                )
+        return dataclasses.replace(found, **{name: asked[name] for name in ("dropout", "plus_ratio") if name in asked})
+
+    # -- which layers
+
+    def targets(self, model: GPT) -> dict[str, Target]:
+        """The layers that get an update, by name.
+
+        Raises:
+            LitGPTError: There is none, or a pattern matches nothing.
+        """
+        self._check_saved(model)
+        chosen = self._patterns()
+        found: dict[str, Target] = {}
+        hits: set[str] = set()
+        for name, module in model.named_modules():
+            if self.saves(f"{name}.weight"):
+                continue
+            names = candidates(name, module)
+            matching = {at: [pattern for pattern in chosen if matches(at, pattern)] for at in names}
+            hits.update(pattern for matched in matching.values() for pattern in matched)
+            parts = tuple(at.rpartition(".")[2] for at in names[1:] if matching[at])
+            if names and isinstance(module, Experts) and matching[name]:
+                parts = EXPERT_PARTS
+            if parts or (names and matching[name]):
+                of_experts = [self._update(f"{name}.{part}", name) for part in parts if isinstance(module, Experts)]
+                found[name] = Target(tuple(of_experts) or (self._update(name),), parts)
+        self._check_found(model, found, [pattern for pattern in chosen if pattern not in hits])
+        return found
+
+    def _patterns(self) -> list[str]:
+        if self.target is not None:
+            return patterns(self.target)
+        return [pattern for name, stands_for in SWITCHES.items() if getattr(self, name) for pattern in stands_for]
+
+    def _check_found(self, model: GPT, found: dict[str, Target], idle: list[str]) -> None:
+        if self.target is not None and idle:
+            names = [at for name, module in model.named_modules() for at in candidates(name, module)]
+            near = closest(idle[0], {at.rpartition(".")[2] for at in names} | set(names))
+            raise LitGPTError(
+                f"lora_target: no linear layer of this model matches {idle[0]!r}.{near} Names are like {names[1]}."
+            )
+        if not found:
+            raise LitGPTError("No layer of this model gets an update; turn on others of the lora_* switches.")
+
+    def _check_saved(self, model: GPT) -> None:
+        if not self.modules_to_save:
+            return
+        names = [name for name, module in model.named_modules() if any(True for _ in module.parameters()) and name]
+        for pattern in patterns(self.modules_to_save):
+            if not any(matches(name, pattern) for name in names):
+                near = closest(pattern, {name.rpartition(".")[2] for name in names})
+                raise LitGPTError(f"lora_modules_to_save: no module of this model matches {pattern!r}.{near}")
+
+    def _update(self, *names: str) -> Update:
+        """The update of a layer, of that name or those."""
+
+        def chosen(values: dict[str, Any] | None, default: Any) -> Any:
+            found = (
+                value for pattern, value in (values or {}).items() if any(matches(name, pattern) for name in names)
+            )
+            return next(found, default)
+
+        r, alpha = chosen(self.rank_pattern, self.r), chosen(self.alpha_pattern, self.alpha)
+        return Update(r, alpha, self.dropout, self.rslora, self.dora, self.init)
+
+    def _untie(self, model: GPT) -> None:
+        """A head or an embedding that trains whole becomes a tensor of its own."""
+        if model.tied and (self.saves("lm_head.weight") or self.saves("transformer.wte.weight")):
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+            model.config = copy.copy(model.config)  # the checkpoint's own stays as it is
+            model.config.tie_embeddings = False
+
+    # -- how it is written
+
+    def settings(self) -> dict[str, Any]:
+        """All settings that say what files hold, as flags without `lora_`; LitGPT's always, others where they are used.
+
+        LitGPT 0.5.13 stops at any that it doesn't know, so it never takes an update for one of another kind.
+        """
+        own = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        known = {"r", "alpha", "dropout", *SWITCHES}
+        return {name: value for name, (value, default) in own.items() if name in known or value != default}
+
+    def as_saved(self) -> LoRA:
+        """The LoRA that files of this one hold: one that started from singular values holds these too, at twice the
+        rank."""
+        if self.init == "default":
+            return self
+        alphas = {pattern: self._doubled(alpha) for pattern, alpha in (self.alpha_pattern or {}).items()}
+        return dataclasses.replace(
+            self,
+            init="default",
+            r=2 * self.r,
+            alpha=self._doubled(self.alpha),
+            rank_pattern={pattern: 2 * r for pattern, r in (self.rank_pattern or {}).items()} or None,
+            alpha_pattern=alphas or None,
+        )
+
+    def _doubled(self, alpha: float) -> float:
+        """What gives the same scaling at twice the rank."""
+        return alpha * (math.sqrt(2) if self.rslora else 2)
 
 
-def qkv_parts(config: Config, query: bool, key: bool, value: bool) -> list[range]:
-    """The rows of `attn.qkv` that belong to the enabled ones of query, key and value."""
-    assert config.head_size is not None and config.n_query_groups is not None
-    q = config.n_head * config.head_size
-    kv = config.n_query_groups * config.head_size
-    bounds = {"query": range(q), "key": range(q, q + kv), "value": range(q + kv, q + 2 * kv)}
-    enabled = {"query": query, "key": key, "value": value}
-    return [rows for part, rows in bounds.items() if enabled[part]]
+def patterns(given: list[str] | str | None) -> list[str]:
+    """Patterns as a list; in a text, commas part them."""
+    if isinstance(given, str):
+        given = [given] if given.startswith("re:") else given.split(",")
+    return [pattern.strip() for pattern in given or ()]
 
 
-@torch.no_grad()
-def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """`W + s B A`, computed in float32 or better, in the dtype of `weight`; all of them may be stacked."""
-    wide = torch.promote_types(b.dtype, torch.float32)
-    update = scaling * (b.to(wide) @ a.to(wide))
-    return (weight.to(wide) + update.to(weight.device)).to(weight.dtype)
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is of a module: of its whole name, or of its end from a dot on (`fc_1`, `attn.*`).
+
+    `*` stands for anything, dots too; what begins with `re:` is a regular expression of the whole name.
+
+    Raises:
+        LitGPTError: It is no regular expression.
+    """
+    if pattern.startswith("re:"):
+        try:
+            return re.fullmatch(pattern[3:], name) is not None
+        except re.error as error:
+            raise LitGPTError(f"{pattern!r} is no regular expression ({error}).") from None
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-class LoRALinear(WrappedLinear):
-    """A linear layer with a low-rank update."""
-
-    def __init__(self, linear: nn.Linear, r: int, alpha: int, dropout: float) -> None:
-        super().__init__(linear)
-        self._add_update(r, alpha, dropout, stacked=1, rows=linear.out_features)
-
-    def _add_update(self, r: int, alpha: int, dropout: float, stacked: int, rows: int) -> None:
-        weight = self.linear.weight
-        self.r, self.scaling, self.dropout = r, alpha / r, dropout
-        self.lora_A = empty_beside(weight, stacked * r, self.linear.in_features)
-        self.lora_B = empty_beside(weight, rows, r)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The start of training: A as a linear layer's own weight, B zero."""
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B)
-
-    def up(self) -> Tensor:
-        """The matrix that takes all stacked `A x` to the layer's output, `(out, stacked r)`."""
-        return self.lora_B
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(…, in)` → `(…, out)`."""
-        rows = x.flatten(0, -2)  # (T, in)
-        y = self.linear(rows)  # (T, out)
-        kept, factor = drop(rows, self.dropout if self.training else 0.0)
-        a = F.linear(kept, self.lora_A.to(rows.dtype)).to(y.dtype)  # (T, P r)
-        # One product that adds onto the layer's own output: nothing else of size T x out is made, forward or backward.
-        y.addmm_(a, self.up().to(y.dtype).t(), alpha=self.scaling * factor)
-        return y.view(*x.shape[:-1], -1)
-
-    def merge_into(self, weight: Tensor) -> Tensor:
-        """The weight of the plain layer that computes the same, given the frozen `weight` `(out, in)`; in its dtype."""
-        return merged(weight, self.lora_A, self.up(), self.scaling)
-
-    def mergers(self, name: str) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {f"{name}.weight": self.merge_into}
-
-    def unwrapped(self) -> nn.Module:
-        self.linear.weight = nn.Parameter(self.merge_into(self.weight), requires_grad=False)
-        return self.linear
-
-    def extra_repr(self) -> str:
-        return f"r={self.r}, scaling={self.scaling:g}, dropout={self.dropout:g}"
+def candidates(name: str, module: nn.Module) -> list[str]:
+    """What a pattern may call a module that can get an update: its own name, then those of its parts; else nothing."""
+    if isinstance(module, Experts):
+        return [name, *(f"{name}.{part}" for part in EXPERT_PARTS)]
+    if not isinstance(module, nn.Linear):
+        return []
+    stem, _, last = name.rpartition(".")
+    return [name, *(f"{stem}.{part}" for part in QKV_PARTS)] if last == "qkv" else [name]
 
 
-class LoRAQKVLinear(LoRALinear):
-    """The fused query-key-value layer with an update for some of its three parts."""
-
-    def __init__(self, linear: nn.Linear, r: int, alpha: int, dropout: float, parts: Iterable[range]) -> None:
-        Wrapped.__init__(self, linear)
-        self.parts = list(parts)
-        self._add_update(r, alpha, dropout, stacked=len(self.parts), rows=sum(map(len, self.parts)))
-
-    def up(self) -> Tensor:
-        # Block-diagonal with empty rows for parts without an update: this small matrix pads, not the activations.
-        blocks = self.lora_B.split([len(rows) for rows in self.parts])
-        columns = []
-        for block, rows in zip(blocks, self.parts, strict=True):
-            columns.append(F.pad(block, (0, 0, rows.start, self.linear.out_features - rows.stop)))
-        return torch.cat(columns, dim=1)
+def _above(parameter: str) -> Iterator[str]:
+    """The names of the modules that a parameter lies in."""
+    while "." in parameter:
+        parameter = parameter.rpartition(".")[0]
+        yield parameter
 
 
-class LoRAExperts(WrappedExperts):
-    """All experts of a layer, each of their linears with an update."""
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """Rows and columns of a layer that can get an update, or of its smallest part."""
+    if isinstance(module, Experts):
+        return int(module.fc_1.shape[1]), int(module.fc_1.shape[2])
+    assert isinstance(module, nn.Linear)
+    return module.out_features, module.in_features
 
-    kinds = ("lora_A", "lora_B")
 
-    def __init__(self, experts: Experts, r: int, alpha: int, dropout: float) -> None:
-        super().__init__(experts)
-        self.scaling, self.dropout = alpha / r, dropout
-        for part in EXPERT_PARTS:
-            weight: Tensor = getattr(experts, part)  # (E, out, in)
-            E, rows, columns = weight.shape
-            self.register_parameter(f"{part}_lora_A", empty_beside(weight, E, r, columns))
-            self.register_parameter(f"{part}_lora_B", empty_beside(weight, E, rows, r))
-        self.reset_parameters()
+def _wrapped(name: str, module: nn.Module, target: Target | None, config: Config) -> Wrapped | None:
+    if target is None:
+        return None
+    if isinstance(module, Experts):
+        return LoRAExperts(module, dict(zip(target.parts, target.updates, strict=True)))
+    assert isinstance(module, nn.Linear)
+    if not target.parts:
+        return LoRALinear(module, target.updates[0])
+    return LoRALinear(module, target.updates[0], qkv_parts(config, name, target.parts))
 
-    def reset_parameters(self) -> None:
-        """The start of training, as `LoRALinear`'s for each expert."""
-        for part in EXPERT_PARTS:
-            stacked_a, stacked_b = self.beside(part)
-            for a in stacked_a.unbind():
-                nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-            nn.init.zeros_(stacked_b)
 
-    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `Experts.forward`."""
-        return self.linear.forward(tokens, weights, chosen, self._part)
-
-    def _part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
-        y = self.linear.linear(part, x, expert, ends)
-        kept, factor = drop(x, self.dropout if self.training else 0.0)
-        a, b = (matrix.to(y.dtype) for matrix in self.beside(part))
-        update = grouped_linear(grouped_linear(kept.to(y.dtype), a, ends), b, ends)
-        return y.add_(update, alpha=self.scaling * factor)
-
-    def mergers(self, name: str) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {
-            f"{name}.{expert}.{part}.weight": partial(merged, a=a, b=b, scaling=self.scaling)
-            for part in EXPERT_PARTS
-            for expert, (a, b) in enumerate(zip(*self.beside(part), strict=True))
-        }
-
-    def unwrapped(self) -> nn.Module:
-        for part in EXPERT_PARTS:
-            a, b = self.beside(part)
-            weight = merged(getattr(self.linear, part), a, b, self.scaling)
-            setattr(self.linear, part, nn.Parameter(weight, requires_grad=False))
-        return self.linear
+def qkv_parts(config: Config, name: str, parts: Iterable[str]) -> list[range]:
+    """The rows of the `attn.qkv` called `name` that belong to some of query, key and value; with their gates."""
+    q, k, v = config.qkv_rows(int(name.split(".")[2]))
+    bounds = {"query": range(q), "key": range(q, q + k), "value": range(q + k, q + k + v)}
+    return [bounds[part] for part in parts]

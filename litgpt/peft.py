@@ -33,6 +33,30 @@ class Method(ABC):
     def owns(self, name: str) -> bool:
         """Whether the parameter of that name trains and is saved."""
 
+    def check(self, model: GPT) -> None:  # noqa: B027
+        """Raises a LitGPTError if it makes no sense to train `model`, to which nothing is attached yet, this way."""
+
+    def settings(self) -> dict[str, Any]:
+        """What `hyperparameters.yaml` says of it besides the command's own arguments."""
+        return {}
+
+    def going_on(self, found: Method) -> Method:
+        """The method that goes on with what `found` has learned, asked to be this one.
+
+        Raises:
+            LitGPTError: It was learned in another way.
+        """
+        if found == self:
+            return self
+        raise LitGPTError(
+            f"The folder holds what {type(found).__name__} learned, with other settings than those asked for; give the "
+            "folder of the model itself, or the settings that it was trained with."
+        )
+
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate is multiplied with for a parameter that trains."""
+        return 1.0
+
 
 class Full(Method):
     """Every parameter trains."""
@@ -87,6 +111,8 @@ class WrappedExperts(Wrapped):
     linear: Experts
     kinds: tuple[str, ...]
     """What there is beside a part."""
+    parts: tuple[str, ...] = EXPERT_PARTS
+    """Those that have something beside them."""
 
     def beside(self, part: str) -> tuple[Tensor, ...]:
         """The parameters beside a part, in the order of `kinds`, `(E, …)` each."""
@@ -94,14 +120,28 @@ class WrappedExperts(Wrapped):
 
     def _names(self, prefix: str) -> dict[str, tuple[str, int]]:
         """Name in a state dict → parameter here, and the number of the expert."""
-        own = [(part, kind) for part in EXPERT_PARTS for kind in self.kinds]
-        count = self.beside("proj")[0].size(0)
+        own = [(part, kind) for part in self.parts for kind in self.kinds]
+        count = self.beside(self.parts[0])[0].size(0)
         return {f"{prefix}{i}.{part}.{kind}": (f"{part}_{kind}", i) for i in range(count) for part, kind in own}
 
+    def stored(self, own: str) -> Tensor:
+        """A parameter as files hold it."""
+        parameter: Tensor = getattr(self, own)
+        return parameter
+
+    def store(self, own: str, stacked: Tensor, assign: bool) -> None:
+        """Takes a parameter as files hold it; `assign`: without copying it into the one that is there."""
+        if assign:
+            setattr(self, own, nn.Parameter(stacked, requires_grad=getattr(self, own).requires_grad))
+        else:
+            with torch.no_grad():
+                getattr(self, own).copy_(stacked)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name, (own, expert) in self._names(prefix).items():
-            stacked = getattr(self, own)
-            destination[name] = (stacked if keep_vars else stacked.detach())[expert]
+        names = self._names(prefix)
+        stored = {own: self.stored(own) for own, _ in names.values()}
+        for name, (own, expert) in names.items():
+            destination[name] = (stored[own] if keep_vars else stored[own].detach())[expert]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
@@ -113,11 +153,7 @@ class WrappedExperts(Wrapped):
             return
         for own in {own: None for own, _ in names.values()}:
             stacked = torch.stack([state_dict[name] for name, (parameter, _) in names.items() if parameter == own])
-            if local_metadata.get("assign_to_params_buffers", False):
-                setattr(self, own, nn.Parameter(stacked, requires_grad=getattr(self, own).requires_grad))
-            else:
-                with torch.no_grad():
-                    getattr(self, own).copy_(stacked)
+            self.store(own, stacked, assign=local_metadata.get("assign_to_params_buffers", False))
 
 
 def empty_beside(weight: Tensor, *shape: int) -> nn.Parameter:
@@ -128,13 +164,15 @@ def empty_beside(weight: Tensor, *shape: int) -> nn.Parameter:
 
 def wrap_modules(model: nn.Module, wrapper: Callable[[str, nn.Module], nn.Module | None]) -> int:
     """Replaces modules in place by `wrapper(name, module)`, where that isn't None; returns how many it replaced."""
-    replaced = 0
+    replaced: list[str] = []
     for name, module in list(model.named_modules()):
+        if name.startswith(tuple(f"{outer}." for outer in replaced)):  # a part of what has been replaced as a whole
+            continue
         new = wrapper(name, module)
         if new is not None:
             model.set_submodule(name, new)
-            replaced += 1
-    return replaced
+            replaced.append(name)
+    return len(replaced)
 
 
 def unwrap_modules(model: nn.Module) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c" * 40
-API = re.compile(r"/api/models/([\w.-]+/[\w.-]+)(?:/(revision|tree)/[\w.-]+)?$")
-RESOLVE = re.compile(r"/([\w.-]+/[\w.-]+)/resolve/[\w.-]+/(.+)$")
+API = re.compile(r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree)/[\w.-]+)?$")
+RESOLVE = re.compile(r"(?:/datasets)?/([\w.-]+/[\w.-]+)/resolve/[\w.-]+/(.+)$")
 INVALID_TOKEN = {"X-Error-Message": "Invalid credentials in Authorization header"}
 
 

@@ -47,6 +47,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             raise LitGPTError(f"{path} is a file; give the name of a folder to write to.")
         temporary = _temporary(target, inside=target.is_dir())
         temporary.mkdir()
+    _meant[temporary] = target
     try:
         with explained(target):
             yield temporary
@@ -58,6 +59,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             else:
                 temporary.rename(target)
     finally:
+        del _meant[temporary]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -77,6 +79,18 @@ def require_space(path: str | Path, nbytes: int, what: str) -> None:
 def gigabytes(nbytes: float) -> str:
     """`1.23 GB`; small sizes in MB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
+
+
+_meant: dict[Path, Path] = {}
+"""The temporary folders that are being filled, and what they will be."""
+
+
+def _as_asked(path: Path) -> Path:
+    """Where a file will be that is being written into a temporary folder."""
+    for temporary, target in reversed(_meant.items()):
+        if path.is_relative_to(temporary):
+            return _as_asked(target / path.relative_to(temporary))
+    return path
 
 
 def _real_path(path: str | Path) -> Path:
@@ -111,6 +125,7 @@ def explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        target = _as_asked(target)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise LitGPTError(
                 f"The disk is full: {target} could not be written ({os.strerror(error.errno)}); "

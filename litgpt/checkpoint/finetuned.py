@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor
 
 from litgpt.adapter import Adapter
 from litgpt.adapter_v2 import AdapterV2
@@ -20,6 +22,7 @@ from litgpt.checkpoint.layout import (
     gguf_files,
     hf_weight_files,
 )
+from litgpt.checkpoint.peft_folder import base_of_peft, is_peft, peft_weights, read_peft
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
@@ -39,27 +42,57 @@ class Finetuned:
     method: Method
     base: Checkpoint
 
-    def load_model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
-        """The finetuned model, in evaluation mode; low-rank updates are merged into the weights.
+    def load_model(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, quantize: str | None = None
+    ) -> GPT:
+        """The finetuned model, in evaluation mode; low-rank updates are merged into the weights, but stay beside
+        quantized ones, as they were trained.
 
         Raises:
             LitGPTError: The base can't be read, or the file is not one of this method and this model.
         """
         if isinstance(self.method, Full):
-            return load_model(Checkpoint(self.base.dir, "litgpt", (self.file,)), device, dtype)
-        model = load_model(self.base, device, dtype)
+            return load_model(Checkpoint(self.base.dir, "litgpt", (self.file,)), device, dtype, quantize)
+        model = load_model(self.base, device, dtype, quantize)
         self.method.attach(model)
-        load_owned(model, self.method.owns, load_pth(self.file), str(self.file))
-        if isinstance(self.method, LoRA):
+        self.load_into(model)
+        if quantize:
+            cast_owned(model, self.method.owns, dtype)
+        elif isinstance(self.method, LoRA):
             unwrap_modules(model)
             model.config.tie_embeddings = model.tied  # a head with an update is a head of its own
         return model.eval()
+
+    def load_into(self, model: GPT) -> None:
+        """Puts what was learned into a model that the method is attached to.
+
+        Raises:
+            LitGPTError: The file is not one of this method and this model.
+        """
+        load_owned(model, self.method.owns, self.learned(), str(self.file))
+
+    def learned(self) -> dict[str, Tensor]:
+        """What was learned, by our names.
+
+        Raises:
+            LitGPTError: The file is damaged.
+        """
+        if is_peft(self.file.parent) and self.file.suffix != ".lora":
+            return read_peft(self.file.parent, self.base)[1]
+        return load_pth(self.file)
 
     def prompt_style(self) -> PromptStyle:
         """The style it was finetuned with, where its folder tells, else the base's."""
         folder = self.file.parent
         tells = has_prompt_style(folder) or bool(read_templates(folder))
         return prompt_style_for(folder if tells else self.base.dir, self.base.config)
+
+
+def cast_owned(model: GPT, owns: Callable[[str], bool], dtype: torch.dtype | None) -> None:
+    """Gives what was learned the dtype that the rest is computed in: beside a quantized weight it has its own."""
+    for name, parameter in model.named_parameters():
+        if owns(name) and dtype is not None:
+            parameter.data = parameter.data.to(dtype)
 
 
 def find_finetuned(path: str | Path) -> Finetuned | None:
@@ -71,16 +104,32 @@ def find_finetuned(path: str | Path) -> Finetuned | None:
     folder = existing_folder(path)
     if folder.is_file() or (folder / LIT_MODEL).is_file() or hf_weight_files(folder) or gguf_files(folder):
         return None
+    return find_update(folder)
+
+
+def find_update(folder: Path, base: Path | None = None) -> Finetuned | None:
+    """What was learned that lies in a folder, beside its whole model or alone; None: nothing does.
+
+    Args:
+        folder: An existing one.
+        base: The model that it was learned on; None: as the folder says.
+
+    Raises:
+        LitGPTError: The folder doesn't say how it was learned and on what.
+    """
     for suffix in METHODS:
         file = folder / f"{LIT_MODEL}{suffix}"
         if file.is_file():
             method, trained_on = read_hyperparameters(folder, suffix)
-            return Finetuned(file, method, find_checkpoint(trained_on))
+            return Finetuned(file, method, find_checkpoint(base or trained_on))
+    if is_peft(folder):
+        checkpoint = find_checkpoint(base or base_of_peft(folder))
+        return Finetuned(peft_weights(folder), read_peft(folder, checkpoint)[0], checkpoint)
     return None
 
 
 def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
-    """The method of a finetuning run with its settings, and the folder of the model it started from.
+    """The method of what a finetuning run saved, and the folder of the model it started from.
 
     Raises:
         LitGPTError: The file is missing or doesn't tell.
@@ -90,7 +139,8 @@ def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings = {name.removeprefix("lora_"): value for name, value in content.items() if name.startswith("lora_")}
-        return METHODS[suffix](**settings if is_lora else {}), Path(content["checkpoint_dir"])
+        method = LoRA(**settings).as_saved() if is_lora else METHODS[suffix]()
+        return method, Path(content["checkpoint_dir"])
     except FileNotFoundError:
         raise LitGPTError(
             f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from litgpt.checkpoint.atomic import explained, require_space
@@ -28,13 +26,13 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.config import name_to_config, read_json
 from litgpt.errors import LitGPTError, closest
+from litgpt.hub_client import REPOSITORY_ID, explained_by_hub
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""
 WEIGHT_INDEXES = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
 RESUMABLE_BYTES = 50_000_000
 """Files from this size on are continued by the next run if one is stopped."""
-REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def known_ids() -> list[str]:
@@ -131,7 +129,7 @@ class Repository:
         """
         from huggingface_hub import snapshot_download
 
-        with _explained(self.id, self.token, folder):
+        with explained_hub(self.id, self.token, folder):
             for name in self.missing(names, folder):
                 if self.sizes.get(name, 0) >= RESUMABLE_BYTES:
                     self._fetch_in_parts(name, folder)
@@ -186,7 +184,7 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     from huggingface_hub import HfApi
 
     token = access_token or None
-    with _explained(repo_id, token, folder or CHECKPOINTS / repo_id):
+    with explained_hub(repo_id, token, folder or CHECKPOINTS / repo_id):
         info = HfApi(token=token).model_info(repo_id, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     return Repository(repo_id, info.sha or "main", sizes, token)
@@ -242,58 +240,7 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def _explained(repo_id: str, token: str | None, folder: Path) -> Iterator[None]:
-    """Turns what the hub's client raises into one sentence that says what to do."""
-    from huggingface_hub import errors
-
-    try:
-        with explained(folder):
-            yield
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
-        raise LitGPTError(_sentence(error, repo_id, token, folder)) from None
-    except Exception as error:
-        # The client lets its HTTP library's errors through, and which library that is depends on its version.
-        if not type(error).__module__.startswith(("httpx", "httpcore")):
-            raise
-        raise LitGPTError(_sentence(error, repo_id, token, folder)) from None
-
-
-def _sentence(error: BaseException, repo_id: str, token: str | None, folder: Path) -> str:
-    from huggingface_hub import constants, errors
-
-    while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, so {repo_id} is not downloaded; unset it, or copy its files to {folder}."
-    if isinstance(error, errors.GatedRepoError):
-        terms = f"accept its terms at {constants.ENDPOINT}/{repo_id}"
-        if token or _client_has_token():
-            return f"{repo_id} is gated and your access token has no access to it; {terms} with that token's account."
-        return f"{repo_id} is gated; {terms}, then give an access token by HF_TOKEN or --access_token."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        near = closest(repo_id, known_ids())
-        return (
-            f"There is no repository {repo_id} at {constants.ENDPOINT}, or it is private: check its name, or give an "
-            f"access token by HF_TOKEN or --access_token.{near}"
-        )
-    if status in (401, 403):
-        return (
-            f"{constants.ENDPOINT} refuses your access token; make a new one and give it by HF_TOKEN or --access_token."
-        )
-    if status is not None:
-        return f"{constants.ENDPOINT} answered {status} for {repo_id}; try again later, what has arrived is kept."
-    return (
-        f"{constants.ENDPOINT} can't be reached ({_first_line(error)}); check the network (or HF_ENDPOINT) "
-        "and run the same command again, what has arrived is kept."
-    )
-
-
-def _client_has_token() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None
-
-
-def _first_line(error: Any) -> str:
-    return (str(error).splitlines() or [""])[0].strip(" .") or type(error).__name__
+def explained_hub(repo_id: str, token: str | None, folder: Path) -> Iterator[None]:
+    """Turns what the hub's client raises, and what the disk does, into one sentence that says what to do."""
+    with explained_by_hub(repo_id, token, folder, known_ids()), explained(folder):
+        yield

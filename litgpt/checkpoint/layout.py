@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from litgpt.config import CHECKPOINTS as CHECKPOINTS
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError, closest
 
 LIT_MODEL = "lit_model.pth"
 GGUF_SUFFIX = ".gguf"
-CHECKPOINTS = Path("checkpoints")
-"""Where `litgpt download` puts folders, and where a path that is none is looked for."""
 HYPERPARAMETERS = "hyperparameters.yaml"
 PROMPT_STYLE = "prompt_style.yaml"
 
@@ -118,6 +117,8 @@ def _what_to_do(folder: Path) -> str:
         return f"it holds {learned} only; run `litgpt merge_lora {folder}` first"
     if learned.endswith((".adapter", ".adapter_v2")):
         return f"it holds {learned} only, which `litgpt generate`, `chat` and `serve` use and nothing else does"
+    if (folder / "adapter_config.json").is_file():
+        return f"it holds PEFT's updates only; run `litgpt merge_lora {folder}` first"
     return "download the checkpoint again"
 
 
@@ -173,4 +174,13 @@ def copy_config_files(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in (*CONFIG_FILES, PROMPT_STYLE):
         if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
+            shutil.copy(source / name, target / name)
+
+
+def complete_folder(source: Path, target: Path) -> None:
+    """As `copy_config_files`, but what `target` has of its own stays: a tokenizer of its own, say."""
+    own = {name for name in (*CONFIG_FILES, PROMPT_STYLE) if (target / name).is_file()}
+    has_tokenizer = not own.isdisjoint({"tokenizer.json", "tokenizer.model"})
+    for name in (*CONFIG_FILES, PROMPT_STYLE):
+        if (source / name).is_file() and name not in own and not (has_tokenizer and name in TOKENIZER_FILES):
             shutil.copy(source / name, target / name)

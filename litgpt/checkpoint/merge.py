@@ -8,44 +8,47 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint
-from litgpt.checkpoint.reader import EMBEDDING, HEAD, load_pth, open_weights
+from litgpt.checkpoint.finetuned import Finetuned
+from litgpt.checkpoint.layout import LIT_MODEL
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, open_weights
 from litgpt.checkpoint.writer import write_lit
-from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
-from litgpt.peft import load_owned, merged_weights
+from litgpt.peft import Wrapped, load_owned, merged_weights
 
 
-def merge(folder: Path, lora: LoRA, base: Checkpoint, dtype: torch.dtype | None = None) -> None:
-    """Writes `lit_model.pth` beside the `lit_model.pth.lora` of `folder`, one tensor in memory at a time.
+def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes what LoRA learned, merged into the weights it was learned beside, as `lit_model.pth` of `folder`, one
+    tensor in memory at a time.
 
     Weights without an update are copied as they are; updates are added in float32.
 
     Args:
-        folder: Where the update is.
-        lora: How it was trained.
-        base: What it was trained beside.
-        dtype: Of the result; None: as in `base`.
+        update: What was learned, and on what.
+        folder: Where the result goes.
+        dtype: Of the result; None: as in the model it was learned on.
 
     Raises:
-        LitGPTError: The update is missing, or not one of this model with these settings.
+        LitGPTError: The update is not one of this model with these settings.
     """
-    path = folder / f"{LIT_MODEL}{lora.suffix}"
-    if not path.is_file():
-        raise LitGPTError(f"{folder} has no {path.name} to merge; give the folder of a finetune_lora run (…/final).")
-    update = load_pth(path)
+    lora, base = update.method, update.base
+    assert isinstance(lora, LoRA)
+    learned = update.learned()
     weights = open_weights(base)
     model = GPT.skeleton(base.config)
     lora.attach(model)
-    load_owned(model, lora.owns, update, str(path))
+    load_owned(model, lora.owns, learned, str(update.file))
     tied = bool(base.config.tie_embeddings)
+    parts = tied and (isinstance(model.lm_head, Wrapped) or not model.tied)  # head and embedding, from here on
 
     def plain() -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensor) for name, tensor in weights if not (tied and name == HEAD))
-        if tied and lora.head:  # from here on the head differs from the embedding
-            yield HEAD, weights.fetch(EMBEDDING)
+        for name, tensor in weights:
+            if not (tied and name == HEAD):
+                yield name, learned[name].to(tensor.dtype) if name in learned else tensor
+        if parts:
+            embedding = weights.fetch(EMBEDDING)
+            yield HEAD, learned[HEAD].to(embedding.dtype) if HEAD in learned else embedding
 
     merged = merged_weights(model, plain())
     cast = ((name, tensor.to(dtype) if tensor.is_floating_point() else tensor) for name, tensor in merged)
-    write_lit(folder / LIT_MODEL, cast, {HEAD: EMBEDDING} if tied and not lora.head else None)
+    write_lit(folder / LIT_MODEL, cast, {HEAD: EMBEDDING} if tied and not parts else None)

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from litgpt.checkpoint.dequantize import dequantized
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
+from litgpt.checkpoint.pages import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear, make_room
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
@@ -28,6 +30,7 @@ def load_model(
     path: str | Path | Checkpoint,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> GPT:
     """The model in a checkpoint folder, in evaluation mode.
 
@@ -38,18 +41,45 @@ def load_model(
         path: A folder, or what `find_checkpoint` returned.
         device: Where the weights go.
         dtype: What floating-point weights are cast to; None: as stored.
+        quantize: One of `litgpt.quantize.MODES`: linear layers are kept in few bits, and quantized one by one as they
+            are read.
 
     Raises:
         LitGPTError: The folder can't be read, or its tensors are not those of its model; the tensor is named.
     """
     checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
+    pages = ReadOnce(checkpoint.files) if quantize else None
     weights = open_weights(checkpoint)
     model = GPT.skeleton(checkpoint.config)
-    fill(model, weights, device, dtype)
+    if pages is None:
+        fill(model, weights, device, dtype)
+    else:
+        fill(model, _counted(weights, pages), device, dtype, quantize)
+        pages.finish()
     return model.eval()
 
 
-def fill(model: GPT, weights: Tensors, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+def _counted(weights: Tensors, pages: ReadOnce) -> Tensors:
+    """The same tensors; when the next one is asked for, the last has been dealt with."""
+    last = 0
+
+    def fetch(name: str) -> Tensor:
+        nonlocal last
+        pages.read(last)
+        tensor = weights.fetch(name)
+        last = tensor.nbytes
+        return tensor
+
+    return Tensors(weights.names, fetch)
+
+
+def fill(
+    model: GPT,
+    weights: Tensors,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
+) -> None:
     """Gives a model on `meta` its weights.
 
     Raises:
@@ -57,17 +87,29 @@ def fill(model: GPT, weights: Tensors, device: torch.device | str = "cpu", dtype
     """
     expected = model.state_dict()
     check_names(expected, weights.names, tied=bool(model.config.tie_embeddings))
+    room = {}
+    if quantize:
+        dtype = dtype or torch.get_default_dtype()
+        room = make_room(model, quantize, dtype)
     state = {}
     for name, tensor in weights:
         if tensor.shape != expected[name].shape:
             raise LitGPTError(
                 f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}."
             )
+        if name in room:
+            room.pop(name).take(tensor.to(device))
+            continue
         state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-    if model.config.tie_embeddings:
+        if quantize and state[name] is tensor:
+            state[name] = tensor.clone()  # else this one would keep the map of a whole file, which was read, in memory
+    if HEAD in room:
+        room.pop(HEAD).take(state[EMBEDDING])
+    elif model.config.tie_embeddings and not isinstance(model.lm_head, QuantizedLinear):
         state[HEAD] = state[EMBEDDING]
-    model.load_state_dict(state, assign=True)
-    model.tie()
+    model.load_state_dict(state, assign=True, strict=not quantize)
+    if HEAD in state:
+        model.tie()
 
 
 def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = False) -> None:

@@ -6,15 +6,14 @@ N: `n_head`, G: `n_query_groups`, H: `head_size`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.families.base import Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked
+from litgpt.families.base import Dealt, Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked, spelled
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -43,13 +42,13 @@ class WeightTable:
         for rule in self.family.rules(config):
             for layer in range(config.n_layer) if "{i}" in str(rule) else (0,):
                 for expert in range(config.n_expert) if "{e}" in str(rule) else (0,):
-                    self._add(_spelled(rule, str(layer), str(expert)))
+                    self._add(spelled(rule, layer, expert))
 
     def _add(self, rule: Rule) -> None:
         if isinstance(rule, Drop):
             self.dropped.append(rule.theirs.replace("{n}", str(self.config.n_layer)))
         else:
-            for ours in rule.ours if isinstance(rule, Split | Stacked) else (rule.ours,):
+            for ours in rule.ours if isinstance(rule, Split | Stacked | Dealt) else (rule.ours,):
                 self.rules[ours] = rule
 
     # -- theirs → ours
@@ -59,13 +58,14 @@ class WeightTable:
 
         Args:
             theirs: What the files hold.
-            wanted: Our names, as a model's state dict has them; a tied head is not looked for.
+            wanted: Our names, a model's state dict for instance, whose shapes they must have then; a tied head is not
+                looked for.
 
         Raises:
-            LitGPTError: A tensor is missing, or there is one that no rule uses.
+            LitGPTError: A tensor is missing, or there is one that no rule uses; on reading: one has another shape.
         """
-        present = self._present(theirs.names)
-        sources = {name: self._sources(name) for name in wanted if not self._is_tied_head(name)}
+        present = self.present(theirs.names)
+        sources = {name: self.sources(name) for name in wanted if not self._is_tied_head(name)}
         for ours, names in sources.items():
             for name in names:
                 if name not in present:
@@ -79,19 +79,34 @@ class WeightTable:
                 architecture = self.family.architectures[0]
                 raise LitGPTError(f"The checkpoint has a tensor {name!r} that {architecture} has no place for.")
 
+        shapes = {name: tensor.shape for name, tensor in wanted.items()} if isinstance(wanted, Mapping) else {}
+
         def fetch(ours: str) -> Tensor:
-            return self._combine(ours, [theirs.fetch(present[name]) for name in sources[ours]])
+            parts = [theirs.fetch(present[name]) for name in sources[ours]]
+            try:
+                tensor = self._combine(ours, parts)
+            except (RuntimeError, IndexError, ValueError):  # parts that don't even fit together
+                tensor = None
+            if tensor is None or tensor.shape != shapes.get(ours, tensor.shape):
+                found = " and ".join(
+                    f"{name} {tuple(part.shape)}" for name, part in zip(sources[ours], parts, strict=True)
+                )
+                needed = f" of the shape {tuple(shapes[ours])}" if ours in shapes else ""
+                raise LitGPTError(
+                    f"The checkpoint's {found} can't be {ours}{needed}; its configuration says other sizes."
+                )
+            return tensor
 
         return Tensors(tuple(sources), fetch)
 
     def head_name(self) -> str:
         """Their name of the head's weight, which tied checkpoints may leave out or repeat."""
-        return self._sources("lm_head.weight")[0]
+        return self.sources("lm_head.weight")[0]
 
     def _is_tied_head(self, ours: str) -> bool:
         return bool(self.config.tie_embeddings) and ours == "lm_head.weight"
 
-    def _present(self, names: Sequence[str]) -> dict[str, str]:
+    def present(self, names: Sequence[str]) -> dict[str, str]:
         """The tensors there are, by the names the table has for them."""
         family = self.family
         present = {}
@@ -102,7 +117,8 @@ class WeightTable:
         if any(name.startswith(family.prefix) for name in present):
             return present
         # Some checkpoints leave the prefix out.
-        return {name if name == "lm_head.weight" else family.prefix + name: theirs for name, theirs in present.items()}
+        head = self.head_name().removesuffix("weight")
+        return {name if name.startswith(head) else family.prefix + name: theirs for name, theirs in present.items()}
 
     def _rule(self, ours: str) -> Rule:
         rule = self.rules.get(ours.rpartition(".")[0]) or self.rules.get(ours)
@@ -110,7 +126,7 @@ class WeightTable:
             raise LitGPTError(f"{self.family.architectures[0]} models have no counterpart of {ours}.")
         return rule
 
-    def _sources(self, ours: str) -> tuple[str, ...]:
+    def sources(self, ours: str) -> tuple[str, ...]:
         """Their tensors that one of ours is made of."""
         rule = self._rule(ours)
         theirs = rule.theirs if isinstance(rule, Join) else (rule.theirs,)
@@ -123,6 +139,8 @@ class WeightTable:
             return torch.cat(tensors)
         if isinstance(rule, Split):
             return tensors[0].chunk(len(rule.ours))[rule.ours.index(ours.rpartition(".")[0])]
+        if isinstance(rule, Dealt):
+            return collected(rule, rule.ours.index(ours.rpartition(".")[0]), tensors[0])
         if isinstance(rule, Stacked):
             part, parts = rule.ours.index(ours), len(rule.ours)
             of_expert = tensors[0][rule.expert]
@@ -144,7 +162,7 @@ class WeightTable:
         origins: dict[str, tuple[str, int]] = {}
         for name in ours.names:
             if not self._is_tied_head(name):
-                for part, theirs in enumerate(self._sources(name)):
+                for part, theirs in enumerate(self.sources(name)):
                     origins.setdefault(theirs, (name, part))
 
         def fetch(theirs: str) -> Tensor:
@@ -153,6 +171,9 @@ class WeightTable:
             if isinstance(rule, Split):
                 parameter = name.rpartition(".")[2]
                 return torch.cat([ours.fetch(f"{module}.{parameter}") for module in rule.ours])
+            if isinstance(rule, Dealt):
+                parameter = name.rpartition(".")[2]
+                return dealt(rule, [ours.fetch(f"{module}.{parameter}") for module in rule.ours])
             if isinstance(rule, Stacked):
                 return self._stack(theirs, ours)
             return self._take_apart(rule, part, ours.fetch(name))
@@ -171,31 +192,27 @@ class WeightTable:
 
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
-            return tensor.split(qkv_rows(self.config))[part]
+            return tensor.split(self.config.qkv_rows())[part]
         if isinstance(rule, Interleaved):
             return interleave_qkv(tensor, self.config)
         return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor
 
 
-def _spelled(rule: Rule, layer: str, expert: str) -> Rule:
-    """A rule with its layer and expert filled in."""
-
-    def fill(names: str | tuple[str, ...]) -> Any:
-        if isinstance(names, tuple):
-            return tuple(map(fill, names))
-        return names.replace("{i}", layer).replace("{e}", expert)
-
-    if isinstance(rule, Drop):
-        return Drop(fill(rule.theirs))
-    if isinstance(rule, Stacked):
-        rule = replace(rule, expert=int(expert))
-    return replace(rule, theirs=fill(rule.theirs), ours=fill(rule.ours))
+def collected(rule: Dealt, which: int, tensor: Tensor) -> Tensor:
+    """The rows of one of our tensors, out of theirs, which deals them out by group."""
+    parts = tensor.unflatten(0, (rule.groups, -1)).split([size for sizes in rule.rows for size in sizes], dim=1)
+    first = sum(len(sizes) for sizes in rule.rows[:which])
+    return torch.cat([part.flatten(0, 1) for part in parts[first : first + len(rule.rows[which])]])
 
 
-def qkv_rows(config: Config) -> list[int]:
-    """Rows of Q, K and V in `attn.qkv`."""
-    assert config.head_size is not None and config.n_query_groups is not None
-    return [heads * config.head_size for heads in (config.n_head, config.n_query_groups, config.n_query_groups)]
+def dealt(rule: Dealt, tensors: Sequence[Tensor]) -> Tensor:
+    """The inverse of `collected`, of all our tensors."""
+    parts = [
+        part.unflatten(0, (rule.groups, -1))
+        for tensor, sizes in zip(tensors, rule.rows, strict=True)
+        for part in tensor.split([rule.groups * size for size in sizes])
+    ]
+    return torch.cat(parts, dim=1).flatten(0, 1)
 
 
 def deinterleave_qkv(tensor: Tensor, config: Config) -> Tensor:
@@ -211,7 +228,7 @@ def interleave_qkv(tensor: Tensor, config: Config) -> Tensor:
     """The inverse of `deinterleave_qkv`."""
     parts = [
         part.view(config.n_query_groups, -1, config.head_size, *tensor.shape[1:])
-        for part in tensor.split(qkv_rows(config))
+        for part in tensor.split(config.qkv_rows())
     ]
     return torch.cat(parts, dim=1).reshape(tensor.shape)
 

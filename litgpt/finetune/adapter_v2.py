@@ -39,7 +39,7 @@ def setup(
         checkpoint_dir: Folder of the model to start from, LitGPT's or Hugging Face's.
         out_dir: Folder for checkpoints, logs and the loss curve.
         precision: Arithmetic of the training: 32-true, bf16-true, bf16-mixed, 16-mixed.
-        quantize: Keep the frozen weights quantized, by bitsandbytes (CUDA).
+        quantize: Keep the frozen weights in 4 or 8 bits, by bitsandbytes.
         devices: Number of devices, or auto.
         num_nodes: Number of hosts.
         resume: Go on with the newest checkpoint in out_dir (true; auto: if any), or with that folder.

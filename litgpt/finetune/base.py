@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from litgpt.args import EvalArgs, LogArgs, TrainArgs, hyperparameters
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
 from litgpt.checkpoint.merge import merge
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
-from litgpt.data.base import DataModule, SFTModule, render
+from litgpt.data import Alpaca, DataModule
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
@@ -25,11 +25,13 @@ from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
 from litgpt.prompts import save_prompt_style
-from litgpt.runtime import make_fabric, output_dir, parameter_dtype, training_precision
+from litgpt.runtime import make_fabric, output_dir, parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.loop import Result, Run, fit
 from litgpt.training.loss import IGNORED
+from litgpt.training.pairs import check_finetuning
 from litgpt.training.state import resume_point
+from litgpt.training.validation import example_index
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -74,12 +76,18 @@ def finetune(job: Job) -> Result:
     """
     data = checked(job)
     job = dataclasses.replace(job, out_dir=output_dir(job.out_dir))
-    checkpoint = open_checkpoint(job)
-    fabric = make_fabric(job.devices, job.num_nodes, job.precision, seed=job.seed)
+    checkpoint, job, update = open_checkpoint(job)
+    precision = quantized_precision(job.quantize, job.precision, training=True, device=pick_device())
+    fabric = make_fabric(job.devices, job.num_nodes, precision, seed=job.seed)
     resume = resume_point(job.resume, job.out_dir)
     tokenizer = Tokenizer(checkpoint.dir)
-    model = load_model(checkpoint, dtype=parameter_dtype(training_precision(job.precision, fabric.device)))
+    place = fabric.device if job.quantize else "cpu"  # what is quantized stays where it is
+    model = load_model(checkpoint, place, parameter_dtype(precision), job.quantize)
+    if update is None:
+        job.method.check(model)
     job.method.attach(model)
+    if update is not None:
+        update.load_into(model)
     prepare(data, job, tokenizer, model, fabric)
     run = Run(
         model=model,
@@ -91,6 +99,7 @@ def finetune(job: Job) -> Result:
         save=lambda folder: save(folder, job, data, model, checkpoint),
         fabric=fabric,
         owns=job.method.owns,
+        rate_factor=job.method.rate_factor,
         weights_file=f"{LIT_MODEL}{job.method.suffix}",
         optimizer=job.optimizer,
         sample=Example(job, data, tokenizer, model, fabric),
@@ -100,14 +109,22 @@ def finetune(job: Job) -> Result:
     )
     result = fit(run)
     if isinstance(job.method, LoRA) and fabric.is_global_zero:
-        try:
-            merge(result.final, job.method, checkpoint)
-        except LitGPTError as error:
-            raise LitGPTError(
-                f"{error} What was trained is safe: `litgpt merge_lora {result.final}` merges it."
-            ) from None
+        for folder in filter(None, (result.final, result.best)):
+            merge_beside(folder, run.weights_file, job.method, checkpoint)
     fabric.barrier()
     return result
+
+
+def merge_beside(folder: Path, weights_file: str, method: LoRA, checkpoint: Checkpoint) -> None:
+    """Writes the merged model next to the update in `folder`.
+
+    Raises:
+        LitGPTError: It can't be; the update is there all the same.
+    """
+    try:
+        merge(Finetuned(folder / weights_file, method.as_saved(), checkpoint), folder)
+    except LitGPTError as error:
+        raise LitGPTError(f"{error} What was trained is safe: `litgpt merge_lora {folder}` merges it.") from None
 
 
 def checked(job: Job) -> DataModule:
@@ -116,24 +133,28 @@ def checked(job: Job) -> DataModule:
     Raises:
         LitGPTError: The job asks for what isn't there, or for nothing.
     """
-    if job.data is None:
-        raise LitGPTError("Nothing to learn from is given: add --data JSON --data.json_path FILE.")
-    if job.quantize is not None:
-        raise LitGPTError(
-            f"--quantize {job.quantize} is not built yet; leave it out and use --precision bf16-true to save memory."
-        )
-    if job.train.tie_embeddings is not None:
-        raise LitGPTError("train.tie_embeddings is for pretraining: a finished model is tied or not; leave it out.")
-    if getattr(job.data, "ignore_index", IGNORED) != IGNORED:
+    data = Alpaca() if job.data is None else job.data
+    check_finetuning(job.train)
+    if getattr(data, "ignore_index", IGNORED) != IGNORED:
         raise LitGPTError(f"data.ignore_index is {IGNORED} in training, as the loss expects it; leave it out.")
-    return job.data
+    return data
 
 
-def open_checkpoint(job: Job) -> Checkpoint:
-    """The checkpoint to start from, downloaded if `checkpoint_dir` is the name of one on the hub."""
+def open_checkpoint(job: Job) -> tuple[Checkpoint, Job, Finetuned | None]:
+    """The model to start from, downloaded if `checkpoint_dir` is the name of one on the hub; and the job.
+
+    Where the folder holds updates only, the job goes on with them: they are the third.
+
+    Raises:
+        LitGPTError: The folder can't be used, or its updates were made in another way than the job asks for.
+    """
     from litgpt.checkpoint.hub import auto_download
 
-    return find_checkpoint(auto_download(job.checkpoint_dir, access_token=job.access_token))
+    folder = auto_download(job.checkpoint_dir, access_token=job.access_token)
+    update = find_finetuned(folder) if job.method.suffix else None
+    if update is None:
+        return find_checkpoint(folder), job, None
+    return update.base, dataclasses.replace(job, method=job.method.going_on(update.method)), update
 
 
 def prepare(data: DataModule, job: Job, tokenizer: Tokenizer, model: GPT, fabric: Fabric) -> None:
@@ -168,10 +189,12 @@ def save(folder: Path, job: Job, data: DataModule, model: GPT, checkpoint: Check
     )
     copy_config_files(checkpoint.dir, folder)
     model.config.save(folder)
-    content = hyperparameters({**job.arguments, "checkpoint_dir": checkpoint.path})
+    settings = {f"lora_{name}": value for name, value in job.method.settings().items()}
+    content = hyperparameters({**job.arguments, "checkpoint_dir": checkpoint.path, **settings})
     (folder / HYPERPARAMETERS).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    if isinstance(data, SFTModule):
-        save_prompt_style(data.prompt_style, folder)
+    style = getattr(data, "prompt_style", None)
+    if style is not None:
+        save_prompt_style(style, folder)
 
 
 class Example:
@@ -179,38 +202,30 @@ class Example:
 
     def __init__(self, job: Job, data: DataModule, tokenizer: Tokenizer, model: GPT, fabric: Fabric) -> None:
         self.eval, self.data, self.tokenizer, self.model, self.fabric = job.eval, data, tokenizer, model, fabric
-        self.random = random.Random(job.seed)
-        if data.val_dataset and isinstance(job.eval.evaluate_example, int):
-            self._index(len(data.val_dataset))  # an index that isn't there is better told before the training
+        self.seed = job.seed
+        if data.val_dataset:
+            example_index(job.eval, len(data.val_dataset), job.seed, 0)  # one that isn't there is told before training
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> str | None:
         dataset = self.data.val_dataset
-        if not self.eval.max_new_tokens or not isinstance(self.data, SFTModule) or not dataset:
-            return
-        row = dataset.data[self._index(len(dataset))]
-        style = dataset.prompt_style
-        prompt, _ = render(style, row, 0)
+        if not self.eval.max_new_tokens or not dataset or not hasattr(dataset, "question"):
+            return None
+        found = dataset.question(example_index(self.eval, len(dataset), self.seed, step))
+        if found is None:
+            return None
+        (asked, prompt), style = found, dataset.prompt_style
         tokens = self.tokenizer.encode_ids(prompt, bos=False if style.adds_bos else None)
         length = self.model.max_seq_length
-        self.fabric.print(f"Step {step}, instruction: {row['instruction']}")
+        self.fabric.print(f"Step {step}, instruction: {asked}")
         if len(tokens) >= length:
             self.fabric.print(
                 f"Its prompt fills the context of {length} tokens; choose another by eval.evaluate_example."
             )
-            return
+            return None
         engine = Engine(self.model, length=min(length, len(tokens) + self.eval.max_new_tokens))
         answer = engine.submit(
             tokens, Sampling(temperature=0.0), style.stop_tokens(self.tokenizer), self.eval.max_new_tokens
         ).result()
-        self.fabric.print(f"Answer: {self.tokenizer.decode(answer)}")
-
-    def _index(self, size: int) -> int:
-        choice = self.eval.evaluate_example
-        if choice == "random":
-            return self.random.randrange(size)
-        index = 0 if choice == "first" else int(choice)
-        if not 0 <= index < size:
-            raise LitGPTError(
-                f"eval.evaluate_example is {index}, but there are {size} validation samples, numbered from 0."
-            )
-        return index
+        said = self.tokenizer.decode(answer)
+        self.fabric.print(f"Answer: {said}")
+        return f"{asked}\n→ {said}"

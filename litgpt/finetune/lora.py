@@ -26,6 +26,14 @@ def setup(
     lora_projection: bool = False,
     lora_mlp: bool = False,
     lora_head: bool = False,
+    lora_target: list[str] | str | None = None,
+    lora_rank_pattern: dict[str, int] | None = None,
+    lora_alpha_pattern: dict[str, float] | None = None,
+    lora_rslora: bool = False,
+    lora_dora: bool = False,
+    lora_init: Literal["default", "pissa", "pissa-fast"] = "default",
+    lora_plus_ratio: float | None = None,
+    lora_modules_to_save: list[str] | str | None = None,
     data: DataModule | None = None,
     train: TrainArgs = TrainArgs(
         save_interval=1000,
@@ -45,10 +53,11 @@ def setup(
     """Finetune a model with LoRA: low-rank updates beside frozen weights.
 
     Args:
-        checkpoint_dir: Folder of the model to start from, LitGPT's or Hugging Face's.
+        checkpoint_dir: Folder of the model to start from, LitGPT's or Hugging Face's; or one that holds updates only
+            (`step-*`, or PEFT's), which are trained on, with their settings.
         out_dir: Folder for checkpoints, logs and the loss curve.
         precision: Arithmetic of the training: 32-true, bf16-true, bf16-mixed, 16-mixed.
-        quantize: Keep the frozen weights quantized, by bitsandbytes (CUDA).
+        quantize: Keep the frozen weights in 4 or 8 bits, by bitsandbytes.
         devices: Number of devices, or auto.
         num_nodes: Number of hosts.
         resume: Go on with the newest checkpoint in out_dir (true; auto: if any), or with that folder.
@@ -61,6 +70,16 @@ def setup(
         lora_projection: Update the output projection of the attention.
         lora_mlp: Update the linear layers of the MLPs.
         lora_head: Update the output head.
+        lora_target: Update the linear layers that these patterns match, in place of the six switches above, such as
+            `attn.query,attn.value,mlp.*`; `*` stands for anything, and `re:` begins a regular expression.
+        lora_rank_pattern: Other ranks for some layers, such as `{attn.proj: 16}`.
+        lora_alpha_pattern: Other values of lora_alpha for some layers, likewise.
+        lora_rslora: Scale by lora_alpha / sqrt(lora_r), so that high ranks learn as fast (rsLoRA).
+        lora_dora: Learn the size of each row of the weights beside its direction (DoRA).
+        lora_init: How updates start: at zero, or with the largest singular values of the weights (PiSSA; fast:
+            approximately).
+        lora_plus_ratio: Learning rate of B, as a multiple of A's (LoRA+), such as 16.
+        lora_modules_to_save: Train the modules that these patterns match whole, such as `lm_head,wte,norm_*`.
         data: What to learn from.
         train: How long, how fast and in what portions to train.
         log: Names handed to the experiment logger.
@@ -74,5 +93,5 @@ def setup(
     from litgpt.finetune.base import Job, finetune
     from litgpt.lora import LoRA
 
-    switches = {name.removeprefix("lora_"): value for name, value in arguments.items() if name.startswith("lora_")}
-    finetune(Job.of(LoRA(**switches), arguments))
+    own = {name.removeprefix("lora_"): arguments.pop(name) for name in list(arguments) if name.startswith("lora_")}
+    finetune(Job.of(LoRA(**own), arguments))

@@ -1,4 +1,4 @@
-"""`litgpt convert_from_litgpt`: a LitGPT checkpoint as a Hugging Face folder, or as a GGUF file."""
+"""`litgpt convert_from_litgpt`: a LitGPT checkpoint as a Hugging Face folder, a GGUF file, or a PEFT folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from typing import Literal
 def convert_from_litgpt(
     checkpoint_dir: Path,
     output_dir: Path,
-    output_format: Literal["hf", "gguf-f16", "gguf-q8_0"] = "hf",
+    output_format: Literal["hf", "gguf-f16", "gguf-q8_0", "peft"] = "hf",
 ) -> None:
-    """Convert a LitGPT checkpoint to a Hugging Face folder or a GGUF file.
+    """Convert a LitGPT checkpoint to a Hugging Face folder, a GGUF file, or LoRA's updates to a PEFT folder.
 
     A Hugging Face folder gets all that `transformers` opens: configuration, safetensors, tokenizer, generation
     settings. A GGUF file, for llama.cpp and what is built on it, holds all of this itself.
 
     Args:
-        checkpoint_dir: The folder with `lit_model.pth`; for GGUF, a Hugging Face folder does too.
+        checkpoint_dir: The folder with `lit_model.pth`; for GGUF, a Hugging Face folder does too; for PEFT, the one
+            with `lit_model.pth.lora`.
         output_dir: The folder to write.
-        output_format: `hf`, or `model-TYPE.gguf` in the folder: `gguf-f16` has 16 bits a weight, `gguf-q8_0` 8.5.
+        output_format: `hf`, or `model-TYPE.gguf` in the folder: `gguf-f16` has 16 bits a weight, `gguf-q8_0` 8.5; or
+            `peft`, the updates alone.
     """
     if output_format == "hf":
         from litgpt.checkpoint.convert import to_hf
 
         to_hf(checkpoint_dir, output_dir)
+    elif output_format == "peft":
+        from litgpt.checkpoint.peft_writer import to_peft
+
+        print(f"Wrote {to_peft(checkpoint_dir, output_dir)}, for `peft.PeftModel.from_pretrained`.")
     else:
         from litgpt.checkpoint.gguf_writer import write_gguf
 

@@ -13,13 +13,15 @@ def merge_lora(
     """Merge LoRA weights into the model they were trained on.
 
     Args:
-        checkpoint_dir: Folder with `lit_model.pth.lora` and `hyperparameters.yaml`; gets `lit_model.pth`.
-        pretrained_checkpoint_dir: Folder of the model that was finetuned; null: as `hyperparameters.yaml` says.
+        checkpoint_dir: Folder with `lit_model.pth.lora` and `hyperparameters.yaml`, or one that PEFT wrote; gets
+            `lit_model.pth`.
+        pretrained_checkpoint_dir: Folder of the model that was finetuned; null: as the folder itself says.
         precision: What the result is kept in, such as 32-true or bf16-true; null: as the finetuned model.
     """
-    from litgpt.checkpoint.finetuned import read_hyperparameters
-    from litgpt.checkpoint.layout import CONFIG_FILE, LIT_MODEL, existing_folder, find_checkpoint
+    from litgpt.checkpoint.finetuned import find_update
+    from litgpt.checkpoint.layout import CONFIG_FILE, LIT_MODEL, complete_folder, existing_folder
     from litgpt.checkpoint.merge import merge
+    from litgpt.errors import LitGPTError
     from litgpt.lora import LoRA
     from litgpt.runtime import parameter_dtype
 
@@ -28,10 +30,14 @@ def merge_lora(
     if (folder / LIT_MODEL).is_file():
         print(f"{folder} has its merged {LIT_MODEL} already; nothing to do.")
         return
-    lora, trained_on = read_hyperparameters(folder, LoRA.suffix)
-    assert isinstance(lora, LoRA)
-    base = find_checkpoint(pretrained_checkpoint_dir or trained_on)
-    merge(folder, lora, base, dtype)
+    update = find_update(folder, pretrained_checkpoint_dir)
+    if update is None or not isinstance(update.method, LoRA):
+        raise LitGPTError(
+            f"{folder} has no {LIT_MODEL}{LoRA.suffix} to merge (nor updates of PEFT's); give the folder of a "
+            "finetune_lora run (…/final)."
+        )
+    merge(update, folder, dtype)
+    complete_folder(update.base.dir, folder)
     if not (folder / CONFIG_FILE).is_file():
-        base.config.save(folder)
+        update.base.config.save(folder)
     print(f"Merged into {folder / LIT_MODEL}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,16 @@ BARE = ("--convert_checkpoint", "false")
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
+TINY_LLAMA = dict(
+    architectures=["LlamaForCausalLM"],
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    vocab_size=96,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+)
 TOKEN = "hf_averysecretone"
 
 
@@ -238,3 +249,36 @@ def test_a_folder_that_is_there_is_not_asked_for(hub, run, tmp_path):
     (tmp_path / "org" / "plain").mkdir(parents=True)
     assert run("find", "org/plain", before=f"import sys; {FIND}").stdout.strip() == str(Path("org/plain"))
     assert not hub.requests
+
+
+READ = "from litgpt import Config; config = Config.from_hf(sys.argv[1]); print(config.name, config.n_layer); sys.exit()"
+
+
+def test_a_configuration_is_read_from_the_hub_by_its_name_alone(hub, run):
+    hub.add("someone/finetuned", **{"config.json": json.dumps(TINY_LLAMA).encode()})
+    result = run("someone/finetuned", before=f"import sys; {READ}")
+    assert (result.stdout, result.returncode) == ("finetuned 3\n", 0)
+    assert not hub.asked("GET", "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("source", "environment", "words"),
+    [
+        ("EleutherAI/pythia-14n", {}, "no repository EleutherAI/pythia-14n.*Closest: EleutherAI/pythia-14m"),
+        ("org/bare", {}, "org/bare has no config.json"),
+        ("org/gated", {}, "gated"),
+        ("org/plain", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ("org/plain", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached"),
+        ("no-such-folder", {}, "no folder no-such-folder.*ORG/NAME"),
+        ("org/mamba", {}, "MambaForCausalLM"),
+    ],
+)
+def test_a_configuration_that_cannot_be_had_is_one_sentence(hub, run, source, environment, words):
+    hub.add("org/bare", **{"model.safetensors": WEIGHTS})
+    hub.add("org/gated", gated=True, **{"config.json": CONFIG})
+    hub.add("org/mamba", **{"config.json": b'{"architectures": ["MambaForCausalLM"]}'})
+    tell = "except LitGPTError as error: print('told:', error, file=sys.stderr); sys.exit(1)"
+    before = f"import sys\nfrom litgpt.errors import LitGPTError\ntry: {READ}\n{tell}"
+    result = run(source, before=before, **environment)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search(words, result.stderr.partition("told: ")[2])

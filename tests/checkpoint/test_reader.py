@@ -218,9 +218,13 @@ def test_a_config_that_is_not_json(folder):
     [
         (lambda t: t.pop("model.layers.1.self_attn.k_proj.weight"), "model.layers.1.self_attn.k_proj.weight"),
         (lambda t: t.update({"model.layers.1.self_attn.g_proj.weight": torch.ones(1)}), "self_attn.g_proj.weight"),
-        (lambda t: t.update({"model.norm.weight": torch.ones(7)}), "ln_f.weight has the shape \\(7,\\)"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model\.norm\.weight \(7,\) can't be"),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.k_proj.weight": torch.ones(7, 3)}),
+            r"q_proj\.weight \(\d+, \d+\) and .*k_proj\.weight \(7, 3\).*can't be transformer\.h\.0\.attn\.qkv",
+        ),
     ],
-    ids=["missing", "surplus", "shape"],
+    ids=["missing", "surplus", "shape", "shape of a part"],
 )
 def test_a_tensor_that_does_not_belong_is_named(folder, edit, named):
     with pytest.raises(LitGPTError, match=named):

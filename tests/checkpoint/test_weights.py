@@ -27,6 +27,9 @@ def shrunk(name: str) -> Config:
     if row.latent_attention:
         small = dict(kv_lora_rank=6, qk_rope_head_dim=4, qk_nope_head_dim=3, v_head_dim=5)
         sizes["latent_attention"] = {"q_lora_rank": row.latent_attention["q_lora_rank"] and 7, **small}
+    if row.linear_attention:
+        small = dict(n_key_heads=2, n_value_heads=6, key_size=3, value_size=5, kernel_size=3)
+        sizes.update(n_layer=4, linear_attention=small)
     return Config.from_name(name, **sizes)
 
 

@@ -150,6 +150,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, code):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_names_the_place_that_was_asked_for(tmp_path, exists):
+    target = tmp_path / "out"
+    if exists:
+        target.mkdir()
+    full = OSError(errno.ENOSPC, "full")
+    with pytest.raises(LitGPTError) as told, atomic_folder(target) as outer, atomic_folder(outer / "inner") as folder:
+        write_lit(folder / "model.pth", fail(full))
+    assert f"{target / 'inner' / 'model.pth'} could not be written" in str(told.value)
+    assert ".part" not in str(told.value)
+
+
 def test_a_file_that_the_system_refuses_to_let_grow(tmp_path):
     """The real thing: an error in the middle of writing a tensor."""
     code = (

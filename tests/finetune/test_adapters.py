@@ -14,7 +14,6 @@ from litgpt.adapter import Adapter
 from litgpt.adapter_v2 import AdapterV2
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.reader import load_model, load_pth
-from litgpt.errors import LitGPTError
 from litgpt.finetune import adapter, adapter_v2
 from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
@@ -98,12 +97,3 @@ def test_a_tied_head_stays_tied(hf_folder: Path, data_file: Path, tmp_path: Path
     assert model.tied and torch.equal(
         model.transformer.wte.weight, load_model(hf_folder).transformer.wte.weight.float()
     )
-
-
-@pytest.mark.parametrize("setup", [adapter.setup, adapter_v2.setup], ids=COMMANDS)
-def test_quantization_is_refused_in_one_sentence(
-    setup: Callable[..., None], lit_folder: Path, data_file: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(LitGPTError, match="quantize bnb.nf4") as caught:
-        run(setup, lit_folder, data_file, tmp_path, quantize="bnb.nf4")
-    assert "\n" not in str(caught.value)

@@ -40,9 +40,8 @@ def run(
 @pytest.fixture(scope="module")
 def finished(lit_folder: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a LoRA run leaves."""
-    return run(
-        lora.setup, lit_folder, data_file, tmp_path_factory.mktemp("out"), lora_r=4, lora_mlp=True, lora_head=True
-    )
+    out_dir, best = tmp_path_factory.mktemp("out"), {"keep_best": True}
+    return run(lora.setup, lit_folder, data_file, out_dir, lora_r=4, lora_mlp=True, lora_head=True, train=best)
 
 
 def test_a_run_leaves_complete_folders(finished: Path) -> None:
@@ -53,16 +52,17 @@ def test_a_run_leaves_complete_folders(finished: Path) -> None:
     assert (finished / "loss.png").stat().st_size > 1000
 
 
-def test_the_merged_model_is_the_base_with_the_update(finished: Path, lit_folder: Path) -> None:
+@pytest.mark.parametrize("place", ["final", "best"])
+def test_the_merged_model_is_the_base_with_the_update(place: str, finished: Path, lit_folder: Path) -> None:
     model = load_model(lit_folder)
     method = LoRA(r=4, alpha=16, mlp=True, head=True)
     method.attach(model)
-    path = finished / "final" / "lit_model.pth.lora"
+    path = finished / place / "lit_model.pth.lora"
     load_owned(model, method.owns, load_pth(path), str(path))
     tokens = torch.arange(20)[None]
     updated = model.eval()(tokens)
     assert (updated - load_model(lit_folder)(tokens)).abs().max() > 0.01
-    torch.testing.assert_close(load_model(finished / "final")(tokens), updated, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(load_model(finished / place)(tokens), updated, rtol=1e-4, atol=1e-4)
 
 
 def test_hyperparameters_are_a_configuration_without_secrets(finished: Path, lit_folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_more_training_lowers_the_validation_loss(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"quantize": "bnb.nf4"}, "quantize bnb.nf4"),
+        ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "bnb.nf4 computes in one dtype"),
         ({"train": {"max_seq_length": 4096}}, "the model's context is 256 tokens"),
         ({"train": {"max_seq_length": 8}}, "No prompt leaves room"),
         ({"train": {"tie_embeddings": True}}, "tie_embeddings is for pretraining"),
@@ -157,8 +157,12 @@ def test_a_label_that_the_loss_would_learn_is_refused(lit_folder: Path, data_fil
         run(lora.setup, lit_folder, data_file, tmp_path, data=data)
 
 
-def test_no_data_and_no_checkpoint(lit_folder: Path, data_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(LitGPTError, match="add --data JSON"):
+def test_no_data_means_alpaca_and_no_checkpoint_is_an_error(
+    lit_folder: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").touch()  # so that nothing is downloaded
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LitGPTError, match="data/alpaca"):
         lora.setup(lit_folder, out_dir=tmp_path)
     with pytest.raises(LitGPTError, match="no checkpoint folder"):
         run(lora.setup, tmp_path / "nowhere", data_file, tmp_path)
