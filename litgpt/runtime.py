@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from litgpt.errors import LitGPTError, closest
+from litgpt.quantize import check_quantization
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
 PRECISIONS: dict[str, torch.dtype] = {
     "32-true": torch.float32,
@@ -110,6 +112,25 @@ def training_precision(precision: str | None, device: torch.device | str) -> str
     return chosen
 
 
+def quantized_precision(quantize: str | None, precision: str | None, training: bool, device: torch.device | str) -> str:
+    """`precision`, or what is computed in on `device` where none is asked for, beside weights that `quantize` keeps in
+    few bits: one dtype throughout, as LitGPT has it, so `bf16-true` in training too.
+
+    Raises:
+        LitGPTError: The precision or the quantization can't be had there.
+    """
+    chosen = precision or default_precision(training, device)
+    if quantize is None:
+        return training_precision(chosen, device) if training else chosen
+    if precision is None:
+        chosen = {"bf16-mixed": "bf16-true", "16-mixed": "32-true"}.get(chosen, chosen)
+    elif precision.endswith("-mixed"):
+        instead = precision.replace("-mixed", "-true")
+        raise LitGPTError(f"--quantize {quantize} computes in one dtype; use --precision {instead} or leave it out.")
+    check_quantization(quantize, torch.device(device), parameter_dtype(chosen))
+    return training_precision(chosen, device) if training else chosen
+
+
 def make_fabric(
     devices: int | str = 1,
     num_nodes: int = 1,
@@ -153,6 +174,30 @@ def make_fabric(
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
+
+
+def join_processes() -> tuple[torch.device, DeviceMesh | None]:
+    """One process a GPU, or those of `torchrun`, on CPUs too: this process's device, and the mesh of all of them; None:
+    there is only this one. Without `torchrun`, Lightning Fabric starts the others."""
+    place = pick_device()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    else:
+        world, local = torch.cuda.device_count() if place.type == "cuda" else 1, 0
+        if world > 1:
+            from lightning.fabric import Fabric
+
+            fabric = Fabric(accelerator="cuda", devices=world, strategy="ddp")
+            fabric.launch()
+            local = fabric.local_rank
+    if world == 1:
+        return place, None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if place.type == "cuda":
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    return place, init_device_mesh(place.type, (world,))
 
 
 def _processes(devices: int | str, num_nodes: int, kind: str) -> tuple[int, int]:
