@@ -125,7 +125,7 @@ def finetune(out_dir: Path, seed: int) -> Path:
         lora_projection=True,
         lora_mlp=True,
         lora_head=True,
-        data=JSON(INSTRUCTIONS, mask_prompt=True, prompt_style="default"),
+        data=JSON(INSTRUCTIONS, mask_prompt=True, prompt_style="default", cache_dir=out_dir),
         train=TrainArgs(
             global_batch_size=16,
             micro_batch_size=16,

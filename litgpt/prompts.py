@@ -321,6 +321,11 @@ class ChatTemplate(PromptStyle, name="chat"):
         template = self.template("tool_use" if tools else "default")
         return template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
 
+    @property
+    def templates(self) -> Mapping[str, Template]:
+        """The templates by name; none as long as no checkpoint is given."""
+        return self._templates
+
     def template(self, name: str = "default") -> Template:
         """The template called `name`, else the default one.
 

@@ -10,6 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave no tokens in the user's cache."""
+    os.environ["LITGPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def _absent(reason: str) -> None:
     """Skips; fails instead where the assets are promised to be there."""
     if os.environ.get("LITGPT_REQUIRE_ASSETS"):

@@ -5,16 +5,45 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.base import DataModule, SFTDataset, SFTModule, get_sft_collate_fn
+from litgpt.data.base import DataModule, SFTDataset, get_sft_collate_fn
+from litgpt.data.instructions import SFTModule
 
 if TYPE_CHECKING:
+    from litgpt.data.alpaca import Alpaca as Alpaca
+    from litgpt.data.alpaca_2k import Alpaca2k as Alpaca2k
+    from litgpt.data.alpaca_gpt4 import AlpacaGPT4 as AlpacaGPT4
+    from litgpt.data.conversations import Conversations as Conversations
+    from litgpt.data.deita import Deita as Deita
+    from litgpt.data.flan import FLAN as FLAN
     from litgpt.data.json_data import JSON as JSON
+    from litgpt.data.lima import LIMA as LIMA
+    from litgpt.data.lit_data import LitData as LitData
+    from litgpt.data.longform import LongForm as LongForm
+    from litgpt.data.microllama import MicroLlama as MicroLlama
+    from litgpt.data.mixture import Mixture as Mixture
+    from litgpt.data.openwebtext import OpenWebText as OpenWebText
     from litgpt.data.text_files import TextFiles as TextFiles
+    from litgpt.data.tinyllama import TinyLlama as TinyLlama
+    from litgpt.data.tinystories import TinyStories as TinyStories
     from litgpt.data.token_files import TokenFiles as TokenFiles
 
 MODULES: dict[str, str] = {
+    "Alpaca": "litgpt.data.alpaca:Alpaca",
+    "Alpaca2k": "litgpt.data.alpaca_2k:Alpaca2k",
+    "AlpacaGPT4": "litgpt.data.alpaca_gpt4:AlpacaGPT4",
+    "Conversations": "litgpt.data.conversations:Conversations",
+    "Deita": "litgpt.data.deita:Deita",
+    "FLAN": "litgpt.data.flan:FLAN",
     "JSON": "litgpt.data.json_data:JSON",
+    "LIMA": "litgpt.data.lima:LIMA",
+    "LitData": "litgpt.data.lit_data:LitData",
+    "LongForm": "litgpt.data.longform:LongForm",
+    "MicroLlama": "litgpt.data.microllama:MicroLlama",
+    "Mixture": "litgpt.data.mixture:Mixture",
+    "OpenWebText": "litgpt.data.openwebtext:OpenWebText",
     "TextFiles": "litgpt.data.text_files:TextFiles",
+    "TinyLlama": "litgpt.data.tinyllama:TinyLlama",
+    "TinyStories": "litgpt.data.tinystories:TinyStories",
     "TokenFiles": "litgpt.data.token_files:TokenFiles",
 }
 """Name as in `--data NAME` -> `module:Class`."""

@@ -35,7 +35,7 @@ class TextFiles(TokenModule):
     characters: bool = False
     """Make every character that occurs in the text a token, instead of using a tokenizer."""
     cache_dir: Path | None = None
-    """Where token files are kept; null: `$LITGPT_CACHE`, else `litgpt` in the user's cache folder."""
+    """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
 
     def __post_init__(self) -> None:
         self.train_data_path = Path(self.train_data_path)
@@ -84,8 +84,8 @@ class TextFiles(TokenModule):
         return cached_tokens(files, self.tokenizer, self._cache)
 
     @property
-    def _cache(self) -> Path:
-        return self.cache_dir or cache_folder()
+    def _cache(self) -> Path | None:
+        return cache_folder(self.cache_dir)
 
     def _choose_tokenizer(self) -> None:
         if self.characters and not self._own_tokenizer:

@@ -1,16 +1,22 @@
 """Texts become token ids once: kept in a file named by what went in, memory-mapped ever after.
 
-The name is a hash of the texts and of the tokenizer, so a change of either makes another file, and two processes that
-make the same file at the same time both succeed.
+The name is a hash of the texts, of the tokenizer and of how the texts were put into words, so a change of any makes
+another file, and two processes that make the same file at the same time both succeed. A file is written under another
+name first: a killed process leaves none that is half.
+
+Legend: `N` tokens of a file, `S` samples in it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from litgpt.errors import LitGPTError
 
@@ -25,40 +31,128 @@ BATCH = 64
 """Pieces in a batch."""
 WINDOW = 256
 """Characters on each side of a cut that are tokenized to see whether the cut changes the tokens."""
+OFF = "off"
+"""As `$LITGPT_CACHE` or as `cache_dir`: keep nothing."""
+MAGIC = b"litgpt1\n"
+ALIGNMENT = 16
+"""Bytes that each array in a file starts at a multiple of."""
+TOKENIZER_FILES = (
+    "tokenizer.json tokenizer.model vocab.json merges.txt tokenizer_config.json special_tokens_map.json "
+    "added_tokens.json generation_config.json config.json"
+).split()
+"""What decides which ids a text gets and how it begins and ends."""
 
 
-def cache_folder() -> Path:
-    """Where token files are kept: `$LITGPT_CACHE`, else `litgpt` in the user's cache folder."""
-    own = os.environ.get("LITGPT_CACHE")
+def cache_folder(chosen: Path | None = None) -> Path | None:
+    """Where token files are kept: `chosen`, else `$LITGPT_CACHE`, else `litgpt` in the user's cache folder.
+
+    None where that is `off`.
+    """
+    own = str(chosen) if chosen is not None else os.environ.get("LITGPT_CACHE")
+    if own == OFF:
+        return None
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litgpt"
 
 
-def cached_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path) -> np.ndarray:
-    """The tokens of text files, one document each, as one memory-mapped stream.
+# ------------------------------------------------------------------------------------------------- token files
 
-    A document starts with the tokenizer's start token; where it has none, it ends with the end token.
+
+class TokenFile:
+    """A finished token file, memory-mapped.
 
     Raises:
-        LitGPTError: A file is not UTF-8 text, or `folder` can't be written.
+        LitGPTError: The file is not whole.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        import numpy as np
+
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(MAGIC) - 8))
+        end = file.read()
+        if size < len(MAGIC) + 8 or not end.endswith(MAGIC):
+            raise LitGPTError(f"{name} is no token file, or not a whole one; delete it, it is made again.")
+        length = int.from_bytes(end[:8], "little")
+        file.seek(size - len(end) - length)
+        index = json.loads(file.read(length))
+        self.notes: dict[str, Any] = index["notes"]
+        """What else was kept, as plain values."""
+        self._arrays: dict[str, np.ndarray] = {}
+        mapped = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)  # whose slices cost less
+        for key, (dtype, start, count) in index["arrays"].items():
+            data = mapped[start : start + count * np.dtype(dtype).itemsize]
+            self._arrays[key] = data.view(dtype)
+        self.ids = self._arrays["ids"]
+        """`(N,)`, unsigned, two or four bytes each."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+
+class TokenWriter:
+    """Writes a token file from front to back."""
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
+        self.file, self.dtype, self.count = file, dtype, 0
+        self.arrays: dict[str, np.ndarray] = {}
+        """Further arrays, written at the end."""
+        self.notes: dict[str, Any] = {}
+
+    def add(self, ids: Iterable[int]) -> None:
+        """Appends tokens."""
+        import numpy as np
+
+        array = np.fromiter(ids, dtype=self.dtype)
+        self.count += len(array)
+        self.file.write(array.tobytes())
+
+    def finish(self) -> None:
+        """Writes the further arrays and where everything stands."""
+        places: dict[str, tuple[str, int, int]] = {"ids": (self.dtype.str, 0, self.count)}
+        for name, array in self.arrays.items():
+            self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
+            places[name] = (array.dtype.str, self.file.tell(), len(array))
+            self.file.write(array.tobytes())
+        index = json.dumps({"arrays": places, "notes": self.notes}).encode()
+        self.file.write(index + len(index).to_bytes(8, "little") + MAGIC)
+        self.file.flush()
+
+
+def cached(key: str, tokenizer: Tokenizer, folder: Path | None, write: Callable[[TokenWriter], None]) -> TokenFile:
+    """The token file called `key`, written by `write` if it isn't there.
+
+    Args:
+        key: A hash of all that decides what is in the file.
+        tokenizer: Whose ids they are; its size decides their type.
+        folder: The cache. None: a temporary file that is gone with the process.
+        write: Adds the tokens.
+
+    Raises:
+        LitGPTError: `folder` can't be written, or what `write` raises.
     """
     import numpy as np
 
-    contents = [file.read_bytes() for file in files]
+    from litgpt.checkpoint.atomic import atomic_file
+
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    target = folder / "tokens" / f"{content_hash(fingerprint(tokenizer), *contents)}.{dtype.name}.bin"
+    if folder is None:
+        with tempfile.TemporaryFile() as nameless:
+            _write_all(TokenWriter(nameless, dtype), write)
+            return TokenFile(nameless, "The temporary token file")
+    target = folder / "tokens" / f"{key}.tokens"
     if not target.is_file():
-        _write(
-            target,
-            dtype,
-            (
-                ids
-                for file, raw in zip(files, contents, strict=True)
-                for ids in _document(decoded(file, raw), tokenizer)
-            ),
-        )
-    if target.stat().st_size == 0:
-        return np.empty(0, dtype)
-    return np.memmap(target, dtype=dtype, mode="r")
+        with atomic_file(target) as temporary, temporary.open("wb") as file:
+            _write_all(TokenWriter(file, dtype), write)
+    with target.open("rb") as file:
+        return TokenFile(file, str(target))
+
+
+def _write_all(writer: TokenWriter, write: Callable[[TokenWriter], None]) -> None:
+    write(writer)
+    writer.finish()
+
+
+# ------------------------------------------------------------------------------------------------------- names
 
 
 def content_hash(*parts: bytes) -> str:
@@ -68,6 +162,70 @@ def content_hash(*parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def file_hash(path: Path) -> bytes:
+    """The hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
+
+
+def fingerprint(tokenizer: Tokenizer) -> bytes:
+    """What decides which ids a text gets."""
+    folder = tokenizer.checkpoint_dir
+    states = tuple((name, (folder / name).stat().st_mtime_ns) for name in TOKENIZER_FILES if (folder / name).is_file())
+    facts = (len(tokenizer), tokenizer.bos_id, tokenizer.stop_ids, tokenizer.use_bos, tokenizer.backend)
+    return content_hash(_files_hash(folder, states), repr(facts).encode()).encode()
+
+
+@lru_cache(maxsize=16)
+def _files_hash(folder: Path, states: tuple[tuple[str, int], ...]) -> bytes:
+    return content_hash(*(part for name, _ in states for part in (name.encode(), file_hash(folder / name)))).encode()
+
+
+# --------------------------------------------------------------------------------------------------- documents
+
+
+def cached_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path | None) -> np.ndarray:
+    """The tokens of text files, one document each, as one memory-mapped stream.
+
+    A document starts with the tokenizer's start token; where it has none, it ends with the end token.
+
+    Raises:
+        LitGPTError: A file is not UTF-8 text, or `folder` can't be written.
+    """
+    key = content_hash(b"text 2", fingerprint(tokenizer), *map(file_hash, files))
+    return cached_documents(key, (decoded(file, file.read_bytes()) for file in files), tokenizer, folder)
+
+
+def cached_documents(key: str, texts: Iterable[str], tokenizer: Tokenizer, folder: Path | None) -> np.ndarray:
+    """The tokens of texts, one document each, as one memory-mapped stream called `key`."""
+
+    def write(writer: TokenWriter) -> None:
+        for batch in _batches(texts, tokenizer):
+            for ids in tokenizer.encode_batch([text for text, _, _ in batch], bos=False, eos=False):
+                _, opening, closing = batch.pop(0)
+                writer.add((*opening, *ids, *closing))
+
+    return cached(key, tokenizer, folder, write).ids
+
+
+def _batches(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[tuple[str, list[int], list[int]]]]:
+    """Pieces of documents, each with the ids before and behind it, in portions that are tokenized together."""
+    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    closing = [tokenizer.eos_id] if tokenizer.bos_id is None and tokenizer.eos_id is not None else []
+    batch: list[tuple[str, list[int], list[int]]] = []
+    size = 0
+    for text in texts:
+        pieces = cut_text(text, tokenizer)
+        for number, piece in enumerate(pieces):
+            batch.append((piece, [] if number else opening, closing if number == len(pieces) - 1 else []))
+            size += len(piece)
+            if len(batch) >= BATCH and size >= PIECE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def decoded(file: Path, raw: bytes) -> str:
@@ -81,26 +239,6 @@ def decoded(file: Path, raw: bytes) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise LitGPTError(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
-
-
-def _write(target: Path, dtype: np.dtype, batches: Iterator[list[int]]) -> None:
-    import numpy as np
-
-    from litgpt.checkpoint.atomic import atomic_file
-
-    with atomic_file(target) as temporary, temporary.open("wb") as file:
-        for ids in batches:
-            np.asarray(ids, dtype=dtype).tofile(file)
-
-
-def _document(text: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
-    if tokenizer.bos_id is not None:
-        yield [tokenizer.bos_id]
-    pieces = cut_text(text, tokenizer)
-    for start in range(0, len(pieces), BATCH):
-        yield from tokenizer.encode_batch(pieces[start : start + BATCH], bos=False, eos=False)
-    if tokenizer.bos_id is None and tokenizer.eos_id is not None:
-        yield [tokenizer.eos_id]
 
 
 def cut_text(text: str, tokenizer: Tokenizer) -> list[str]:
@@ -132,10 +270,26 @@ def _clean_cut(left: str, right: str, tokenizer: Tokenizer) -> bool:
     return whole == first + second
 
 
-def fingerprint(tokenizer: Tokenizer) -> bytes:
-    """What decides which ids a text gets."""
-    if tokenizer.backend == "huggingface":
-        content = tokenizer.processor.to_str().encode()
-    else:
-        content = tokenizer.processor.serialized_model_proto()
-    return content_hash(content, f"{tokenizer.bos_id} {tokenizer.eos_id}".encode()).encode()
+def identity(thing: Any) -> bytes:
+    """What an object's own code and settings are, for a hash: a class of litgpt by name, one of the user's by source.
+
+    An object whose source can't be had gets an identity of its own, so that nothing is ever taken for it.
+    """
+    import inspect
+
+    from litgpt import __version__
+
+    parts: list[str] = [__version__]
+    for cls in type(thing).__mro__[:-1]:
+        parts.append(f"{cls.__module__}.{cls.__qualname__}")
+        if cls.__module__.partition(".")[0] not in ("litgpt", "abc", "typing"):
+            try:
+                parts.append(inspect.getsource(cls))
+            except (OSError, TypeError):
+                parts.append(os.urandom(16).hex())
+    return "\n".join(parts).encode()
+
+
+def plain_json(value: Mapping[str, Any]) -> bytes:
+    """A table as text, for a hash."""
+    return json.dumps(value, sort_keys=True, default=repr).encode()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt.data import SFTDataset, get_sft_collate_fn
-from litgpt.data.base import split_rows
+from litgpt.data.base import split_indices
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
 from litgpt.tokenizer import Tokenizer
@@ -99,18 +99,17 @@ def test_collating_pads_on_the_right_and_cuts() -> None:
 
 def test_the_split_is_litgpts() -> None:
     # Seen by running LitGPT 0.5.13 on 41 rows with val_split_fraction 0.1 and seed 42.
-    rows = [{"number": number} for number in range(41)]
-    train, val = split_rows(rows, 0.1, 42)
-    assert [row["number"] for row in train][:8] == [0, 28, 21, 17, 30, 16, 11, 35]
-    assert [row["number"] for row in val] == [26, 18, 25, 3]
+    train, val = split_indices(41, 0.1, 42)
+    assert train[:8] == [0, 28, 21, 17, 30, 16, 11, 35]
+    assert val == [26, 18, 25, 3]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 3.0])
 def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
     with pytest.raises(LitGPTError, match="between 0 and 1"):
-        split_rows([{}, {}], fraction, 42)
+        split_indices(2, fraction, 42)
 
 
 def test_a_small_file_still_has_something_to_validate_on() -> None:
-    train, val = split_rows([{"number": number} for number in range(5)], 0.05, 42)
+    train, val = split_indices(5, 0.05, 42)
     assert (len(train), len(val)) == (4, 1)

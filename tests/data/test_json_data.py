@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.data import JSON
-from litgpt.data.json_data import read_samples
+from litgpt.data.files import read_rows
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 
@@ -39,7 +39,8 @@ def test_a_file_is_split(tmp_path: Path, tokenizer: Tokenizer, name: str) -> Non
 
 
 def test_blank_lines_do_no_harm(tmp_path: Path) -> None:
-    assert read_samples(write(tmp_path / "data.jsonl", ROWS, gap="\n\n")) == ROWS
+    found = read_rows(write(tmp_path / "data.jsonl", ROWS, gap="\n\n"))
+    assert [row for _, row in found] == ROWS
 
 
 @pytest.mark.parametrize("suffixes", [("json", "json"), ("jsonl", "json")])
@@ -92,11 +93,13 @@ GOOD = '{"instruction": "a", "output": "b"}'
         ("nothing.json", None, r"There is no data file"),
     ],
 )  # fmt: skip
-def test_bad_files_are_told_in_one_sentence(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+def test_bad_files_are_told_in_one_sentence(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, content: bytes | None, complaint: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(LitGPTError, match=complaint) as caught:
-        read_samples(tmp_path / name)
+        prepared(JSON(tmp_path / name), tokenizer)
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,30 @@
+"""Deita: 10,000 conversations, chosen for being good and unlike each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from litgpt.data.download import fetch_data_set
+from litgpt.data.formats import Conversation, Row, conversation_of
+from litgpt.data.turns import TurnsModule
+
+
+@dataclass
+class Deita(TurnsModule):
+    """The Deita conversations, from the hub."""
+
+    download_dir: Path = Path("data/deita")
+    """Where the files are kept."""
+    repo_id: str = "HuggingFaceH4/deita-10k-v0-sft"
+    """The data set on the hub."""
+
+    def fetch(self) -> None:
+        self.files()
+
+    def files(self) -> tuple[list[Path], list[Path]]:
+        folder = Path(self.download_dir)
+        return fetch_data_set(self.repo_id, "train_sft", folder), fetch_data_set(self.repo_id, "test_sft", folder)
+
+    def conversation(self, row: Row) -> Conversation:
+        return self.chosen(conversation_of({"messages": row.get("messages") or []}).messages)

@@ -1,0 +1,224 @@
+"""How a row of a data file becomes a conversation: the formats in use are told by their keys.
+
+| format | keys |
+|---|---|
+| messages | `messages`: a list of `role`, `content`, perhaps `tool_calls`, `reasoning_content` … |
+| ShareGPT | `conversations`: a list of `from`, `value` (or of texts, the user's and the assistant's in turn) |
+| Alpaca | `instruction`, `output`, perhaps `input`, `system`, `history` |
+| prompt and completion | `prompt` (or `question`), `completion` (or `response`, `answer`): texts or lists of messages |
+| text | `text` |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from litgpt.errors import LitGPTError
+
+Row = Mapping[str, Any]
+"""One entry of a data file."""
+Message = Mapping[str, Any]
+
+SHARED_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function_call": "assistant",
+}
+"""Who speaks in a ShareGPT conversation -> the role in a template."""
+PROMPTS = ("prompt", "question")
+COMPLETIONS = ("completion", "response", "answer")
+CHOICES = ("weight", "train")
+"""Keys of a message that say whether its turn is learned; no template sees them."""
+KNOWN = "messages, conversations, instruction and output, prompt and completion, or text"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What one sample says, before it is put into words."""
+
+    messages: Sequence[Message] = ()
+    """Each with `role` and `content`, and what else its template reads."""
+    tools: Sequence[Any] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """What else a chat template reads: `documents`, `enable_thinking` …"""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else a prompt style reads of an instruction: `input` …"""
+    unlearned: frozenset[int] = frozenset()
+    """The assistant's messages, by their place, that are not learned."""
+    text: str | None = None
+    """Plain text instead of messages."""
+
+
+def conversation_of(row: Row) -> Conversation:
+    """The conversation in a row of any known format.
+
+    Raises:
+        LitGPTError: The keys are of none, or what stands under them is not what belongs there.
+    """
+    if row.get("messages") is not None:
+        return _of_messages(row, _list(row, "messages"))
+    if row.get("conversations") is not None:
+        turns = _list(row, "conversations")
+        if all(isinstance(turn, str) for turn in turns):
+            return _of_messages(row, alternating(turns))
+        if all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
+            return _of_messages(row, turns)
+        return _of_messages(row, [shared_message(turn) for turn in turns])
+    if "instruction" in row:
+        return instruction(row)
+    prompt = next((key for key in PROMPTS if key in row), None)
+    completion = next((key for key in COMPLETIONS if key in row), None)
+    if prompt and completion:
+        return _of_messages(row, [*_said(row, prompt, "user"), *_said(row, completion, "assistant")])
+    if "text" in row:
+        return Conversation(text=_text(row, "text"))
+    found = ", ".join(map(repr, row)) or "none"
+    raise LitGPTError(f"no known format (its keys: {found}); a sample has {KNOWN}, and data.columns renames keys.")
+
+
+def instruction(row: Row) -> Conversation:
+    """An instruction with its answer; further keys are the prompt style's to read.
+
+    Raises:
+        LitGPTError: No text under `instruction` or `output`.
+    """
+    for key in ("instruction", "output"):
+        if key not in row:
+            raise LitGPTError(f"the sample has no key {key!r} (its keys: {', '.join(map(repr, row)) or 'none'}).")
+    messages: list[Message] = []
+    system = row.get("sys_prompt") or row.get("system")
+    if system:
+        messages.append({"role": "system", "content": str(system)})
+    for turn in row.get("history") or ():
+        messages += alternating(turn)
+    messages.append({"role": "user", "content": _text(row, "instruction")})
+    messages.append({"role": "assistant", "content": _text(row, "output")})
+    spoken = ("instruction", "output", "sys_prompt", "system", "history", "prompt", "self")
+    return Conversation(messages, fields={key: value for key, value in row.items() if key not in spoken})
+
+
+def alternating(texts: Sequence[Any]) -> list[Message]:
+    """The user's and the assistant's words in turn, as messages.
+
+    Raises:
+        LitGPTError: They are not texts.
+    """
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise LitGPTError("a conversation without roles is a list of texts, the user's and the assistant's in turn.")
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def shared_message(turn: Any) -> Message:
+    """One turn of a ShareGPT conversation as a message.
+
+    Raises:
+        LitGPTError: It lacks `from` or `value`, or who speaks is unknown.
+    """
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
+        raise LitGPTError(
+            f"a turn of `conversations` has `from` and `value`, which are texts; this one is {turn!r:.80}."
+        )
+    role = SHARED_ROLES.get(turn["from"].lower())
+    if role is None:
+        raise LitGPTError(f"{turn['from']!r} speaks in `conversations`; known are {', '.join(SHARED_ROLES)}.")
+    others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    if turn["from"] != "function_call":
+        return {"role": role, "content": turn["value"], **others}
+    try:
+        calls = json.loads(turn["value"])
+    except ValueError:
+        raise LitGPTError(f"the value of a function_call is JSON, not {turn['value']!r:.80}.") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls], **others}
+
+
+def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
+    """A conversation with what else a row holds for its template."""
+    if not messages:
+        raise LitGPTError("the conversation is empty.")
+    plain: list[Message] = []
+    unlearned = set()
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise LitGPTError(f"a message has `role` and `content`; this one is {message!r:.80}.")
+        _check_content(message)
+        if not _is_learned(message):
+            unlearned.add(place)
+        plain.append({key: value for key, value in message.items() if key not in CHOICES and value is not None})
+    if row.get("system") and plain[0]["role"] != "system":
+        plain.insert(0, {"role": "system", "content": _text(row, "system")})
+        unlearned = {place + 1 for place in unlearned}
+    variables = row.get("chat_template_kwargs") or {}
+    if not isinstance(variables, Mapping):
+        raise LitGPTError("`chat_template_kwargs` is a table of what the chat template reads.")
+    documents = {"documents": row["documents"]} if row.get("documents") else {}
+    return Conversation(plain, _tools(row), {**documents, **variables}, unlearned=frozenset(unlearned))
+
+
+def _check_content(message: Message) -> None:
+    content = message.get("content")
+    if content is None and (message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")):
+        return
+    if not isinstance(content, str | list):
+        raise LitGPTError(f"the {message['role']} message has no text under `content`.")
+
+
+def _is_learned(message: Message) -> bool:
+    """`weight` 0 or `train` false: this turn is read, not learned."""
+    choice = next((message[key] for key in CHOICES if message.get(key) is not None), 1)
+    if choice not in (0, 1):
+        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {choice!r}.")
+    return bool(choice)
+
+
+def _tools(row: Row) -> Sequence[Any] | None:
+    tools = row.get("tools") or row.get("functions")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise LitGPTError(f"`tools` is no JSON: {tools!r:.80}.") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise LitGPTError(f"`tools` is a list, not {type(tools).__name__}.")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def _said(row: Row, key: str, role: str) -> list[Message]:
+    """One side of a prompt–completion pair: a text, or messages."""
+    if isinstance(row[key], str):
+        return [{"role": role, "content": row[key]}]
+    return _list(row, key)
+
+
+def _list(row: Row, key: str) -> list[Any]:
+    """A list under `key`, perhaps written as JSON (a cell of a CSV file)."""
+    value = row[key]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise LitGPTError(f"{key!r} is a text that is no JSON: {value!r:.80}.") from None
+    if not isinstance(value, list):
+        raise LitGPTError(f"{key!r} is {type(value).__name__}, not a list.")
+    return value
+
+
+def _text(row: Row, key: str) -> str:
+    if not isinstance(row[key], str):
+        raise LitGPTError(f"{key!r} is {type(row[key]).__name__}, not text.")
+    return row[key]

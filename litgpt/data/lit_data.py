@@ -1,0 +1,113 @@
+"""Tokens in LitData's chunks, on disk or in a store (s3://…), as `litdata.optimize` writes them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from litgpt.data.base import DataModule
+from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LitDataBlocks:
+    """Blocks of `length + 1` tokens from a folder of chunks.
+
+    Raises:
+        LitGPTError: There is no such folder, litdata isn't installed, or the chunks can't be read.
+    """
+
+    def __init__(self, folder: str, length: int) -> None:
+        try:
+            from litdata.streaming import StreamingDataset, TokensLoader
+        except ImportError:
+            raise LitGPTError(f"{folder} is read by litdata; install it by: pip install 'litgpt[litdata]'.") from None
+        if not is_remote(folder) and not (Path(folder) / "index.json").is_file():
+            raise LitGPTError(f"{folder} is no folder of LitData's: it has no index.json.")
+        try:
+            self.chunks: Any = StreamingDataset(folder, item_loader=TokensLoader(block_size=length + 1), shuffle=False)
+            self.count = len(self.chunks)
+        except Exception as error:  # litdata raises whatever its parts do
+            raise LitGPTError(f"{folder} can't be read by litdata ({' '.join(str(error).split())[:150]}).") from None
+        self.length = length
+        if not self.count:
+            raise LitGPTError(f"{folder} has no block of {length + 1} tokens; lower train.max_seq_length.")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        return [self.length + 1] * self.count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        with warnings.catch_warnings():  # litdata copies what torch warns not to write to
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            ids = self.chunks[index].long()
+        return {"input_ids": ids, "labels": ids}
+
+
+class LitDataModule(DataModule):
+    """A source of LitData's chunks."""
+
+    vocab_size: int | None = None
+
+    def blocks(self, folder: str) -> LitDataBlocks:
+        """The blocks in a folder, of the length that was asked for."""
+        if self.max_seq_length < 1:
+            raise LitGPTError(
+                "How many tokens a block has is not known: call connect(max_seq_length=...) before setup()."
+            )
+        return LitDataBlocks(folder, self.max_seq_length)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises a LitGPTError when a token id of the first blocks is `size` or more; the rest is not read."""
+        first = range(min(64, len(self.train_dataset)))
+        largest = max(int(self.train_dataset[index]["input_ids"].max()) for index in first)
+        if largest >= size:
+            raise LitGPTError(
+                f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
+                "use the model's own tokenizer."
+            )
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path leads to a store."""
+    return "://" in str(path)
+
+
+def below(path: str | Path, *names: str) -> str:
+    """A folder below a path, which may lead to a store."""
+    return "/".join((str(path).rstrip("/"), *names))
+
+
+@dataclass
+class LitData(LitDataModule):
+    """Tokens that `litdata.optimize` has prepared."""
+
+    data_path: str | Path = Path("data")
+    """The folder of the chunks, or of two folders of them (`split_names`); may be in a store (s3://…)."""
+    split_names: tuple[str, str] | None = None
+    """The names of the folders to train and to validate on. Null: all trains, and the same validates."""
+    seed: int = 42
+    """Of the order in `train_dataloader()`."""
+    num_workers: int = 8
+    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+
+    def __post_init__(self) -> None:
+        if self.split_names is not None and len(self.split_names) != 2:
+            raise LitGPTError("data.split_names are two names, of the folder to train on and of that to validate on.")
+
+    def setup(self, stage: str = "") -> None:
+        names = self.split_names
+        self.train_dataset = self.blocks(below(self.data_path, names[0]) if names else str(self.data_path))
+        self.val_dataset = self.blocks(below(self.data_path, names[1])) if names else self.train_dataset
+        if not names:
+            self.say(f"The validation data is the training data of {self.data_path} (data.split_names names two).")

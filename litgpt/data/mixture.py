@@ -1,0 +1,117 @@
+"""A mixture of several sources, each with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from litgpt import data
+from litgpt.data.base import DataModule
+from litgpt.data.mixing import Joined, Mixed
+from litgpt.errors import LitGPTError, closest
+
+if TYPE_CHECKING:
+    from litgpt.tokenizer import Tokenizer
+
+
+@dataclass
+class Mixture(DataModule):
+    """Samples of several sources, in proportion to their weights; all of the validation samples validate."""
+
+    sources: list[dict[str, Any]]
+    """The sources, each with `weight` (1 if left out) and the arguments of Conversations (`path: a.jsonl`), or with
+    `class_path` and `init_args` of any data module."""
+    epoch_size: int | None = None
+    """Samples of an epoch; null: as many as the sources have together."""
+    seed: int = 42
+    """Of the order in which each source is gone through."""
+    num_workers: int = 4
+    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise LitGPTError("data.sources names no source to mix.")
+        if self.epoch_size is not None and self.epoch_size < 1:
+            raise LitGPTError(f"data.epoch_size must be at least 1, not {self.epoch_size}.")
+        self.weights = [_weight(number, source) for number, source in enumerate(self.sources)]
+        self.modules = [_module(number, source) for number, source in enumerate(self.sources)]
+
+    def connect(
+        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
+    ) -> None:
+        super().connect(tokenizer, batch_size, max_seq_length)
+        for module in self.modules:
+            module.say, module.pretraining = self.say, self.pretraining
+            module.connect(tokenizer, batch_size, max_seq_length)
+
+    def prepare_data(self) -> None:
+        for module in self.modules:
+            module.prepare_data()
+
+    def setup(self, stage: str = "") -> None:
+        for module in self.modules:
+            module.setup(stage)
+        self._check_styles()
+        self.train_dataset = Mixed(
+            [module.train_dataset for module in self.modules], self.weights, self.epoch_size, self.seed
+        )
+        validating = [module.val_dataset for module in self.modules if module.val_dataset is not None]
+        self.val_dataset = Joined(validating) if validating else None
+        names = [source.get("path") or source.get("repo_id") or source.get("class_path") for source in self.sources]
+        shown = (f"{count:,} of {name}" for count, name in zip(self.train_dataset.counts, names, strict=True))
+        self.say(f"Each epoch has {len(self.train_dataset):,} samples: {', '.join(shown)}.")
+
+    @property
+    def prompt_style(self) -> Any:
+        """How the samples are put into words, the same for all sources; None: they are tokens already."""
+        return getattr(self.modules[0], "prompt_style", None)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises a LitGPTError when a token id of a source is `size` or more."""
+        for module in self.modules:
+            check: Callable[[int], None] | None = getattr(module, "check_vocabulary", None)
+            if check is not None:
+                check(size)
+
+    def _check_styles(self) -> None:
+        """A model can be prompted in one way only."""
+        from litgpt.data.encoding import style_key
+        from litgpt.data.wording import Writer
+        from litgpt.prompts import PromptStyle
+
+        styles = [getattr(module, "prompt_style", None) for module in self.modules]
+        keys = {style_key(Writer(style)) for style in styles if isinstance(style, PromptStyle)}
+        if len(keys) > 1:
+            names = ", ".join(sorted({type(style).__name__ for style in styles}))
+            raise LitGPTError(
+                f"The sources of the mixture have different prompt styles ({names}); give all the same prompt_style."
+            )
+
+
+def _weight(number: int, source: Any) -> float:
+    if not isinstance(source, dict):
+        raise LitGPTError(f"data.sources[{number}] is `name: value` lines with a weight, not {source!r}.")
+    weight = source.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise LitGPTError(f"data.sources[{number}].weight must be a number above 0, not {weight!r}.")
+    return float(weight)
+
+
+def _module(number: int, source: dict[str, Any]) -> DataModule:
+    """The data module of a source."""
+    arguments = {key: value for key, value in source.items() if key != "weight"}
+    path = arguments.pop("class_path", None)
+    if path is not None:
+        arguments = {**(arguments.pop("init_args", None) or {}), **arguments}
+    name = str(path or "Conversations").removeprefix("litgpt.data.")
+    if name not in data.MODULES and "." not in name:
+        raise LitGPTError(f"data.sources[{number}]: unknown data module {path!r}.{closest(name, data.MODULES)}")
+    try:
+        module, _, attribute = name.rpartition(".")
+        cls = getattr(data, name) if name in data.MODULES else getattr(import_module(module), attribute)
+        return cls(**arguments)
+    except (TypeError, ImportError, AttributeError) as error:
+        reason = str(error).replace("__init__() ", "")
+        raise LitGPTError(f"data.sources[{number}]: {reason}.") from None

@@ -1,0 +1,83 @@
+"""OpenWebText: pages that people linked to, after the data of GPT-2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from litgpt.data.base import split_sizes
+from litgpt.data.blocks import TokenModule
+from litgpt.data.download import fetch_data_set
+from litgpt.data.files import read_rows, unit_of
+from litgpt.data.lit_data import LitDataBlocks, below, is_remote
+from litgpt.data.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
+from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+REPOSITORY = "Skylion007/openwebtext"
+
+
+@dataclass
+class OpenWebText(TokenModule):
+    """OpenWebText, each page one document."""
+
+    data_path: str | Path = Path("data/openwebtext")
+    """Where the pages are kept; they are downloaded where they aren't there. A folder with `train` and `val` of
+    LitData's chunks, also in a store (s3://…), is read as it is."""
+    val_split_fraction: float = 0.0005
+    """Share of the tokens, 0 to 1, from the end of the pages, to validate on."""
+    seed: int = 42
+    """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
+    num_workers: int = 8
+    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    cache_dir: Path | None = None
+    """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
+
+    def __post_init__(self) -> None:
+        split_sizes(2, self.val_split_fraction)
+
+    @property
+    def _is_prepared(self) -> bool:
+        return is_remote(self.data_path) or (Path(self.data_path) / "train" / "index.json").is_file()
+
+    def prepare_data(self) -> None:
+        if not self._is_prepared:
+            files = fetch_data_set(REPOSITORY, "train", Path(self.data_path))
+            if cache_folder(self.cache_dir) is not None:
+                self._tokens(files)
+
+    def setup(self, stage: str = "") -> None:
+        if self._is_prepared:
+            train, val = (LitDataBlocks(below(self.data_path, name), self.max_seq_length) for name in ("train", "val"))
+            self.train_dataset, self.val_dataset = train, val  # type: ignore[assignment]
+            return
+        tokens = self._tokens(fetch_data_set(REPOSITORY, "train", Path(self.data_path)))
+        at = int(len(tokens) * (1 - self.val_split_fraction))
+        self.cut(tokens[:at], tokens[at:], Path(self.data_path))
+
+    def _tokens(self, files: Sequence[Path]) -> np.ndarray:
+        if self.tokenizer is None:
+            raise LitGPTError("Pages need a tokenizer: give --tokenizer_dir.")
+        key = content_hash(b"pages 1", fingerprint(self.tokenizer), *map(file_hash, files))
+        return cached_documents(key, pages(files), self.tokenizer, cache_folder(self.cache_dir))
+
+    def check_vocabulary(self, size: int) -> None:
+        if not self._is_prepared:
+            super().check_vocabulary(size)
+
+
+def pages(files: Sequence[Path]) -> Iterator[str]:
+    """The pages of data files.
+
+    Raises:
+        LitGPTError: A file is damaged, or a row has no text; says where.
+    """
+    for file in files:
+        for line, row in read_rows(file):
+            if not isinstance(row.get("text"), str):
+                raise LitGPTError(f"{file}, {unit_of(file)} {line}: there is no text under the key 'text'.")
+            yield row["text"]

@@ -1,0 +1,134 @@
+"""What `litgpt data preview` shows: samples with what is learned of them, and their lengths."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from litgpt.data import Alpaca, DataModule
+from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    from litgpt.tokenizer import Tokenizer
+
+BARS = 12
+"""Rows of the histogram."""
+WIDTH = 40
+"""Characters of its longest bar."""
+GREEN, GREY, PLAIN = "\033[32m", "\033[2m", "\033[0m"
+BLOCK = 1024
+"""Tokens of a block to pretrain on, where nothing says how many."""
+
+
+@dataclass
+class Preview:
+    """A data module that is set up, with the tokenizer that made its samples."""
+
+    data: DataModule
+    tokenizer: Tokenizer
+    limit: int | None
+    """Tokens of a sample at most."""
+
+    @classmethod
+    def of(
+        cls, folder: Path, data: DataModule | None, limit: int | None, pretraining: bool, access_token: str | None
+    ) -> Preview:
+        """Sets up the data for the model, or the tokenizer, in a folder.
+
+        Raises:
+            LitGPTError: The folder has no tokenizer, or the data is wrong.
+        """
+        from litgpt.checkpoint.hub import auto_download
+        from litgpt.checkpoint.layout import find_checkpoint
+        from litgpt.tokenizer import Tokenizer
+
+        if limit is not None and limit < 1:
+            raise LitGPTError(f"max_seq_length must be at least 1, not {limit}.")
+        folder = auto_download(folder, access_token=access_token)
+        try:
+            checkpoint = find_checkpoint(folder)
+            folder, limit = checkpoint.dir, limit or checkpoint.config.block_size
+        except LitGPTError:  # a tokenizer alone is enough
+            limit = limit or (BLOCK if pretraining else None)
+        tokenizer, data = Tokenizer(folder), data or Alpaca()
+        data.pretraining = pretraining
+        data.connect(tokenizer, max_seq_length=limit)
+        data.prepare_data()
+        data.setup()
+        return cls(data, data.tokenizer or tokenizer, limit)
+
+    def show(self, samples: int, color: str) -> None:
+        """Prints samples, lengths and counts."""
+        colored = color == "always" or (color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        for index in range(min(samples, len(self.data.train_dataset))):
+            sample = self.data.train_dataset[index]
+            size, learned = len(sample["input_ids"]), sum(1 for label in sample["labels"].tolist()[1:] if label >= 0)
+            print(f"\n── training sample {index}: {size:,} tokens, {learned:,} of them targets")
+            print(self.text(sample, colored))
+        for name, dataset in (("training", self.data.train_dataset), ("validation", self.data.val_dataset)):
+            if dataset is not None and len(dataset):
+                print("\n".join(("", *self.summary(name, dataset))))
+
+    def text(self, sample: Any, colored: bool) -> str:
+        """A sample in words; what is learned is green, or between ⟦ and ⟧."""
+        marks = (GREEN, PLAIN + GREY, GREY, PLAIN) if colored else ("⟦", "⟧", "", "")
+        pieces, on = [marks[2]], False
+        for ids, learned in runs(sample["input_ids"].tolist(), sample["labels"].tolist()):
+            if learned != on:
+                pieces.append((PLAIN if colored else "") + marks[0] if learned else marks[1])
+            on = learned
+            pieces.append(self.tokenizer.decode(ids, skip_special_tokens=False).replace("\033", "␛"))
+        return "".join((*pieces, marks[1] if on and not colored else "", marks[3]))
+
+    def summary(self, name: str, dataset: Any) -> Iterator[str]:
+        """Counts and a histogram of lengths."""
+        lengths = list(dataset.lengths)
+        tokens, ordered = sum(lengths), sorted(lengths)
+        targets = count_targets(dataset)
+        yield (
+            f"{len(lengths):,} {name} samples, {tokens:,} tokens, {targets:,} of them targets "
+            f"({targets / max(1, tokens):.1%})"
+        )
+        middle, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+        limit = f"; at most {self.limit:,} are kept" if self.limit is not None else ""
+        yield f"tokens of a sample: {ordered[0]:,} to {ordered[-1]:,}, half up to {middle:,}, 95% up to {most:,}{limit}"
+        losses = getattr(dataset, "losses", None)
+        cut = losses(name) if losses is not None else []
+        yield from cut or ["nothing is cut or left out"]
+        yield from histogram(getattr(dataset, "full_lengths", lengths), self.limit)
+
+
+def count_targets(dataset: Any) -> int:
+    """The tokens of a data set that have a loss."""
+    own = getattr(dataset, "target_count", None)
+    if own is not None:
+        return own()
+    return sum(int((dataset[index]["labels"][1:] >= 0).sum()) for index in range(len(dataset)))
+
+
+def runs(ids: Sequence[int], labels: Sequence[int]) -> Iterator[tuple[list[int], bool]]:
+    """Consecutive ids that are all learned or all not."""
+    start = 0
+    for at in range(1, len(ids) + 1):
+        if at == len(ids) or (labels[at] >= 0) != (labels[start] >= 0):
+            yield list(ids[start:at]), labels[start] >= 0
+            start = at
+
+
+def histogram(lengths: Sequence[int], limit: int | None) -> Iterator[str]:
+    """How many samples have how many tokens before they are cut, a line for each range."""
+    low, high = min(lengths), max(lengths)
+    step = max(1, -(-(high - low + 1) // BARS))
+    counts = [0] * -(-(high - low + 1) // step)
+    for length in lengths:
+        counts[(length - low) // step] += 1
+    digits = len(f"{high:,}")
+    for number, count in enumerate(counts):
+        first, last = low + number * step, low + (number + 1) * step - 1
+        bar = "█" * round(WIDTH * count / max(counts)) or ("▏" if count else "")
+        mark = " ✂" if count and limit is not None and last > limit else ""
+        yield f"  {first:>{digits},} – {last:>{digits},}  {bar:<{WIDTH}}  {count:,}{mark}"

@@ -1,0 +1,98 @@
+"""TinyStories: short stories that small models learn to write."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from litgpt.data.blocks import TokenModule
+from litgpt.data.download import fetch_file
+from litgpt.data.files import read_rows
+from litgpt.data.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
+from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
+FOLDER = "TinyStories_all_data"
+
+
+@dataclass
+class TinyStories(TokenModule):
+    """The TinyStories, each one document; the first of their files validates."""
+
+    data_path: Path = Path("data/tinystories")
+    """Where the stories are kept; they are downloaded where they aren't there."""
+    seed: int = 42
+    """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
+    num_workers: int = 8
+    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    cache_dir: Path | None = None
+    """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
+
+    def prepare_data(self) -> None:
+        folder = Path(self.data_path) / FOLDER
+        if not any(folder.glob("*.json")):
+            archive = Path(self.data_path) / f"{FOLDER}.tar.gz"
+            fetch_file(URL, archive)
+            unpack(archive, folder)
+        if cache_folder(self.cache_dir) is not None:
+            for files in self._files():
+                self._tokens(files)
+
+    def setup(self, stage: str = "") -> None:
+        val, train = self._files()
+        tokens = self._tokens(train)
+        self.cut(tokens, self._tokens(val), Path(self.data_path))
+
+    def _files(self) -> tuple[list[Path], list[Path]]:
+        """To validate on, to train on."""
+        files = sorted((Path(self.data_path) / FOLDER).glob("*.json"))
+        if len(files) < 2:
+            raise LitGPTError(
+                f"{Path(self.data_path) / FOLDER} has {len(files)} *.json files; at least two are needed."
+            )
+        return files[:1], files[1:]
+
+    def _tokens(self, files: list[Path]) -> np.ndarray:
+        if self.tokenizer is None:
+            raise LitGPTError("Stories need a tokenizer: give --tokenizer_dir.")
+        key = content_hash(b"stories 1", fingerprint(self.tokenizer), *map(file_hash, files))
+        texts = (story for file in files for story in stories(file))
+        return cached_documents(key, texts, self.tokenizer, cache_folder(self.cache_dir))
+
+
+def stories(file: Path) -> Iterator[str]:
+    """The stories of a file, without white space around them.
+
+    Raises:
+        LitGPTError: The file is damaged, or an entry has no story; says in which line.
+    """
+    for line, row in read_rows(file):
+        if not isinstance(row.get("story"), str):
+            raise LitGPTError(f"{file}, line {line}: there is no text under the key 'story'.")
+        yield row["story"].strip()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks an archive's `*.json` files into `folder`, all or none.
+
+    Raises:
+        LitGPTError: The archive is damaged.
+    """
+    from litgpt.checkpoint.atomic import atomic_folder
+
+    try:
+        with atomic_folder(folder) as temporary, tarfile.open(archive) as packed:
+            for member in packed:
+                file = packed.extractfile(member) if member.isfile() and member.name.endswith(".json") else None
+                if file is not None:
+                    with (temporary / Path(member.name).name).open("wb") as target:
+                        while piece := file.read(1 << 20):
+                            target.write(piece)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise LitGPTError(f"{archive} is damaged ({error}); delete it, it is downloaded anew.") from None
