@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from litgpt.errors import LitGPTError
 
@@ -59,6 +59,38 @@ class TrainArgs:
     """The learning rate that the schedule ends at."""
     packing: bool = True
     """Pack samples of different lengths without padding; false pads to the longest, with equal losses."""
+    keep_last: int | None = None
+    """Keep the newest so many `step-*` folders of this run and delete its older ones; null keeps all."""
+    keep_best: bool = False
+    """Keep the weights with the lowest validation loss so far in `best/`."""
+    patience: int | None = None
+    """Stop after so many validations in a row without a lower loss; null never stops early."""
+    lr_schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How the learning rate goes from the optimizer's down to `min_lr`: as half a cosine, evenly, evenly in the last
+    part of the run (wsd), or not at all (constant)."""
+    lr_decay_fraction: float | None = None
+    """Share of the run, 0 to 1, in which wsd lowers the learning rate; null is 0.2."""
+    decay_norms_and_biases: bool = False
+    """Let weight decay act on norms, gates and biases too, not on matrices and embeddings alone."""
+    optimizer_in_backward: bool = False
+    """Step each parameter as soon as its gradient is made, and free the gradient; needs one micro-batch a step."""
+    guard: float | None = None
+    """Skip a step whose loss or gradient norm is not finite, or more than so many times the median of the last 100
+    steps (10, say); 0 looks for what is not finite alone, null for nothing."""
+    z_loss: float = 0.0
+    """Add so many times the square of the logits' log-sum-exp to a token's training loss (1e-4, say)."""
+    label_smoothing: float = 0.0
+    """Share of the target, 0 to 1, that the training loss spreads evenly over the vocabulary."""
+    document_masks: bool = False
+    """In pretraining, keep attention inside each document of a block; documents end at the tokenizer's end token, or
+    begin at its start token."""
+    activation_checkpointing: bool | int | Literal["off", "full"] = "off"
+    """Compute activations again in the backward pass instead of keeping them: of every block (full), or of one in so
+    many (2, say)."""
+    activation_offload: bool = False
+    """Keep activations in the host's memory between forward and backward pass (not on a CPU)."""
+    compile: bool = False
+    """Compile the blocks of the model by torch.compile; needs a C++ compiler on a CPU."""
 
     def __post_init__(self) -> None:
         if self.lr_warmup_fraction is not None:
@@ -68,11 +100,34 @@ class TrainArgs:
                 )
             if not 0 <= self.lr_warmup_fraction <= 1:
                 raise LitGPTError(f"train.lr_warmup_fraction must lie between 0 and 1, not {self.lr_warmup_fraction}.")
+        self._check_options()
         counts = ("save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_seq_length")
-        _at_least(self, "train", 1, *counts)
+        _at_least(self, "train", 1, *counts, "keep_last", "patience")
         _at_least(
             self, "train", 0, "lr_warmup_steps", "epochs", "max_tokens", "max_steps", "max_time", "max_norm", "min_lr"
         )
+
+    def _check_options(self) -> None:
+        _at_least(self, "train", 0, "guard", "z_loss")
+        for name in ("lr_decay_fraction", "label_smoothing"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise LitGPTError(f"train.{name} must lie between 0 and 1, not {value}.")
+        if self.lr_decay_fraction is not None and self.lr_schedule != "wsd":
+            raise LitGPTError(
+                f"train.lr_decay_fraction is for --train.lr_schedule wsd, and this one is {self.lr_schedule}."
+            )
+        every = self.activation_checkpointing
+        if isinstance(every, bool):  # what YAML makes of on and off
+            self.activation_checkpointing = "full" if every else "off"
+        elif every not in ("off", "full") and (isinstance(every, str) or every < 1):
+            raise LitGPTError(f"train.activation_checkpointing must be off, full or a number above 0, not {every}.")
+
+    @property
+    def checkpointed_every(self) -> int:
+        """One in so many blocks is checkpointed; 0: none."""
+        every = self.activation_checkpointing
+        return {"off": 0, "full": 1}[every] if isinstance(every, str) else int(every)
 
     def batch_size(self, devices: int, num_nodes: int = 1) -> int:
         """Samples of one optimizer step that each device gets.

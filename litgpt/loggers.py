@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -19,24 +20,54 @@ Row = dict[str, float]
 
 
 class CSVLog:
-    """`<folder>/version_N/metrics.csv`: a row a call, a column for every metric seen so far.
+    """`<folder>/version_N/metrics.csv`: a row a call, a column for every metric seen so far; and, beside it,
+    `samples.jsonl`: what the model said on the way.
 
-    Each row is on disk when `log_metrics` returns. A resumed run goes on in the newest version and drops the rows
+    Each row is on disk when `log_metrics` returns. A resumed run goes on in the file it came from and drops the rows
     after the step it resumes from, so that its file reads as if it had never stopped.
+
+    Args:
+        folder: Where the versions are; this one gets the next number.
+        resume_step: Go on after so many steps.
+        resume_from: The version to go on with, a folder; None: the newest in `folder`. Of one elsewhere, the rows are
+            copied.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_step: int | None = None, resume_from: Path | None = None) -> None:
         versions = sorted(int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit())
         self.rows: list[Row] = []
-        if resume_step is not None and versions:
-            self.path = folder / f"version_{versions[-1]}" / "metrics.csv"
-            self.rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        self.samples: list[tuple[int, str]] = []
+        next_version = folder / f"version_{versions[-1] + 1 if versions else 0}"
+        before = resume_from or (folder / f"version_{versions[-1]}" if versions else None)
+        if resume_step is not None and before is not None:
+            self.rows = [row for row in read_metrics(before / "metrics.csv") if row["step"] <= resume_step]
+            self.samples = [sample for sample in read_samples(before / "samples.jsonl") if sample[0] <= resume_step]
+            here = before.parent.resolve() == folder.resolve() and before.is_dir()
+            version = before if here else next_version
         else:
-            self.path = folder / f"version_{versions[-1] + 1 if versions else 0}" / "metrics.csv"
+            version = next_version
+        self.path = version / "metrics.csv"
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.rows:
+        version.mkdir(parents=True, exist_ok=True)
+        if self.rows or self.path.exists():
             self._write_all()
+        if self.samples or self._samples_path.exists():
+            self._samples_path.write_text("".join(map(_line, self.samples)), encoding="utf-8")
+
+    @property
+    def name(self) -> str:
+        """`version_N`."""
+        return self.path.parent.name
+
+    @property
+    def _samples_path(self) -> Path:
+        return self.path.with_name("samples.jsonl")
+
+    def log_sample(self, step: int, text: str) -> None:
+        """Adds what the model said after a step."""
+        self.samples.append((step, text))
+        with self._samples_path.open("a", encoding="utf-8") as file:
+            file.write(_line((step, text)))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a row."""
@@ -66,8 +97,25 @@ def read_metrics(path: Path) -> list[Row]:
     """The rows of a `metrics.csv`; empty cells are left out. No file, no rows."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    whole, end, _ = path.read_text().rpartition("\n")  # a killed run may have left half a line
+    cells = csv.DictReader((whole + end).splitlines())
+    return [{name: float(value) for name, value in row.items() if value} for row in cells]
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """Steps and texts of a `samples.jsonl`; a line that a killed run left unfinished is none. No file, no samples."""
+    samples = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            samples.append((int(entry["step"]), str(entry["text"])))
+        except (ValueError, LookupError, TypeError):
+            continue
+    return samples
+
+
+def _line(sample: tuple[int, str]) -> str:
+    return json.dumps({"step": sample[0], "text": sample[1]}) + "\n"
 
 
 def _tensorboard(out_dir: Path, log: LogArgs) -> Logger:
@@ -88,8 +136,13 @@ def _wandb(out_dir: Path, log: LogArgs) -> Logger:
 def _mlflow(out_dir: Path, log: LogArgs) -> Logger:
     from lightning.pytorch.loggers import MLFlowLogger
 
+    folder = out_dir.resolve() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
     return MLFlowLogger(
-        experiment_name=log.project or out_dir.name, run_name=log.run, save_dir=str(out_dir / "logs" / "mlflow")
+        experiment_name=log.project or out_dir.name,
+        run_name=log.run,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}",
+        artifact_location=str(folder / "mlflow"),
     )
 
 
@@ -97,7 +150,7 @@ def _litlogger(out_dir: Path, log: LogArgs) -> Logger:
     from lightning.pytorch.loggers import LitLogger
 
     metadata = {str(name): str(value) for name, value in (log.metadata or {}).items()}
-    return LitLogger(
+    logger = LitLogger(
         root_dir=out_dir / "logs",
         name=log.run or out_dir.name,
         teamspace=log.teamspace,
@@ -106,6 +159,8 @@ def _litlogger(out_dir: Path, log: LogArgs) -> Logger:
         save_logs=log.save_logs,
         checkpoint_name=log.checkpoint_name,
     )
+    _ = logger.experiment  # logs in now, not after the first step
+    return logger
 
 
 LOGGERS: dict[str, tuple[tuple[str, ...], Callable[[Path, LogArgs], Any]]] = {
@@ -145,4 +200,8 @@ def named_loggers(
             raise LitGPTError(f"{absent}: `pip install 'litgpt[log]'`, or use --logger_name csv.")
         say(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
         return []
-    return [make(out_dir, log)]
+    try:
+        return [make(out_dir, log)]
+    except (Exception, SystemExit) as error:  # some log in when they are made, and end the process where they can't
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LitGPTError(f"The logger {name} can't start ({reason}); mend that, or use --logger_name csv.") from None

@@ -14,7 +14,7 @@ def setup(
     model_name: str,
     model_config: Config | None = None,
     out_dir: Path = Path("out/pretrain"),
-    precision: Literal["bf16-true", "bf16-mixed", "32-true"] | None = None,
+    precision: Literal["bf16-true", "bf16-mixed", "16-mixed", "32-true"] | None = None,
     initial_checkpoint_dir: Path | None = None,
     resume: bool | Literal["auto"] | Path = False,
     data: DataModule | None = None,
@@ -44,7 +44,8 @@ def setup(
         model_name: The size to train, by name; `list` shows them all.
         model_config: The size to train, field by field or a `model_config.yaml`; then `model_name` is only a name.
         out_dir: Where checkpoints (`step-*`, `final`), logs and the picture of the loss go.
-        precision: Of weights and products: 32-true, bf16-true, or bf16-mixed (weights in 32 bits, products in 16).
+        precision: Of weights and products: 32-true, bf16-true, or bf16-mixed and 16-mixed (weights in 32 bits, products
+            in 16).
             Unset: bf16-mixed.
         initial_checkpoint_dir: A checkpoint folder whose weights to start from, instead of random ones.
         resume: Go on with an unfinished run: a `step-*` folder, true for the newest one in `out_dir`, or auto to do

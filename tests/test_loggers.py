@@ -6,9 +6,10 @@ import importlib.util
 
 import pytest
 
+from litgpt import loggers
 from litgpt.args import LogArgs
 from litgpt.errors import LitGPTError
-from litgpt.loggers import CSVLog, named_loggers, read_metrics
+from litgpt.loggers import CSVLog, named_loggers, read_metrics, read_samples
 
 
 def test_rows_are_on_disk_at_once_and_new_columns_join(tmp_path):
@@ -58,6 +59,34 @@ def test_a_logger_whose_package_is_absent_is_refused_or_left_out_aloud(tmp_path,
     said: list[str] = []
     assert named_loggers(name, tmp_path, LogArgs(), say=said.append, required=False) == []
     assert len(said) == 1 and "CSV only" in said[0]
+
+
+def test_a_logger_that_cannot_log_in_is_one_sentence(tmp_path, monkeypatch):
+    def leave(out_dir, log):
+        raise SystemExit(0)
+
+    monkeypatch.setitem(loggers.LOGGERS, "litlogger", (("json",), leave))
+    with pytest.raises(LitGPTError, match="The logger litlogger can't start"):
+        named_loggers("litlogger", tmp_path, LogArgs())
+
+
+def test_half_a_line_of_a_killed_run_is_no_row(tmp_path):
+    log = CSVLog(tmp_path)
+    log.log_metrics({"loss": 1.0}, step=11)
+    with log.path.open("a") as file:
+        file.write("2.0,1")  # of 12
+    assert read_metrics(log.path) == [{"loss": 1.0, "step": 11.0}]
+
+
+def test_samples_go_on_too_and_half_a_line_is_none(tmp_path):
+    log = CSVLog(tmp_path)
+    for step in (1, 2, 3):
+        log.log_sample(step, f"said\n{step}")
+    path = log.path.with_name("samples.jsonl")
+    path.write_text(path.read_text() + '{"step": 4, "te')
+    again = CSVLog(tmp_path, resume_step=2)
+    again.log_sample(3, "again")
+    assert read_samples(path) == [(1, "said\n1"), (2, "said\n2"), (3, "again")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")

@@ -14,30 +14,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
-from litgpt.loggers import CSVLog
-from litgpt.runtime import product_dtype
-from litgpt.training.batches import Batch, Batching, sum_over_ranks
+from litgpt.peft import parameter_counts
+from litgpt.training.batches import Batching, sum_over_ranks
+from litgpt.training.descent import Descent, shape_blocks
+from litgpt.training.journal import Journal
+from litgpt.training.keeping import Identity, claimed, files_in, prune
+from litgpt.training.memory import restore
+from litgpt.training.muon import fused_parts
 from litgpt.training.objective import NextToken
-from litgpt.training.optim import make_optimizer
+from litgpt.training.optim import make_optimizer, scale_rates
 from litgpt.training.order import Shuffled
 from litgpt.training.packing import input_length
-from litgpt.training.progress import Screen, duration, flops_per_token, peak_flops
-from litgpt.training.report import draw_loss
+from litgpt.training.pairs import Setting, check_pairs
+from litgpt.training.progress import duration
 from litgpt.training.schedule import Counters, Limits, make_schedule
-from litgpt.training.state import load_state, load_weights, save_state
+from litgpt.training.state import STATE_FILE, Progress, load_state, load_weights, save_state
 from litgpt.training.stopping import StopRequest
-from litgpt.training.validation import validate
+from litgpt.training.validation import Validations, validate
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -66,6 +70,11 @@ def everything(name: str) -> bool:
     return True
 
 
+def one_rate(name: str) -> float:
+    """The `rate_factor` of a run whose parameters all have the optimizer's learning rate."""
+    return 1.0
+
+
 @dataclass
 class Run:
     """All that one training run is made of.
@@ -82,7 +91,7 @@ class Run:
     train: TrainArgs
     eval: EvalArgs
     out_dir: Path
-    """Gets `step-*/`, `final/`, `logs/csv/version_N/metrics.csv` and `loss.png`."""
+    """Gets `step-*/`, `best/`, `final/`, `logs/csv/version_N/metrics.csv`, `loss.png` and `report.html`."""
     save: Callable[[Path], None]
     """Writes a complete checkpoint folder (weights as they are in memory, configuration, tokenizer …) into the
     existing, empty folder it is given. Called on rank zero only, inside `atomic_folder`: a killed run leaves no half
@@ -90,14 +99,16 @@ class Run:
     fabric: Fabric
     owns: Callable[[str], bool] = everything
     """Which parameters (by `model.named_parameters()` name) train. The rest is frozen."""
+    rate_factor: Callable[[str], float] = one_rate
+    """What the learning rate is multiplied with, by the name of a parameter."""
     weights_file: str = "lit_model.pth"
     """The file of a saved folder that holds every owned parameter under its `named_parameters()` name (flat or under
     "model"): what a resumed run reads back."""
     optimizer: str | dict[str, Any] = "AdamW"
     """A class name of `torch.optim`, a dotted class path, or `{"class_path": …, "init_args": {…}}`."""
-    sample: Callable[[int], None] | None = None
+    sample: Callable[[int], str | None] | None = None
     """Shows what the model says after each validation; gets the step. Called on every rank with the model in eval
-    mode and no gradients; prints through `fabric.print`."""
+    mode and no gradients; prints through `fabric.print`, and returns what the report shows, if anything."""
     loggers: Sequence[Logger] = ()
     """Besides CSV, which is always written: `loggers.named_loggers(logger_name, out_dir, log)`."""
     seed: int = 1337
@@ -132,6 +143,10 @@ class Result:
     """`out_dir/final`, the complete checkpoint folder."""
     curve: Path
     """The picture of the loss curve."""
+    report: Path
+    """The page with all there is to see."""
+    best: Path | None
+    """`out_dir/best`, the weights with the lowest validation loss, where they are kept."""
 
 
 class Interrupted(LitGPTError):
@@ -145,19 +160,36 @@ def fit(run: Run) -> Result:
         Interrupted: Ctrl-C or SIGTERM arrived; a `step-*` folder to resume from has been written.
         LitGPTError: the run cannot start (no limit, no samples, nothing to train, a resume that does not fit).
     """
-    loop = _Loop(run)
-    with StopRequest() as stop:
-        loop.begin()
-        while not loop.limits.reached(loop.counters):
-            loop.step()
-            if loop.agree(stop.signal is not None):
-                folder = loop.save_step()
-                loop.draw()
-                name = stop.signal.name if stop.signal else "a signal to another rank"
-                done = f"Stopped by {name} after step {loop.counters.step}"
-                raise Interrupted(f"{done}; all is saved in {folder}: the same command with --resume auto goes on.")
-            loop.after_step()
-        return loop.end()
+    with ExitStack() as open_while_running:
+        _claim(run, open_while_running)
+        open_while_running.callback(restore, run.model)
+        loop = _Loop(run)
+        open_while_running.callback(loop.descent.end)
+        stop = open_while_running.enter_context(StopRequest())
+        try:
+            loop.begin()
+            while not loop.finished():
+                loop.step()
+                if loop.agree(stop.signal is not None):
+                    raise loop.interrupted(stop.signal.name if stop.signal else "a signal to another rank")
+                loop.after_step()
+            return loop.end()
+        except BaseException:
+            loop.journal.close("failed")
+            raise
+
+
+def _claim(run: Run, held: ExitStack) -> None:
+    """Makes sure, until `held` is closed, that no other run writes to `out_dir`; all ranks learn whether one does."""
+    refusal = ""
+    if run.fabric.is_global_zero:
+        try:
+            held.enter_context(claimed(run.out_dir))
+        except LitGPTError as error:
+            refusal = str(error)
+    refusal = run.fabric.broadcast(refusal)
+    if refusal:
+        raise LitGPTError(refusal)
 
 
 class _Loop:
@@ -166,33 +198,49 @@ class _Loop:
     def __init__(self, run: Run) -> None:
         if not len(run.train_dataset):
             raise LitGPTError("There is nothing to train on: the training data set is empty.")
-        self.run, self.fabric, self.counters = run, run.fabric, Counters()
+        if (run.train.patience or run.train.keep_best) and not _validation_size(run):
+            raise LitGPTError(
+                "train.patience and train.keep_best go by the validation loss, and nothing is validated: "
+                "leave them out, or give validation data (and eval.max_iters above 0)."
+            )
+        fabric = run.fabric
+        check_pairs(Setting(run.train, fabric.strategy.precision.precision, fabric.device.type, fabric.world_size))
+        self.run, self.fabric = run, fabric
+        self.progress = Progress(Counters(), Validations(), Identity())
         self.limits = Limits.of(run.train, len(run.train_dataset))
         self.samples, self.batching = Shuffled(run.train_dataset, run.seed), Batching.of(run.train)
-        self.screen = Screen.on(self.fabric.print, self.limits, self.fabric.is_global_zero)
+        self.journal = Journal(run, self.limits)
         if run.resume is not None:
             load_weights(run, run.resume)
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad = run.owns(name) and parameter.is_floating_point()
-        self.objective = self.fabric.setup_module(NextToken(run.model))
+        shape_blocks(run)
+        self.objective = self.fabric.setup_module(NextToken(run.model, run.train.z_loss, run.train.label_smoothing))
         optimizer = make_optimizer(
-            run.optimizer, self._trained(), fused=self.fabric.strategy.precision.precision != "16-mixed"
+            run.optimizer,
+            self._trained(),
+            fused=self.fabric.strategy.precision.precision != "16-mixed",
+            decay_all=run.train.decay_norms_and_biases,
+            parts=fused_parts(run.model),
         )
+        scale_rates(optimizer, self._trained(), run.rate_factor)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
+        self.descent = Descent(run, self.objective, self.optimizer, self.journal.line)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self.schedule, notice = make_schedule(
             run.train, len(run.train_dataset), self._expected_steps(), max(self.peaks)
         )
         if notice:
-            self.screen.line(notice)
+            self.journal.line(notice)
         if run.resume is not None:
-            self.counters = load_state(run, run.resume, optimizer)
+            load_state(run, run.resume, optimizer, self.progress)
         self.resumed = replace(self.counters)
-        self.csv: CSVLog | None = None
         self.loss = float("nan")
-        self.val_loss: float | None = None
-        self.logged = replace(self.counters)
         self.start = time.perf_counter()
+
+    @property
+    def counters(self) -> Counters:
+        return self.progress.counters
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.run.model.named_parameters() if parameter.requires_grad]
@@ -210,16 +258,22 @@ class _Loop:
     def begin(self) -> None:
         """Opens the logs, tells what will be trained, validates if asked to."""
         run = self.run
-        if self.fabric.is_global_zero:
-            self.csv = CSVLog(run.out_dir / "logs" / "csv", self.counters.step if run.resume else None)
+        self.journal.open(self.progress)
         trained = sum(parameter.numel() for _, parameter in self._trained())
-        total = sum(parameter.numel() for parameter in run.model.parameters())
-        self.screen.line(f"Training {trained:,} of {total:,} parameters on {len(run.train_dataset):,} samples.")
+        total = sum(parameter_counts(run.model, run.owns))
+        self.journal.line(f"Training {trained:,} of {total:,} parameters on {len(run.train_dataset):,} samples.")
         if run.resume:
-            self.screen.line(f"Going on after step {self.counters.step}, from {run.resume}.")
+            self.journal.line(f"Going on after step {self.counters.step}, from {run.resume}.")
         self.objective.train()
-        if run.eval.initial_validation and not self.counters.step:
+        if self.counters.step:
+            if self.progress.validations.step != self.counters.step:
+                self.validate_if_due()  # a signal came between the step and its validation
+        elif run.eval.initial_validation:
             self.validate(whole=run.whole_final_validation)
+
+    def finished(self) -> bool:
+        """Whether a limit is reached, or validation has stopped getting better."""
+        return self.limits.reached(self.counters) or self.progress.validations.exhausted(self.run.train.patience)
 
     def step(self) -> None:
         """One optimizer step."""
@@ -229,16 +283,23 @@ class _Loop:
         batch = self.batching.cut(self.samples.read(counters.samples, size), self.fabric.world_size)
         rate = self._set_rates()
         torch.manual_seed(_step_seed(run.seed, counters.step, self.fabric.global_rank))
-        loss, norm = self._descend(batch)
+        logged = (counters.step + 1) % run.train.log_interval == 0
+        loss, norm = self.descent.step(batch, counters, wants_norm=logged)
         counters.step += 1
         counters.samples += size
         counters.tokens += batch.tokens
-        logged = counters.step % run.train.log_interval == 0 or self.limits.reached(counters)
+        logged = logged or self.limits.reached(counters)
         if logged:
             self.loss = sum_over_ranks(self.fabric, loss) / batch.targets if batch.targets else float("nan")
         counters.training_seconds += time.perf_counter() - began
+        self.journal.count(batch)
         if logged:
-            self._log_step(batch, rate, norm)
+            metrics = {"loss": self.loss, "epoch": self._epoch(), "learning_rate": rate}
+            if norm is not None:
+                metrics["grad_norm"] = float(norm)
+            if run.train.guard is not None:
+                metrics["skipped_steps"] = counters.skipped
+            self.journal.step(counters, batch, metrics)
 
     def agree(self, stopping: bool) -> bool:
         """Lets all ranks know the first one's clock, by which `max_time` is measured, and whether any rank was told
@@ -255,19 +316,26 @@ class _Loop:
     def after_step(self) -> None:
         """Validation and saving, where they are due."""
         run, step = self.run, self.counters.step
-        last = self.limits.reached(self.counters)
-        if step % run.eval.interval == 0 and not (last and run.eval.final_validation):
-            self.validate()
+        self.validate_if_due()
         if run.train.save_interval is not None and step % run.train.save_interval == 0:
             self.save_step()
 
+    def interrupted(self, by: str) -> Interrupted:
+        """Saves all, and says what is to be said about it."""
+        folder = self.save_step()
+        self.journal.draw(self.progress, f"stopped by {by}, to be resumed", folder)
+        done = f"Stopped by {by} after step {self.counters.step}"
+        return Interrupted(f"{done}; all is saved in {folder}: the same command with --resume auto goes on.")
+
     def end(self) -> Result:
-        """The last validation, the final checkpoint, the picture, and what there is to tell."""
-        run, counters = self.run, self.counters
+        """The last validation, the final checkpoint, picture and page, and what there is to tell."""
+        run, counters, found = self.run, self.counters, self.progress.validations
+        early = not self.limits.reached(counters)
         if run.eval.final_validation:
             self.validate(whole=run.whole_final_validation)
-        final = self._save(run.out_dir / "final", with_state=False)
+        final = self._save(run.out_dir / "final")
         seconds = counters.training_seconds - self.resumed.training_seconds
+        curve, page = self.journal.draw(self.progress, "early, by train.patience" if early else "as planned", final)
         result = Result(
             steps=counters.step,
             epochs=self._epoch(),
@@ -275,22 +343,32 @@ class _Loop:
             seconds=counters.training_seconds,
             tokens_per_second=(counters.tokens - self.resumed.tokens) / seconds if seconds else 0.0,
             train_loss=self.loss,
-            val_loss=self.val_loss,
+            val_loss=found.loss,
             final=final,
-            curve=self.draw(),
+            curve=curve,
+            report=page,
+            best=run.out_dir / "best" if run.train.keep_best and found.best_loss is not None else None,
         )
-        for logger in run.loggers if self.fabric.is_global_zero else ():
-            logger.finalize("success")
-        val = "" if self.val_loss is None else f", validation loss {self.val_loss:.4f}"
-        if counters.step == self.resumed.step:
-            self.screen.line(f"Nothing was left to train: the limits are reached after {counters.step} steps.")
-            return result
-        self.screen.line(
+        self.journal.close("success")
+        if early:
+            self.journal.line(
+                f"Stopped early: {found.worse} validations in a row found no lower loss than "
+                f"{found.best_loss or 0:.4f}, of step {found.best_step} (train.patience)."
+            )
+        self._conclude(result)
+        return result
+
+    def _conclude(self, result: Result) -> None:
+        if self.counters.step == self.resumed.step:
+            self.journal.line(f"Nothing was left to train: the limits are reached after {result.steps} steps.")
+            return
+        val = "" if result.val_loss is None else f", validation loss {result.val_loss:.4f}"
+        self.journal.line(
             f"Done: {result.steps} steps, {result.tokens:,} tokens in {duration(result.seconds)} "
             f"({result.tokens_per_second:,.0f} tokens/s), training loss {self.loss:.4f}{val}."
         )
-        self.screen.line(f"Checkpoint: {final}. Loss curve: {result.curve}.")
-        return result
+        best = "" if result.best is None else f" Best by validation: {result.best}."
+        self.journal.line(f"Checkpoint: {result.final}.{best} Loss curve: {result.curve}. Report: {result.report}.")
 
     # -- parts of a step
 
@@ -301,107 +379,66 @@ class _Loop:
             group["lr"] = self.schedule.rate(peak, self.counters.step, progress)
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _descend(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Gradients of all micro-batches, then the optimizer; this rank's sum of losses, and the norm of the
-        gradients where they are clipped."""
-        fabric, world = self.fabric, self.fabric.world_size
-        total = torch.zeros((), dtype=torch.float32, device=fabric.device)
-        if not batch.targets:
-            self.screen.line(
-                f"Step {self.counters.step + 1} is skipped: none of its samples has a token to learn from."
-            )
-            return total, None
-        share = world / batch.targets  # ranks' gradients are averaged, hence `world`
-        micro_batches = list(batch.of_rank(fabric.global_rank))
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            inputs, targets = fabric.to_device((micro_batch.inputs, micro_batch.targets))
-            with fabric.no_backward_sync(self.objective, enabled=number < len(micro_batches)):
-                loss = self.objective(inputs, targets, micro_batch.lengths)
-                fabric.backward(loss * share)
-            total += loss.detach()
-        norm = None
-        if self.run.train.max_norm:
-            norm = fabric.clip_gradients(
-                self.objective, self.optimizer, max_norm=self.run.train.max_norm, error_if_nonfinite=False
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return total, norm
-
     # -- what is told and kept
 
     def _epoch(self) -> float:
         return self.counters.samples / len(self.run.train_dataset)
 
-    def _log_step(self, batch: Batch, rate: float, norm: Tensor | None) -> None:
-        counters, before = self.counters, self.logged
-        self.logged = replace(counters)
-        seconds = counters.training_seconds - before.training_seconds
-        speed = (counters.tokens - before.tokens) / seconds
-        metrics = {
-            "loss": self.loss,
-            "epoch": self._epoch(),
-            "learning_rate": rate,
-            "total_tokens": counters.tokens,
-            "iter_time": seconds / (counters.step - before.step),
-            "tokens_per_second": speed,
-        }
-        left = self.limits.seconds_left(counters)
-        if left is not None:
-            metrics["remaining_time"] = left
-        if norm is not None:
-            metrics["grad_norm"] = float(norm)
-        precision = self.fabric.strategy.precision.precision
-        peak = peak_flops(self.fabric.device, product_dtype(precision))
-        if peak is not None:
-            length = batch.tokens // len(batch.samples)
-            metrics["mfu"] = speed * flops_per_token(self.run.model, length) / (peak * self.fabric.world_size)
-        self.log(metrics)
-        self.screen.step(counters, self._epoch(), self.loss, rate, speed)
+    def validate_if_due(self) -> None:
+        """The validation that `eval.interval` asks for after this step, unless the final one does the same anyway."""
+        run, step = self.run, self.counters.step
+        if step % run.eval.interval:
+            return
+        by_loss = run.train.keep_best or run.train.patience  # which compare validations of one size alone
+        if not (self.limits.reached(self.counters) and run.eval.final_validation) or by_loss:
+            self.validate()
 
     def validate(self, whole: bool = False) -> None:
         """The loss on the validation set, or on its first `eval.max_iters` micro-batches; then an example, if the
-        run has one."""
-        run, val = self.run, self.run.val_dataset
-        count = None if whole else run.eval.max_iters * run.train.micro_batch_size
-        if val is None or not len(val) or count == 0:
+        run has one. One that was made after this very step is not made again."""
+        run, val, found, step = self.run, self.run.val_dataset, self.progress.validations, self.counters.step
+        usual = _validation_size(run)
+        count = len(val) if whole and val is not None else usual
+        if val is None or not count or (found.step, found.samples) == (step, count):
             return
         loss = validate(self.fabric, self.objective, val, self.batching, count)
-        perplexity = math.exp(min(loss, 700.0))
-        self.log({"val_loss": loss, "val_ppl": perplexity})
-        self.val_loss = self.screen.val_loss = loss
-        self.screen.line(f"step {self.counters.step} | validation loss {loss:.4f} | perplexity {perplexity:.2f}")
+        best = found.note(step, count, loss, compared=count == usual)
+        self.journal.validation(step, loss, math.exp(min(loss, 700.0)))
+        if best and run.train.keep_best:
+            self._save(run.out_dir / "best")
         if run.sample is not None:
             self.objective.eval()
             with torch.no_grad():
-                run.sample(self.counters.step)
+                self.journal.sample(step, run.sample(step))
             self.objective.train()
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Hands metrics of the current step to every logger."""
-        if self.csv is not None:
-            for logger in (self.csv, *self.run.loggers):
-                logger.log_metrics({**metrics, "step": self.counters.step}, step=self.counters.step)
-
     def save_step(self) -> Path:
-        """Saves a folder to resume from."""
-        return self._save(self.run.out_dir / f"step-{self.counters.step:0{self.run.step_digits}d}", with_state=True)
+        """Saves a folder to resume from; older ones go where `train.keep_last` says so."""
+        folder = self.run.out_dir / f"step-{self.counters.step:0{self.run.step_digits}d}"
+        self._save(folder, with_state=True)
+        if self.run.train.keep_last is not None and self.fabric.is_global_zero:
+            prune(self.run.out_dir, self.progress.identity, self.run.train.keep_last)
+        return folder
 
-    def _save(self, folder: Path, with_state: bool) -> Path:
+    def _save(self, folder: Path, with_state: bool = False) -> Path:
         if self.fabric.is_global_zero:
+            # What an earlier run left there can't be resumed from while its files are replaced one by one.
+            if (folder / STATE_FILE).is_file():
+                (folder / STATE_FILE).unlink()
             with atomic_folder(folder) as unfinished:
                 self.run.save(unfinished)
                 if with_state:
-                    save_state(unfinished, self.run, self.optimizer.optimizer, self.counters)
+                    save_state(unfinished, self.run, self.optimizer.optimizer, self.progress)
+                    self.progress.identity.files = files_in(unfinished)
         self.fabric.barrier()
         return folder
 
-    def draw(self) -> Path:
-        """Draws the loss so far."""
-        path = self.run.out_dir / "loss.png"
-        if self.csv is not None:
-            draw_loss(self.csv.rows, path, title=self.run.out_dir.name)
-        return path
+
+def _validation_size(run: Run) -> int:
+    """Samples of one validation during training."""
+    if run.val_dataset is None:
+        return 0
+    return min(len(run.val_dataset), run.eval.max_iters * run.train.micro_batch_size)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -11,6 +11,7 @@ N: rows (tokens), C: `n_embd`, V: vocabulary, R: rows of a chunk.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,33 @@ IGNORED = -100
 
 CHUNK_BYTES = 64 * 2**20
 """Memory for the logits of one chunk, bytes."""
+
+CACHED_BYTES = 2 * 2**20
+"""Memory for what is computed of logits between two products on a CPU: small enough to stay in its cache."""
+
+SLICE = 4096
+"""Rows of the head whose gradient by one chunk is made at a time where it comes in another dtype than their sum's."""
+
+RETURNED_BYTES = 40 * 2**20
+"""Size of a tensor whose memory the C library gives back as soon as it is freed (glibc: from 32 MiB on, always)."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a token's loss is made of besides `-log p(target)`."""
+
+    cap: float | None = None
+    """Soft cap of the logits: `cap · tanh(logits / cap)`."""
+    z_loss: float = 0.0
+    """Adds so many times the square of the logits' log-sum-exp (PaLM, https://arxiv.org/abs/2204.02311, section 5)."""
+    label_smoothing: float = 0.0
+    """Takes this share, 0 to 1, from the target and spreads it evenly over the vocabulary, the target included
+    (https://arxiv.org/abs/1512.00567, section 7)."""
+
+    @property
+    def plain(self) -> Terms:
+        """The same logits with nothing but the target's loss: what validation reports."""
+        return replace(self, z_loss=0.0, label_smoothing=0.0)
 
 
 class Buffers:
@@ -47,10 +75,11 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    cap: float | None = None,
+    terms: Terms = Terms(),
     buffers: Buffers | None = None,
 ) -> Tensor:
-    """The sum over tokens of `-log softmax(softcap(hidden @ weight.T + bias))[target]`, in float32.
+    """The sum over tokens of `-log softmax(softcap(hidden @ weight.T + bias))[target]` and of the other `terms`, in
+    float32.
 
     Gradients are those of the full computation, made in the forward pass for what requires them: a frozen head costs
     no gradient buffer and half a trained one's time. Products run in the dtype of `hidden` (autocast's, inside
@@ -61,7 +90,7 @@ def linear_cross_entropy(
         weight: `(V, C)`.
         targets: `(N,)`, int64; `IGNORED` has no loss.
         bias: `(V,)`.
-        cap: Soft cap of the logits.
+        terms: Soft cap, z-loss, label smoothing.
         buffers: Kept between calls, saves allocating.
     """
     dtype = hidden.dtype
@@ -73,14 +102,17 @@ def linear_cross_entropy(
     )
     with torch.autocast(device_type, enabled=False):
         loss = _LinearCrossEntropy.apply(
-            hidden, weight, bias, targets, _Settings(cap, dtype, wanted, buffers or Buffers())
+            hidden, weight, bias, targets, _Settings(terms, dtype, wanted, buffers or Buffers())
         )
     assert isinstance(loss, Tensor)
     return loss
 
 
-def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """The same sum for a head that is more than a weight (LoRA, quantized): `head` maps `(R, C)` to logits `(R, V)`.
+def head_cross_entropy(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, vocab_size: int, terms: Terms = Terms()
+) -> Tensor:
+    """The same sum for a head that is more than a weight (LoRA, quantized): `head` maps `(R, C)` to logits `(R, V)`,
+    soft cap included.
 
     Chunks are computed again in the backward pass instead of being kept.
     """
@@ -88,7 +120,10 @@ def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets
     hidden, targets = hidden[kept], targets[kept]
 
     def chunk_loss(rows: Tensor, row_targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(rows).float(), row_targets, reduction="sum")
+        logits = head(rows)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        loss = F.cross_entropy(logits, row_targets, reduction="sum", label_smoothing=terms.label_smoothing)
+        return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
     loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
     for rows, row_targets in zip(*(part.split(_rows(vocab_size, 4)) for part in (hidden, targets)), strict=True):
@@ -100,8 +135,8 @@ def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets
 class _Settings:
     """What one call is about besides its tensors."""
 
-    def __init__(self, cap: float | None, dtype: torch.dtype, wanted: tuple[bool, ...], buffers: Buffers) -> None:
-        self.cap = cap
+    def __init__(self, terms: Terms, dtype: torch.dtype, wanted: tuple[bool, ...], buffers: Buffers) -> None:
+        self.terms = terms
         self.dtype = dtype
         """Of the matrix products."""
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -122,20 +157,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
         sums = _Sums(hidden, weight, bias, settings)
-        for chunk in rows.split(_rows(weight.size(0), settings.wide.itemsize)):
+        for chunk in rows.split(sums.rows_of_chunk()):
             if chunk.numel():
                 sums.add(hidden, chunk, targets[chunk])
-        ctx.gradients = ((sums.hidden, hidden.dtype), (sums.weight, weight.dtype), (sums.bias, weight.dtype))
+        ctx.sums = sums
+        ctx.dtypes = hidden.dtype, weight.dtype
         return sums.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
+        sums, ctx.sums = ctx.sums, None
+        if sums is None:
             raise RuntimeError("The gradients of this loss have been used; compute it again.")
-        scaled = (None if gradient is None else gradient.mul_(factor).to(dtype) for gradient, dtype in gradients)
-        return (*scaled, None, None)
+        of_hidden, of_weight = ctx.dtypes
+        hidden = None if sums.hidden is None else sums.hidden.mul_(factor).to(of_hidden)
+        bias = None if sums.bias is None else sums.bias.mul_(factor).to(of_weight)
+        return hidden, sums.weight_gradient(factor, of_weight), bias, None, None
 
 
 class _Sums:
@@ -148,64 +186,96 @@ class _Sums:
         self.offset = None if bias is None else bias.detach().to(wide)  # (V,)
         self.loss = torch.zeros((), dtype=wide, device=hidden.device)
         self.hidden = torch.zeros_like(hidden, requires_grad=False) if settings.wants_hidden else None
-        self.weight = torch.zeros_like(weight, dtype=wide, requires_grad=False) if settings.wants_weight else None
         self.bias = (
             torch.zeros_like(bias, dtype=wide, requires_grad=False)
             if bias is not None and settings.wants_bias
             else None
         )
+        self.weight: list[Tensor] = []  # `(V, C)` in slices, in the wide dtype
+        if settings.wants_weight:
+            height = weight.size(0)
+            if weight.dtype != wide:  # given up one by one as the narrow gradient is made
+                height = max(1, RETURNED_BYTES // (weight.size(1) * wide.itemsize) // SLICE) * SLICE
+            self.weight = [torch.zeros_like(part, dtype=wide) for part in weight.detach().split(height)]
+
+    def rows_of_chunk(self) -> int:
+        """Rows whose logits are made at a time. On a CPU these are held in the dtype of the products alone."""
+        settings = self.settings
+        on_cpu = self.matrix.device.type == "cpu"
+        return _rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize)
 
     def add(self, hidden: Tensor, chunk: Tensor, targets: Tensor) -> None:
         """Adds the rows of `hidden` that `chunk` names."""
-        settings = self.settings
-        narrow = settings.dtype != settings.wide
-        shape = (chunk.numel(), self.matrix.size(0))
+        settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
-        products = settings.buffers.get("products", shape, rows, settings.dtype)
+        products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
         torch.mm(rows, self.matrix.T, out=products)  # (R, V)
-        logits = products if not narrow else settings.buffers.get("logits", shape, rows, settings.wide).copy_(products)
+        few = len(rows)
+        if products.device.type == "cpu":
+            few = max(1, CACHED_BYTES // (V * settings.wide.itemsize))
+        for some, their_targets in zip(products.split(few), targets.split(few), strict=True):
+            self._to_gradient(some, their_targets)
+        if self.hidden is not None:
+            self.hidden.index_copy_(0, chunk, torch.mm(products, self.matrix).to(self.hidden.dtype))
+        if self.weight:
+            self._add_to_weight(products, rows)
+
+    def _to_gradient(self, products: Tensor, targets: Tensor) -> None:
+        """Turns logits `(R, V)` into the loss's gradient by them, in place, and adds their loss."""
+        settings, terms = self.settings, self.settings.terms
+        shape = (products.size(0), products.size(1))
+        logits, slope = products, None
+        if settings.dtype != settings.wide:
+            logits = settings.buffers.get("logits", shape, products, settings.wide).copy_(products)
         if self.offset is not None:
             logits.add_(self.offset)
-        slope = None
-        if settings.cap is not None:
-            bent = logits.div_(settings.cap).tanh_()
-            slope = torch.mul(bent, bent, out=settings.buffers.get("slope", shape, rows, settings.wide)).neg_().add_(1)
-            logits = bent.mul_(settings.cap)
-        at_target = (torch.arange(chunk.numel(), device=chunk.device), targets)
-        _log_softmax_(logits)
-        self.loss -= logits[at_target].sum()
-        if self.hidden is None and self.weight is None and self.bias is None:
+        if terms.cap is not None:
+            bent = logits.div_(terms.cap).tanh_()
+            slope = torch.mul(bent, bent, out=settings.buffers.get("slope", shape, products, settings.wide))
+            slope.neg_().add_(1)
+            logits = bent.mul_(terms.cap)
+        at_target = (torch.arange(shape[0], device=products.device), targets)
+        wanted = logits[at_target].mul_(1 - terms.label_smoothing)  # (R,)
+        if terms.label_smoothing:
+            wanted += logits.mean(-1).mul_(terms.label_smoothing)
+        largest = logits.amax(-1, keepdim=True)
+        total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+        log_total = total.log().add_(largest)  # log-sum-exp, (R, 1)
+        self.loss += log_total.sum() - wanted.sum()
+        if terms.z_loss:
+            self.loss += terms.z_loss * log_total.square().sum()
+        if self.hidden is None and self.bias is None and not self.weight:
             return
-        gradient = logits.exp_()  # of the logits: softmax - one hot, (R, V)
-        gradient[at_target] -= 1
+        gradient = logits.mul_((1 + 2 * terms.z_loss * log_total).div_(total))  # softmax, but for the z-loss
+        gradient[at_target] -= 1 - terms.label_smoothing
+        if terms.label_smoothing:
+            gradient.sub_(terms.label_smoothing / shape[1])
         if slope is not None:
             gradient.mul_(slope)
         if self.bias is not None:
             self.bias += gradient.sum(0)
-        if narrow:
-            gradient = products.copy_(gradient)
-        if self.hidden is not None:
-            self.hidden.index_copy_(0, chunk, torch.mm(gradient, self.matrix).to(self.hidden.dtype))
-        if self.weight is not None:
-            _add_product_(self.weight, gradient, rows)
+        if gradient.dtype != products.dtype:
+            products.copy_(gradient)
 
+    def _add_to_weight(self, gradient: Tensor, rows: Tensor) -> None:
+        """Adds `gradient.T @ rows`, `(V, C)`."""
+        if gradient.dtype == self.settings.wide:
+            self.weight[0].addmm_(gradient.T, rows)
+            return
+        slices = (part for tensor in self.weight for part in tensor.split(SLICE))
+        for part, piece in zip(slices, gradient.split(SLICE, dim=1), strict=True):
+            part.add_(torch.mm(piece.T, rows))  # a product of 16-bit factors comes in 16 bits, widened when added
 
-def _log_softmax_(logits: Tensor) -> None:
-    """In place, over the last dimension."""
-    if logits.device.type == "cpu":  # the fused kernel works row by row, so it may write where it reads
-        torch.log_softmax(logits, -1, out=logits)
-    else:
-        logits.sub_(logits.logsumexp(-1, keepdim=True))
-
-
-def _add_product_(total: Tensor, gradient: Tensor, rows: Tensor) -> None:
-    """`total += gradient.T @ rows`, `(V, C)`, with `total` in the wide dtype."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, rows)
-        return
-    slices = 4096  # rows of V at a time: the product of 16-bit factors comes in 16 bits and is widened when added
-    for part, piece in zip(total.split(slices), gradient.split(slices, dim=1), strict=True):
-        part.add_(torch.mm(piece.T, rows))
+    def weight_gradient(self, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The sum over all chunks, times `factor`, in `dtype`; gives the slices up one by one."""
+        if not self.weight:
+            return None
+        if len(self.weight) == 1:
+            return self.weight.pop().mul_(factor).to(dtype)
+        gradient = torch.empty_like(self.matrix, dtype=dtype)
+        for part in gradient.split([len(part) for part in self.weight]):
+            part.copy_(self.weight.pop(0).mul_(factor))
+        return gradient
 
 
 def is_plain(head: nn.Module) -> bool:

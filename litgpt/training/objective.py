@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from litgpt.model import GPT
-from litgpt.training.loss import Buffers, head_cross_entropy, is_plain, linear_cross_entropy
+from litgpt.quantize import QuantizedLinear, dense_weight
+from litgpt.training.loss import Buffers, Terms, head_cross_entropy, is_plain, linear_cross_entropy
 
 
 class NextToken(nn.Module):
     """The sum of the next-token losses of one micro-batch."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.terms = Terms(model.config.final_logit_softcapping, z_loss, label_smoothing)
+        """In training; in evaluation mode the loss is the plain one."""
         self.scratch = Buffers()
 
     def forward(self, inputs: Tensor, targets: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -28,12 +31,12 @@ class NextToken(nn.Module):
         hidden = model.hidden(inputs, lengths=lengths).flatten(0, 1)  # (B·T, C)
         targets = targets.flatten()
         head = model.lm_head
-        if is_plain(head):
+        terms = self.terms if self.training else self.terms.plain
+        if is_plain(head) or isinstance(head, QuantizedLinear):
             bias: Tensor | None = head.bias
             divisor = model.config.logits_divisor
             if divisor != 1:
                 hidden, bias = hidden / divisor, None if bias is None else bias / divisor
-            cap = model.config.final_logit_softcapping
-            return linear_cross_entropy(hidden, head.weight, targets, bias, cap, self.scratch)
+            return linear_cross_entropy(hidden, dense_weight(head), targets, bias, terms, self.scratch)
         assert model.config.padded_vocab_size is not None
-        return head_cross_entropy(model.head, hidden, targets, model.config.padded_vocab_size)
+        return head_cross_entropy(model.head, hidden, targets, model.config.padded_vocab_size, terms)

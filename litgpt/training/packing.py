@@ -17,6 +17,9 @@ from torch import Tensor
 
 from litgpt.training.loss import IGNORED
 
+DOCUMENTS = "documents"
+"""What a sample may have besides its tokens: the lengths of the documents that its inputs are, `(D,)` int64."""
+
 Sample = Mapping[str, Tensor]
 Plan = list[list[list[int]]]
 """`plan[micro_batch][rank]`: which samples of the step it gets; none: a micro-batch without targets."""
@@ -30,7 +33,7 @@ class MicroBatch(NamedTuple):
     targets: Tensor
     """The token after each input, `IGNORED` where there is no loss; same shape."""
     lengths: tuple[int, ...] | None
-    """Of the packed samples; None: padded."""
+    """Of the packed samples, or of the documents in them; None: padded."""
 
     @property
     def tokens(self) -> int:
@@ -100,7 +103,15 @@ def pack(samples: Sequence[Sample], limit: int | None = None) -> MicroBatch:
         return MicroBatch(torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), IGNORED), (1,))
     inputs = torch.cat([sample["input_ids"][:length] for sample, length in cut])
     targets = torch.cat([sample["labels"][1 : length + 1] for sample, length in cut])
-    return MicroBatch(inputs.long()[None], targets.long()[None], tuple(length for _, length in cut))
+    lengths = tuple(part for sample, length in cut for part in document_lengths(sample, length))
+    return MicroBatch(inputs.long()[None], targets.long()[None], lengths)
+
+
+def document_lengths(sample: Sample, length: int) -> list[int]:
+    """Of the documents in the first `length` inputs of a sample: one, where it doesn't tell them apart."""
+    lengths: list[int] = sample[DOCUMENTS].tolist() if DOCUMENTS in sample else [length]
+    ends = [min(end, length) for end in itertools.accumulate(lengths)]
+    return [end - start for start, end in itertools.pairwise([0, *ends]) if end > start]
 
 
 def pad(samples: Sequence[Sample], limit: int | None = None) -> MicroBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,17 @@ from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config, name_to_config
 from litgpt.data import DataModule
 from litgpt.errors import LitGPTError
+from litgpt.generate.engine import Engine
+from litgpt.generate.sampling import Sampling
 from litgpt.loggers import named_loggers
 from litgpt.model import GPT
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype
 from litgpt.tokenizer import Tokenizer
+from litgpt.training.documents import by_documents
 from litgpt.training.initial import initialize
 from litgpt.training.loop import Result, Run, fit
 from litgpt.training.state import resume_point
+from litgpt.training.validation import example_index
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -71,6 +76,9 @@ def pretrain(job: Pretraining) -> Result:
     if job.train.max_seq_length is not None:
         model.max_seq_length = job.train.max_seq_length
     tokenizer = read_data(job, model, fabric)
+    train_dataset, val_dataset = job.data.train_dataset, job.data.val_dataset
+    if job.train.document_masks:
+        train_dataset, val_dataset = by_documents(train_dataset, tokenizer), by_documents(val_dataset, tokenizer)
 
     def save(folder: Path) -> None:
         save_state(folder / LIT_MODEL, model.state_dict())
@@ -86,14 +94,15 @@ def pretrain(job: Pretraining) -> Result:
     return fit(
         Run(
             model=model,
-            train_dataset=job.data.train_dataset,
-            val_dataset=job.data.val_dataset,
+            train_dataset=train_dataset,
+            val_dataset=val_dataset,
             train=job.train,
             eval=job.eval,
             out_dir=out_dir,
             save=save,
             fabric=fabric,
             optimizer=job.optimizer,
+            sample=continuation(job, model, tokenizer, fabric),
             loggers=logging,
             seed=job.seed,
             resume=resume,
@@ -155,7 +164,7 @@ def read_data(job: Pretraining, model: GPT, fabric: Fabric) -> Tokenizer | None:
     if folder is None and job.initial_checkpoint_dir is not None:
         source = find_checkpoint(job.initial_checkpoint_dir).dir
         folder = source if any((source / name).is_file() for name in TOKENIZER_FILES) else None
-    data.say = fabric.print
+    data.say, data.pretraining = fabric.print, True
     data.connect(None if folder is None else Tokenizer(folder), job.train.micro_batch_size, model.max_seq_length)
     with fabric.rank_zero_first():
         data.prepare_data()
@@ -164,6 +173,42 @@ def read_data(job: Pretraining, model: GPT, fabric: Fabric) -> Tokenizer | None:
     if check_vocabulary is not None:
         check_vocabulary(model.config.padded_vocab_size)
     return data.tokenizer
+
+
+BEGINNING = 16
+"""Tokens of a validation sample that the example of a validation continues."""
+
+
+def continuation(
+    job: Pretraining, model: GPT, tokenizer: Tokenizer | None, fabric: Fabric
+) -> Callable[[int], str | None] | None:
+    """Shows how the model goes on from the beginning of a validation sample; None: not asked for.
+
+    Raises:
+        LitGPTError: It is asked for and can't be.
+    """
+    wanted = job.eval.max_new_tokens
+    dataset = job.data.val_dataset if job.data is not None else None
+    if not wanted or not dataset:
+        return None
+    if tokenizer is None:
+        raise LitGPTError(
+            "eval.max_new_tokens shows text, and nothing says how to read the data's tokens: add --tokenizer_dir "
+            "FOLDER, or leave it out."
+        )
+    example_index(job.eval, len(dataset), job.seed, 0)  # one that isn't there is told before training
+
+    def show(step: int) -> str:
+        ids = dataset[example_index(job.eval, len(dataset), job.seed, step)]["input_ids"]
+        beginning = ids[: min(BEGINNING, model.max_seq_length - 1)].tolist()
+        engine = Engine(model, length=min(model.max_seq_length, len(beginning) + wanted))
+        ends = () if tokenizer.eos_id is None else ([tokenizer.eos_id],)
+        said = engine.submit(beginning, Sampling(temperature=0.0), ends, wanted).result()
+        text = tokenizer.decode([*beginning, *said])
+        fabric.print(f"Step {step}, continued: {text}")
+        return text
+
+    return show
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -1,20 +1,26 @@
-"""What a run tells while it trains: lines on the screen, and how fast it is."""
+"""What a run shows while it trains: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from litgpt.model import GPT
+from litgpt.training.batches import Batch
+from litgpt.training.packing import input_length
 from litgpt.training.schedule import Counters, Limits
+
+BAR = 20
+"""Width of the bar, columns."""
 
 
 @dataclass
 class Screen:
-    """One line for each logged step; on a terminal it is written over the one before, until something else is said."""
+    """One line for each logged step; on a terminal it is a bar, written over the one before until something else is
+    said."""
 
     say: Callable[[str], None]
     limits: Limits
@@ -27,20 +33,40 @@ class Screen:
         """On the standard output, of the first rank alone."""
         return cls(say if first_rank else lambda text: None, limits, in_place=first_rank and sys.stdout.isatty())
 
-    def step(self, counters: Counters, epoch: float, loss: float, rate: float, tokens_per_second: float) -> None:
-        """A training step."""
-        val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
-        left = self.limits.seconds_left(counters)
-        line = (
-            f"step {counters.step}{self._of_steps()} | epoch {epoch:.2f} | loss {loss:.4f}{val} | lr {rate:.2e} | "
-            f"{tokens_per_second:,.0f} tokens/s | {'?' if left is None else duration(left)} left"
-        )
+    def step(self, counters: Counters, metrics: Mapping[str, float]) -> None:
+        """A training step, with the metrics that the CSV file gets."""
         if self.in_place:
-            sys.stdout.write(f"\r\x1b[K{line}")
+            columns = shutil.get_terminal_size().columns
+            sys.stdout.write(f"\r\x1b[K{self.bar(counters, metrics)[: max(1, columns - 1)]}")
             sys.stdout.flush()
             self.open_line = True
         else:
-            self.say(line)
+            self.say(self.plain(counters, metrics))
+
+    def plain(self, counters: Counters, metrics: Mapping[str, float]) -> str:
+        """The line of a step where output is not a terminal."""
+        val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
+        return (
+            f"step {counters.step}{self._of_steps()} | epoch {metrics['epoch']:.2f} | loss {metrics['loss']:.4f}{val} "
+            f"| lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | {_left(metrics)}"
+        )
+
+    def bar(self, counters: Counters, metrics: Mapping[str, float]) -> str:
+        """The line of a step on a terminal; what matters most comes first, as a narrow one cuts it off."""
+        full, empty = ("━", "─") if _shows("━─") else ("#", ".")
+        share = self.limits.progress(counters)
+        done = round(BAR * share)
+        val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
+        speeds = f"{metrics['target_tokens_per_second']:,.0f} target, {metrics['padded_tokens_per_second']:,.0f} padded"
+        parts = (
+            f"{full * done}{empty * (BAR - done)} {share:4.0%} step {counters.step}{self._of_steps()}",
+            f"loss {metrics['loss']:.4f}{val}",
+            _left(metrics),
+            f"{metrics['tokens_per_second']:,.0f} tokens/s ({speeds})",
+            f"{metrics['peak_memory_gb']:.2f} GB",
+            f"lr {metrics['learning_rate']:.1e}",
+        )
+        return " | ".join(parts)
 
     def line(self, text: str) -> None:
         """Anything else."""
@@ -53,6 +79,19 @@ class Screen:
         return f"/{self.limits.max_steps}" if self.limits.max_steps is not None else ""
 
 
+def _left(metrics: Mapping[str, float]) -> str:
+    return f"{duration(metrics['remaining_time'])} left" if "remaining_time" in metrics else "? left"
+
+
+def _shows(text: str) -> bool:
+    """Whether the standard output can write these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeError:
+        return False
+    return True
+
+
 def duration(seconds: float) -> str:
     """`3:05`, `1:02:03`, `2 d 1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -62,23 +101,24 @@ def duration(seconds: float) -> str:
     return f"{days} d {clock}" if days else clock
 
 
-def flops_per_token(model: GPT, length: int) -> float:
-    """Floating-point operations of one training token in a sequence of `length`: 6 for each weight of a matrix
-    product, and attention's 12·L·N·H·T.
-
-    PaLM (https://arxiv.org/abs/2204.02311), appendix B. Embeddings are looked up, not multiplied, so they don't count.
-    """
-    config = model.config
-    assert config.head_size is not None
-    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return 6.0 * weights + 12.0 * config.n_layer * config.n_head * config.head_size * length
+def places(batch: Batch) -> int:
+    """Places that all ranks compute for a batch, padding included."""
+    lengths = [input_length(sample, batch.limit) for sample in batch.samples]
+    of_ranks = [[lengths[index] for index in chosen if lengths[index]] for ranks in batch.plan for chosen in ranks]
+    if batch.packing:
+        return sum(sum(cut) or 1 for cut in of_ranks)
+    return sum(len(cut) * max(cut) if cut else 1 for cut in of_ranks)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """What the device's data sheet promises per second for products in `dtype`; None where that is not known."""
-    if device.type != "cuda":
-        return None
-    from lightning.fabric.utilities.throughput import get_available_flops
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has had so far, bytes: of the GPU, or of the process where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    if sys.platform == "win32":
+        return 0
+    import resource
 
-    available = get_available_flops(device, dtype)
-    return None if available is None else float(available)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

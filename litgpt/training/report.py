@@ -1,11 +1,23 @@
-"""What a run leaves to look at: the picture of its loss."""
+"""What a run leaves to look at: a picture of its loss, and one page, `report.html`, with all there is to see."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from litgpt.checkpoint.atomic import atomic_file
 
 Row = dict[str, float]
+
+POINTS = 1500
+"""Of a curve on the page, at most."""
+TRAINING, FAINT, VALIDATION, OTHER = "#2171b5", "#9ecae1", "#d94801", "#636363"
 
 
 def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
@@ -19,22 +31,10 @@ def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
     Returns:
         `path`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws into memory; needs no display
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5))
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 4.5)
     axes = figure.subplots(gridspec_kw=dict(left=0.08, right=0.9, bottom=0.11, top=0.92))
-    train, val = _series(rows, "loss"), _series(rows, "val_loss")
-    smooth = smoothed([loss for _, loss in train])
-    axes.plot([step for step, _ in train], [loss for _, loss in train], color="#9ecae1", linewidth=0.8)
-    axes.plot([step for step, _ in train], smooth, color="#2171b5", linewidth=1.6, label="training")
-    axes.plot(
-        *zip(*val, strict=True) if val else ([], []), color="#d94801", marker="o", markersize=4, label="validation"
-    )
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
+    _plot_loss(axes, rows)
+    axes.set_title(title, parse_math=False)
     rates = _series(rows, "learning_rate")
     if rates:
         beside = axes.twinx()
@@ -44,6 +44,30 @@ def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws into memory; needs no display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plot_loss(axes: Any, rows: Sequence[Row], points: int | None = None) -> None:
+    train, val = _series(rows, "loss"), _series(rows, "val_loss")
+    smooth = list(zip((step for step, _ in train), smoothed([loss for _, loss in train]), strict=True))
+    _plot(axes, thinned(train, points), color=FAINT, linewidth=0.8)
+    _plot(axes, thinned(smooth, points), color=TRAINING, linewidth=1.6, label="training")
+    _plot(axes, val, color=VALIDATION, marker="o", markersize=4, label="validation")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+
+
+def _plot(axes: Any, series: Sequence[tuple[float, float]], **style: Any) -> None:
+    axes.plot([x for x, _ in series], [y for _, y in series], **style)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -59,5 +83,125 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return result
 
 
+def thinned(series: Sequence[tuple[float, float]], points: int | None) -> list[tuple[float, float]]:
+    """At most `points` of a curve, evenly chosen, the first and the last among them."""
+    if points is None or len(series) <= points:
+        return list(series)
+    last = len(series) - 1
+    return [series[round(number * last / (points - 1))] for number in range(points)]
+
+
 def _series(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
     return [(row["step"], row[name]) for row in rows if name in row and "step" in row]
+
+
+def _finite(point: tuple[float, float]) -> bool:
+    return math.isfinite(point[1])
+
+
+# --------------------------------------------------------------------------------------------------------- the page
+
+
+@dataclass
+class Report:
+    """What the page tells, as plain values and texts."""
+
+    title: str
+    summary: Sequence[tuple[str, str]]
+    """What a number means, and the number."""
+    rows: Sequence[Row]
+    """Of `metrics.csv`, the whole run's."""
+    samples: Sequence[tuple[int, str]] = ()
+    """Optimizer steps, and what the model said after them."""
+    kept: Sequence[tuple[str, str]] = ()
+    """Folders, and what is in them."""
+    settings: str = ""
+    """The run's `hyperparameters.yaml`."""
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top }
+td:first-child { color: #666 } svg { width: 100%; height: auto }
+pre { background: #f6f6f6; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
+"""
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Writes the page, a single file that asks for nothing from outside.
+
+    Returns:
+        `path`.
+    """
+    parts = [f"<h1>{_text(report.title)}</h1>", *(f"<p>{_text(note)}</p>" for note in report.notes)]
+    parts += [_table(report.summary), "<h2>Curves</h2>", curves(report.rows)]
+    if report.samples:
+        shown = [f"<h3>Step {step:,}</h3><pre>{_text(said)}</pre>" for step, said in report.samples]
+        parts += ["<h2>What the model said</h2>", *_folded(shown)]
+    if report.kept:
+        parts += ["<h2>What was kept</h2>", _table(report.kept)]
+    if report.settings:
+        parts += ["<h2>Settings</h2>", f"<pre>{_text(report.settings)}</pre>"]
+    head = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{_text(report.title)}</title><style>{STYLE}</style></head><body>"
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_text(head + "\n".join(parts) + "</body></html>\n", encoding="utf-8", errors="replace")
+    return path
+
+
+def _folded(shown: list[str], open_ones: int = 3) -> list[str]:
+    """The last ones to see at once, the earlier ones on a click."""
+    earlier, last = shown[:-open_ones], shown[-open_ones:]
+    folded = [f"<details><summary>{len(earlier)} earlier ones</summary>{''.join(earlier)}</details>"] if earlier else []
+    return [*folded, *last]
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    lines = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in rows)
+    return f"<table>{lines}</table>"
+
+
+def _text(text: str) -> str:
+    """Nothing in it is markup; control characters, which HTML has no place for, are shown as such."""
+    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\ufffd", text))
+
+
+PANELS = (
+    ("learning_rate", "learning rate"),
+    ("grad_norm", "gradient norm"),
+    ("tokens_per_second", "tokens per second"),
+    ("peak_memory_gb", "peak memory (GB)"),
+)
+"""Columns of `metrics.csv` with a curve of their own, besides the loss."""
+
+
+def curves(rows: Sequence[Row]) -> str:
+    """The curves of a run as one SVG element: the loss above, in pairs below it what else was logged."""
+    import matplotlib
+
+    panels = [(name, label) for name, label in PANELS if any(map(_finite, _series(rows, name)))]
+    lines = -(-len(panels) // 2)
+    figure = _figure(10, 4.2 + 2.4 * lines)
+    grid = figure.add_gridspec(
+        1 + lines, 2, height_ratios=[1.9] + [1] * lines, hspace=0.45, left=0.07, right=0.98, bottom=0.07, top=0.97
+    )
+    _plot_loss(figure.add_subplot(grid[0, :]), rows, POINTS)
+    for place, (name, label) in enumerate(panels):
+        axes = figure.add_subplot(grid[1 + place // 2, place % 2])
+        _plot(axes, thinned(_series(rows, name), POINTS), color=OTHER, linewidth=1.1)
+        axes.set_title(label, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(0, max(1e-12, 1.08 * max(value for _, value in filter(_finite, _series(rows, name)))))
+        axes.grid(alpha=0.3)
+    written = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML declaration and the address of its document type
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

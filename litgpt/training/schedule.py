@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from litgpt.args import TrainArgs
 from litgpt.errors import LitGPTError
@@ -23,6 +24,12 @@ class Counters:
     """Wall time, validation and saving included."""
     training_seconds: float = 0.0
     """Wall time of the steps alone."""
+    skipped: int = 0
+    """Steps that `train.guard` left out."""
+    losses: list[float] = field(default_factory=list)
+    """Of the last steps, which the guard measures spikes by."""
+    norms: list[float] = field(default_factory=list)
+    """Likewise, of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,23 @@ class Limits:
         return math.ceil(min(ends)) if ends else None
 
 
+DECAY_FRACTION = 0.2
+"""Share of a run in which `wsd` falls, where nothing is said."""
+
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "cosine": lambda share, falling: 0.5 * (1 + math.cos(math.pi * share)),
+    "linear": lambda share, falling: 1 - share,
+    "wsd": lambda share, falling: falling,
+    "constant": lambda share, falling: 1.0,
+}
+"""By name, how much of the way from the lowest to the full rate is left, 1 to 0: by the share of the run after the
+warm-up that is done, and by how much of the last part of the run is left."""
+
+
 @dataclass(frozen=True)
-class WarmupCosine:
-    """Linear warm-up, then half a cosine down to the lowest rate at the end of the run.
+class Schedule:
+    """Linear warm-up, then the way down to the lowest rate at the end of the run: half a cosine, a line, a line in the
+    last part of the run only (`wsd`: warm-up, stable, decay; https://arxiv.org/abs/2404.06395), or none.
 
     Step number `s` (from 0) of a warm-up over `w` steps has `(s + 1) / (w + 1)` of the full rate, so the first step
     is not wasted on a rate of zero.
@@ -110,21 +131,25 @@ class WarmupCosine:
     warmup_steps: int
     warmup_progress: float
     """How far the run is when the warm-up is over, 0 to 1."""
+    shape: str = "cosine"
+    decay_fraction: float = DECAY_FRACTION
+    """Length of the last part, as a share of the run."""
 
     def rate(self, peak: float, step: int, progress: float) -> float:
         """The learning rate of a step, of an optimizer whose full rate is `peak`."""
         if step < self.warmup_steps:
             return peak * (step + 1) / (self.warmup_steps + 1)
         share = (progress - self.warmup_progress) / (1 - self.warmup_progress) if self.warmup_progress < 1 else 1.0
+        falling = (1 - progress) / self.decay_fraction if self.decay_fraction else float(progress < 1)
         lowest = min(self.lowest, peak)
-        return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+        return lowest + (peak - lowest) * SHAPES[self.shape](min(max(share, 0.0), 1.0), min(max(falling, 0.0), 1.0))
 
 
-def make_schedule(train: TrainArgs, samples_per_epoch: int, steps: int | None, peak: float) -> tuple[WarmupCosine, str]:
+def make_schedule(train: TrainArgs, samples_per_epoch: int, steps: int | None, peak: float) -> tuple[Schedule, str]:
     """The schedule that `train` asks for.
 
     Args:
-        train: Warm-up and lowest rate.
+        train: Warm-up, shape and lowest rate.
         samples_per_epoch: What `lr_warmup_fraction` is a share of.
         steps: Optimizer steps of the whole run; None: limited by time alone.
         peak: The optimizer's full rate.
@@ -143,9 +168,11 @@ def make_schedule(train: TrainArgs, samples_per_epoch: int, steps: int | None, p
             f"warming up over {shorter} (train.lr_warmup_steps)."
         )
         warmup = shorter
-    if train.min_lr > peak:
+    if train.min_lr > peak and train.lr_schedule != "constant":
         notices.append(
             f"train.min_lr {train.min_lr:g} is above the optimizer's rate {peak:g}, "
             "which therefore stays constant after the warm-up."
         )
-    return WarmupCosine(train.min_lr, warmup, warmup / steps if steps else 0.0), " ".join(notices)
+    decay = DECAY_FRACTION if train.lr_decay_fraction is None else train.lr_decay_fraction
+    schedule = Schedule(train.min_lr, warmup, warmup / steps if steps else 0.0, train.lr_schedule, decay)
+    return schedule, " ".join(notices)

@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it stopped: weights, optimizer, counters.
+"""What a run needs to go on exactly where it stopped: weights, optimizer, counters, what validations found.
 
 The weights stand in the folder's own weights file, everything else in `training_state.pt` beside it. The order of the
 samples and all random numbers follow from seed and counters, so neither needs to be stored.
@@ -6,8 +6,10 @@ samples and all random numbers follow from seed and counters, so neither needs t
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -19,19 +21,47 @@ from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.peft import load_owned
 from litgpt.training.schedule import Counters
+from litgpt.training.validation import Validations
 
 if TYPE_CHECKING:
+    from litgpt.training.keeping import Identity
     from litgpt.training.loop import Run
 
 STATE_FILE = "training_state.pt"
+UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError)
+"""What `torch.load` raises for a file that is cut off or something else."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whose a saved state is, and since when."""
+
+    run_name: str
+    """Of the run that wrote it, resumptions included; see `keeping.Identity`."""
+    log: str
+    """The folder of the run's metrics below `logs/csv`, `version_0` for instance."""
+    written: float
+    """Seconds since 1970."""
+
+
+def read_header(folder: Path) -> Header | None:
+    """What the state in a `step-*` folder says of itself; None: it can't be read. Tensors are not read."""
+    try:
+        path = folder / STATE_FILE
+        header = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("header")
+        if header is None:  # written before there were any
+            return Header("", "", path.stat().st_mtime)
+        return Header(str(header["run_name"]), str(header["log"]), float(header["written"]))
+    except UNREADABLE:
+        return None
 
 
 def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
     """The folder that `--resume` means; None: start from the beginning.
 
     Args:
-        resume: False: none. True: the newest `step-*` folder of `out_dir`. `auto`: the same, if there is one. Else a
-            path: a `step-*` folder, a file in it, or a folder of such folders.
+        resume: False: none. True: the `step-*` folder of `out_dir` that was written last. `auto`: the same, if there
+            is one. Else a path: a `step-*` folder, a file in it, or a folder of such folders.
         out_dir: Of the run.
 
     Raises:
@@ -64,19 +94,39 @@ def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
 
 
 def _newest_step(folder: Path) -> Path | None:
-    steps = {
-        int(match[1]): path
+    """The folder written last: an earlier run may have left steps with higher numbers. One whose state can't be read
+    counts as the newest: going on from an older one instead must be the user's choice."""
+    steps = [
+        (header.written if (header := read_header(path)) else math.inf, int(match[1]), path)
         for path in folder.glob("step-*")
         if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / STATE_FILE).is_file()
-    }
-    return steps[max(steps)] if steps else None
+    ]
+    return max(steps)[2] if steps else None
 
 
-def save_state(folder: Path, run: Run, optimizer: Optimizer, counters: Counters) -> None:
+@dataclass
+class Progress:
+    """All of a run's own state besides weights and optimizer."""
+
+    counters: Counters
+    validations: Validations
+    identity: Identity
+    log: str = ""
+    """See `Header`."""
+
+
+def save_state(folder: Path, run: Run, optimizer: Optimizer, progress: Progress) -> None:
     """Writes `training_state.pt` into a folder that has the weights already."""
-    state = {"counters": asdict(counters), "run": _fingerprint(run), "optimizer": optimizer.state_dict()}
-    scaler = run.fabric.strategy.precision.state_dict()
-    torch.save({**state, "precision": scaler}, folder / STATE_FILE)
+    header = {"run_name": progress.identity.name, "log": progress.log, "written": time.time()}
+    state = {
+        "header": header,
+        "counters": asdict(progress.counters),
+        "validations": asdict(progress.validations),
+        "run": _fingerprint(run),
+        "optimizer": optimizer.state_dict(),
+        "precision": run.fabric.strategy.precision.state_dict(),
+    }
+    torch.save(state, folder / STATE_FILE)
 
 
 def load_weights(run: Run, folder: Path) -> None:
@@ -89,8 +139,8 @@ def load_weights(run: Run, folder: Path) -> None:
     load_owned(run.model, run.owns, load_pth(path), str(path))
 
 
-def load_state(run: Run, folder: Path, optimizer: Optimizer) -> Counters:
-    """Restores the optimizer and returns the counters.
+def load_state(run: Run, folder: Path, optimizer: Optimizer, progress: Progress) -> None:
+    """Restores the optimizer and `progress`.
 
     Raises:
         LitGPTError: The state is damaged, or of a run that differs in what decides the order of samples or in what
@@ -100,7 +150,9 @@ def load_state(run: Run, folder: Path, optimizer: Optimizer) -> Counters:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         counters, was = Counters(**state["counters"]), state["run"]
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
+        validations = Validations(**state.get("validations", {"step": counters.step}))
+        header = state.get("header")
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LitGPTError(f"{path} is damaged ({reason}); resume from an earlier step.") from None
     for setting, now in _fingerprint(run).items():
@@ -117,7 +169,9 @@ def load_state(run: Run, folder: Path, optimizer: Optimizer) -> Counters:
     for group, asked in zip(optimizer.param_groups, settings, strict=True):
         group.update(asked)  # a weight decay, say, that the user has changed since
     run.fabric.strategy.precision.load_state_dict(state["precision"])
-    return counters
+    progress.counters, progress.validations = counters, validations
+    if header is not None:
+        progress.identity.name, progress.log = header["run_name"], header["log"]
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:

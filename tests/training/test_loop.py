@@ -15,17 +15,21 @@ from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.loggers import read_metrics
 from litgpt.lora import LoRA
-from litgpt.training import loop, report
+from litgpt.training import journal, loop, report
+from litgpt.training.keeping import Identity
 from litgpt.training.loop import Interrupted, Run, fit
 from litgpt.training.optim import make_optimizer
-from litgpt.training.state import load_state, resume_point
+from litgpt.training.schedule import Counters
+from litgpt.training.state import Progress, load_state, resume_point
+from litgpt.training.validation import Validations
 from tests.training.runs import LENGTHS, Samples, make_run, make_samples, tiny_model
 
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than such a run."""
-    monkeypatch.setattr(loop, "draw_loss", lambda rows, path, title: path)
+    monkeypatch.setattr(journal, "draw_loss", lambda rows, path, title: path)
+    monkeypatch.setattr(journal, "write_report", lambda report, path: path)
 
 
 def metrics(out_dir: Path, version: int = 0) -> list[dict[str, float]]:
@@ -204,8 +208,10 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, kind: Callable[..
 
 
 def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    clocks = ("iter_time", "tokens_per_second", "remaining_time")
-    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+    def is_of_the_machine(name: str) -> bool:
+        return name.endswith("tokens_per_second") or name in ("iter_time", "remaining_time", "peak_memory_gb")
+
+    return [{name: value for name, value in row.items() if not is_of_the_machine(name)} for row in rows]
 
 
 class Killed(Exception):
@@ -213,13 +219,15 @@ class Killed(Exception):
 
 
 def test_final_holds_weights_alone_and_a_step_what_is_needed_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "draw_loss", report.draw_loss)
+    monkeypatch.setattr(journal, "draw_loss", report.draw_loss)
+    monkeypatch.setattr(journal, "write_report", report.write_report)
     result = fit(make_run(tmp_path, train={"save_interval": 3}))
     assert sorted(file.name for file in result.final.iterdir()) == ["lit_model.pth"]
     step = tmp_path / "step-000003"
     assert sorted(file.name for file in step.iterdir()) == ["lit_model.pth", "training_state.pt"]
     assert result.curve == tmp_path / "loss.png"
     assert result.curve.read_bytes().startswith(b"\x89PNG")
+    assert result.report == tmp_path / "report.html" and result.report.is_file()
 
 
 def test_frozen_parameters_stay_and_owned_ones_move(tmp_path):
@@ -257,6 +265,190 @@ def test_a_signal_ends_the_step_saves_and_can_be_resumed(tmp_path, number):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+# ------------------------------------------------------------------------------------- what is kept, and when it ends
+
+
+def steps(out_dir: Path) -> list[str]:
+    return sorted(path.name for path in out_dir.glob("step-*"))
+
+
+def test_the_newest_steps_are_kept(tmp_path):
+    fit(make_run(tmp_path, train={"max_steps": 7, "save_interval": 1, "keep_last": 2}))
+    assert steps(tmp_path) == ["step-000006", "step-000007"]
+
+
+def test_keeping_goes_on_after_a_resume(tmp_path):
+    fit(make_run(tmp_path, train={"max_steps": 3, "save_interval": 1}))
+    resume = resume_point("auto", tmp_path)
+    fit(make_run(tmp_path, train={"max_steps": 5, "save_interval": 1, "keep_last": 2}, resume=resume))
+    assert steps(tmp_path) == ["step-000004", "step-000005"]
+
+
+def test_what_another_run_or_the_user_wrote_is_not_deleted(tmp_path):
+    fit(make_run(tmp_path, train={"max_steps": 9, "save_interval": 3}))
+    (tmp_path / "step-notes").mkdir()
+    run = make_run(tmp_path, train={"max_steps": 5, "save_interval": 1, "keep_last": 1})
+
+    class Merging(Samples):
+        """Someone puts a merged model into the first folder while the run goes on."""
+
+        def __getitem__(self, index):
+            if (tmp_path / "step-000001").is_dir():
+                (tmp_path / "step-000001" / "merged.pth").touch()
+            return super().__getitem__(index)
+
+    run.train_dataset = Merging(run.train_dataset)
+    fit(run)
+    others = ["step-000006", "step-000009", "step-notes"]
+    assert steps(tmp_path) == ["step-000001", "step-000005", *others]
+
+
+def fake_validations(monkeypatch, found: list[float]) -> None:
+    """Validations find these losses, one after the other."""
+    losses = iter(found)
+    monkeypatch.setattr(loop, "validate", lambda *arguments: next(losses))
+
+
+def test_the_best_weights_are_kept(tmp_path, monkeypatch):
+    fake_validations(monkeypatch, [3.0, 2.0, float("nan"), 2.5])
+    seen = []
+    run = make_run(
+        tmp_path,
+        val_dataset=make_samples([9, 9]),
+        train={"max_steps": 4, "keep_best": True},
+        eval=EvalArgs(interval=1),
+        sample=lambda step: seen.append(weights(run)),
+    )
+    result = fit(run)
+    best = torch.cat([tensor.flatten() for tensor in load_pth(tmp_path / "best" / "lit_model.pth").values()])
+    assert result.best == tmp_path / "best"
+    assert sorted(best.tolist()) == sorted(seen[1].tolist()) != sorted(seen[3].tolist())
+
+
+def patient(out_dir: Path, **fields) -> Run:
+    train = {"max_steps": 9, "save_interval": 1, "patience": 2}
+    return make_run(out_dir, val_dataset=make_samples([9]), train=train, eval=EvalArgs(interval=1), **fields)
+
+
+def test_a_run_whose_validation_no_longer_improves_ends(tmp_path, monkeypatch, capsys):
+    fake_validations(monkeypatch, [3.0, 2.0, 2.0, 2.5, 1.0])
+    result = fit(patient(tmp_path))
+    assert result.steps == 4 and result.val_loss == 2.5
+    assert "Stopped early: 2 validations in a row found no lower loss than 2.0000, of step 2" in capsys.readouterr().out
+
+
+def test_patience_is_not_forgotten_over_a_resume(tmp_path, monkeypatch):
+    fake_validations(monkeypatch, [3.0, 2.0, 2.0, 2.5])
+    fit(patient(tmp_path))
+    fake_validations(monkeypatch, [2.5, 1.0])
+    assert fit(patient(tmp_path, resume=tmp_path / "step-000003")).steps == 4
+
+
+def test_validations_of_another_size_are_not_compared(tmp_path, monkeypatch):
+    fake_validations(monkeypatch, [1.0, 3.0, 2.0, 1.5, 9.0])  # before training, three steps, at the end
+    run = make_run(
+        tmp_path,
+        val_dataset=make_samples([9, 9, 9]),
+        train={"keep_best": True, "patience": 1},
+        eval=EvalArgs(interval=1, max_iters=1, initial_validation=True),
+    )
+    kept: list[int] = []
+    save = run.save
+    run.save = lambda folder: (kept.append(len(metrics(tmp_path))), save(folder))[1]
+    assert fit(run).steps == 3
+    assert len(kept) == 4  # three times best/, then final/
+
+
+def test_a_signal_before_a_validation_only_puts_it_off(tmp_path):
+    data = dict(val_dataset=make_samples([9, 20], seed=5), eval=EvalArgs(interval=2))
+    whole = make_run(tmp_path / "whole", train={"max_steps": 6, "patience": 9}, **data)
+    fit(whole)
+    run = make_run(tmp_path / "run", train={"max_steps": 6, "patience": 9}, **data)
+
+    class Signalling(Samples):
+        reads = 0
+
+        def __getitem__(self, index):
+            Signalling.reads += 1
+            if Signalling.reads == 14:  # in the fourth step
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(index)
+
+    run.train_dataset = Signalling(run.train_dataset)
+    with pytest.raises(Interrupted, match="after step 4"):
+        fit(run)
+    resume = resume_point("auto", tmp_path / "run")
+    fit(make_run(tmp_path / "run", train={"max_steps": 6, "patience": 9}, resume=resume, **data))
+    assert timeless(metrics(tmp_path / "run")) == timeless(metrics(tmp_path / "whole"))
+
+
+def test_what_the_model_said_is_kept_over_a_resume(tmp_path, monkeypatch):
+    reports = []
+    monkeypatch.setattr(journal, "write_report", lambda report, path: reports.append(report))
+    data = dict(val_dataset=make_samples([9]), eval=EvalArgs(interval=1), sample=lambda step: f"said after {step}")
+    fit(make_run(tmp_path, train={"max_steps": 4, "save_interval": 2}, **data))
+    fit(make_run(tmp_path / "there", train={"max_steps": 3}, resume=tmp_path / "step-000002", **data))
+    assert reports[1].samples == [(step, f"said after {step}") for step in (1, 2, 3)]
+    assert [row["step"] for row in reports[1].rows if "loss" in row] == [1, 2, 3]
+
+
+def test_resuming_goes_on_with_the_run_that_wrote_last(tmp_path):
+    fit(make_run(tmp_path, train={"max_steps": 9, "save_interval": 3}))
+    fit(make_run(tmp_path, train={"max_steps": 2, "save_interval": 2}))  # another one, into the same folder
+    assert resume_point("auto", tmp_path) == tmp_path / "step-000002"
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path):
+    def second(step: int) -> None:
+        with pytest.raises(LitGPTError, match="Another run is writing to"):
+            fit(make_run(tmp_path))
+        refused.append(step)
+
+    refused: list[int] = []
+    fit(make_run(tmp_path, val_dataset=make_samples([9]), train={"max_steps": 1}, sample=second))
+    assert refused == [1]
+    fit(make_run(tmp_path))
+
+
+def test_a_folder_that_is_being_replaced_cannot_be_resumed_from(tmp_path, monkeypatch):
+    fit(make_run(tmp_path, train={"max_steps": 2, "save_interval": 2}))
+    run = make_run(tmp_path, train={"max_steps": 2, "save_interval": 2}, seed=2)
+    run.save = lambda folder: (_ for _ in ()).throw(Killed)
+    with pytest.raises(Killed):
+        fit(run)
+    assert resume_point("auto", tmp_path) is None
+
+
+@pytest.mark.parametrize("train", [{"patience": 1}, {"keep_best": True}])
+def test_going_by_a_validation_that_there_is_not_is_refused(tmp_path, train):
+    with pytest.raises(LitGPTError, match="nothing is validated"):
+        fit(make_run(tmp_path, train=train))
+
+
+def test_loggers_are_told_how_it_ended(tmp_path):
+    class Listening:
+        ended = ""
+
+        def log_metrics(self, metrics, step=None): ...
+
+        def finalize(self, status):
+            self.ended = status
+
+    good, bad = Listening(), Listening()
+    fit(make_run(tmp_path, loggers=[good]))
+    with pytest.raises(Killed):
+        fit(
+            make_run(
+                tmp_path,
+                loggers=[bad],
+                val_dataset=make_samples([9]),
+                eval=EvalArgs(interval=1),
+                sample=lambda step: (_ for _ in ()).throw(Killed),
+            )
+        )
+    assert (good.ended, bad.ended) == ("success", "failed")
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
@@ -287,7 +479,9 @@ def test_a_resumed_run_takes_the_optimizers_settings_from_its_own_command(tmp_pa
     changed = {"class_path": "AdamW", "init_args": {"lr": 1e-2, "betas": (0.5, 0.6), "weight_decay": 0.3}}
     run = make_run(tmp_path, resume=tmp_path / "step-000002", optimizer=changed)
     optimizer = make_optimizer(changed, run.model.named_parameters())
-    assert load_state(run, tmp_path / "step-000002", optimizer).step == 2
+    progress = Progress(Counters(), Validations(), Identity())
+    load_state(run, tmp_path / "step-000002", optimizer, progress)
+    assert progress.counters.step == 2
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
     assert len(optimizer.state) == len(list(run.model.parameters()))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.training import loss as loss_module
-from litgpt.training.loss import IGNORED, Buffers, head_cross_entropy, linear_cross_entropy
+from litgpt.training.loss import IGNORED, Buffers, Terms, head_cross_entropy, linear_cross_entropy
 
 N, C, V = 37, 8, 50
 
@@ -28,26 +28,45 @@ def problem(dtype: torch.dtype = torch.float64, masked: bool = True) -> tuple[Te
     return *(tensor.to(dtype).requires_grad_() for tensor in (hidden, weight, bias)), targets
 
 
-def oracle(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None = None) -> Tensor:
+def oracle(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms = Terms()) -> Tensor:
     logits = F.linear(hidden, weight, bias)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    if terms.cap is not None:
+        logits = terms.cap * torch.tanh(logits / terms.cap)
+    loss = F.cross_entropy(
+        logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=terms.label_smoothing
+    )
+    return loss + terms.z_loss * logits[targets != IGNORED].logsumexp(-1).square().sum()
 
 
-@pytest.mark.parametrize("cap", [None, 3.0])
+TERMS = {
+    "plain": Terms(),
+    "capped": Terms(cap=3.0),
+    "z-loss": Terms(z_loss=0.1),
+    "smoothed": Terms(label_smoothing=0.2),
+    "all": Terms(cap=3.0, z_loss=0.1, label_smoothing=0.2),
+}
+
+
+@pytest.mark.parametrize("case", TERMS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_value_and_gradients_are_those_of_the_full_logits(cap, masked, biased):
+def test_value_and_gradients_are_those_of_the_full_logits(case, masked, biased):
     hidden, weight, bias, targets = problem(masked=masked)
     wanted = [hidden, weight, bias] if biased else [hidden, weight]
-    expected = oracle(hidden, weight, bias if biased else None, targets, cap)
+    expected = oracle(hidden, weight, bias if biased else None, targets, TERMS[case])
     expected_gradients = torch.autograd.grad(expected * 0.25, wanted)
-    found = linear_cross_entropy(hidden, weight, targets, bias if biased else None, cap)
+    found = linear_cross_entropy(hidden, weight, targets, bias if biased else None, TERMS[case])
     gradients = torch.autograd.grad(found * 0.25, wanted)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_logits_far_from_zero_lose_nothing():
+    hidden, weight, _, targets = problem(torch.float32)
+    far = (hidden * 300).detach().requires_grad_()
+    found = linear_cross_entropy(far, weight, targets)
+    torch.testing.assert_close(found, oracle(far, weight, None, targets), rtol=1e-6, atol=0)
 
 
 def test_buffers_are_reused_and_change_nothing():
@@ -60,11 +79,12 @@ def test_buffers_are_reused_and_change_nothing():
     assert buffers.get("products", (1, 1), hidden, torch.float32).data_ptr() == place
 
 
-def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same():
+@pytest.mark.parametrize("case", TERMS)
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same(case):
     hidden, weight, _, targets = problem()
-    (expected,) = torch.autograd.grad(oracle(hidden, weight, None, targets), [hidden])
+    (expected,) = torch.autograd.grad(oracle(hidden, weight, None, targets, TERMS[case]), [hidden])
     weight.requires_grad_(False)
-    linear_cross_entropy(hidden, weight, targets).backward()
+    linear_cross_entropy(hidden, weight, targets, terms=TERMS[case]).backward()
     torch.testing.assert_close(hidden.grad, expected)
     assert weight.grad is None
 
@@ -124,18 +144,36 @@ def test_the_gradients_serve_one_backward_pass_only():
         found.backward()
 
 
+@pytest.mark.parametrize("terms", [Terms(), Terms(z_loss=0.1, label_smoothing=0.2)])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_any_head_module_has_the_same_loss(ignored):
+def test_any_head_module_has_the_same_loss(ignored, terms):
     hidden, weight, _, targets = problem()
     if ignored:
         targets = torch.full_like(targets, IGNORED)
     head = nn.Linear(C, V, bias=False, dtype=torch.float64)
     head.weight = nn.Parameter(weight.detach().clone())
-    found = head_cross_entropy(lambda rows: head(rows), hidden, targets, V)
+    found = head_cross_entropy(lambda rows: head(rows), hidden, targets, V, terms)
     found.backward()
-    expected = oracle(hidden.detach().requires_grad_(), weight, None, targets)
+    full = hidden.detach().requires_grad_()
+    expected = oracle(full, weight, None, targets, terms)
+    expected.backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
-    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, full.grad, rtol=1e-6, atol=1e-6)
+    if not ignored:
+        torch.testing.assert_close(head.weight.grad, weight.grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("slice_rows", [7, 50])
+def test_narrow_gradients_come_from_slices(monkeypatch, slice_rows):
+    """A 16-bit head's gradient is summed in float32, in slices that are given up one by one."""
+    monkeypatch.setattr(loss_module, "SLICE", slice_rows)
+    monkeypatch.setattr(loss_module, "RETURNED_BYTES", 2 * slice_rows * C * 4)
+    hidden, weight, _, targets = problem(torch.bfloat16)
+    linear_cross_entropy(hidden, weight, targets).mul(0.5).backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    oracle(*exact, None, targets).mul(0.5).backward()
+    for tensor, expected in zip((hidden, weight), exact, strict=True):
+        torch.testing.assert_close(tensor.grad.double(), expected.grad, rtol=0.05, atol=0.02)
 
 
 def test_no_tensor_of_all_logits_is_made():

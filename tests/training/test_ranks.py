@@ -76,6 +76,7 @@ def test_the_first_rank_alone_saves_a_whole_folder(folders):
             "final",
             "logs",
             "loss.png",
+            "report.html",
             "step-000003",
             "step-000006",
         ]

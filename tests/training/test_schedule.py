@@ -8,7 +8,7 @@ import pytest
 
 from litgpt.args import TrainArgs
 from litgpt.errors import LitGPTError
-from litgpt.training.schedule import Counters, Limits, WarmupCosine, make_schedule
+from litgpt.training.schedule import Counters, Limits, Schedule, make_schedule
 
 
 def train(**changes) -> TrainArgs:
@@ -30,7 +30,7 @@ def test_rates_are_those_of_nanogpt():
 
 
 def test_the_first_rate_is_not_zero():
-    assert WarmupCosine(0.0, 100, 0.1).rate(1.0, 0, 0.0) > 0
+    assert Schedule(0.0, 100, 0.1).rate(1.0, 0, 0.0) > 0
 
 
 @pytest.mark.parametrize("warmup", [0, None])
@@ -57,7 +57,7 @@ def test_a_lowest_rate_above_the_full_one_leaves_it_constant_and_says_so():
 
 
 def test_a_group_with_another_rate_keeps_its_proportion_in_the_warm_up():
-    schedule = WarmupCosine(0.0, 3, 0.1)
+    schedule = Schedule(0.0, 3, 0.1)
     assert schedule.rate(2.0, 1, 0.0) == 2 * schedule.rate(1.0, 1, 0.0)
 
 
@@ -107,3 +107,49 @@ def test_time_left_follows_the_pace():
     assert limits.seconds_left(Counters(step=2, seconds=4.0)) == pytest.approx(16.0)
     assert limits.seconds_left(Counters()) == 1000.0
     assert Limits.of(train(max_steps=10), 100).seconds_left(Counters()) is None
+
+
+SHAPES = {
+    "cosine": [1.0, 0.75, 0.5, 0.25, 0.0],
+    "linear": [1.0, 2 / 3, 0.5, 1 / 3, 0.0],
+    "wsd": [1.0, 1.0, 1.0, 2 / 3, 0.0],
+    "constant": [1.0] * 5,
+}
+"""What is left of the way to the lowest rate after 0, 1/3, 1/2, 2/3 and all of a run."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_goes_from_the_full_to_the_lowest_rate(shape):
+    decay = {"lr_decay_fraction": 0.5} if shape == "wsd" else {}
+    settings = train(max_steps=120, lr_warmup_steps=0, min_lr=0.2, lr_schedule=shape, **decay)
+    schedule, notice = make_schedule(settings, 1000, 120, 1.2)
+    found = [schedule.rate(1.2, 1, share) for share in (0, 1 / 3, 0.5, 2 / 3, 1)]
+    assert found == pytest.approx([0.2 + left for left in SHAPES[shape]])
+    assert notice == ""
+
+
+def test_wsd_falls_in_the_last_fifth():
+    schedule, _ = make_schedule(train(max_steps=100, lr_warmup_steps=0, lr_schedule="wsd", min_lr=0.0), 1000, 100, 1.0)
+    assert [schedule.rate(1.0, 1, share) for share in (0.1, 0.8, 0.9, 0.95)] == pytest.approx([1, 1, 0.5, 0.25])
+
+
+def test_the_warm_up_comes_before_every_shape():
+    for shape in SHAPES:
+        schedule, _ = make_schedule(train(max_steps=100, lr_warmup_steps=3, lr_schedule=shape), 1000, 100, 1.0)
+        assert [schedule.rate(1.0, step, step / 100) for step in range(3)] == [0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(lr_schedule="cosine", lr_decay_fraction=0.1), "lr_decay_fraction is for --train.lr_schedule wsd"),
+        (dict(lr_schedule="wsd", lr_decay_fraction=1.1), "lr_decay_fraction must lie between 0 and 1"),
+        (dict(label_smoothing=1.5), "label_smoothing must lie between 0 and 1"),
+        (dict(z_loss=-1.0), "z_loss must be at least 0"),
+        (dict(guard=-1.0), "guard must be at least 0"),
+        (dict(activation_checkpointing=-1), "must be off, full or a number above 0"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings, sentence):
+    with pytest.raises(LitGPTError, match=sentence):
+        train(**settings)

@@ -1,0 +1,62 @@
+"""`torch.compile`, block by block: all blocks share their code, so that one is compiled and not the whole model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from litgpt.attention import Attention
+from litgpt.cache import Span
+from litgpt.errors import LitGPTError
+from litgpt.model import GPT, Block
+from litgpt.moe import Experts
+from litgpt.peft import Wrapped, WrappedExperts
+from litgpt.training.memory import replace
+
+COMPILERS = ("g++", "c++", "clang++")
+
+
+def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compiles what a block computes, but for what depends on more than shapes: attention over packed samples, and
+    which expert gets which token, run as they are between two compiled pieces.
+
+    The first pass compiles for its number of tokens; the first one with another number compiles once more, for any.
+    Passes with a KV cache are not compiled.
+
+    Raises:
+        LitGPTError: There is no compiler for this device.
+    """
+    if backend == "inductor":
+        _check_compiler(device)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            replace(module, "look", torch.compiler.disable(module.look))
+        elif isinstance(module, Experts | WrappedExperts) or (
+            isinstance(module, Wrapped) and getattr(module, "dropout", False)  # whose mask torch's compiler cannot draw
+        ):
+            replace(module, "forward", torch.compiler.disable(module.forward))
+    compiled = torch.compile(Block.forward, backend=backend)
+    for block in model.transformer.h:
+        assert isinstance(block, Block)
+        if not isinstance(block.attn, Attention):
+            replace(block.attn, "forward", torch.compiler.disable(block.attn.forward))
+        replace(block, "forward", partial(_forward, block, compiled))
+
+
+def _forward(block: Block, compiled: Any, x: torch.Tensor, reach: Any) -> Any:
+    cached: Span | None = reach.span
+    return compiled(block, x, reach) if cached is None else Block.forward(block, x, reach)
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "mps":
+        raise LitGPTError("train.compile has no compiler for mps here; leave it out.")
+    if device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise LitGPTError(
+            f"train.compile needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} is installed; "
+            "install one, or leave it out."
+        )

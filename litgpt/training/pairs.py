@@ -1,0 +1,86 @@
+"""Options that cannot hold together, each pair refused in one sentence before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from litgpt.args import TrainArgs
+from litgpt.errors import LitGPTError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What options must agree with."""
+
+    train: TrainArgs
+    precision: str
+    device: str
+    """`cpu`, `cuda`, `mps`."""
+    ranks: int
+
+
+def _in_backward(clash: Callable[[Setting], bool]) -> Callable[[Setting], bool]:
+    return lambda setting: setting.train.optimizer_in_backward and clash(setting)
+
+
+REFUSED: dict[str, tuple[Callable[[Setting], bool], str]] = {
+    "optimizer in backward, accumulation": (
+        _in_backward(lambda of: of.train.global_batch_size > of.train.micro_batch_size),
+        "train.optimizer_in_backward steps in the backward pass of one micro-batch, so a step can't have several: set "
+        "train.micro_batch_size to train.global_batch_size, or leave it out.",
+    ),
+    "optimizer in backward, clipping": (
+        _in_backward(lambda of: bool(of.train.max_norm)),
+        "train.optimizer_in_backward frees gradients before their norm is known, by which train.max_norm scales them: "
+        "set train.max_norm to 0, or leave it out.",
+    ),
+    "optimizer in backward, guard": (
+        _in_backward(lambda of: of.train.guard is not None),
+        "train.optimizer_in_backward has stepped before train.guard could look at the gradients: leave one of them "
+        "out.",
+    ),
+    "optimizer in backward, 16-mixed": (
+        _in_backward(lambda of: of.precision == "16-mixed"),
+        "train.optimizer_in_backward steps before 16-mixed knows whether the scaled gradients overflowed: use "
+        "bf16-mixed, or leave it out.",
+    ),
+    "optimizer in backward, ranks": (
+        _in_backward(lambda of: of.ranks > 1),
+        "train.optimizer_in_backward steps before gradients are averaged over devices: use one device, or leave it "
+        "out.",
+    ),
+    "guard, 16-mixed": (
+        lambda of: of.train.guard is not None and of.precision == "16-mixed",
+        "16-mixed skips steps with infinite gradients by itself, to find its scale: leave train.guard out, or use "
+        "bf16-mixed.",
+    ),
+    "activation offload, no GPU": (
+        lambda of: of.train.activation_offload and of.device == "cpu",
+        "train.activation_offload keeps activations in the host's memory, and this run is on the CPU, where they are "
+        "anyway: leave it out, or use train.activation_checkpointing.",
+    ),
+    "document masks, padding": (
+        lambda of: of.train.document_masks and not of.train.packing,
+        "train.document_masks is a property of packed batches: leave out train.packing false, or the masks.",
+    ),
+}
+"""Name of a pair → whether a setting has it, and the sentence."""
+
+
+def check_pairs(setting: Setting) -> None:
+    """Raises a LitGPTError for the first pair that cannot hold."""
+    for clashes, sentence in REFUSED.values():
+        if clashes(setting):
+            raise LitGPTError(sentence)
+
+
+def check_finetuning(train: TrainArgs) -> None:
+    """Raises a LitGPTError for an option that is pretraining's alone."""
+    if train.document_masks:
+        raise LitGPTError(
+            "train.document_masks is for pretraining: in finetuning attention stays inside each sample anyway; leave "
+            "it out."
+        )
+    if train.tie_embeddings is not None:
+        raise LitGPTError("train.tie_embeddings is for pretraining: a finished model is tied or not; leave it out.")
