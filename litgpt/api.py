@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.hub import auto_download
@@ -17,16 +19,17 @@ from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, f
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, closest
 from litgpt.generate.engine import Engine
 from litgpt.generate.report import Speed
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import MIXED, Speaker, refuse_quantization
+from litgpt.generate.speaker import MIXED, Speaker
 from litgpt.generate.text import Reply
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
-from litgpt.runtime import default_precision, parameter_dtype, pick_device
+from litgpt.quantize import is_quantized, quantize_model
+from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 
 MOST_AT_ONCE = 16
@@ -152,7 +155,8 @@ class LLM(nn.Module):
             devices: 1 or `auto`; several are not built yet.
             precision: `32-true`, `bf16-true`, `16-true`, `bf16-mixed` or `16-mixed`; None: 16 bits where the device has
                 them.
-            quantize: Not built yet.
+            quantize: Keep linear layers in 4 or 8 bits: `bnb.nf4`, `bnb.nf4-dq`, `bnb.fp4`, `bnb.fp4-dq`, `bnb.int8`,
+                `int8` or `int4`. Such a model generates; it can be neither trained nor saved.
             generate_strategy: Not built yet; it is for several devices.
             fixed_kv_cache_size: Tokens to make room for once and for all; None: as each call needs.
 
@@ -164,8 +168,7 @@ class LLM(nn.Module):
                 "Generating on several devices is not built yet; leave out devices and generate_strategy."
             )
         place = pick_device(accelerator)
-        refuse_quantization(quantize, place)
-        precision = precision or default_precision(training=False, device=place)
+        precision = quantized_precision(quantize, precision, training=False, device=place)
         dtype = parameter_dtype(precision)
         size = self.config.block_size if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if size is not None and not 0 < size <= self.config.block_size:
@@ -173,10 +176,13 @@ class LLM(nn.Module):
                 f"fixed_kv_cache_size is {size}; this model's context is {self.config.block_size} tokens."
             )
         if checkpoint := self._unchanged_checkpoint():
-            self.model = load_model(checkpoint, place, dtype)
+            self.model = load_model(checkpoint, place, dtype, quantize)
             self._note_loaded(checkpoint)
         else:
+            self._refuse_quantized("distributed again")
             self.model.to(device=place, dtype=dtype).eval()
+            if quantize is not None:
+                quantize_model(self.model, quantize, dtype)
         self._dtype = MIXED.get(precision, dtype)
         self.preprocessor.device = place
         self.fixed_kv_cache_size = size
@@ -193,6 +199,7 @@ class LLM(nn.Module):
         """
         if checkpoint := self._unchanged_checkpoint():
             self.model = load_model(checkpoint, dtype=torch.float32)
+        self._refuse_quantized("trained")
         self.model.to(device="cpu", dtype=torch.float32).train().requires_grad_(True)
         self._as_loaded, self._engine, self._dtype = None, None, None
         self.preprocessor.device = torch.device("cpu")
@@ -214,7 +221,7 @@ class LLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.lm_head.weight.device
+        return self.model.transformer.wte.weight.device
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The model's, under the model's names."""
@@ -235,6 +242,7 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The folder can't be written.
         """
+        self._refuse_quantized("saved")
         if self._has_parts_beside:
             raise LitGPTError("A model with an adapter can't be saved as a whole one; copy the folder it came from.")
         with atomic_folder(out_dir) as folder:
@@ -277,6 +285,7 @@ class LLM(nn.Module):
         top_p: float = 1.0,
         return_as_token_ids: bool = False,
         stream: bool = False,
+        **settings: Any,
     ) -> Any:
         """Answers a prompt, or a list of prompts, which are worked on together.
 
@@ -291,6 +300,8 @@ class LLM(nn.Module):
             top_p: Choose among the most likely tokens that have this much probability together.
             return_as_token_ids: Return ids `(T,)` in place of text.
             stream: Return an iterator over pieces of the answer as they come.
+            settings: Further fields of `Sampling` (`seed`, `min_p`, `logit_bias`, `grammar` …), and `stop`: texts that
+                end an answer.
 
         Returns:
             The answer without its prompt: a str, or a list of them for a list of prompts; ids instead with
@@ -302,15 +313,48 @@ class LLM(nn.Module):
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if stream and not isinstance(prompt, str):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        replies = self._submit(texts, sys_prompt, sampling, max_new_tokens)
+        stop = settings.pop("stop", ())
+        sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
+        prompts = [self._speaker.encode(text, sys_prompt) for text in texts]
+        replies = self._submit(prompts, sampling, max_new_tokens, stop)
         if stream:
             return self._stream(replies[0], return_as_token_ids)
         if return_as_token_ids:
+            if stop:
+                raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
             answers: list[Any] = [torch.tensor(reply.request.result(), device=self.device) for reply in replies]
         else:
             answers = ["".join(reply) for reply in replies]
         return answers[0] if isinstance(prompt, str) else answers
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        stream: bool = False,
+        **settings: Any,
+    ) -> str | Iterator[str]:
+        """Answers a conversation.
+
+        Args:
+            messages: Its turns, `{"role": ..., "content": ...}` each, the system prompt as the first of them.
+            max_new_tokens: The most tokens the answer may have.
+            temperature: Higher is more random; 0 always takes the most likely token.
+            top_k: Choose among this many most likely tokens; None: all.
+            top_p: Choose among the most likely tokens that have this much probability together.
+            stream: Return an iterator over pieces of the answer as they come.
+            settings: As `generate`.
+
+        Raises:
+            LitGPTError: The prompt style can't write this conversation, it is too long, or an argument makes no sense.
+        """
+        stop = settings.pop("stop", ())
+        sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
+        (reply,) = self._submit([self._speaker.encode_messages(messages)], sampling, max_new_tokens, stop)
+        return self._stream(reply, as_ids=False) if stream else "".join(reply)
 
     def benchmark(self, num_iterations: int = 1, **kwargs: Any) -> tuple[Any, dict[str, list[float]]]:
         """Generates and measures.
@@ -329,7 +373,8 @@ class LLM(nn.Module):
         rows: dict[str, list[float]] = {}
         answer: Any = None
         for _ in range(num_iterations):
-            (reply,) = self._submit([prompt], sys_prompt, Sampling(**kwargs), max_new_tokens)
+            encoded = self._speaker.encode(prompt, sys_prompt)
+            (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens)
             pieces = list(self._stream(reply, as_ids))
             answer = pieces if stream else torch.cat(pieces) if as_ids else "".join(pieces)
             speed = Speed.of(reply.request)
@@ -344,18 +389,21 @@ class LLM(nn.Module):
                 rows.setdefault(name, []).append(value)
         return answer, rows
 
+    @property
+    def _speaker(self) -> Speaker:
+        return Speaker(self.model, self.tokenizer, self.prompt_style, self._dtype)
+
     def _submit(
-        self, texts: Sequence[str], sys_prompt: str | None, sampling: Sampling, max_new_tokens: int
+        self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str] = ()
     ) -> list[Reply]:
-        speaker = Speaker(self.model, self.tokenizer, self.prompt_style, self._dtype)
-        prompts = [speaker.encode(text, sys_prompt) for text in texts]
+        speaker, stops = self._speaker, (stop,) if isinstance(stop, str) else tuple(stop)
         longest = max(map(len, prompts), default=0)
         if longest > self.config.block_size:
             raise LitGPTError(
                 f"The prompt has {longest} tokens and the model's context {self.config.block_size}; shorten the prompt."
             )
         engine = self._engine_for(speaker, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
-        return [speaker.reply(engine, prompt, sampling, max_new_tokens) for prompt in prompts]
+        return [speaker.reply(engine, prompt, sampling, max_new_tokens, stops) for prompt in prompts]
 
     def _engine_for(self, speaker: Speaker, slots: int, length: int) -> Engine:
         """The engine of the last call where it is large enough, else a larger one; streams still open keep theirs."""
@@ -381,6 +429,11 @@ class LLM(nn.Module):
         finally:  # an iterator that is given up ends its request
             reply.request.cancel()
 
+    def _refuse_quantized(self, done: str) -> None:
+        """Raises a LitGPTError where the weights that it was made of are gone."""
+        if is_quantized(self.model):
+            raise LitGPTError(f"A quantized model can't be {done}; load it again without quantize.")
+
     def _note_loaded(self, checkpoint: Checkpoint) -> None:
         self._as_loaded = checkpoint, self.model, _versions(self.model)
 
@@ -393,6 +446,15 @@ class LLM(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_engine": None}
+
+
+def _sampling(**settings: Any) -> Sampling:
+    """`Sampling`, with a sentence for a name that it has not."""
+    known = [field.name for field in fields(Sampling)]
+    for name in settings:
+        if name not in known:
+            raise LitGPTError(f"There is no setting {name!r} of how to generate.{closest(name, known)}")
+    return Sampling(**settings)
 
 
 def _versions(model: GPT) -> list[int]:

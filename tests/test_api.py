@@ -51,7 +51,7 @@ def text_of(llm: LLM, ids: list[int]) -> str:
         ("distribute", "self accelerator devices precision quantize generate_strategy fixed_kv_cache_size"),
         (
             "generate",
-            "self prompt sys_prompt max_new_tokens temperature top_k top_p return_as_token_ids stream",
+            "self prompt sys_prompt max_new_tokens temperature top_k top_p return_as_token_ids stream settings",
         ),
         ("forward", "self input_ids target_ids loss_fn"),
         ("trainer_setup", "self trainer_ckpt"),
@@ -133,6 +133,33 @@ def test_torchs_seed_makes_answers_repeatable(llm):
     assert said() == said() != llm.generate("Hi", max_new_tokens=20, top_k=50)
 
 
+def test_a_conversation(llm, folder):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "And now?"},
+    ]
+    speaker = Speaker.load(folder, "cpu", "32-true")
+    ids = naive(load_model(folder), speaker.encode_messages(messages), 12)
+    expected = text_of(llm, ids[: ids.index(END)] if END in ids else ids)
+    assert llm.chat(messages, **GREEDY) == expected
+    pieces = llm.chat(messages, **GREEDY, stream=True)
+    assert not isinstance(pieces, str) and "".join(pieces) == expected
+
+
+def test_further_settings(llm):
+    whole = llm.generate("Hi", **GREEDY)
+    assert llm.generate("Hi", **GREEDY, stop=whole[3:5]) == whole[: whole.index(whole[3:5])]
+    random = dict(max_new_tokens=12, temperature=1.5)
+    assert llm.generate("Hi", **random, seed=3) == llm.generate("Hi", **random, seed=3)
+    assert llm.generate("Hi", **random, seed=3) != llm.generate("Hi", **random, seed=4)
+    with pytest.raises(LitGPTError, match="no setting 'sed'.* Closest: seed"):
+        llm.generate("Hi", sed=3)
+    with pytest.raises(LitGPTError, match="leave out stop"):
+        llm.generate("Hi", stop="a", return_as_token_ids=True)
+
+
 def test_top_p_zero_is_greedy(llm):
     assert llm.generate("Hi", top_p=0.0, max_new_tokens=12) == llm.generate("Hi", **GREEDY)
 
@@ -212,7 +239,7 @@ def test_loading_what_is_not_there_is_told(arguments, words):
         (dict(generate_strategy="sequential"), "several devices is not built"),
         (dict(accelerator="quantum"), "Unknown device 'quantum'"),
         (dict(precision="8"), "Unknown precision"),
-        (dict(quantize="bnb.nf4"), "bnb.nf4"),
+        (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(fixed_kv_cache_size=4096), "context is 128"),
     ],
 )

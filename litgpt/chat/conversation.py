@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from litgpt.chat_template import Message
+from litgpt.checkpoint.atomic import atomic_file
+from litgpt.errors import LitGPTError, closest
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.generate.text import Reply
+
+SETTINGS: dict[str, Callable[[str], float]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "seed": int,
+    "max_new_tokens": int,
+}
+"""What `Conversation.set` knows, and how each is read."""
 
 
 @dataclass
@@ -57,6 +75,65 @@ class Conversation:
     def reset(self) -> None:
         """Forgets all turns; the system prompt stays."""
         self.messages = []
+
+    def set(self, name: str, text: str) -> None:
+        """Changes a setting of the answers to come, written as text; `null` leaves it out.
+
+        Raises:
+            LitGPTError: There is no such setting, or the value is not one of it; all is as before.
+        """
+        if name not in SETTINGS:
+            raise LitGPTError(f"There is no setting {name!r}.{closest(name, SETTINGS)}")
+        try:
+            value = None if text.lower() in ("null", "none") else SETTINGS[name](text)
+        except ValueError:
+            raise LitGPTError(f"{name} can't be {text!r}; give a number.") from None
+        if name == "max_new_tokens":
+            if not isinstance(value, int) or value < 1:
+                raise LitGPTError(f"max_new_tokens is {text}; it must be 1 or more.")
+            self.max_new_tokens = value
+            return
+        try:
+            changes: dict[str, Any] = {name: value}
+            self.sampling = replace(self.sampling, **changes)
+        except TypeError:
+            raise LitGPTError(f"{name} can't be left out; give a number.") from None
+
+    @property
+    def settings(self) -> dict[str, float | None]:
+        """What `set` changes, by name."""
+        return {name: getattr(self if name == "max_new_tokens" else self.sampling, name) for name in SETTINGS}
+
+    def save(self, file: str | Path) -> None:
+        """Writes the turns and the system prompt to a JSON file.
+
+        Raises:
+            LitGPTError: It can't be written.
+        """
+        with atomic_file(file) as temporary:
+            content = {"system": self.system, "messages": self.messages}
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def load(self, file: str | Path) -> None:
+        """Goes on with the conversation that `save` wrote.
+
+        Raises:
+            LitGPTError: The file can't be read, or is none; the conversation is as before.
+        """
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            system, messages = content["system"], content["messages"]
+            turns = [(message["role"], message["content"]) for message in messages]
+        except OSError as error:
+            raise LitGPTError(f"{file} can't be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError):
+            raise LitGPTError(f"{file} is no conversation that /save wrote.") from None
+        roles = [role for role, _ in turns]
+        texts = [text for _, text in turns] + ([] if system is None else [system])
+        if roles != ["user", "assistant"] * (len(roles) // 2) or not all(isinstance(text, str) for text in texts):
+            raise LitGPTError(f"{file} is no conversation of questions and answers in turns.")
+        self.system = system
+        self.messages = [{"role": role, "content": text} for role, text in turns]
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -13,26 +13,27 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from litgpt.chat.conversation import Conversation
+from litgpt.chat.style import BOLD, RESET, MarkdownStyle, wants_colour
 from litgpt.errors import LitGPTError, closest
-from litgpt.generate.report import Speed
+from litgpt.generate.report import Speed, note
 from litgpt.generate.text import Reply
 
 ENDINGS = ("!quit", "!exit")
 SUBMIT = "!submit"
 COMMANDS = {
     "/help": "show these commands",
+    "/load FILE": "go on with a conversation that /save wrote",
     "/reset": "start over: forget all turns, keep the system prompt",
+    "/save FILE": "write the conversation to a file",
+    "/set NAME VALUE": "change temperature, top_k, max_new_tokens …; alone, show them all",
     "/system TEXT": "set the system prompt and start over; without TEXT, go back to the model's own",
 }
 
 
-def note(text: str) -> None:
-    """Tells the user something that is not part of the conversation; piped output stays clean."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def prepare_input() -> None:
     """Gives a terminal line editing, and lets input that is not text through as replacement characters."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may have characters that the terminal hasn't
+        sys.stdout.reconfigure(errors="replace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
         if sys.stdin.isatty():
@@ -46,6 +47,7 @@ class Terminal:
     def __init__(self, conversation: Conversation, multiline: bool = False) -> None:
         self.conversation = conversation
         self.multiline = multiline
+        self.colourful = wants_colour()
         self._cut_told = False
 
     def run(self) -> None:
@@ -66,7 +68,7 @@ class Terminal:
     def read(self) -> str | None:
         """The next prompt; None: the user is done."""
         try:
-            line = input(">> Prompt: ")
+            line = input(self._bold(">> Prompt: ", invisible=True))
             if not self.multiline:
                 return None if line.strip().lower() in ("", *ENDINGS) else line
             lines: list[str] = []
@@ -86,11 +88,18 @@ class Terminal:
         except EOFError:  # what was typed before it still counts; the next read meets the end again
             return SUBMIT
 
+    def _bold(self, text: str, invisible: bool = False) -> str:
+        """A label; `invisible`: line editing must not count the codes as characters."""
+        if not self.colourful:
+            return text
+        on, off = (f"\x01{code}\x02" if invisible else code for code in (BOLD, RESET))
+        return f"{on}{text}{off}"
+
     def obey(self, name: str, argument: str) -> None:
         """Carries out a command."""
         if name == "/help":
             for command, meaning in COMMANDS.items():
-                note(f"{command:<14}{meaning}")
+                note(f"{command:<17}{meaning}")
         elif name == "/reset":
             self.conversation.reset()
             note("The conversation starts over.")
@@ -98,9 +107,33 @@ class Terminal:
             self.conversation.system = argument or None
             self.conversation.reset()
             note("The system prompt is set; the conversation starts over.")
+        elif name in ("/save", "/load", "/set"):
+            try:
+                note(self._obey_with(name, argument))
+            except LitGPTError as error:
+                note(str(error))
         else:
             known = [command.partition(" ")[0] for command in COMMANDS]
             note(f"There is no command {name}.{closest(name, known)} /help shows all.")
+
+    def _obey_with(self, name: str, argument: str) -> str:
+        """Carries out a command that may fail; what to say of it."""
+        conversation = self.conversation
+        if name == "/set":
+            setting, _, value = argument.partition(" ")
+            if setting and not value.strip():
+                raise LitGPTError(f"/set {setting} needs a value; /set alone shows all.")
+            if setting:
+                conversation.set(setting, value.strip())
+            shown = {setting: conversation.settings[setting]} if setting else conversation.settings
+            return "\n".join(f"{key} is {'null' if value is None else value}" for key, value in shown.items())
+        if not argument:
+            raise LitGPTError(f"{name} needs a file: {name} FILE.")
+        if name == "/save":
+            conversation.save(argument)
+            return f"The conversation is in {argument}."
+        conversation.load(argument)
+        return f"The conversation in {argument} goes on after {len(conversation.messages)} messages."
 
     def answer(self, text: str) -> None:
         """Prints the model's answer."""
@@ -111,13 +144,14 @@ class Terminal:
             return
         if n_dropped:
             note(f"(The context is full: the oldest {n_dropped} messages are forgotten.)")
-        print(">> Reply: ", end="", flush=True)
+        print(self._bold(">> Reply: "), end="", flush=True)
         pieces: list[str] = []
+        style = MarkdownStyle() if self.colourful else None
         with stopped_by_ctrl_c(reply):
             for piece in reply:
                 pieces.append(piece)
-                print(piece, end="", flush=True)
-        print("\n", flush=True)
+                print(piece if style is None else style.push(piece), end="", flush=True)
+        print(style.close() if style else "", end="\n\n", flush=True)
         self.conversation.note("".join(pieces))
         note(f"Time for inference: {Speed.of(reply.request)}")
         if reply.finish_reason == "length" and not self._cut_told:

@@ -1,26 +1,29 @@
-"""`litgpt generate`: continues or answers one prompt."""
+"""`litgpt generate`: continues or answers one prompt, or all of a file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from litgpt.generate.options import Options, with_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from litgpt.generate.sampling import Sampling
+    from litgpt.generate.prompt_file import Job
     from litgpt.generate.speaker import Speaker
     from litgpt.model import GPT
 
-SEED = 1234
-"""Of the first sample; the next one has the next number."""
+PROMPT = "What food do llamas eat?"
 MOST_AT_ONCE = 16
 """Samples that are generated together."""
 
 
+@with_options
 def main(
     checkpoint_dir: Path,
-    prompt: str = "What food do llamas eat?",
+    prompt: str = PROMPT,
     *,
     sys_prompt: str | None = None,
     num_samples: int = 1,
@@ -28,9 +31,10 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None,
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
     precision: str | None = None,
     compile: bool = False,
+    options: Options = Options(),
 ) -> None:
     """Generate text from a prompt.
 
@@ -45,42 +49,61 @@ def main(
         top_k: Choose among this many most likely tokens; null: all.
         top_p: Choose among the most likely tokens that have this much probability together.
         temperature: Higher is more random; 0 always takes the most likely token.
-        quantize: Keep the weights in 4 or 8 bits (bitsandbytes).
+        quantize: Keep the weights in 4 or 8 bits: bnb.* by bitsandbytes; int8 and int4 are faster on CPUs.
         precision: 32-true, bf16-true, 16-true, bf16-mixed or 16-mixed; null: 16 bits where the device has them.
         compile: Compile the model first.
     """
+    arguments = dict(locals())
+    from litgpt.generate.speaker import Speaker
+
+    answer(arguments, lambda: Speaker.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile))
+
+
+def answer(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> Speaker:
+    """Answers the prompt, or the file of prompts, of a command with these arguments, by the model that `load` opens
+    once they are found to make sense; returns that model."""
+    from dataclasses import replace
+
     from litgpt.errors import LitGPTError
-    from litgpt.generate.sampling import Sampling
-    from litgpt.generate.speaker import Speaker, refuse_compilation
+    from litgpt.generate.prompt_file import Job, answer_file
 
-    refuse_compilation(compile)
-    for name, value in {"num_samples": num_samples, "max_new_tokens": max_new_tokens}.items():
-        if value < 1:
-            raise LitGPTError(f"{name} is {value}; it must be 1 or more.")
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=SEED)
-    speaker = Speaker.load(checkpoint_dir, precision=precision, quantize=quantize)
-    print_samples(speaker, speaker.encode(prompt, sys_prompt), sampling, max_new_tokens, num_samples)
+    for name in ("num_samples", "max_new_tokens"):
+        if arguments[name] < 1:
+            raise LitGPTError(f"{name} is {arguments[name]}; it must be 1 or more.")
+    options: Options = arguments["options"]
+    prompt, sys_prompt, num_samples = (arguments[name] for name in ("prompt", "sys_prompt", "num_samples"))
+    if options.prompt_file is not None and prompt != PROMPT:
+        raise LitGPTError("prompt and prompt_file are both given; leave one out.")
+    sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
+    speaker = load()
+    job = Job(
+        [], replace(sampling, grammar=options.grammar(speaker.tokenizer)), arguments["max_new_tokens"], options.stops
+    )
+    if options.prompt_file is not None:
+        answer_file(speaker, options, job, sys_prompt, num_samples)
+    else:
+        print_samples(speaker, replace(job, prompt=speaker.encode(prompt, sys_prompt)), num_samples)
+    return speaker
 
 
-def print_samples(
-    speaker: Speaker, prompt: list[int], sampling: Sampling, max_new_tokens: int, num_samples: int
-) -> None:
+def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
     """Prints prompt and answer of every sample as they come, all of them generated together."""
     import sys
     from dataclasses import replace
 
-    from litgpt.generate.report import Speed, peak_memory
+    from litgpt.generate.report import Speed, note, peak_memory
     from litgpt.generate.text import Reply
 
-    engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(prompt) + max_new_tokens)
+    engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
+    seed = job.sampling.seed or 0
     requests = [
-        engine.submit(prompt, replace(sampling, seed=SEED + i), speaker.stops, max_new_tokens)
+        engine.submit(job.prompt, replace(job.sampling, seed=seed + i), speaker.stops, job.max_new_tokens)
         for i in range(num_samples)
     ]
     for number, request in enumerate(requests, 1):
         decoder = speaker.tokenizer.stream()
-        print("".join(decoder.push(token) for token in prompt), end="", flush=True)
-        for piece in Reply(request, decoder):
+        print("".join(decoder.push(token) for token in job.prompt), end="", flush=True)
+        for piece in Reply(request, decoder, job.stop):
             print(piece, end="", flush=True)
         print()
         print(f"Time for inference {number}: {Speed.of(request)}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL, find_checkpoint
 from litgpt.data.base import with_input_placed
 from litgpt.errors import LitGPTError
-from litgpt.generate.base import SEED
-from litgpt.generate.report import Speed, peak_memory
-from litgpt.generate.sampling import Sampling
+from litgpt.generate.options import Options
+from litgpt.generate.prompt_file import Job, answer_file
+from litgpt.generate.report import Speed, note, peak_memory
 from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
 
+PROMPT = "What food do llamas eat?"
+
 
 def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
-    """Prints the answer as it comes, and to standard error what it cost.
+    """Prints the answer as it comes, and to standard error what it cost; or answers a file of prompts.
 
     Args:
         method: How the weights were learned.
@@ -28,19 +31,24 @@ def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
     Raises:
         LitGPTError: A file or an argument can't be used.
     """
-    sampling = Sampling(
-        temperature=arguments["temperature"], top_k=arguments["top_k"], top_p=arguments["top_p"], seed=SEED
-    )
+    options: Options = arguments["options"]
+    if options.prompt_file is not None and arguments["prompt"] != PROMPT:
+        raise LitGPTError("prompt and prompt_file are both given; leave one out.")
+    sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
     speaker = Speaker.open(
         Finetuned(weights_file(path, method), method, find_checkpoint(arguments["checkpoint_dir"])),
         precision=arguments["precision"],
         quantize=arguments["quantize"],
     )
+    sampling = replace(sampling, grammar=options.grammar(speaker.tokenizer))
+    max_new_tokens, stops = arguments["max_new_tokens"], options.stops
+    if options.prompt_file is not None:
+        answer_file(speaker, options, Job([], sampling, max_new_tokens, stops), arguments["sys_prompt"])
+        return
     sample = {"instruction": arguments["prompt"], "input": arguments["input"], "sys_prompt": arguments["sys_prompt"]}
     prompt = speaker.encode_sample(with_input_placed(speaker.style, sample))
-    max_new_tokens = arguments["max_new_tokens"]
-    engine = speaker.engine(1, len(prompt) + max_new_tokens)
-    reply = speaker.reply(engine, prompt, sampling, max_new_tokens)
+    engine = speaker.engine(1, len(prompt) + max_new_tokens, note)
+    reply = speaker.reply(engine, prompt, sampling, max_new_tokens, stops)
     for piece in reply:
         print(piece, end="", flush=True)
     print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect
 from pathlib import Path
 
 import torch
@@ -47,9 +48,16 @@ def _left_in_group() -> int | None:
         return None
 
 
-def check_cache_fits(config: Config, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+def check_cache_fits(
+    config: Config,
+    slots: int,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    at_once: int | None = None,
+) -> None:
     """Raises a LitGPTError when there is no room for a KV cache of `slots` sequences of `length` tokens."""
-    needed, free = KVCache.nbytes(config, slots, length, dtype), free_bytes(device)
+    needed, free = KVCache.nbytes(config, slots, length, dtype, at_once=at_once), free_bytes(device)
     if free is not None and needed > free:
         raise LitGPTError(
             f"The KV cache for {slots} x {length} tokens takes {needed / 1e9:.2f} GB and {max(free, 0) / 1e9:.2f} GB"
@@ -57,7 +65,14 @@ def check_cache_fits(config: Config, slots: int, length: int, dtype: torch.dtype
         )
 
 
-def longest_fit(config: Config, slots: int, dtype: torch.dtype, device: torch.device, share: float = 0.5) -> int:
+def longest_fit(
+    config: Config,
+    slots: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    at_once: int | None = None,
+    share: float = 0.5,
+) -> int:
     """The tokens a sequence can have, up to the model's context, if `slots` take a `share` of the free memory.
 
     Raises:
@@ -66,6 +81,10 @@ def longest_fit(config: Config, slots: int, dtype: torch.dtype, device: torch.de
     free = free_bytes(device)
     if free is None:
         return config.block_size
-    length = int(free * share) // KVCache.nbytes(config, slots, 1, dtype)
-    check_cache_fits(config, slots, max(1, min(length, config.block_size)), dtype, device)
-    return max(1, min(length, config.block_size))
+    length = bisect(
+        range(1, config.block_size + 1),
+        free * share,
+        key=lambda length: KVCache.nbytes(config, slots, length, dtype, at_once=at_once),
+    )
+    check_cache_fits(config, slots, max(1, length), dtype, device, at_once)
+    return max(1, length)

@@ -39,6 +39,11 @@ class Speed:
         return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
+def note(text: str) -> None:
+    """Tells the user something beside the answer; piped output stays clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes in use so far: on a GPU what torch allocated there, else the process's resident memory."""
     if device.type == "cuda":

@@ -9,9 +9,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from litgpt.errors import LitGPTError
-from litgpt.generate.sampling import Sampling
+from litgpt.generate.sampling import Logprob, Sampling
 
 if TYPE_CHECKING:
     from litgpt.generate.engine import Engine
@@ -81,18 +82,23 @@ class Request:
         self.watch = watch
         self.output: list[int] = []
         """Tokens generated so far; the last of them may still turn out to be a stop sequence, which is cut off."""
+        self.logprobs: list[Logprob] = []
+        """One for each token of `output`, where `sampling.logprobs` asks for them; stop sequences have none."""
         self.n_generated = 0
         """Tokens generated, stop sequences included."""
         self.n_shared = 0
         """Tokens of the prompt whose keys and values were there already."""
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
+        self.variant: str | None = None
+        """The adapter that it is computed with; None: the model alone."""
         self.timing = Timing()
         self._stops = stops
         self._ready = self._taken = 0
         # Greedy requests leave torch's random state alone: training runs take samples and must stay repeatable.
         seed = sampling.seed if sampling.seed is not None or sampling.greedy else int(torch.randint(2**62, ()))
         self._random = random.Random(seed)
+        self._match = None if sampling.grammar is None else sampling.grammar.start()
 
     @property
     def done(self) -> bool:
@@ -138,16 +144,27 @@ class Request:
         """The request's next random number, from 0 up to, not including, 1."""
         return 0.0 if self.sampling.greedy else self._random.random()
 
-    def accept(self, token: int) -> None:
-        """Takes in a generated token."""
+    def restrict(self, scores: Tensor) -> None:
+        """Takes the tokens that the grammar forbids out of the scores `(V,)`, in place."""
+        if self._match is not None:
+            self._match.restrict(scores)
+
+    def accept(self, token: int, logprob: Logprob | None = None) -> None:
+        """Takes in a generated token, and what was noted of it."""
         if self.done:
             return
         self.timing.first = self.timing.first or perf_counter()
         self.n_generated += 1
         self.output.append(token)
-        stopped = self._stops.matched(self.output)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        is_text = self._match is None or self._match.accept(token)
+        stopped = self._stops.matched(self.output) or int(not is_text)
         if stopped:
             del self.output[-stopped:]
+            del self.logprobs[len(self.output) :]
+            self.finish("stop")
+        elif self._match is not None and self._match.complete:
             self.finish("stop")
         elif self.n_generated >= self.limit:
             self.finish("length")

@@ -6,18 +6,25 @@ R: rows, V: vocabulary, K: candidates left to choose from.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from litgpt.errors import LitGPTError
 
+if TYPE_CHECKING:
+    from litgpt.generate.structured import Grammar
+
+MOST_LOGPROBS = 20
+"""Alternatives that `Sampling.logprobs` may ask for."""
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a request's tokens are drawn: penalties, then `top_k`, `temperature`, `top_p`, `min_p`, in this order.
+    """How a request's tokens are drawn: penalties, `logit_bias`, `grammar`, `top_k`, `temperature`, `top_p`, `min_p`.
 
     Raises:
         LitGPTError: A value is out of its range.
@@ -37,6 +44,12 @@ class Sampling:
     """Taken off the score of every token that is in the answer."""
     frequency_penalty: float = 0.0
     """Taken off the score of a token each time it occurs in the answer."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Added to the scores of these token ids; -100 all but bans one, 100 all but forces it."""
+    logprobs: int | None = None
+    """Note each token's log-probability and this many best alternatives, at most 20; None: nothing. See `Logprob`."""
+    grammar: Grammar | None = None
+    """What the answer must look like as a whole; it ends where nothing more may follow."""
     seed: int | None = None
     """Makes the draws repeatable, whatever else is in the batch; None: taken from torch's random state."""
 
@@ -49,6 +62,8 @@ class Sampling:
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0; 1 is none"),
             ("presence_penalty", math.isfinite(self.presence_penalty), "a number; 0 is none"),
             ("frequency_penalty", math.isfinite(self.frequency_penalty), "a number; 0 is none"),
+            ("logit_bias", all(math.isfinite(bias) for bias in self.logit_bias.values()), "finite numbers by token id"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}"),
             ("seed", self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2**64 - 1"),
         )
         for name, holds, what in rules:
@@ -62,12 +77,42 @@ class Sampling:
 
     @property
     def penalizing(self) -> bool:
-        """Whether the tokens so far change the scores."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        """Whether `penalize` changes the scores."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """How likely the model itself held a generated token: the logarithm of the softmax of its scores, before penalties,
+    biases, a grammar, temperature or any other setting of the request changes them."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """Token id and log-probability of the best alternatives, best first; the chosen token is among them where it is."""
+
+
+def measure(scores: Tensor, tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[Logprob]:
+    """The `Logprob` of one chosen token a row.
+
+    Args:
+        scores: The model's own, float32 `(R, V)`.
+        tokens: R chosen ids.
+        samplings: R settings; `logprobs` says how many alternatives.
+    """
+    logprobs = scores.log_softmax(dim=-1)
+    most = max((sampling.logprobs or 0 for sampling in samplings), default=0)
+    best, ids = logprobs.topk(min(most, logprobs.size(-1)))  # (R, most)
+    rows = zip(tokens, samplings, logprobs, ids.tolist(), best.tolist(), strict=True)
+    return [
+        Logprob(token, float(row[token]), tuple(zip(found, values, strict=True))[: sampling.logprobs])
+        for token, sampling, row, found, values in rows
+    ]
 
 
 def penalize(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """The scores `(V,)` of one row after its penalties."""
+    """The scores `(V,)` of one row after its penalties and its `logit_bias`."""
     logits = logits.clone()
     if sampling.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
@@ -76,6 +121,9 @@ def penalize(logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: 
     if output:
         ids, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)
         logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.to(logits.dtype)
+    if sampling.logit_bias:
+        biased = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        logits[biased] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device, dtype=logits.dtype)
     return logits
 
 
@@ -109,8 +157,29 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]
     return chosen
 
 
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What `choose` draws a token with, its settings being `sampling`, which is not greedy: `(R, V)` → `(R, V)`."""
+    scores, ids = logits.topk(min(sampling.top_k or logits.size(-1), logits.size(-1)))
+    p = _shares(scores, [sampling] * len(logits), ranked=True)
+    return torch.zeros_like(logits).scatter(1, ids, p / p.sum(dim=-1, keepdim=True))
+
+
 def _draw(scores: Tensor, settings: Sequence[Sampling], draws: Sequence[float], ranked: bool) -> Tensor:
     """The column of `scores` `(R, K)` that each row draws, `(R,)`; `ranked`: columns go from best to worst."""
+    return pick(_shares(scores, settings, ranked), draws)
+
+
+def pick(p: Tensor, draws: Sequence[float]) -> Tensor:
+    """The column `(R,)` that a number from 0 up to 1 a row draws, by weights `(R, K)` of any sum."""
+    upto = p.cumsum(dim=-1)
+    at = torch.tensor(draws, device=p.device, dtype=p.dtype)[:, None] * upto[:, -1:]
+    picked = (upto <= at).sum(dim=-1).clamp(max=p.size(1) - 1)
+    # A draw next to 1 can round up to the whole mass; it must not land on a token that was left out.
+    return torch.where(p.gather(1, picked[:, None])[:, 0] > 0, picked, p.argmax(dim=-1))
+
+
+def _shares(scores: Tensor, settings: Sequence[Sampling], ranked: bool) -> Tensor:
+    """The weight of each column of `scores` `(R, K)`; `ranked`: columns go from best to worst."""
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=scores.device, dtype=scores.dtype)[:, None]
@@ -128,8 +197,4 @@ def _draw(scores: Tensor, settings: Sequence[Sampling], draws: Sequence[float], 
         before = p.cumsum(dim=-1) - p  # probability of everything better
         mass = column([setting.top_p if setting.top_p < 1 else math.inf for setting in settings])
         dropped |= (before >= mass) & (ranks > 0)
-    p = p.masked_fill(dropped, 0.0)
-    upto = p.cumsum(dim=-1)
-    picked = (upto <= column(draws) * upto[:, -1:]).sum(dim=-1).clamp(max=K - 1)
-    # A draw next to 1 can round up to the whole mass; it must not land on a token that was left out.
-    return torch.where(p.gather(1, picked[:, None])[:, 0] > 0, picked, p.argmax(dim=-1))
+    return p.masked_fill(dropped, 0.0)

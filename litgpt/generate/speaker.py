@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,20 @@ from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.errors import LitGPTError
+from litgpt.generate.compiled import check_compiler
 from litgpt.generate.engine import Engine
 from litgpt.generate.placement import longest_fit
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import Reply, check_stop_strings
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
-from litgpt.runtime import default_precision, parameter_dtype, pick_device
+from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precisions whose weights stay float32 and what is computed in instead."""
+CHUNK = 512
+"""Prompt tokens that an engine processes between two steps of the running requests."""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Speaker:
     style: PromptStyle
     dtype: torch.dtype | None = None
     """What is computed in; None: the weights' own."""
+    compile: bool = False
+    """Whether its engines compile their step."""
 
     @classmethod
     def load(
@@ -46,6 +50,7 @@ class Speaker:
         device: str = "auto",
         precision: str | None = None,
         quantize: str | None = None,
+        compile: bool = False,
     ) -> Speaker:
         """Opens a checkpoint folder, LitGPT's or Hugging Face's, or one that holds what a method learned.
 
@@ -53,13 +58,14 @@ class Speaker:
             checkpoint_dir: The folder, or its name under `checkpoints/`.
             device: `auto`, `cpu`, `cuda`, `mps`.
             precision: `32-true`, `bf16-true` and so on; None: 16 bits where the device has them.
-            quantize: Not built yet, so anything but None is refused.
+            quantize: One of `litgpt.quantize.MODES`: keep linear layers in few bits.
+            compile: Let its engines compile their step.
 
         Raises:
-            LitGPTError: The folder, the device or the precision can't be used.
+            LitGPTError: The folder, the device, the precision or the quantization can't be used, or nothing compiles.
         """
         source = find_finetuned(checkpoint_dir) or find_checkpoint(checkpoint_dir)
-        return cls.open(source, device, precision, quantize)
+        return cls.open(source, device, precision, quantize, compile)
 
     @classmethod
     def open(
@@ -68,19 +74,21 @@ class Speaker:
         device: str = "auto",
         precision: str | None = None,
         quantize: str | None = None,
+        compile: bool = False,
     ) -> Speaker:
         """As `load`, from what was found."""
         place = pick_device(device)
-        precision = precision or default_precision(training=False, device=place)
+        if compile:
+            check_compiler(place)
+        precision = quantized_precision(quantize, precision, training=False, device=place)
         dtype = parameter_dtype(precision)
-        refuse_quantization(quantize, place)
         if isinstance(source, Finetuned):
             tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
-            model = source.load_model(place, dtype)
+            model = source.load_model(place, dtype, quantize)
         else:
             tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
-            model = load_model(source, place, dtype)
-        return cls(model, tokenizer, style, MIXED.get(precision, dtype))
+            model = load_model(source, place, dtype, quantize)
+        return cls(model, tokenizer, style, MIXED.get(precision, dtype), compile)
 
     @cached_property
     def stops(self) -> list[int | list[int]]:
@@ -123,17 +131,26 @@ class Speaker:
         """The token ids of a prompt that is in the model's style already."""
         return self.tokenizer.encode_ids(text, bos=False if self.style.adds_bos else None)
 
-    def engine(self, slots: int = 1, length: int | None = None) -> Engine:
+    def engine(self, slots: int = 1, length: int | None = None, tell: Callable[[str], None] | None = None) -> Engine:
         """An engine for this model.
 
         Args:
             slots: Requests that run at the same time.
             length: Tokens a sequence may have, cut to the model's context; None: the context, or what fits into memory.
+            tell: Called, before the KV cache is made, with a sentence about its size.
         """
         if length is None:
-            weight = self.model.lm_head.weight
-            length = longest_fit(self.model.config, slots, self.dtype or weight.dtype, weight.device)
-        return Engine(self.model, slots, min(length, self.model.max_seq_length), self.dtype)
+            weight = self.model.transformer.wte.weight
+            length = longest_fit(self.model.config, slots, self.dtype or weight.dtype, weight.device, CHUNK)
+        length = min(length, self.model.max_seq_length)
+        if tell is not None:
+            size = self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
+            tell(f"The KV cache for {slots} x {length} tokens takes {size / 1e9:.2f} GB.")
+        return self.new_engine(slots, length)
+
+    def new_engine(self, slots: int, length: int) -> Engine:
+        """An engine for `slots` requests of `length` tokens."""
+        return Engine(self.model, slots, length, self.dtype, CHUNK, self.compile)
 
     def reply(
         self,
@@ -148,20 +165,3 @@ class Speaker:
         check_stop_strings(stop_strings)  # before there is a request to clean up
         request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
         return Reply(request, self.tokenizer.stream(), stop_strings)
-
-
-def refuse_quantization(quantize: str | None, device: torch.device) -> None:
-    """Raises a LitGPTError that says what stands in the way of `--quantize`."""
-    if quantize is None:
-        return
-    if device.type != "cuda":
-        raise LitGPTError(f"--quantize {quantize} needs a CUDA GPU, and this runs on {device.type}; leave it out.")
-    if find_spec("bitsandbytes") is None:
-        raise LitGPTError(f"--quantize {quantize} needs bitsandbytes; install it with `pip install bitsandbytes`.")
-    raise LitGPTError(f"--quantize {quantize} is not built yet; leave it out.")
-
-
-def refuse_compilation(compile: bool) -> None:
-    """Raises a LitGPTError for `--compile true`."""
-    if compile:
-        raise LitGPTError("--compile true is not built yet for generation; leave it out.")

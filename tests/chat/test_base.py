@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from litgpt.chat.base import main
 from litgpt.errors import LitGPTError
 from litgpt.generate.request import Request
-from litgpt.generate.sampling import Sampling
+from litgpt.generate.sampling import Logprob, Sampling
 from litgpt.generate.speaker import Speaker
 from tests.generate.folder import make_folder
 
@@ -48,7 +51,7 @@ def test_it_answers_with_the_conversation_in_mind(chat, folder):
     answers, err = chat("Hello\nAnd now?\n")
     first = alone(folder, ("user", "Hello"))
     assert answers == [first, alone(folder, ("user", "Hello"), ("assistant", first), ("user", "And now?"))]
-    assert "a conversation may have 128 tokens (KV cache: 0.00 GB)" in err
+    assert "The KV cache for 1 x 128 tokens takes 0.00 GB.\n" in err and "a conversation may have 128 tokens" in err
     assert err.count("tokens/sec") == 2
     assert err.count("--max_new_tokens allows more") == 1
 
@@ -76,7 +79,7 @@ def test_a_system_prompt(chat, folder):
 def test_help_and_a_mistyped_command_are_not_sent(chat):
     answers, err = chat("/help\n/rest\n")
     assert answers == []
-    assert "/system TEXT" in err and "There is no command /rest. Closest: /reset" in err
+    assert "/system TEXT" in err and "/set NAME VALUE" in err and "There is no command /rest. Closest: /reset" in err
 
 
 def test_a_text_that_only_looks_like_a_command_is_sent(chat, folder):
@@ -108,8 +111,8 @@ def test_a_full_context_is_told(chat):
 def test_ctrl_c_stops_the_answer_and_not_the_chat(chat, monkeypatch):
     accept = Request.accept
 
-    def interrupted(self: Request, token: int) -> None:
-        accept(self, token)
+    def interrupted(self: Request, token: int, logprob: Logprob | None = None) -> None:
+        accept(self, token, logprob)
         if len(self.output) == 2 and not interrupts:
             interrupts.append(True)
             os.kill(os.getpid(), signal.SIGINT)
@@ -141,8 +144,7 @@ def test_it_works_outside_the_main_thread(chat):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (dict(compile=True), "not built yet"),
-        (dict(quantize="bnb.nf4"), "bnb.nf4"),
+        (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(top_p=2.0), "top_p is 2.0"),
         (dict(checkpoint_dir=Path("nowhere")), "nowhere"),
@@ -151,3 +153,85 @@ def test_it_works_outside_the_main_thread(chat):
 def test_a_mistake_is_one_sentence(folder, flags, words):
     with pytest.raises(LitGPTError, match=words):
         main(**{"checkpoint_dir": folder, **flags})
+
+
+def test_settings_change_the_answers_to_come(chat, folder):
+    answers, err = chat(
+        "/set max_new_tokens 2\nHello\n/set temperature hot\n/set heat 1\n/set top_p 7\n/set seed\n/set\n"
+    )
+    assert alone(folder, ("user", "Hello")).startswith(answers[0]) and len(answers[0]) < 20
+    assert "max_new_tokens is 2\n" in err
+    assert "temperature can't be 'hot'" in err and "There is no setting 'heat'" in err
+    assert "top_p is 7.0; it must be" in err and "/set seed needs a value" in err
+    assert "\ntop_p is 1.0\n" in err
+
+
+def test_a_saved_conversation_goes_on(chat, folder, tmp_path):
+    file = tmp_path / "talk.json"
+    (first,), _ = chat(f"/system Be brief.\nHello\n/save {file}\n")
+    turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", first)]
+    answers, err = chat(f"/load {file}\nAnd now?\n")
+    assert answers == [alone(folder, *turns, ("user", "And now?"))]
+    assert "after 2 messages" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "can't be read"),
+        ("{", "no conversation that /save wrote"),
+        ('{"system": null, "messages": [{"role": "user"}]}', "no conversation that /save wrote"),
+        ('{"system": null, "messages": [{"role": "user", "content": "Hi"}]}', "questions and answers in turns"),
+        ('{"system": 3, "messages": []}', "questions and answers in turns"),
+    ],
+)
+def test_what_is_no_saved_conversation_is_told(chat, folder, tmp_path, content, words):
+    file = tmp_path / "talk.json"
+    if content is not None:
+        file.write_text(content)
+    answers, err = chat(f"/load {file}\n/load\n/save\n/save {tmp_path / 'file' / chr(0)}\nHello\n".replace("\0", "x"))
+    assert answers == [alone(folder, ("user", "Hello"))]
+    assert words in err and "/load needs a file" in err and "/save needs a file" in err
+
+
+def test_a_system_prompt_flag(chat, folder):
+    answers, _ = chat("Hello\n", sys_prompt="Be brief.")
+    assert answers == [alone(folder, ("system", "Be brief."), ("user", "Hello"))]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_at_a_terminal_it_is_styled_and_ctrl_c_stops_the_answer(folder):
+    import pty
+
+    main_end, terminal = pty.openpty()
+    command = [sys.executable, "-m", "litgpt", "chat", str(folder), "--max_new_tokens", "120", "--precision", "32-true"]
+    environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    seen = ""
+
+    def until(words: str) -> None:
+        nonlocal seen
+        while words not in seen:
+            ready, _, _ = select.select([main_end], [], [], 120)
+            assert ready, seen
+            seen += os.read(main_end, 4096).decode(errors="replace")
+        seen = seen.partition(words)[2]
+
+    try:
+        until("Prompt: ")
+        os.write(main_end, "Grüße!\n".encode())
+        until("\x1b[1m>> Reply: \x1b[0m")
+        os.write(main_end, b"\x03")  # the terminal makes it a signal
+        until("Time for inference")
+        until("Prompt: ")
+        os.write(main_end, b"/set temperature 0\n")
+        until("temperature is 0.0")
+        until("Prompt: ")
+        os.write(main_end, b"\n")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main_end)

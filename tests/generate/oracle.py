@@ -22,6 +22,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "llama-grouped": {**LLAMA, "n_query_groups": 2},
     "llama-window": {**LLAMA, "n_query_groups": 1, "sliding_window_size": 5},
+    "hybrid": {
+        **LLAMA,
+        "n_layer": 3,
+        "n_query_groups": 2,
+        "attention_gate": True,
+        "linear_attention": dict(n_key_heads=2, n_value_heads=4, key_size=6, value_size=10, kernel_size=4),
+        "linear_attention_indices": [1, 0, 1],
+    },
     "neox": dict(parallel_residual=True, rotary_percentage=0.25),
     "gpt2": dict(learned_positions=True, parallel_residual=False, rotary_percentage=0.0, gelu_approximate="tanh"),
 }

@@ -75,8 +75,7 @@ def test_more_tokens_than_the_context_has_end_with_the_context(folder, capsys):
     ("arguments", "words"),
     [
         (dict(prompt="hay " * 200), "the context only 128; shorten the prompt"),
-        (dict(compile=True), "--compile true is not built yet"),
-        (dict(quantize="bnb.nf4"), "bnb.nf4"),
+        (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(num_samples=0), "num_samples is 0"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(max_new_tokens=-1), "max_new_tokens is -1"),

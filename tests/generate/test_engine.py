@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import random
+import resource
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from litgpt.cache import KVCache, Span
 from litgpt.errors import LitGPTError
@@ -135,27 +139,61 @@ def test_bfloat16_and_autocast_run():
     assert len(Engine(model.bfloat16()).submit(prompt, GREEDY, max_new_tokens=5).result()) == 5
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_any_order_of_submitting_stepping_and_cancelling(model, seed):
+SCHEDULED = {
+    "llama-grouped": tiny_model("llama-grouped"),
+    "llama-window": tiny_model("llama-window"),
+}
+SETTINGS = (GREEDY, Sampling(temperature=1.5, seed=3), Sampling(temperature=0.9, top_p=0.8, seed=4, logprobs=1))
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=40)  # two tokens: many shared beginnings
+ACTS = st.one_of(
+    st.tuples(st.just("submit"), PROMPTS, st.integers(1, 24), st.sampled_from(SETTINGS), st.booleans()),
+    st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("cancel"), st.integers(0, 30)),
+    st.tuples(st.just("finish"), st.integers(0, 30)),
+)
+
+
+@functools.cache
+def alone(case: str, prompt: tuple[int, ...], n: int, sampling: int) -> list[int]:
+    """What a request says that has an engine to itself."""
+    model = SCHEDULED[case]
+    if SETTINGS[sampling].greedy:
+        return naive(model, prompt, n)
+    return Engine(model).submit(list(prompt), SETTINGS[sampling], max_new_tokens=n).result()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(sorted(SCHEDULED)), st.integers(1, 4), st.integers(1, 9), st.lists(ACTS, max_size=30))
+def test_any_order_of_submitting_stepping_finishing_and_cancelling(case, slots, chunk, acts):
     """Whatever happens around it, a request's text is what it would be alone, and every slot comes back."""
-    chance = random.Random(seed)
-    engine = Engine(model, slots=chance.randint(1, 4), chunk=chance.randint(1, 9))
+    engine = Engine(SCHEDULED[case], slots, chunk=chunk)
     requests: list[Request] = []
-    for _ in range(30):
-        act = chance.choice(["submit", "step", "step", "cancel"])
-        if act == "submit":
-            prompt = [chance.randrange(2) for _ in range(chance.randint(1, 25))]  # two tokens: many shared beginnings
-            requests.append(engine.submit(prompt, GREEDY, max_new_tokens=chance.randint(1, 12)))
-        elif act == "step":
-            engine.step()
-        elif requests:
-            chance.choice(requests).cancel()
+    for act in acts:
+        match act:
+            case "submit", prompt, n, sampling, goes_on:
+                if goes_on and requests:  # the next turn of what was said
+                    prompt = [*requests[-1].prompt, *requests[-1].output, *prompt][:40]
+                requests.append(engine.submit(prompt, sampling, max_new_tokens=n))
+            case "step", n:
+                for _ in range(n):
+                    engine.step()
+            case "cancel", number if requests:
+                requests[number % len(requests)].cancel()
+            case "finish", number if requests:
+                requests[number % len(requests)].result()
     for request in requests:
         answer = request.result()
-        assert answer == naive(model, request.prompt, request.limit)[: len(answer)]
+        expected = alone(case, tuple(request.prompt), request.limit, SETTINGS.index(request.sampling))
+        assert answer == expected[: len(answer)]
         assert len(answer) == request.limit or request.finish_reason == "cancelled"
     engine.step()
-    assert not engine.busy
+    assert (engine.n_running, engine.n_waiting, engine.busy) == (0, 0, False)
+    together = [engine.submit([1, i], GREEDY, max_new_tokens=20) for i in range(slots)]
+    for _ in range(2 * slots):  # a chunk may be one token
+        engine.step()
+    assert engine.n_running == slots, "a slot is lost"
+    for request in together:
+        request.cancel()
 
 
 def test_attention_reads_only_what_is_filled(model, monkeypatch):
@@ -173,6 +211,30 @@ def test_attention_reads_only_what_is_filled(model, monkeypatch):
     for request in requests:
         request.result()
     assert max(lengths) == 9 + 3
+
+
+@pytest.mark.parametrize("chunk", [3, 16, 64])
+def test_layers_with_a_window_keep_no_more_than_it_and_a_chunk(chunk):
+    model = tiny_model("llama-window")  # of 5 tokens
+    engine = Engine(model, slots=2, chunk=chunk)
+    room = min(64, 5 + max(16, chunk))
+    assert {tensor.size(2) for tensor in engine.cache.held} == {room}
+    assert engine.cache_nbytes == sum(tensor.nbytes for tensor in engine.cache.held)
+    for prompt in prompts(1, 20, 40, 60):
+        request = engine.submit(prompt, GREEDY, max_new_tokens=30)
+        assert request.result() == naive(model, prompt, request.limit)
+
+
+def test_a_beginning_whose_window_was_overwritten_is_computed_again():
+    model = tiny_model("llama-window")
+    engine = Engine(model, chunk=16)  # keeps 21 tokens
+    (prompt,) = prompts(60)
+    assert engine.submit(prompt, GREEDY, max_new_tokens=2).result() == naive(model, prompt, 2)
+    near, far = [*prompt[:50], 3], [*prompt[:20], 3]
+    for beginning, shared in ((near, 50), (far, 0)):
+        request = engine.submit(beginning, GREEDY, max_new_tokens=9)
+        assert request.result() == naive(model, beginning, 9)
+        assert request.n_shared == shared
 
 
 # -- chance
@@ -207,6 +269,58 @@ def test_a_repetition_penalty_looks_at_prompt_and_answer(model):
     sampling = Sampling(temperature=0, repetition_penalty=1e6)
     answer = Engine(model).submit([1, 2], sampling, max_new_tokens=30).result()
     assert len({1, 2, *answer}) == 32  # nothing twice
+
+
+# -- log-probabilities
+
+
+def expected(model: GPT, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """The log-probabilities of every token where each of `answer` was drawn, `(T, V)`."""
+    with torch.no_grad():
+        return model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
+@pytest.mark.parametrize("settings", [dict(temperature=0), dict(seed=1), dict(seed=2, repetition_penalty=3.0, top_k=4)])
+@pytest.mark.parametrize("n", [0, 3, 20])
+def test_log_probabilities_are_the_models_own(model, settings, n):
+    engine = Engine(model, slots=3, chunk=4)
+    plain, asked, other = (
+        engine.submit(prompt, Sampling(**settings, logprobs=wanted, logit_bias={3: 2.0}), max_new_tokens=9)
+        for prompt, wanted in zip(prompts(9, 9, 5), (None, n, 1), strict=True)
+    )
+    assert len(asked.result()) == len(asked.logprobs) == len(other.result()) == len(other.logprobs) == 9
+    assert plain.result() and plain.logprobs == []
+    own = expected(model, asked.prompt, asked.output)
+    for token, noted, row in zip(asked.output, asked.logprobs, own, strict=True):
+        best = row.topk(n)
+        assert noted.token == token and noted.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert [token for token, _ in noted.top] == best.indices.tolist()
+        assert [value for _, value in noted.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_what_a_stop_sequence_takes_back_has_no_log_probabilities(model):
+    (prompt,) = prompts(4)
+    whole = naive(model, prompt, 20)
+    request = Engine(model).submit(prompt, Sampling(temperature=0, logprobs=0), [whole[5:8]], max_new_tokens=20)
+    assert request.result() == [noted.token for noted in request.logprobs] == whole[:5]
+
+
+def test_a_bias_bans_and_forces_tokens(model):
+    (prompt,) = prompts(4)
+    first = naive(model, prompt, 1)[0]
+    banned = Engine(model).submit(prompt, Sampling(temperature=0, logit_bias={first: -1000.0}), max_new_tokens=9)
+    assert first not in banned.result()
+    forced = Engine(model).submit(prompt, Sampling(seed=0, logit_bias={42: 1000.0}), max_new_tokens=3)
+    assert forced.result() == [42] * 3
+
+
+def test_settings_that_leave_no_token_end_their_request_only(model):
+    engine = Engine(model, slots=2)
+    nothing = Sampling(temperature=0, logit_bias=dict.fromkeys(range(96), -1e300))
+    bad, good = (engine.submit([1], sampling, max_new_tokens=4) for sampling in (nothing, GREEDY))
+    with pytest.raises(LitGPTError, match="no token to choose"):
+        bad.result()
+    assert good.result() == naive(model, [1], 4)
 
 
 # -- ends
@@ -285,17 +399,27 @@ def test_a_model_that_generated_can_still_be_trained():
     assert model.lm_head.weight.grad is not None
 
 
-def test_hundreds_of_requests_leave_memory_where_it_was(model):
-    engine = Engine(model, slots=4)
+@pytest.mark.parametrize("n", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_requests_leave_memory_where_it_was_after_the_first_hundred(n):
+    engine = Engine(tiny_model("llama-window", n_layer=1, n_embd=8, n_head=2), slots=50, chunk=512)
 
-    def run(n: int) -> int:
-        for i in range(0, n, 4):
-            for request in [engine.submit([i % 96, 3, j], GREEDY, max_new_tokens=2) for j in range(4)]:
+    def run(n: int) -> tuple[int, int]:
+        """Things alive, and bytes that the process holds, after `n` more requests."""
+        for i in range(0, n, 50):
+            requests = [engine.submit([i % 96, j], GREEDY, max_new_tokens=2) for j in range(50)]
+            for request in requests:
                 request.result()
+        requests.clear()
+        del request
         gc.collect()
-        return sum(issubclass(type(thing), (torch.Tensor, Request)) for thing in gc.get_objects())
+        things = sum(issubclass(type(thing), (torch.Tensor, Request)) for thing in gc.get_objects())
+        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc").is_dir() else 0
+        return things, pages * resource.getpagesize()
 
-    assert run(60) == run(300)
+    before = run(100)
+    after = run(n - 100)
+    assert after[0] == before[0]
+    assert after[1] - before[1] < 8e6
 
 
 # -- refusals, after each of which the engine lives on
@@ -309,6 +433,7 @@ def test_hundreds_of_requests_leave_memory_where_it_was(model):
         (dict(prompt=[1, 96]), "outside 0 ... 95"),
         (dict(prompt=[-1]), "outside 0 ... 95"),
         (dict(prompt=[1], max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(prompt=[1], sampling=Sampling(logit_bias={96: 1.0})), "logit_bias has the token id 96"),
         (dict(prompt=[1], stop=["end"]), "not 'end'"),
         (dict(prompt=[1], stop=[[]]), r"not \[\]"),
         (dict(prompt=[1], stop=[1.5]), "not 1.5"),

@@ -168,7 +168,7 @@ def test_what_needs_a_whole_model_says_what_the_folder_is(runs):
         (dict(adapter_path=Path("nowhere.adapter")), "no file nowhere.adapter with finetuned weights"),
         (dict(checkpoint_dir=Path("nowhere")), "no checkpoint folder nowhere"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
-        (dict(quantize="bnb.nf4"), "bnb.nf4"),
+        (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(temperature=-1.0), "temperature is -1.0"),
     ],
 )

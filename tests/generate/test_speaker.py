@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt.errors import LitGPTError
-from litgpt.generate.speaker import Speaker, refuse_quantization
+from litgpt.generate.speaker import Speaker
 from litgpt.prompts import Alpaca, PromptStyle
 
 from .folder import END, make_folder
@@ -81,13 +81,6 @@ def test_a_bad_stop_string_leaves_no_request_behind(speaker):
     with pytest.raises(LitGPTError, match="stop string"):
         speaker.reply(engine, [1], _greedy(), stop_strings=[""])
     assert not engine.busy
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_quantization_says_what_is_in_its_way(device):
-    refuse_quantization(None, torch.device(device))
-    with pytest.raises(LitGPTError, match="--quantize bnb.int8 (needs|is not built)"):
-        refuse_quantization("bnb.int8", torch.device(device))
 
 
 def _greedy():

@@ -1,0 +1,178 @@
+"""The decode step compiled: shapes are rounded up to a few, each block is compiled once for each, and on CUDA the whole
+step is captured as a graph.
+
+n: rows (running requests, rounded up), S: positions that attention looks at (rounded up), C: `n_embd`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from litgpt.attention import Reach
+from litgpt.cache import KVCache, Span
+from litgpt.errors import LitGPTError
+from litgpt.model import GPT
+
+LEAST_POSITIONS = 256
+"""Attention looks at this many positions, or twice, four times … as many."""
+MOST_SHAPES = 64
+"""Shapes of one model that are compiled; torch's own limit is for shapes that change by mistake."""
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises a LitGPTError where nothing can be compiled."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise LitGPTError(
+                "--compile true needs triton; install it with `pip install triton`, or leave the flag out."
+            )
+    elif device.type == "cpu":
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
+        if not any(shutil.which(name) for name in compilers if name):
+            raise LitGPTError("--compile true needs a C++ compiler, g++ say; install one, or leave the flag out.")
+    else:
+        raise LitGPTError(f"--compile true is for CUDA and the CPU, and this runs on {device.type}; leave it out.")
+
+
+class CompiledStep:
+    """Feeds every running request its last token, as `GPT.hidden` does, with fixed shapes.
+
+    Raises:
+        LitGPTError: There is no compiler, or the model is of a kind that can't be compiled.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache, device: torch.device) -> None:
+        check_compiler(device)
+        if cache.states:
+            raise LitGPTError("--compile true is not for models with linear attention; leave it out.")
+        if len({keys.device for keys in cache.keys}) > 1:
+            raise LitGPTError("--compile true is for one device; leave it out.")
+        self._model = model
+        self._cache = cache
+        self._device = device
+        # A code object of its own: torch counts compiled shapes by it, and other engines have theirs.
+        own = FunctionType(_run_block.__code__.replace(), globals(), "_run_block")
+        self._block = torch.compile(own, dynamic=False)
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._captures = device.type == "cuda" and model.config.n_expert == 0  # experts are chosen on the host
+
+    def __call__(self, tokens: Sequence[int], starts: Sequence[int], spare: Sequence[int]) -> Tensor:
+        """The hidden states `(n, C)` of one more token in each of the first slots.
+
+        Args:
+            tokens: One a row.
+            starts: The position of each.
+            spare: Of further slots: a position where a row without a request may write.
+        """
+        n, longest = len(tokens), max(starts) + 1
+        rows = min(_rounded(n), n + len(spare))
+        fill = rows - n
+        idx = torch.tensor([*tokens, *[0] * fill], device=self._device)[:, None]  # (rows, 1)
+        places = torch.tensor([*starts, *spare[:fill]], device=self._device)
+        end = min(_rounded(max(longest, LEAST_POSITIONS)), self._cache.length)
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            hidden = self._graph(rows, end)(idx, places) if self._captures else self._run(idx, places, end)
+        span = Span(self._cache, slice(0, n), starts)
+        span.finish(1)
+        return hidden[:n, 0]
+
+    def _run(self, idx: Tensor, places: Tensor, end: int) -> Tensor:
+        positions = places[:, None]  # (n, 1)
+        x = self._model.embed(idx, positions)
+        span = _Columns(self._cache, slice(0, idx.size(0)), [0] * idx.size(0), places, end)
+        reach = self._model.reach(positions, end, span=span)
+        for number, block in enumerate(self._model.transformer.h):
+            keys, values = self._cache.keys[number], self._cache.values[number]
+            x = self._block(block, x, replace(reach, span=cast(Span, _Layer(keys, values, places, end))))
+        hidden: Tensor = self._model.transformer.ln_f(x)
+        return hidden
+
+    def _graph(self, rows: int, end: int) -> _Graph:
+        if (rows, end) not in self._graphs:
+            self._graphs[rows, end] = _Graph(lambda idx, places: self._run(idx, places, end), rows, self._device)
+        return self._graphs[rows, end]
+
+
+def _run_block(block: Callable[[Tensor, Reach], Tensor], x: Tensor, reach: Reach) -> Tensor:
+    return block(x, reach)
+
+
+def _rounded(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class _Columns(Span):
+    """A span whose positions are a tensor, so that masks of rings are made without asking for them."""
+
+    places: Tensor | None = None
+    upto: int = 0
+
+    def held(self, window: int | None, n_tokens: int) -> Tensor | None:
+        """As `Span.held`, for every row by itself."""
+        size = None if window is None else self.cache.rings.get(window)
+        if size is None or self.places is None:
+            return None
+        last = self.places[:, None]
+        return last - (last - torch.arange(min(size, self.upto), device=last.device)) % size
+
+
+class _Layer:
+    """What a block needs of the cache: its own layer, without Python numbers that change."""
+
+    def __init__(self, keys: Tensor, values: Tensor, places: Tensor, end: int) -> None:
+        self.keys, self.values, self.places, self.end = keys, values, places, end
+
+    def extend(self, layer: int, k: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Span.extend`, for one token a row."""
+        n, size = k.size(0), self.keys.size(2)
+        rows = torch.arange(n, device=k.device)
+        at = self.places % size  # the same place where the layer keeps all
+        self.keys[rows, :, at] = k[:, :, 0]
+        if v is not None:
+            self.values[rows, :, at] = v[:, :, 0]
+        end = min(self.end, size)
+        return self.keys[:n, :, :end], self.values[:n, :, :end]
+
+
+class _Graph:
+    """One shape of the step as a CUDA graph."""
+
+    def __init__(self, run: Callable[[Tensor, Tensor], Tensor], rows: int, device: torch.device) -> None:
+        self._idx = torch.zeros((rows, 1), dtype=torch.long, device=device)
+        self._places = torch.zeros(rows, dtype=torch.long, device=device)
+        self._run = run
+        self._graph: Any = None
+        self._hidden: Tensor | None = None
+
+    def __call__(self, idx: Tensor, places: Tensor) -> Tensor:
+        self._idx.copy_(idx)
+        self._places.copy_(places)
+        if self._graph is None:
+            self._capture()
+        self._graph.replay()
+        assert self._hidden is not None
+        return self._hidden.clone()
+
+    def _capture(self) -> None:
+        """Runs once on the real inputs (which a replay repeats), so that everything is compiled and allocated, then
+        records."""
+        stream = torch.cuda.Stream(self._idx.device)
+        stream.wait_stream(torch.cuda.current_stream(self._idx.device))
+        with torch.cuda.stream(stream):
+            self._run(self._idx, self._places)
+        torch.cuda.current_stream(self._idx.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._hidden = self._run(self._idx, self._places)

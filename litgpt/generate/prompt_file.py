@@ -1,0 +1,210 @@
+"""Many prompts from a file, answered together, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+from litgpt.chat_template import Message
+from litgpt.checkpoint.atomic import atomic_file
+from litgpt.data.base import with_input_placed
+from litgpt.errors import LitGPTError, closest
+from litgpt.generate.options import Options, grammar_of
+from litgpt.generate.report import note, peak_memory
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.speaker import Speaker
+from litgpt.generate.text import Reply, check_stop_strings
+
+MOST_AT_ONCE = 16
+"""Answers that are generated together."""
+CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", "stop", "json_schema", "regex")
+"""What a line may say beside the fields of `Sampling`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt and how to answer it."""
+
+    prompt: list[int]
+    sampling: Sampling
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    id: Any = None
+    """What the line calls itself, or its number from 0."""
+
+
+def answer_file(
+    speaker: Speaker, options: Options, default: Job, sys_prompt: str | None = None, num_samples: int = 1
+) -> None:
+    """Answers the prompts of `options.prompt_file`.
+
+    Args:
+        speaker: Of the model.
+        options: Where the prompts come from and the answers go to.
+        default: What lines don't say themselves.
+        sys_prompt: The system prompt of lines without one.
+        num_samples: Answers to each prompt.
+
+    Raises:
+        LitGPTError: The file can't be read, or a line makes no sense; the sentence names the line.
+    """
+    assert options.prompt_file is not None
+
+    def encode(sample: Mapping[str, Any]) -> list[int]:
+        return speaker.encode_sample(with_input_placed(speaker.style, {"sys_prompt": sys_prompt, **sample}))
+
+    jobs = read_jobs(options.prompt_file, default, speaker, encode)
+    answer_all(speaker, jobs, options.out_file, num_samples)
+
+
+def read_jobs(
+    file: Path, default: Job, speaker: Speaker, encode: Callable[[Mapping[str, Any]], list[int]]
+) -> list[Job]:
+    """The prompts of a file: one a line, or (`.jsonl`) one JSON object a line.
+
+    Args:
+        file: The file.
+        default: What lines don't say themselves.
+        speaker: Of the model.
+        encode: Token ids of a sample: `instruction`, `input`, `sys_prompt`.
+
+    Raises:
+        LitGPTError: The file can't be read, or a line makes no sense; the sentence names the line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LitGPTError(
+            f"The prompt file {file} can't be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    jobs: list[Job] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                given = _object(line) if file.suffix == ".jsonl" else {"prompt": line}
+                jobs.append(_job({"id": len(jobs), **given}, default, speaker, encode))
+            except LitGPTError as error:
+                raise LitGPTError(f"{file}, line {number}: {error}") from None
+    if not jobs:
+        raise LitGPTError(f"The prompt file {file} has no prompts.")
+    return jobs
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        given = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise LitGPTError(f"This is not valid JSON: {error}.") from None
+    if not isinstance(given, dict):
+        raise LitGPTError('A line is a JSON object like {"prompt": "..."}.')
+    return given
+
+
+def _job(
+    given: dict[str, Any], default: Job, speaker: Speaker, encode: Callable[[Mapping[str, Any]], list[int]]
+) -> Job:
+    """A line's own settings over the default ones."""
+    of_sampling = {field.name for field in fields(Sampling)} - {"grammar"}
+    for name in given:
+        if name not in (*CONTENT, *of_sampling):
+            raise LitGPTError(f"There is no setting {name!r}.{closest(name, (*CONTENT, *of_sampling))}")
+    if ("prompt" in given) == ("messages" in given):
+        raise LitGPTError("Give `prompt` or `messages`, one of them.")
+    changes = {name: value for name, value in given.items() if name in of_sampling}
+    if "logit_bias" in changes:
+        changes["logit_bias"] = {int(token): bias for token, bias in changes["logit_bias"].items()}
+    if "json_schema" in given or "regex" in given:
+        changes["grammar"] = grammar_of(speaker.tokenizer, given.get("json_schema"), given.get("regex"))
+    stop = given.get("stop", default.stop)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    check_stop_strings(stop)
+    limit = given.get("max_new_tokens", default.max_new_tokens)
+    try:
+        if "messages" in given:
+            prompt = speaker.encode_messages(checked_messages(given["messages"]))
+        else:
+            sample = {"instruction": given["prompt"], "input": given.get("input", "")}
+            prompt = encode({**sample, "sys_prompt": given.get("sys_prompt")} if "sys_prompt" in given else sample)
+        sampling = replace(default.sampling, **changes)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise LitGPTError(f"A value is of the wrong kind ({str(error).splitlines()[0]}).") from None
+    if not (isinstance(limit, int) and limit >= 1):
+        raise LitGPTError(f"max_new_tokens is {limit!r}; it must be 1 or more.")
+    context = speaker.model.max_seq_length
+    if not 0 < len(prompt) <= context:
+        raise LitGPTError(f"The prompt has {len(prompt)} tokens; it must have some, and the context is {context}.")
+    return Job(prompt, sampling, limit, stop, given["id"])
+
+
+def checked_messages(messages: Any) -> list[Message]:
+    """Raises a LitGPTError unless these are turns with a role and a content each."""
+    turns = messages if isinstance(messages, list) else []
+    if not turns or not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns):
+        raise LitGPTError('`messages` is a list like [{"role": "user", "content": "..."}].')
+    if not all("content" in turn for turn in turns):
+        raise LitGPTError("A message has no `content`.")
+    return turns
+
+
+def answer_all(speaker: Speaker, jobs: list[Job], out_file: Path | None, num_samples: int = 1) -> None:
+    """Answers all jobs together and writes one JSON object an answer, in the order of the jobs.
+
+    Args:
+        speaker: Of the model.
+        jobs: The prompts.
+        out_file: Where to; None: standard output.
+        num_samples: Answers to each.
+    """
+    length = max(len(job.prompt) + job.max_new_tokens for job in jobs)
+    engine = speaker.engine(min(len(jobs) * num_samples, MOST_AT_ONCE), length, note)
+    start = perf_counter()
+    replies: list[tuple[Job, int, Reply]] = []
+    for job in jobs:
+        for sample in range(num_samples):
+            seed = None if job.sampling.seed is None else job.sampling.seed + sample
+            sampling = replace(job.sampling, seed=seed)
+            replies.append((job, sample, speaker.reply(engine, job.prompt, sampling, job.max_new_tokens, job.stop)))
+    with nullcontext(sys.stdout) if out_file is None else _opened(out_file) as out:
+        for line in _results(replies, num_samples):
+            print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+    seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
+    print(
+        f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
+        f" {n_tokens / seconds:.2f} tokens/sec",
+        file=sys.stderr,
+    )
+    print(f"Memory used: {peak_memory(engine.device) / 1e9:.2f} GB", file=sys.stderr)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    with atomic_file(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+        yield out
+
+
+def _results(replies: list[tuple[Job, int, Reply]], num_samples: int) -> Iterator[dict[str, Any]]:
+    for job, sample, reply in replies:
+        request = reply.request
+        line = {"id": job.id, **({"sample": sample} if num_samples > 1 else {})}
+        try:
+            line["output"] = "".join(reply)
+        except LitGPTError as error:  # of this request alone; the others have their answers
+            yield {**line, "error": str(error)}
+            continue
+        line |= {
+            "finish_reason": reply.finish_reason,
+            "prompt_tokens": len(job.prompt),
+            "completion_tokens": request.n_generated,
+        }
+        if job.sampling.logprobs is not None:
+            line["logprobs"] = [
+                {"token": noted.token, "logprob": noted.logprob, "top": [list(pair) for pair in noted.top]}
+                for noted in request.logprobs
+            ]
+        yield line

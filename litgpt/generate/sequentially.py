@@ -1,0 +1,49 @@
+"""`litgpt generate_sequentially`: the layers of one model on several devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from litgpt.generate.base import PROMPT, answer
+from litgpt.generate.options import Options, with_options
+
+
+@with_options
+def main(
+    checkpoint_dir: Path,
+    prompt: str = PROMPT,
+    *,
+    sys_prompt: str | None = None,
+    num_samples: int = 1,
+    max_new_tokens: int = 50,
+    top_k: int | None = 50,
+    top_p: float = 1.0,
+    temperature: float = 0.8,
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq"] | None = None,
+    precision: str | None = None,
+    compile: bool = False,
+    options: Options = Options(),
+) -> None:
+    """Generate text with the layers spread over several devices.
+
+    For a model that fits into no single one: each GPU that there is gets a run of its layers, and tokens pass from one
+    to the next. With a single device it is `litgpt generate`.
+
+    Args:
+        checkpoint_dir: The checkpoint folder, LitGPT's or Hugging Face's.
+        prompt: What to answer or continue.
+        sys_prompt: The system prompt, for prompt styles that have one.
+        num_samples: How many answers to generate.
+        max_new_tokens: The most tokens an answer may have.
+        top_k: Choose among this many most likely tokens; null: all.
+        top_p: Choose among the most likely tokens that have this much probability together.
+        temperature: Higher is more random; 0 always takes the most likely token.
+        quantize: Keep the weights in 4 bits (bitsandbytes).
+        precision: 32-true, bf16-true, 16-true, bf16-mixed or 16-mixed; null: 16 bits where the device has them.
+        compile: Compile the model first; on one device alone.
+    """
+    arguments = dict(locals())
+    from litgpt.generate.several import spread_speaker
+
+    answer(arguments, lambda: spread_speaker(checkpoint_dir, precision, quantize, compile))

@@ -1,0 +1,70 @@
+"""`litgpt generate_speculatively`: a small model drafts, a large one checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from litgpt.generate.base import PROMPT, answer
+from litgpt.generate.options import Options, with_options
+
+if TYPE_CHECKING:
+    from litgpt.generate.speaker import Speaker
+
+
+@with_options
+def main(
+    draft_model_checkpoint_dir: Path,
+    target_model_checkpoint_dir: Path,
+    prompt: str = PROMPT,
+    *,
+    sys_prompt: str | None = None,
+    num_samples: int = 1,
+    max_new_tokens: int = 50,
+    speculative_k: int = 3,
+    top_k: int | None = 50,
+    top_p: float = 1.0,
+    temperature: float = 0.8,
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
+    precision: str | None = None,
+    compile: bool = False,
+    options: Options = Options(),
+) -> None:
+    """Generate text with a small model that drafts for a large one.
+
+    The large model checks several drafted tokens in the time that it needs for one of its own. The text is as likely
+    as without the small one; with temperature 0 it is the same.
+
+    Args:
+        draft_model_checkpoint_dir: The folder of the small model.
+        target_model_checkpoint_dir: The folder of the large model; both have the same tokenizer.
+        prompt: What to answer or continue.
+        sys_prompt: The system prompt, for prompt styles that have one.
+        num_samples: How many answers to generate.
+        max_new_tokens: The most tokens an answer may have.
+        speculative_k: How many tokens to draft at a time.
+        top_k: Choose among this many most likely tokens; null: all.
+        top_p: Choose among the most likely tokens that have this much probability together.
+        temperature: Higher is more random; 0 always takes the most likely token.
+        quantize: Keep the weights of both in 4 or 8 bits: bnb.* by bitsandbytes; int8 and int4 are faster on CPUs.
+        precision: 32-true, bf16-true, 16-true, bf16-mixed or 16-mixed; null: 16 bits where the device has them.
+        compile: Not for drafted tokens, whose number changes from step to step.
+    """
+    arguments = dict(locals())
+    import sys
+
+    from litgpt.errors import LitGPTError
+    from litgpt.generate.several import DraftedSpeaker
+    from litgpt.generate.speaker import Speaker
+
+    if compile:
+        raise LitGPTError("--compile true is not for speculative decoding, whose steps differ in size; leave it out.")
+
+    def load() -> Speaker:
+        folders = (target_model_checkpoint_dir, draft_model_checkpoint_dir)
+        target, draft = (Speaker.load(folder, precision=precision, quantize=quantize) for folder in folders)
+        return DraftedSpeaker.of(target, draft, speculative_k)
+
+    speaker = answer(arguments, load)
+    assert isinstance(speaker, DraftedSpeaker)
+    print(speaker.acceptance, file=sys.stderr)

@@ -1,0 +1,196 @@
+"""Tensor parallel: every rank has all layers, and of each matrix its share (Shoeybi et al. 2019,
+https://arxiv.org/abs/1909.08053).
+
+Attention is split by head group, MLPs by their hidden units, so that a rank computes with its own rows alone and one
+sum over the ranks after each half of a block makes the whole. `DTensor` says which rows are whose and brings them
+together again; products run on the local tensors, because its dispatch costs more than a small product does.
+
+N: `n_head`, G: `n_query_groups`, H: `head_size`, C: `n_embd`, E: experts, I: hidden units.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from litgpt.attention import CausalSelfAttention, MultiheadLatentAttention
+from litgpt.errors import LitGPTError
+from litgpt.mlp import GptNeoxMLP, LLaMAMLP
+from litgpt.model import GPT
+from litgpt.moe import Experts
+
+
+def split_over_ranks(model: GPT, mesh: DeviceMesh) -> None:
+    """Leaves this rank its share of a model that every rank has whole, and makes the ranks compute together.
+
+    The config stays as it is; what changes is in the layers: their tensors, `attn.heads`, and sums after them.
+    Weights that are memory-mapped are read only where they are this rank's.
+
+    Args:
+        model: With plain layers, on the CPU or on its device.
+        mesh: One dimension: the ranks that share the model. Its device is where the ranks speak to each other.
+
+    Raises:
+        LitGPTError: The ranks don't divide the heads or key-value groups, or a layer is of a kind that isn't split.
+    """
+    if mesh.size() == 1:
+        return
+    ranks = _Ranks(mesh)
+    check_divides(model, mesh.size())
+    with torch.no_grad():
+        for block in model.transformer.h:
+            assert isinstance(block.attn, CausalSelfAttention | MultiheadLatentAttention)
+            ranks.split_attention(block.attn)
+        for module in list(model.modules()):
+            if isinstance(module, GptNeoxMLP):
+                ranks.split_mlp([module.fc], module.proj)
+            elif isinstance(module, LLaMAMLP):
+                ranks.split_mlp([module.fc_1, module.fc_2], module.proj)
+            elif isinstance(module, Experts):
+                ranks.split_experts(module)
+        if not model.tied:
+            ranks.split_head(model.lm_head)
+    model.ranks = mesh.size()
+
+
+def check_divides(model: GPT, ranks: int) -> None:
+    """Raises a LitGPTError where `ranks` can't share this model."""
+    config = model.config
+    for block in model.transformer.h:
+        if type(block.attn) not in (CausalSelfAttention, MultiheadLatentAttention):
+            raise LitGPTError(
+                f"Layers of the kind {type(block.attn).__name__} can't be split over devices; use one device, or"
+                " generate_sequentially."
+            )
+    if config.latent_attention is None and config.n_query_groups is not None and config.n_query_groups % ranks:
+        raise LitGPTError(
+            f"{ranks} devices can't share {config.n_query_groups} key-value groups; use a number that divides them,"
+            " or generate_sequentially."
+        )
+    if config.n_head % ranks:
+        raise LitGPTError(
+            f"{ranks} devices can't share {config.n_head} attention heads; use a number that divides them."
+        )
+
+
+class _Ranks:
+    """The ranks of a mesh, as this one sees them."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.mesh = mesh
+        self.group = mesh.get_group()
+        self.first = mesh.get_local_rank() == 0
+
+    def part(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """This rank's share of a tensor along `dim`; every rank has the tensor, so none is sent."""
+        local = distribute_tensor(tensor, self.mesh, [Shard(dim)], src_data_rank=None).to_local()
+        return local.clone()  # a view would keep the whole
+
+    def part_of_heads(self, tensor: Tensor, heads: tuple[int, ...], size: int) -> Tensor:
+        """This rank's share of rows that belong to several kinds of heads, one kind after the other."""
+        kinds = tensor.split([count * size for count in heads])
+        return torch.cat([self.part(rows) for rows in kinds])
+
+    def sum(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A forward hook: adds up what the ranks computed."""
+        torch.distributed.all_reduce(output, group=self.group)
+        return output
+
+    # -- layers
+
+    def split_rows(self, linear: nn.Linear) -> None:
+        """Each rank computes some of the outputs."""
+        linear.weight = _frozen(self.part(linear.weight))
+        if linear.bias is not None:
+            linear.bias = _frozen(self.part(linear.bias))
+        linear.out_features = linear.weight.size(0)
+
+    def split_columns(self, linear: nn.Linear) -> None:
+        """Each rank has some of the inputs, and the outputs are summed; the bias counts once."""
+        linear.weight = _frozen(self.part(linear.weight, 1))
+        if linear.bias is not None and not self.first:
+            linear.register_parameter("bias", None)
+        linear.in_features = linear.weight.size(1)
+        linear.register_forward_hook(self.sum)
+
+    def split_mlp(self, ups: list[nn.Linear], down: nn.Linear) -> None:
+        """By hidden units."""
+        for linear in ups:
+            self.split_rows(linear)
+        self.split_columns(down)
+
+    def split_experts(self, experts: Experts) -> None:
+        """Each expert by its hidden units: all ranks take part in every token, whatever the router says."""
+        for name in ("fc_1", "fc_2"):
+            setattr(experts, name, _frozen(self.part(getattr(experts, name), 1)))  # (E, I, C)
+            if hasattr(experts, f"{name}_bias"):
+                setattr(experts, f"{name}_bias", _frozen(self.part(getattr(experts, f"{name}_bias"), 1)))
+        experts.proj = _frozen(self.part(experts.proj, 2))  # (E, C, I)
+        if hasattr(experts, "proj_bias") and not self.first:
+            experts.proj_bias = _frozen(torch.zeros_like(experts.proj_bias))
+        experts.register_forward_hook(self.sum)
+
+    def split_attention(self, attention: CausalSelfAttention | MultiheadLatentAttention) -> None:
+        """By key-value group, each with the queries that ask it; latent attention by head."""
+        if attention.sinks is not None:
+            attention.sinks = _frozen(self.part(attention.sinks))
+        if isinstance(attention, MultiheadLatentAttention):
+            queries = attention.q_proj if hasattr(attention, "q_proj") else attention.q_b_proj
+            self.split_rows(queries)
+            self.split_rows(attention.kv_b_proj)
+            attention.n_head //= self.mesh.size()
+        else:
+            self.split_qkv(attention)
+        self.split_columns(attention.proj)
+
+    def split_qkv(self, attention: CausalSelfAttention) -> None:
+        """The packed rows `[Q | K | V]`, each part by itself."""
+        assert attention.config.head_size is not None
+        qkv, heads, size = attention.qkv, attention.heads, attention.config.head_size
+        qkv.weight = _frozen(self.part_of_heads(qkv.weight, heads, size))
+        if qkv.bias is not None:
+            qkv.bias = _frozen(self.part_of_heads(qkv.bias, heads, size))
+        qkv.out_features = qkv.weight.size(0)
+        attention.heads = (heads[0] // self.mesh.size(), heads[1] // self.mesh.size(), heads[2] // self.mesh.size())
+        if attention.config.norm_qk and attention.config.norm_qk_type == "olmo2":
+            attention.norm_q, attention.norm_k = (
+                _NormOverRanks(norm, self) for norm in (attention.norm_q, attention.norm_k)
+            )
+
+    def split_head(self, head: nn.Linear) -> None:
+        """Each rank scores some of the vocabulary, and all get all scores."""
+        rows = head.out_features
+        self.split_rows(head)
+        head.register_forward_hook(lambda module, inputs, output: self.gathered(output, rows))
+
+    def gathered(self, local: Tensor, size: int) -> Tensor:
+        """The ranks' shares of a last dimension of `size`, put together on each of them."""
+        world = self.mesh.size()
+        width = -(-size // world)  # shares are of this size but for the last ones
+        padded = nn.functional.pad(local, (0, width - local.size(-1))).contiguous()
+        shares = [torch.empty_like(padded) for _ in range(world)]
+        torch.distributed.all_gather(shares, padded, group=self.group)
+        return torch.cat(shares, dim=-1)[..., :size]
+
+
+class _NormOverRanks(nn.Module):
+    """A norm over all heads (OLMo 2), of which each rank has some."""
+
+    def __init__(self, norm: nn.Module, ranks: _Ranks) -> None:
+        super().__init__()
+        self.norm = norm
+        self.ranks = ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, share of heads · H)` → the same."""
+        share, number = x.size(-1), self.ranks.mesh.get_local_rank()
+        whole = self.norm(self.ranks.gathered(x, share * self.ranks.mesh.size()))
+        return whole[..., share * number : share * (number + 1)]
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
