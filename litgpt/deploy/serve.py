@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from litgpt.errors import LitGPTError
+
 if TYPE_CHECKING:
-    import socket
+    from litgpt.deploy.keys import Keys
+    from litgpt.deploy.limits import Limits
+    from litgpt.generate.sampling import Sampling
 
-    from fastapi import FastAPI
-
-SHUTDOWN_SECONDS = 30
-"""What running requests get to finish in after SIGTERM or Ctrl-C."""
+OWN_PATHS = ("/health", "/metrics", "/tokenize", "/detokenize", "/openapi.json", "/v1", "/")
+"""What `--api_path` can't be."""
 
 
 def run_server(
     checkpoint_dir: Path,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None,
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
     precision: str | None = None,
     temperature: float = 0.8,
     top_k: int = 50,
@@ -33,116 +36,218 @@ def run_server(
     generate_strategy: Literal["sequential", "tensor_parallel"] | None = None,
     host: str = "127.0.0.1",
     api_key: str | None = None,
+    api_key_file: Path | None = None,
     slots: int = 8,
+    max_length: int | None = None,
+    model_name: str | None = None,
+    adapters: list[str] | str | None = None,
+    pooling: Literal["mean", "last"] = "mean",
+    request_timeout: float | None = None,
+    shutdown_timeout: int = 30,
+    max_queue: int = 64,
+    max_body: int = 8_000_000,
+    max_prompt: int | None = None,
+    max_n: int = 16,
+    max_stops: int = 16,
+    cors: list[str] | str | None = None,
+    request_log: str | None = None,
+    server: Literal["uvicorn", "litserve"] = "uvicorn",
+    replicas: int = 1,
 ) -> None:
     """Serve a model over HTTP.
 
     `POST {api_path}` with `{"prompt": text}` answers `{"output": text}`. The body may also have max_new_tokens,
-    temperature, top_k, top_p, seed and stop (a text or a list of texts). `GET /health` answers `ok`.
+    temperature, top_k, top_p, seed and stop (a text or a list of texts). OpenAI's routes are always there:
+    `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/models`; besides, `/tokenize`, `/detokenize`,
+    `/health` and `/metrics`.
 
     Args:
         checkpoint_dir: The checkpoint folder, LitGPT's or Hugging Face's; a name on the hub (ORG/NAME) is downloaded.
-        quantize: Keep the weights in 4 or 8 bits (bitsandbytes).
+        quantize: Keep the weights in 4 or 8 bits: bnb.* by bitsandbytes; int8 and int4 are faster on CPUs.
         precision: 32-true, bf16-true, 16-true, bf16-mixed or 16-mixed; null: 16 bits where the device has them.
-        temperature: Higher is more random; 0 always takes the most likely token.
+        temperature: Higher is more random; 0 always takes the most likely token. Requests may say otherwise.
         top_k: Choose among this many most likely tokens.
         top_p: Choose among the most likely tokens that have this much probability together.
-        max_new_tokens: The most tokens an answer may have.
-        devices: 1; several are not built yet.
+        max_new_tokens: The most tokens an answer at api_path may have; OpenAI's routes have the room left.
+        devices: How many; several need --server litserve, which puts a replica on each.
         accelerator: auto, cpu, cuda, gpu or mps.
         port: TCP port; 0 takes a free one.
-        stream: Answer in JSON lines as the text comes.
-        openai_spec: OpenAI's routes; not built yet.
+        stream: Answer at api_path in JSON lines as the text comes.
+        openai_spec: For LitGPT's users; OpenAI's routes are always on.
         access_token: For repositories on the hub that ask for one.
         api_path: Where to post prompts; null: /predict.
         timeout: The most seconds a request waits for its turn; 0 or less: as long as it takes.
-        generate_strategy: For several devices; not built yet.
+        generate_strategy: For a model that no single device holds; the server does not take it.
         host: Address to listen on; 0.0.0.0 is reachable from other machines.
-        api_key: What requests must carry as `Authorization: Bearer KEY`; null: nothing.
-        slots: Requests that are worked on at the same time.
+        api_key: What requests must carry as `Authorization: Bearer KEY`, several with commas between; null: what the
+            environment variable LITGPT_API_KEY says, or nothing.
+        api_key_file: A file with one key a line, so that none stands on the command line.
+        slots: Answers that are worked on at the same time.
+        max_length: Tokens that a prompt and its answer may have together; null: the context, or what fits into memory.
+        model_name: What requests call the model; null: the folder's name.
+        adapters: LoRA adapters beside the model, NAME=FOLDER,NAME=FOLDER; requests choose one by `model`.
+        pooling: What an embedding is made of: the mean of a text's hidden states, or the last one.
+        request_timeout: The most seconds a request takes altogether; null: as long as it takes.
+        shutdown_timeout: Seconds that running requests get to finish in after SIGTERM or Ctrl-C.
+        max_queue: Answers that may wait while all slots are taken; what comes then gets a 429.
+        max_body: Bytes that a request may have.
+        max_prompt: Tokens that a prompt may have; null: the context.
+        max_n: Answers to one prompt that a request may ask for.
+        max_stops: Stop strings that a request may have.
+        cors: Origins (https://example.org), with commas between, whose pages may ask from a browser; `*`: all.
+        request_log: A file that gets a line of JSON for each request, without texts and keys; `-`: standard output.
+        server: uvicorn: one process. litserve: LitServe's processes, for several devices or replicas.
+        replicas: Copies of the model on each device; several need --server litserve.
+    """
+    import sys
+
+    from litgpt.deploy.keys import read_keys
+    from litgpt.deploy.limits import Limits
+    from litgpt.generate.sampling import Sampling
+
+    if openai_spec:
+        print("OpenAI's routes are always on; --openai_spec changes nothing.", file=sys.stderr)
+    _refuse(devices, replicas, generate_strategy, server)
+    for name, value in {"max_new_tokens": max_new_tokens, "slots": slots, "shutdown_timeout": shutdown_timeout}.items():
+        if value < 1:
+            raise LitGPTError(f"{name} is {value}; it must be 1 or more.")
+    limits = Limits(
+        queue=max_queue,
+        body=max_body,
+        prompt=max_prompt,
+        choices=max_n,
+        stops=max_stops,
+        wait=timeout if timeout > 0 else None,
+        seconds=request_timeout,
+    )
+    settings = Settings(
+        checkpoint_dir=checkpoint_dir,
+        loading=Loading(accelerator, precision, quantize, access_token, slots, max_length),
+        name=model_name,
+        adapters=_listed(adapters),
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+        max_new_tokens=max_new_tokens,
+        api_path=_path("/predict" if api_path is None else api_path),
+        stream=stream,
+        pooling=pooling,
+        limits=limits,
+        keys=read_keys(api_key, api_key_file),
+        origins=_listed(cors),
+        request_log=request_log,
+        shutdown_timeout=shutdown_timeout,
+    )
+    if server == "litserve":
+        from litgpt.deploy.litserve_mode import run_litserve
+
+        run_litserve(settings, host, port, devices, replicas)
+    else:
+        run_uvicorn(settings, host, port)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the model is loaded; plain values, which go to other processes."""
+
+    accelerator: str = "auto"
+    precision: str | None = None
+    quantize: str | None = None
+    access_token: str | None = None
+    slots: int = 8
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, understood."""
+
+    checkpoint_dir: Path
+    loading: Loading
+    name: str | None
+    adapters: tuple[str, ...]
+    sampling: Sampling
+    max_new_tokens: int
+    api_path: str
+    stream: bool
+    pooling: Literal["mean", "last"]
+    limits: Limits
+    keys: Keys
+    origins: tuple[str, ...]
+    request_log: str | None
+    shutdown_timeout: int
+
+    @property
+    def model_name(self) -> str:
+        """What requests call the model."""
+        return self.name or Path(self.checkpoint_dir).resolve().name
+
+
+def _refuse(devices: int, replicas: int, strategy: str | None, server: str) -> None:
+    """Refuses what the chosen server can't do."""
+    if devices < 1 or replicas < 1:
+        raise LitGPTError(f"--devices {devices} --replicas {replicas} makes no sense; each is 1 or more.")
+    if strategy is not None:
+        raise LitGPTError(
+            f"--generate_strategy {strategy} is for `litgpt generate`; the server takes models that fit on a device."
+        )
+    if server == "uvicorn" and (devices > 1 or replicas > 1):
+        raise LitGPTError("Several devices or replicas need --server litserve; add it, or leave out --devices.")
+
+
+def _listed(given: list[str] | str | None) -> tuple[str, ...]:
+    """A list, or one text with commas between."""
+    parts = given.split(",") if isinstance(given, str) else given or ()
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _path(path: str) -> str:
+    taken = path in OWN_PATHS or path.startswith("/v1/")
+    if not path.startswith("/") or taken or "{" in path:
+        raise LitGPTError(
+            f"--api_path {path} is no path to serve; it begins with / and is not one of the server's own."
+        )
+    return path
+
+
+def run_uvicorn(settings: Settings, host: str, port: int) -> None:
+    """Serves from this process, until it is asked to end.
+
+    Raises:
+        LitGPTError: The address, the model or an adapter can't be used.
     """
     import sys
 
     from litgpt.checkpoint.hub import auto_download
-    from litgpt.deploy.app import Service, make_app
-    from litgpt.errors import LitGPTError
-    from litgpt.generate.sampling import Sampling
+    from litgpt.deploy.adapters import make_voices, parse_adapters
+    from litgpt.deploy.app import make_app
+    from litgpt.deploy.listen import bind, serve
+    from litgpt.deploy.local import LocalBackend
+    from litgpt.deploy.record import RequestLog
+    from litgpt.deploy.service import Service
     from litgpt.generate.speaker import Speaker
 
-    if openai_spec:
-        raise LitGPTError("--openai_spec true is not built yet; leave it out and use the plain route.")
-    if devices != 1 or generate_strategy is not None:
-        raise LitGPTError("Serving from several devices is not built yet; leave out --devices and --generate_strategy.")
-    for name, value in {"max_new_tokens": max_new_tokens, "slots": slots}.items():
-        if value < 1:
-            raise LitGPTError(f"{name} is {value}; it must be 1 or more.")
-    path = "/predict" if api_path is None else api_path
-    if not path.startswith("/") or path == "/health" or "{" in path:
-        raise LitGPTError(f"--api_path {path} is no path to serve; it begins with / and is not /health.")
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    loading = settings.loading
+    adapters = parse_adapters(settings.adapters)
+    log = RequestLog(settings.request_log) if settings.request_log else None
     with bind(host, port) as listener:  # before the model is loaded: a port that is taken is told at once
-        speaker = Speaker.load(auto_download(checkpoint_dir, access_token), accelerator, precision, quantize)
-        engine = speaker.engine(slots)
+        folder = auto_download(settings.checkpoint_dir, loading.access_token)
+        speaker = Speaker.load(folder, loading.accelerator, loading.precision, loading.quantize)
+        voices = make_voices(speaker, settings.model_name, loading.slots, adapters, loading.length)
+        engine = voices[settings.model_name].engine
         size = engine.cache_nbytes / 1e9
-        print(f"{slots} requests at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr)
-        service = Service(
-            speaker=speaker,
-            engine=engine,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            api_path=path,
-            stream=stream,
-            timeout=timeout if timeout > 0 else None,
-            api_key=api_key,
+        print(
+            f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr
         )
-        serve(make_app(service), listener)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address; connections are refused until a server listens on it.
-
-    Raises:
-        LitGPTError: The address is taken, not this machine's, or none at all.
-    """
-    import os
-    import socket
-
-    from litgpt.errors import LitGPTError
-
-    bound = None
-    try:
-        if not 0 <= port < 2**16:
-            raise OSError("a port is a number from 0 to 65535")
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # a server that was just stopped leaves its port in a waiting state
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        return bound
-    except OSError as error:
-        if bound is not None:
-            bound.close()
-        reason = error.strerror or str(error)
-        raise LitGPTError(f"Can't listen on {host} port {port} ({reason}); choose another --host or --port.") from None
-
-
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Runs an application until SIGTERM or Ctrl-C, then finishes the requests that are running."""
-    import signal
-    import sys
-
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets=sockets)
-            host, port = listener.getsockname()[:2]
-            print(f"Ready at http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
-
-    # uvicorn raises the signal that ended it once more afterwards; asked to end, and having ended, this is no failure.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        Server(uvicorn.Config(app, timeout_graceful_shutdown=SHUTDOWN_SECONDS)).run(sockets=[listener])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        service = Service(
+            voices=voices,
+            backend=LocalBackend(voices),
+            sampling=settings.sampling,
+            max_new_tokens=settings.max_new_tokens,
+            api_path=settings.api_path,
+            stream=settings.stream,
+            pooling=settings.pooling,
+            limits=settings.limits,
+            keys=settings.keys,
+            origins=settings.origins,
+            log=log,
+        )
+        serve(make_app(service), service, listener, settings.shutdown_timeout)

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from litgpt.deploy.app import Prediction, Service, make_app
+from litgpt.deploy.app import make_app
+from litgpt.deploy.limits import Limits
+from litgpt.deploy.predict_route import Prediction
 from litgpt.errors import LitGPTError
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
+from tests.deploy.served import alone, asynchronous, make_service
 from tests.generate.folder import make_folder
 
 
@@ -26,22 +28,10 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
     return Speaker.load(folder, "cpu", "32-true")
 
 
-def service(speaker: Speaker, slots: int = 4, **settings) -> Service:
-    return Service(speaker, speaker.engine(slots), Sampling(temperature=0), max_new_tokens=8, **settings)
-
-
 @pytest.fixture
 def client(speaker) -> Iterator[TestClient]:
-    with TestClient(make_app(service(speaker))) as client:
+    with TestClient(make_app(make_service(speaker))) as client:
         yield client
-
-
-GREEDY = Sampling(temperature=0)
-
-
-def alone(speaker: Speaker, prompt: str, n: int = 8, sampling: Sampling = GREEDY) -> str:
-    """The answer to a prompt on an engine of its own."""
-    return "".join(speaker.reply(speaker.engine(), speaker.encode(prompt), sampling, n))
 
 
 def test_a_prompt_gets_an_answer(client, speaker):
@@ -63,7 +53,7 @@ def test_the_body_may_change_the_settings(client, speaker):
 
 
 def test_null_means_all_tokens_for_top_k_and_the_servers_setting_elsewhere(speaker):
-    served = Service(speaker, speaker.engine(), Sampling(temperature=1.0, top_k=1), max_new_tokens=8)
+    served = make_service(speaker, sampling=Sampling(temperature=1.0, top_k=1))
     with TestClient(make_app(served)) as client:
         one = client.post("/predict", json={"prompt": "Hi", "temperature": None, "seed": 1}).json()["output"]
         free = client.post("/predict", json={"prompt": "Hi", "top_k": None, "seed": 1}).json()["output"]
@@ -71,9 +61,9 @@ def test_null_means_all_tokens_for_top_k_and_the_servers_setting_elsewhere(speak
 
 
 def test_streaming_answers_in_lines(speaker):
-    served = service(speaker, stream=True)
-    step = served.engine.step
-    served.engine.step = lambda: (time.sleep(0.05), step())  # tokens that come faster may share a line
+    served = make_service(speaker, stream=True)
+    step = served.base.engine.step
+    served.base.engine.step = lambda: (time.sleep(0.05), step())  # tokens that come faster may share a line
     with TestClient(make_app(served)) as client:
         answer = client.post("/predict", json={"prompt": "Hi"})
         assert answer.headers["content-type"] == "application/x-ndjson"
@@ -85,7 +75,7 @@ def test_streaming_answers_in_lines(speaker):
 
 
 def test_another_path(speaker):
-    with TestClient(make_app(service(speaker, api_path="/v2/say"))) as client:
+    with TestClient(make_app(make_service(speaker, api_path="/v2/say"))) as client:
         assert client.post("/v2/say", json={"prompt": "Hi"}).status_code == 200
         assert client.post("/predict", json={"prompt": "Hi"}).status_code == 404
 
@@ -144,7 +134,7 @@ def test_another_content_type_is_told(client):
     ],
 )
 def test_a_key_is_asked_for(speaker, headers, status):
-    with TestClient(make_app(service(speaker, api_key="s3cret"))) as client:
+    with TestClient(make_app(make_service(speaker, key="s3cret"))) as client:
         answer = client.post("/predict", json={"prompt": "Hi"}, headers=headers)
         assert answer.status_code == status and "s3cret" not in answer.text
         assert client.get("/health").status_code == 200
@@ -154,7 +144,7 @@ def test_a_failing_step_is_a_500_and_health_tells_until_a_step_works(tmp_path):
     speaker = Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true")
     hidden = speaker.model.hidden
     for stream in (False, True):
-        with TestClient(make_app(service(speaker, stream=stream)), raise_server_exceptions=False) as client:
+        with TestClient(make_app(make_service(speaker, stream=stream)), raise_server_exceptions=False) as client:
             speaker.model.hidden = lambda *args, **kwargs: hidden(*args)[:, :0][0, 0]
             answer = client.post("/predict", json={"prompt": "Hi"})
             assert answer.status_code == (200 if stream else 500)
@@ -168,19 +158,8 @@ def test_a_failing_step_is_a_500_and_health_tells_until_a_step_works(tmp_path):
 # -- several clients at once, without a network
 
 
-def asynchronous(app, work):
-    """Runs `work(client)` against an application in an event loop."""
-
-    async def run():
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
-        async with app.router.lifespan_context(app), client:
-            return await work(client)
-
-    return asyncio.run(run())
-
-
 def test_clients_are_served_together_and_each_gets_its_own_answer(speaker):
-    served = service(speaker, slots=3)
+    served = make_service(speaker, slots=3)
     prompts = [f"Prompt {n} {'hay ' * (n % 4)}" for n in range(10)]
 
     async def work(client):
@@ -188,18 +167,18 @@ def test_clients_are_served_together_and_each_gets_its_own_answer(speaker):
         return [answer.json()["output"] for answer in answers]
 
     assert asynchronous(make_app(served), work) == [alone(speaker, prompt) for prompt in prompts]
-    assert not served.engine.busy
+    assert not served.base.engine.busy
 
 
 def test_a_request_that_waits_too_long_for_its_turn_is_told(speaker):
-    served = service(speaker, slots=1, timeout=0.05)
-    step = served.engine._step
+    served = make_service(speaker, slots=1, limits=Limits(wait=0.05))
+    step = served.base.engine._step
 
     def slow_step() -> None:
         time.sleep(0.03)
         step()
 
-    served.engine._step = slow_step
+    served.base.engine._step = slow_step
 
     async def work(client):
         bodies = [{"prompt": "Hi", "max_new_tokens": 20}] * 2
@@ -212,7 +191,7 @@ def test_a_request_that_waits_too_long_for_its_turn_is_told(speaker):
 
 def test_a_client_that_goes_away_frees_its_slot(speaker):
     """Speaks ASGI itself: the client says what it wants, waits for the first piece (or not), and is gone."""
-    served = service(speaker, slots=1, stream=True)
+    served = make_service(speaker, slots=1, stream=True)
     app = make_app(served)
     body = json.dumps({"prompt": "Hi", "max_new_tokens": 100}).encode()
     scope = dict(type="http", method="POST", path="/predict", raw_path=b"/predict", query_string=b"", root_path="")
@@ -235,9 +214,9 @@ def test_a_client_that_goes_away_frees_its_slot(speaker):
                     gone.set()
 
             await app(scope, receive, send)
-            submitted = served.engine.submit([1], Sampling(temperature=0), max_new_tokens=1)
+            submitted = served.base.engine.submit([1], Sampling(temperature=0), max_new_tokens=1)
             await asyncio.to_thread(submitted.result)
-            return served.engine.n_running
+            return served.base.engine.n_running
 
     assert asyncio.run(run()) == 0
 

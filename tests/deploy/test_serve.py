@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.deploy.serve import bind, run_server
+from litgpt.deploy.listen import bind
+from litgpt.deploy.serve import run_server
 from litgpt.errors import LitGPTError
 from tests.generate.folder import make_folder
 
@@ -60,6 +61,8 @@ def test_it_serves_until_asked_to_end_and_finishes_what_runs(folder, number):
     finally:
         server.kill()
         server.wait()
+        server.stdout.close()
+        server.stderr.close()
     assert server.returncode == 0
     assert said(answers[0]) == said(answers[1]) != ""
     assert "Traceback" not in rest_err
@@ -76,17 +79,30 @@ def test_a_port_that_is_taken_is_told():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (dict(openai_spec=True), "--openai_spec true is not built yet"),
-        (dict(devices=2), "several devices is not built yet"),
-        (dict(generate_strategy="sequential"), "several devices is not built yet"),
+        (dict(devices=2), "Several devices or replicas need --server litserve"),
+        (dict(replicas=2), "Several devices or replicas need --server litserve"),
+        (dict(devices=0), "each is 1 or more"),
+        (dict(generate_strategy="sequential"), "is for `litgpt generate`"),
+        (dict(max_n=0), "The limit on choices is 0"),
+        (dict(request_timeout=-1.0), "The limit on seconds is -1.0"),
+        (dict(shutdown_timeout=0), "shutdown_timeout is 0"),
+        (dict(api_key=""), "--api_key is empty"),
+        (dict(adapters="legal"), "--adapters legal is not NAME=FOLDER"),
+        (dict(adapters=["a=x", "a=y"]), "has the name a twice"),
+        (dict(adapters=["tiny=x"], port=0), "what the model itself is called"),
+        (dict(adapters="a=.", port=0), "no folder of a `litgpt finetune_lora` run"),
+        (dict(request_log="/no/such/folder/log"), "can't be written"),
+        (dict(server="litserve", port=80), "1024"),
+        (dict(server="litserve", host="10.0.0.1"), "0.0.0.0"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(temperature=-1.0), "temperature is -1.0"),
         (dict(api_path="predict"), "begins with /"),
         (dict(api_path="/health"), "is no path to serve"),
+        (dict(api_path="/v1/models"), "is no path to serve"),
         (dict(host="no.such.host.invalid"), "Can't listen on no.such.host.invalid"),
         (dict(port=70000), "port 70000"),
         (dict(port=0, accelerator="quantum"), "Unknown device 'quantum'"),
-        (dict(port=0, quantize="bnb.nf4"), "bnb.nf4"),
+        (dict(port=0, quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(port=0, slots=0), "slots is 0"),
         (dict(checkpoint_dir=Path("nowhere"), port=0), "nowhere"),
     ],

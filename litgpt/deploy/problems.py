@@ -1,0 +1,121 @@
+"""What is wrong with a request, in the shape that OpenAI's clients know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from fastapi import Response
+
+from litgpt.errors import closest
+
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+"""Status -> `type`; every other 4xx is an `invalid_request_error`, every 5xx a `server_error`."""
+
+
+class Problem(Exception):
+    """Ends a request with a status and one sentence.
+
+    Args:
+        status: The HTTP status.
+        message: What is wrong and what to do.
+        param: The field of the request that is meant.
+        code: A word that programs compare, `context_length_exceeded` say.
+        retry_after: Seconds after which another try makes sense.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+
+    @property
+    def word(self) -> str:
+        """It in one word, without anything of the request; for logs."""
+        return self.code or str(self.body()["error"]["type"])
+
+    def body(self) -> dict[str, Any]:
+        """`{"error": {…}}`."""
+        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self, detail: bool = False) -> JSON:
+        """The answer that tells it; `detail`: as `/predict` tells it, too."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSON(self.body() | ({"detail": self.message} if detail else {}), self.status, headers)
+
+
+class JSON(Response):
+    """An answer as JSON; half characters, which UTF-8 has no bytes for, become question marks."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(dumps(content), status, headers)
+
+
+def dumps(content: Any) -> bytes:
+    """`content` as JSON on one line; a number that JSON doesn't know becomes null."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if abs(content) <= 1.8e308 else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
+
+
+def explain(problem: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, str | None]:
+    """One sentence for what is wrong with a body, and the field; nothing of the body itself but names of fields.
+
+    Args:
+        problem: The first of pydantic's complaints.
+        fields: The names that the body may have.
+    """
+    place: Sequence[Any] = problem["loc"][1:]  # after "body"
+    if problem["type"] == "json_invalid":
+        return f"The body is not valid JSON: {problem['ctx']['error']}.", None
+    if not place or (len(place) == 1 and problem["type"] in ("model_attributes_type", "dict_type")):
+        return f'The body must be a JSON object like {{"{fields[0]}": "..."}}, sent as application/json.', None
+    name = _path(place)
+    if problem["type"] == "missing":
+        return f"The field `{name}` is missing.", name
+    if problem["type"] == "extra_forbidden":
+        known = fields if len(place) == 1 else ()
+        return f"There is no field `{name[:100]}`.{closest(name[:50], known)}", name[:100]
+    said = problem["msg"].removeprefix("Value error, ")[:300]
+    return f"The field `{name}` is of the wrong kind: {said[0].lower()}{said[1:]}.", name
+
+
+def _path(place: Sequence[Any]) -> str:
+    """`messages[0].role`, without the names of pydantic's alternatives."""
+    path = str(place[0])
+    for before, part in pairwise(place):
+        if part == before:  # the name of an alternative, which stands before what it holds
+            continue
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif str(part).isidentifier() and not str(part)[0].isupper() and part not in ("str", "int", "float", "bool"):
+            path += f".{part}"
+    return path[:200]

@@ -1,0 +1,72 @@
+"""A small model behind the application, for the tests of the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+
+from litgpt.deploy.adapters import Voice
+from litgpt.deploy.app import make_app
+from litgpt.deploy.keys import Keys
+from litgpt.deploy.limits import Limits
+from litgpt.deploy.listen import Server, bind
+from litgpt.deploy.local import LocalBackend
+from litgpt.deploy.service import Service
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.speaker import Speaker
+
+GREEDY = Sampling(temperature=0)
+
+
+def make_service(
+    speaker: Speaker, slots: int = 4, limits: Limits | None = None, key: str | None = None, **settings: Any
+) -> Service:
+    """A service that answers greedily under the name `tiny`, eight tokens at `/predict`."""
+    voices = {"tiny": Voice("tiny", speaker, speaker.engine(slots))}
+    settings = {"sampling": GREEDY, "max_new_tokens": 8} | settings
+    keys = Keys([key] if key else [])
+    return Service(voices, LocalBackend(voices), limits=limits or Limits(), keys=keys, **settings)
+
+
+def alone(speaker: Speaker, prompt: str, n: int | None = 8, sampling: Sampling = GREEDY) -> str:
+    """The answer to a prompt on an engine of its own."""
+    return "".join(speaker.reply(speaker.engine(), speaker.encode(prompt), sampling, n))
+
+
+def asynchronous(app, work):
+    """Runs `work(client)` against an application in an event loop."""
+
+    async def run():
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
+        async with app.router.lifespan_context(app), client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+@contextmanager
+def running(service: Service) -> Iterator[str]:
+    """A server in a thread, on a free port of this machine; its address. Afterwards no answer may be left."""
+    listener = bind("127.0.0.1", 0)
+    server = Server(
+        uvicorn.Config(make_app(service), log_level="error", timeout_graceful_shutdown=5), service, listener
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
+        assert service.in_flight == 0 and not service.base.engine.busy

@@ -1,0 +1,127 @@
+"""Adapters beside one model: each is asked for by its name, and answers as it would alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fastapi.testclient import TestClient
+
+from litgpt.checkpoint.reader import load_model
+from litgpt.checkpoint.writer import save_state
+from litgpt.deploy.adapters import make_voices
+from litgpt.deploy.app import make_app
+from litgpt.deploy.local import LocalBackend
+from litgpt.deploy.service import Service
+from litgpt.errors import LitGPTError
+from litgpt.generate.speaker import Speaker
+from litgpt.lora import LoRA
+from litgpt.peft import owned_state
+from litgpt.prompts import save_prompt_style
+from tests.deploy.served import GREEDY, alone, asynchronous
+from tests.generate.folder import make_folder
+
+RUNS = {"legal": (dict(r=4, alpha=8), "alpaca"), "medical": (dict(r=2, alpha=8, mlp=True, head=True), None)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("base") / "tiny", block_size=256)
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory) -> dict[str, Path]:
+    """Folders as `litgpt finetune_lora` leaves them."""
+    made = {}
+    for seed, (name, (settings, style)) in enumerate(RUNS.items()):
+        out = made[name] = tmp_path_factory.mktemp(name)
+        method, model = LoRA(**settings), load_model(folder, dtype=torch.float32)
+        method.attach(model)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if method.owns(key):
+                    parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        save_state(out / "lit_model.pth.lora", owned_state(model, method.owns))
+        told = {f"lora_{key}": value for key, value in settings.items()} | {"checkpoint_dir": str(folder)}
+        (out / "hyperparameters.yaml").write_text(yaml.safe_dump(told))
+        if style:
+            save_prompt_style(style, out)
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(folder, runs) -> Service:
+    voices = make_voices(Speaker.load(folder, "cpu", "32-true"), "tiny", 4, runs)
+    return Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def expected(folder, runs) -> dict[str, str]:
+    """What each answers when it is served alone, its update merged."""
+    speakers = {name: Speaker.load(place, "cpu", "32-true") for name, place in {"tiny": folder, **runs}.items()}
+    return {name: alone(speaker, "Hi", 12) for name, speaker in speakers.items()}
+
+
+def body(model: str) -> dict:
+    return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12}
+
+
+def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(service, expected):
+    names = ["tiny", "legal", "medical", "legal", "tiny", "medical", "medical", "tiny"]
+    widest = 0
+    decode = service.base.engine._decode
+
+    def counting():
+        nonlocal widest
+        time.sleep(0.02)  # so that all have come before the first is done
+        active = service.base.engine._active
+        widest = max(widest, len({request.variant for request in active if request.output}))
+        return decode()
+
+    service.base.engine._decode = counting
+
+    async def work(client):
+        return await asyncio.gather(*(client.post("/v1/chat/completions", json=body(name)) for name in names))
+
+    answers = asynchronous(make_app(service), work)
+    found = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert found == [expected[name] for name in names]
+    assert len(set(found)) == 3 and widest == 3
+
+
+@pytest.fixture
+def client(folder, runs):
+    voices = make_voices(Speaker.load(folder, "cpu", "32-true"), "tiny", 2, runs)
+    with TestClient(make_app(Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12))) as client:
+        yield client
+
+
+def test_adapters_are_listed_and_may_be_asked_for_everywhere(client, expected):
+    listed = client.get("/v1/models").json()["data"]
+    assert [(entry["id"], entry["parent"]) for entry in listed] == [
+        ("tiny", None),
+        ("legal", "tiny"),
+        ("medical", "tiny"),
+    ]
+    assert client.post("/predict", json={"prompt": "Hi", "model": "legal"}).json() == {"output": expected["legal"]}
+    assert client.post("/predict", json={"prompt": "Hi"}).json() == {"output": expected["tiny"]}
+    vectors = {}
+    for name in expected:
+        answer = client.post("/v1/embeddings", json={"model": name, "input": "Llamas eat hay."}).json()
+        vectors[name] = tuple(answer["data"][0]["embedding"])
+    assert len(set(vectors.values())) == 3
+    assert (
+        client.post("/v1/chat/completions", json=body("lega"))
+        .json()["error"]["message"]
+        .endswith("There is no model 'lega' here. Closest: legal. See /v1/models.")
+    )
+
+
+def test_an_adapter_cant_have_the_models_name(folder, runs):
+    with pytest.raises(LitGPTError, match="what the model itself is called"):
+        make_voices(Speaker.load(folder, "cpu", "32-true"), "legal", 1, runs)

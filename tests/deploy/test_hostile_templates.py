@@ -1,0 +1,60 @@
+"""A checkpoint's chat template is somebody else's program: it reads nothing, runs nothing, and holds nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from litgpt import template_sandbox
+from litgpt.deploy.app import make_app
+from litgpt.generate.speaker import Speaker
+from tests.deploy.served import asynchronous, make_service
+from tests.generate.folder import make_folder
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = {
+    "code": "{{ cycler.__init__.__globals__.os.popen('touch {path}').read() }}",
+    "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "a file": "{% include '{path}' %}",
+    "another file": "{{ self._TemplateReference__context.environment.loader.get_source('{path}') }}",
+    "no end": ENDLESS,
+    "memory": "{{ 'a' * 9999999999 }}",
+    "growth": "{% set n = namespace(t='aaaaaaaaaa') %}{% for i in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}",
+}
+
+
+def speaker_with(folder: Path, template: str) -> Speaker:
+    return Speaker.load(make_folder(folder / "tiny", template=template), "cpu", "32-true")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_it_is_refused_and_the_server_lives_on(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.5)
+    path = tmp_path / "touched"
+    speaker = speaker_with(tmp_path, HOSTILE[name].replace("{path}", str(path)))
+    service = make_service(speaker)
+
+    async def work(client):
+        started = time.perf_counter()
+        hostile = [asyncio.create_task(client.post("/v1/chat/completions", json=BODY)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        slowest = 0.0
+        while not all(task.done() for task in hostile):
+            asked = time.perf_counter()
+            assert (await client.get("/health")).status_code == 200
+            slowest = max(slowest, time.perf_counter() - asked)
+            await asyncio.sleep(0.02)
+        plain = await client.post("/v1/completions", json={"model": "tiny", "prompt": "Hi", "max_tokens": 2})
+        return [task.result() for task in hostile], plain, slowest, time.perf_counter() - started
+
+    answers, plain, slowest, _ = asynchronous(make_app(service), work)
+    for answer in answers:
+        assert answer.status_code == 422 and answer.json()["error"]["code"] == "template_refused"
+        message = answer.json()["error"]["message"]
+        assert "refuses this conversation" in message and str(tmp_path) not in message.replace(str(path), "")
+    assert plain.status_code == 200 and slowest < 2
+    assert not path.exists()

@@ -1,0 +1,338 @@
+"""What the server does when it is asked for too much, too often, too slowly or by the wrong people."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from litgpt.deploy.app import make_app
+from litgpt.deploy.keys import Keys, read_keys
+from litgpt.deploy.limits import Limits
+from litgpt.deploy.record import RequestLog
+from litgpt.errors import LitGPTError
+from litgpt.generate.speaker import Speaker
+from tests.deploy.served import asynchronous, make_service, running
+from tests.generate.folder import make_folder
+
+HI = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+    return Speaker.load(make_folder(tmp_path_factory.mktemp("serve") / "tiny"), "cpu", "32-true")
+
+
+def slowed(service, seconds: float):
+    """The service, each step of whose engine takes a while longer."""
+    step = service.base.engine._step
+
+    def slow_step() -> None:
+        time.sleep(seconds)
+        step()
+
+    service.base.engine._step = slow_step
+    return service
+
+
+def post(url: str, body=HI, **settings) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30, **settings)
+
+
+# -- the queue and the clock
+
+
+def test_what_exceeds_the_queue_is_told_to_come_again_at_once(speaker):
+    service = slowed(make_service(speaker, slots=1, limits=Limits(queue=2)), 0.02)
+
+    async def work(client):
+        posts = [client.post("/v1/chat/completions", json=HI) for _ in range(8)]
+        return await asyncio.gather(*posts)
+
+    answers = asynchronous(make_app(service), work)
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert refused[0].json()["error"]["code"] == "server_busy"
+    assert (
+        len({answer.json()["choices"][0]["message"]["content"] for answer in answers if answer.status_code == 200}) == 1
+    )
+    assert service.in_flight == 0
+
+
+def test_more_answers_than_there_will_ever_be_room_for_are_a_mistake(speaker):
+    service = make_service(speaker, slots=1, limits=Limits(queue=2))
+    with TestClient(make_app(service)) as client:
+        assert client.post("/v1/chat/completions", json=HI | {"n": 4}).status_code == 400
+        assert client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 4}).status_code == 400
+        assert client.post("/v1/chat/completions", json=HI | {"n": 3}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_waiting_too_long_for_a_turn_is_a_504(speaker, stream):
+    service = slowed(make_service(speaker, slots=1, limits=Limits(wait=0.06)), 0.02)
+
+    async def work(client):
+        return await asyncio.gather(
+            *(client.post("/v1/chat/completions", json=HI | {"stream": stream}) for _ in range(2))
+        )
+
+    first, second = sorted(asynchronous(make_app(service), work), key=lambda answer: answer.status_code)
+    assert (first.status_code, second.status_code) == (200, 504)
+    assert second.json()["error"]["code"] == "queue_timeout"
+
+
+def test_a_request_that_takes_too_long_ends(speaker):
+    service = slowed(make_service(speaker, limits=Limits(seconds=0.2)), 0.05)
+    with TestClient(make_app(service)) as client:
+        answer = client.post("/v1/chat/completions", json=HI)
+        assert answer.status_code == 504 and "more than 0.2 seconds" in answer.json()["error"]["message"]
+        lines = client.post("/v1/chat/completions", json=HI | {"stream": True}).text.split("\n\n")
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "timeout"
+        assert service.in_flight == 0
+
+
+def test_a_client_that_goes_away_frees_its_slot_at_once(speaker):
+    service = slowed(make_service(speaker, slots=1), 0.01)
+    with running(service) as url:
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            body = {"model": "tiny", "stream": True, "max_tokens": 100, "ignore_eos": True}
+            body |= {"messages": HI["messages"]} if "chat" in path else {"prompt": "Hi"}
+            with httpx.stream("POST", url + path, json=body, timeout=30) as answer:
+                next(answer.iter_bytes())
+            started = time.perf_counter()
+            assert post(url, HI | {"max_tokens": 1}).status_code == 200
+            assert time.perf_counter() - started < 0.6
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=HI | {"ignore_eos": True, "max_tokens": 100}, timeout=0.2)
+        started = time.perf_counter()
+        assert post(url, HI | {"max_tokens": 1}).status_code == 200
+        assert time.perf_counter() - started < 0.6
+
+
+# -- sizes
+
+
+def test_a_large_body_is_refused_unread(speaker):
+    service = make_service(speaker, limits=Limits(body=1000))
+    with TestClient(make_app(service)) as client:
+        big = client.post("/v1/chat/completions", content=b"x" * 1001)
+        assert big.status_code == 413 and big.json()["error"]["code"] == "request_too_large"
+        pieces = client.post("/v1/chat/completions", content=(b"x" * 100 for _ in range(11)))
+        assert pieces.status_code == 413 and "1000 bytes" in pieces.json()["error"]["message"]
+        assert client.post("/predict", content=b"x" * 1001).json()["detail"].startswith("The body has more than")
+        assert client.post("/v1/chat/completions", json=HI).status_code == 200
+
+
+def test_a_body_that_stops_coming_is_given_up(speaker):
+    service = make_service(speaker, limits=Limits(upload=0.1))
+    with running(service) as url:
+        host, port = url.removeprefix("http://").split(":")
+
+        async def half() -> bytes:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n"
+            writer.write(head + b'{"model": ')
+            answer = await reader.readuntil(b"\r\n")
+            writer.close()
+            return answer
+
+        assert b" 408 " in asyncio.run(half())
+
+
+@pytest.mark.parametrize("text", ["hay " * 5000, "h" * 1_000_000])
+def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded(speaker, text):
+    service = make_service(speaker)
+    encoded = []
+    service.base.speaker.tokenizer.encode_ids, kept = encoded.append, service.base.speaker.tokenizer.encode_ids
+    try:
+        with TestClient(make_app(service)) as client:
+            for path, body in {
+                "/v1/chat/completions": HI | {"messages": [{"role": "user", "content": text}]},
+                "/v1/completions": {"model": "tiny", "prompt": text},
+                "/v1/embeddings": {"model": "tiny", "input": text},
+                "/tokenize": {"prompt": text},
+                "/predict": {"prompt": text},
+            }.items():
+                answer = client.post(path, json=body)
+                assert answer.status_code == 400, path
+                assert answer.json()["error"]["code"] == "context_length_exceeded"
+    finally:
+        service.base.speaker.tokenizer.encode_ids = kept
+    assert not encoded
+
+
+def test_a_shorter_limit_on_prompts(speaker):
+    with TestClient(make_app(make_service(speaker, limits=Limits(prompt=10)))) as client:
+        assert client.post("/v1/completions", json={"model": "tiny", "prompt": [5] * 10}).status_code == 200
+        answer = client.post("/v1/completions", json={"model": "tiny", "prompt": [5] * 11})
+        assert answer.status_code == 400 and "the context only 10" in answer.json()["error"]["message"]
+
+
+# -- keys, origins, logs
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer three"}, 401),
+        ({"authorization": "Bearer "}, 401),
+        ({"authorization": "Bearer one"}, 200),
+        ({"authorization": "bearer two"}, 200),
+        ({"x-api-key": "two"}, 200),
+        ({"x-api-key": ""}, 401),
+    ],
+)
+def test_any_of_several_keys_opens(speaker, headers, status):
+    service = make_service(speaker)
+    service.keys = Keys(["one", " two "])
+    with TestClient(make_app(service)) as client:
+        for path in ("/v1/models", "/metrics"):
+            answer = client.get(path, headers=headers)
+            assert answer.status_code == status
+            if status == 401:
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/health").status_code == 200
+
+
+def test_keys_come_from_the_command_line_a_file_or_the_environment(tmp_path, monkeypatch):
+    def opens(keys: Keys, key: str) -> bool:
+        return keys.admit({b"authorization": f"Bearer {key}".encode()})
+
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfrom-file\n\n")
+    monkeypatch.setenv("LITGPT_API_KEY", "from-env")
+    both = read_keys("a,b", file)
+    assert [opens(both, key) for key in ("a", "b", "from-file", "from-env")] == [True, True, True, False]
+    assert opens(read_keys(None, None), "from-env")
+    monkeypatch.delenv("LITGPT_API_KEY")
+    monkeypatch.setenv("LIT_SERVER_API_KEY", "litserves")
+    assert opens(read_keys(None, None), "litserves")
+    monkeypatch.delenv("LIT_SERVER_API_KEY")
+    assert not read_keys(None, None) and opens(read_keys(None, None), "any")
+    file.write_text("\n")
+    for given, at, words in [
+        ("", None, "--api_key is empty"),
+        (None, file, "holds no key"),
+        (None, tmp_path / "no", "can't be read"),
+        ("ü", None, "no header can carry"),
+    ]:
+        with pytest.raises(LitGPTError, match=words):
+            read_keys(given, at)
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"), [((), None), (("https://a.example",), "https://a.example"), (("*",), "*")]
+)
+def test_pages_of_other_origins_may_ask_only_where_they_are_let(speaker, origins, allowed):
+    headers = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    service = make_service(speaker, origins=origins, key="s3cret")
+    with TestClient(make_app(service)) as client:
+        preflight = client.options("/v1/chat/completions", headers=headers)
+        assert preflight.headers.get("access-control-allow-origin") == allowed
+        answer = client.post("/v1/chat/completions", json=HI, headers=headers | {"authorization": "Bearer s3cret"})
+        assert answer.status_code == 200
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_the_log_has_a_line_of_json_a_request_and_no_secret(speaker, tmp_path):
+    path = tmp_path / "requests.jsonl"
+    service = make_service(speaker, key="s3cret", log=RequestLog(str(path)))
+    headers = {"authorization": "Bearer s3cret"}
+    with TestClient(make_app(service)) as client:
+        done = client.post("/v1/chat/completions", json=HI, headers=headers)
+        client.post("/v1/chat/completions", json=HI | {"model": "no"}, headers=headers)
+        client.post("/v1/chat/completions?key=hidden", json=HI)
+        client.get("/health")
+    text = path.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["status"] for line in lines] == [200, 404, 401]
+    first = lines[0]
+    assert first["id"] == done.headers["x-request-id"] and done.json()["id"].endswith(first["id"])
+    assert (first["model"], first["completion_tokens"], first["finish_reasons"]) == ("tiny", 20, ["length"])
+    assert 0 <= first["queue_seconds"] <= first["first_token_seconds"] <= first["seconds"]
+    assert not re.search("s3cret|hidden|Hi", text)
+
+
+def test_a_log_that_cant_be_written_is_told(tmp_path):
+    with pytest.raises(LitGPTError, match="can't be written"):
+        RequestLog(str(tmp_path / "no" / "log"))
+
+
+# -- health and metrics
+
+
+def parsed(text: str) -> dict[str, float]:
+    found = {}
+    for line in text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) litgpt_\w+ .+|litgpt_\w+(\{[^}]*\})? [-+0-9.e]+", line), line
+        if not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            found[name] = float(value)
+    return found
+
+
+def test_metrics_count_requests_tokens_and_times(speaker):
+    service = make_service(speaker)
+    with TestClient(make_app(service)) as client:
+        for _ in range(2):
+            usage = client.post("/v1/chat/completions", json=HI).json()["usage"]
+        client.post("/v1/chat/completions", json={})
+        client.get("/no/such/path")
+        answer = client.get("/metrics")
+        client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = parsed(answer.text)
+    assert found['litgpt_requests_total{path="/v1/chat/completions",status="200"}'] == 2
+    assert found['litgpt_requests_total{path="/v1/chat/completions",status="400"}'] == 1
+    assert found['litgpt_requests_total{path="other",status="404"}'] == 1
+    assert found['litgpt_answers_total{reason="length"}'] == 2
+    assert found["litgpt_prompt_tokens_total"] == 2 * usage["prompt_tokens"]
+    assert found["litgpt_prompt_tokens_cached_total"] == usage["prompt_tokens_details"]["cached_tokens"] > 0
+    assert found["litgpt_generated_tokens_total"] == 40
+    for name in ("queue", "time_to_first_token", "time_per_output_token", "request"):
+        assert found[f"litgpt_{name}_seconds_count"] == 2
+        assert found[f'litgpt_{name}_seconds_bucket{{le="+Inf"}}'] == 2
+    assert found["litgpt_answers_running"] == found["litgpt_answers_waiting"] == 0
+    assert found["litgpt_slots"] == 4 and 0 < found["litgpt_cache_use_ratio"] < 1
+
+
+def test_health_tells_of_a_step_that_does_not_end(speaker, monkeypatch):
+    service = slowed(make_service(speaker), 0.3)
+    monkeypatch.setattr("litgpt.deploy.local.STUCK_SECONDS", 0.1)
+
+    async def work(client):
+        asked = asyncio.create_task(client.post("/v1/chat/completions", json=HI | {"max_tokens": 1}))
+        await asyncio.sleep(0.25)
+        during = await client.get("/health")
+        await asked
+        while service.base.engine.busy or service.base.engine.step_began is not None:
+            await asyncio.sleep(0.01)
+        return during, await client.get("/health")
+
+    during, after = asynchronous(make_app(service), work)
+    assert (during.status_code, after.status_code) == (503, 200)
+
+
+# -- tokens
+
+
+def test_texts_become_tokens_and_back(speaker):
+    with TestClient(make_app(make_service(speaker))) as client:
+        told = client.post("/tokenize", json={"prompt": "Llamas eat hay."}).json()
+        assert told["tokens"] == speaker.tokenizer.encode_ids("Llamas eat hay.")
+        assert told["count"] == len(told["tokens"]) and told["max_model_len"] == 128
+        assert "".join(told["pieces"]) == "Llamas eat hay."
+        assert client.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Llamas eat hay."}
+        chat = client.post("/tokenize", json={"messages": HI["messages"]}).json()
+        assert chat["tokens"] == speaker.encode("Hi")
+        assert client.post("/tokenize", json={}).status_code == 400
+        assert client.post("/detokenize", json={"tokens": [-1]}).status_code == 400

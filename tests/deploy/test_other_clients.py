@@ -1,0 +1,101 @@
+"""Clients of other people, unmodified: `langchain-openai`, and the `openai` package of npm."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from litgpt.generate.speaker import Speaker
+from tests.deploy.served import alone, make_service, running
+from tests.generate.folder import make_folder
+
+NODE = """
+import OpenAI from 'openai'
+const client = new OpenAI({ baseURL: process.argv[2] + '/v1', apiKey: 's3cret', maxRetries: 0 })
+const base = { model: 'tiny', messages: [{ role: 'user', content: 'Hi' }], max_tokens: 12 }
+const told = {}
+const chat = await client.chat.completions.create(base)
+told.chat = chat.choices[0].message.content
+told.usage = chat.usage.completion_tokens
+told.stream = ''
+for await (const chunk of await client.chat.completions.create({ ...base, stream: true }))
+  told.stream += chunk.choices[0]?.delta?.content ?? ''
+told.stop = (await client.chat.completions.create({ ...base, stop: told.chat.slice(4, 6) })).choices[0]
+const seeded = () => client.chat.completions.create({ ...base, temperature: 1.5, seed: 7 })
+told.seeds = [(await seeded()).choices[0].message.content, (await seeded()).choices[0].message.content]
+const schema = { type: 'object', properties: { a: { enum: ['x', 'y'] } }, required: ['a'], additionalProperties: false }
+const format = { type: 'json_schema', json_schema: { name: 'n', schema, strict: true } }
+const kept = await client.chat.completions.create({ ...base, max_tokens: 90, response_format: format })
+told.json = kept.choices[0].message.content
+try { await client.chat.completions.create({ ...base, temperature: -1 }) } catch (error) {
+  told.error = [error.constructor.name, error.status, error.param]
+}
+try { await client.models.retrieve('no') } catch (error) { told.missing = error.constructor.name }
+try { await new OpenAI({ baseURL: process.argv[2] + '/v1', apiKey: 'x', maxRetries: 0 }).models.list() }
+catch (error) { told.key = error.constructor.name }
+told.vector = (await client.embeddings.create({ model: 'tiny', input: 'Hi' })).data[0].embedding.length
+console.log(JSON.stringify(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+    folder: Path = make_folder(tmp_path_factory.mktemp("serve") / "tiny", block_size=512)
+    return Speaker.load(folder, "cpu", "32-true")
+
+
+@pytest.fixture(scope="module")
+def url(speaker) -> Iterator[str]:
+    with running(make_service(speaker, key="s3cret")) as url:
+        yield url
+
+
+@pytest.mark.slow
+def test_npms_openai(url, speaker, tmp_path):
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no npm here")
+    done = subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=tmp_path, timeout=240)
+    if done.returncode:
+        pytest.skip("npm can't install openai here")
+    (tmp_path / "client.mjs").write_text(NODE)
+    command = ["node", "client.mjs", url]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    expected = alone(speaker, "Hi", 12)
+    assert told["chat"] == told["stream"] == expected and told["usage"] == 12
+    assert told["stop"]["finish_reason"] == "stop" and expected.startswith(told["stop"]["message"]["content"])
+    assert told["seeds"][0] == told["seeds"][1] != expected
+    assert json.loads(told["json"])["a"] in ("x", "y")
+    assert told["error"] == ["BadRequestError", 400, "temperature"]
+    assert (told["missing"], told["key"]) == ("NotFoundError", "AuthenticationError")
+    assert told["vector"] == 32
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_langchain(url, speaker):
+    langchain = pytest.importorskip("langchain_openai")
+    from pydantic import BaseModel
+
+    class Colour(BaseModel):
+        """A colour."""
+
+        red: bool
+
+    settings = dict(model="tiny", base_url=f"{url}/v1", api_key="s3cret", max_retries=0)
+    model = langchain.ChatOpenAI(**settings, max_tokens=12, temperature=0)
+    answer = model.invoke("Hi")
+    assert answer.content == alone(speaker, "Hi", 12)
+    assert answer.usage_metadata["output_tokens"] == 12
+    assert "".join(str(chunk.content) for chunk in model.stream("Hi")) == answer.content
+    longer = langchain.ChatOpenAI(**settings, max_tokens=90, temperature=0)
+    assert isinstance(longer.with_structured_output(Colour, method="json_schema").invoke("Hi"), Colour)
+    embeddings = langchain.OpenAIEmbeddings(**settings, check_embedding_ctx_length=False)
+    assert len(embeddings.embed_query("Hi")) == 32

@@ -1,0 +1,295 @@
+"""The chat page in a real browser, over a server that says what it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from litgpt.deploy.page import chat_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> [x](javascript:window.hacked=3)"
+MARKDOWN = """# Title
+
+Some **bold** and `code`.
+
+- one
+- two
+
+```python
+print('<b>')
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |"""
+
+
+@dataclass
+class Script:
+    """What the server says, and what it was asked."""
+
+    answers: list[str] = field(default_factory=list)
+    pause: float = 0.0
+    """Seconds between two pieces."""
+    key: str | None = None
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    left: int = 0
+    """Clients that went away before the end."""
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.get("/")
+        def page() -> Response:
+            html, headers = chat_page()
+            return HTMLResponse(html, headers=headers)
+
+        def refused(request: Request) -> bool:
+            return self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}"
+
+        @app.get("/v1/models")
+        def models(request: Request) -> Any:
+            if refused(request):
+                return JSONResponse({"error": {"message": "The key is missing."}}, 401)
+            return {"data": [{"id": "base"}, {"id": "tuned"}]}
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request) -> Any:
+            if refused(request):
+                return JSONResponse({"error": {"message": "The key is missing."}}, 401)
+            self.asked.append(await request.json())
+            if not self.answers:
+                return JSONResponse({"error": {"message": "All slots are taken."}}, 429)
+            return StreamingResponse(self.stream(self.answers.pop(0)), media_type="text/event-stream")
+
+        return app
+
+    async def stream(self, answer: str) -> AsyncIterator[str]:
+        try:
+            for at in range(0, len(answer), 7):
+                yield self.event(choices=[{"delta": {"content": answer[at : at + 7]}, "finish_reason": None}])
+                await asyncio.sleep(self.pause)
+            yield self.event(choices=[{"delta": {}, "finish_reason": "stop"}])
+            yield self.event(choices=[], usage={"completion_tokens": 42})
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+
+    @staticmethod
+    def event(**content: Any) -> str:
+        return f"data: {json.dumps(content)}\n\n"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def page(browser, script) -> Iterator[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(script.app(), "127.0.0.1", port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        threading.Event().wait(0.01)
+    page = browser.new_page()
+    page.problems = []
+    page.on("console", lambda said: page.problems.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: page.problems.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.wait_for_selector("#model option", state="attached")
+    yield page
+    page.close()
+    server.should_exit = True
+    thread.join()
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#prompt", text)
+    page.press("#prompt", "Enter")
+
+
+def finished(page: Any) -> None:
+    page.wait_for_selector("#send:visible")
+    page.wait_for_selector("article.writing", state="detached")
+
+
+def texts(page: Any) -> list[str]:
+    return page.locator("article > .text").all_inner_texts()
+
+
+def test_an_answer_streams_in(page, script):
+    script.answers, script.pause = ["Llamas eat grass and hay, all day long."], 0.05
+    ask(page, "What do llamas eat?")
+    page.wait_for_function("() => document.querySelector('article.writing .text')?.textContent.includes('Llamas')")
+    assert "all day long." not in texts(page)[1]
+    finished(page)
+    assert texts(page) == ["What do llamas eat?", "Llamas eat grass and hay, all day long."]
+    assert "42 tokens · " in page.inner_text(".note") and "tokens/s" in page.inner_text(".note")
+    assert script.asked[0]["messages"] == [{"role": "user", "content": "What do llamas eat?"}]
+    assert not page.problems
+
+
+def test_escape_stops_the_answer_and_keeps_what_came(page, script):
+    script.answers, script.pause = ["word " * 400], 0.02
+    ask(page, "Go on and on")
+    page.wait_for_function("() => document.querySelector('article.writing .text')?.textContent.length > 50")
+    page.keyboard.press("Escape")
+    finished(page)
+    assert 50 < len(texts(page)[1]) < 1500
+    assert "stopped" in page.inner_text(".note")
+    page.wait_for_timeout(300)
+    assert script.left == 1
+
+
+def test_regenerate_asks_again_without_the_old_answer(page, script):
+    script.answers = ["first", "second"]
+    ask(page, "Hello")
+    finished(page)
+    page.click("text=Regenerate")
+    page.wait_for_function("() => document.querySelector('article.assistant .text').textContent === 'second'")
+    finished(page)
+    assert script.asked[0]["messages"] == script.asked[1]["messages"]
+    assert texts(page) == ["Hello", "second"]
+
+
+def test_edit_goes_on_from_the_changed_message(page, script):
+    script.answers = ["one", "two", "three"]
+    for text in ("first", "again"):
+        ask(page, text)
+        finished(page)
+    page.locator("article.user .edit").first.click()
+    page.fill("article textarea", "other")
+    page.press("article textarea", "Enter")
+    page.wait_for_function("() => document.querySelectorAll('article').length === 2")
+    finished(page)
+    assert texts(page) == ["other", "three"]
+    assert script.asked[2]["messages"] == [{"role": "user", "content": "other"}]
+
+
+def test_markup_in_an_answer_is_shown_and_not_run(page, script):
+    script.answers = [HOSTILE]
+    ask(page, HOSTILE)
+    finished(page)
+    page.wait_for_timeout(200)
+    assert texts(page) == [HOSTILE, HOSTILE]
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("article img, article script, article a").count() == 0
+    assert not page.problems
+
+
+def test_even_injected_markup_could_not_run(page):
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', `<img src=x onerror='window.hacked = 1'>`)")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    assert any("Content Security Policy" in problem for problem in page.problems)
+
+
+def test_markdown_becomes_elements(page, script):
+    script.answers = [MARKDOWN]
+    ask(page, "Show off")
+    finished(page)
+    answer = page.locator("article.assistant > .text")
+    assert [answer.locator(tag).count() for tag in ("h3", "strong", "li", "table", "td", "pre")] == [1, 1, 2, 1, 2, 1]
+    assert answer.locator("pre > code").inner_text() == "print('<b>')"
+    assert answer.locator(".code-head span").inner_text() == "python"
+
+
+def test_settings_reach_the_server_and_stay(page, script):
+    script.answers = ["yes"]
+    page.click("#toggle")
+    for name, value in {"system": "Be brief.", "temperature": "0", "max_tokens": "9", "seed": "4"}.items():
+        page.fill(f"#{name}", value)
+    page.select_option("#model", "tuned")
+    page.press("#seed", "Escape")
+    assert page.is_hidden("#settings")
+    ask(page, "Hello")
+    finished(page)
+    asked = script.asked[0]
+    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert [asked[name] for name in ("model", "temperature", "max_tokens", "seed", "top_p")] == ["tuned", 0, 9, 4, 1]
+    page.reload()
+    assert page.input_value("#system") == "Be brief."
+
+
+def test_a_failure_is_told_and_the_message_kept(page, script):
+    ask(page, "Hello")
+    page.wait_for_selector(".notice")
+    assert page.inner_text(".notice") == "All slots are taken. (429)"
+    script.answers = ["now"]
+    page.locator("article.user .edit").click()
+    page.press("article textarea", "Enter")
+    page.wait_for_selector("article.assistant")
+    finished(page)
+    assert texts(page) == ["Hello", "now"]
+
+
+def test_a_server_with_keys_asks_for_one(page, script):
+    script.key, script.answers = "secret", ["hello"]
+    ask(page, "Hello")
+    page.wait_for_selector(".notice")
+    assert page.is_visible("#key")
+    page.fill("#key", "secret")
+    page.press("#key", "Tab")
+    page.keyboard.press("Escape")
+    ask(page, "Hello")
+    finished(page)
+    assert texts(page)[-1] == "hello"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_narrow_screens_in_light_and_dark(page, script, scheme):
+    script.answers = [MARKDOWN + "\n\n" + "x" * 300]
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 640})
+    ask(page, "y" * 300)
+    finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_keyboard_reaches_everything(page, script):
+    script.answers = ["one", "two"]
+    page.keyboard.type("no click")  # the box has the focus from the start
+    page.keyboard.press("Enter")
+    finished(page)
+    page.keyboard.press("ArrowUp")
+    page.wait_for_selector("article textarea")
+    page.keyboard.type("!")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('article.assistant .text')?.textContent === 'two'")
+    finished(page)
+    assert script.asked[1]["messages"][0]["content"] == "no click!"
