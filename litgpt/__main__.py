@@ -24,9 +24,15 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
         "litgpt.generate.adapter_v2:main",
         "Generate text with a model finetuned with LLaMA-Adapter V2.",
     ),
-    "generate_sequentially": (None, "Generate text with the layers spread over several devices."),
-    "generate_speculatively": (None, "Generate text with a small model that drafts for a large one."),
-    "generate_tp": (None, "Generate text with every layer split over several devices."),
+    "generate_sequentially": (
+        "litgpt.generate.sequentially:main",
+        "Generate text with the layers spread over several devices.",
+    ),
+    "generate_speculatively": (
+        "litgpt.generate.speculatively:main",
+        "Generate text with a small model that drafts for a large one.",
+    ),
+    "generate_tp": ("litgpt.generate.tp:main", "Generate text with every layer split over several devices."),
     "convert_to_litgpt": (
         "litgpt.scripts.convert_to_litgpt:convert_to_litgpt",
         "Convert a Hugging Face folder to a LitGPT checkpoint.",
@@ -43,6 +49,11 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "evaluate": (None, "Evaluate a model on benchmark tasks."),
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
+    "plan": ("litgpt.plan:plan", "Tell what a training command will take, before it runs."),
+    "data preview": (
+        "litgpt.scripts.data_preview:data_preview",
+        "Show what a model would learn from data: samples, lengths, what is cut.",
+    ),
     "demo": ("litgpt.demo:demo", "Pretrain, finetune and talk with a small model in a few minutes."),
 }
 """Command -> `module:function` (None: not built yet) and a one-line summary. LitGPT's come first, in its order."""
@@ -75,6 +86,12 @@ def overview() -> str:
     )
 
 
+def split_command(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The name of the command, of one word or two, and what follows it."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:words]), arguments[words:]
+
+
 def target_of(name: str) -> str:
     """The `module:function` that runs the command `name`.
 
@@ -100,7 +117,7 @@ def dispatch(arguments: Sequence[str]) -> None:
 
         print(f"litgpt {__version__}")
     else:
-        name, *rest = arguments
+        name, rest = split_command(arguments)
         target = target_of(name)
         from litgpt.cli import run
 

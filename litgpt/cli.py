@@ -36,7 +36,15 @@ def run(name: str, target: str, arguments: Sequence[str]) -> None:
     """
     module, function = target.split(":")
     command: Callable[..., Any] = getattr(import_module(module), function)
-    command(**parse(name, command, arguments))
+    if reads_the_command_line(command):
+        command(*arguments)
+    else:
+        command(**parse(name, command, arguments))
+
+
+def reads_the_command_line(command: Callable[..., Any]) -> bool:
+    """Whether a command takes its arguments as they were typed: its signature is `*arguments`."""
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(command).parameters.values())
 
 
 def parse(name: str, command: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:

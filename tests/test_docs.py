@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from litgpt.__main__ import COMMANDS
+from litgpt.__main__ import COMMANDS, split_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
@@ -37,14 +37,18 @@ LITGPT_COMMANDS = [
 
 @pytest.mark.parametrize("line", LITGPT_COMMANDS)
 def test_a_command_is_one_that_litgpt_understands(line, monkeypatch):
-    from litgpt.cli import parse
+    from litgpt.cli import parse, reads_the_command_line
 
     monkeypatch.chdir(ROOT)
-    _, name, *arguments = shlex.split(line)
+    name, arguments = split_command(shlex.split(line)[1:])
     target = COMMANDS[name][0]
     assert target is not None, f"{name} is not built"
     module, function = target.split(":")
-    parse(name, getattr(importlib.import_module(module), function), arguments)
+    command = getattr(importlib.import_module(module), function)
+    if reads_the_command_line(command):
+        command(*arguments)
+    else:
+        parse(name, command, arguments)
 
 
 OTHER_COMMANDS = [line for page in PAGES for line in shell_lines(page) if not line.startswith("litgpt ")]
@@ -101,11 +105,25 @@ def test_the_tutorial_on_pretraining_works(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_tutorial_on_finetuning_works(tmp_path, monkeypatch, capsys):
-    finetune, *generate = commands_of("finetune_lora", "litgpt finetune_lora litgpt/assets", "litgpt generate")
-    run_commands([f"{finetune} --train.max_steps 3 --train.save_interval 2"], tmp_path, monkeypatch)
-    run_commands([*generate, "litgpt merge_lora out/questions/step-000002"], tmp_path, monkeypatch)
+    names = ("finetune_lora litgpt/assets", "finetune_lora out/", "generate", "convert_from_litgpt")
+    lines = commands_of("finetune_lora", *(f"litgpt {name}" for name in names))
+    few = " --train.max_steps 3 --train.save_interval 2"
+    short = [line + few if line.startswith("litgpt finetune") else line for line in lines]
+    assert len(short) == 5
+    run_commands([*short, "litgpt merge_lora out/questions/step-000002"], tmp_path, monkeypatch)
+    assert (tmp_path / "out/more/final/lit_model.pth").is_file()
     assert (tmp_path / "out/questions/step-000002/lit_model.pth").is_file()
     assert "Who is Mr. Collins?" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_data_works(tmp_path, monkeypatch, capsys):
+    lines = commands_of("data", "litgpt ")
+    short = [f"{line} --train.max_steps 2" if line.startswith("litgpt finetune") else line for line in lines]
+    run_commands(short, tmp_path, monkeypatch)
+    out = capsys.readouterr().out
+    assert "⟦" in out and "✂" in out and "Each epoch has" in out
+    assert (tmp_path / "out/conversations/final/lit_model.pth").is_file()
 
 
 @pytest.mark.slow
@@ -113,6 +131,14 @@ def test_the_tutorials_on_generating_and_converting_work(tmp_path, monkeypatch, 
     run_commands(commands_of("generate", "litgpt generate"), tmp_path, monkeypatch)
     run_commands(commands_of("download", "litgpt validate"), tmp_path, monkeypatch)
     assert capsys.readouterr().out.count("It is a truth") == 2
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_fewer_bits_works(tmp_path, monkeypatch, capsys):
+    run_commands(commands_of("quantize", "litgpt generate"), tmp_path, monkeypatch)
+    (block,) = fences(ROOT / "tutorials" / "quantize.md", "python")
+    exec(block, {})
+    assert capsys.readouterr().out.count("It is a truth") == 1
 
 
 @pytest.mark.slow
