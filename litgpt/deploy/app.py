@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from litgpt.deploy import chat_route, completions_route, other_routes, predict_route
+from litgpt.deploy import chat_route, completions_route, other_routes, page_route, predict_route
 from litgpt.deploy.limits import Gate
 from litgpt.deploy.problems import Problem, explain
 from litgpt.deploy.record import Recorder
@@ -22,7 +22,7 @@ from litgpt.errors import LitGPTError
 
 log = logging.getLogger("uvicorn.error")
 
-ROUTES = (predict_route, chat_route, completions_route, other_routes)
+ROUTES = (page_route, predict_route, chat_route, completions_route, other_routes)
 WORDS = {404: "There is nothing at this path.", 405: "This path takes another method."}
 
 

@@ -17,6 +17,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from litgpt.deploy.page import chat_page
+from litgpt.generate.speaker import Speaker
+from tests.deploy.served import alone, make_service, running
+from tests.generate.folder import make_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
@@ -134,6 +137,31 @@ def page(browser, script) -> Iterator[Any]:
     page.close()
     server.should_exit = True
     thread.join()
+
+
+def test_the_real_server_shows_it_and_answers(browser, tmp_path):
+    speaker = Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true")
+    with running(make_service(speaker, key="secret")) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector(".notice")  # it asks for the key
+        page.fill("#key", "secret")
+        page.fill("#max_tokens", "12")
+        page.press("#max_tokens", "Tab")
+        page.fill("#temperature", "0")
+        page.wait_for_selector("#model option", state="attached")
+        page.keyboard.press("Escape")
+        for _ in range(2):
+            ask(page, "What food?")
+            finished(page)
+            page.click("text=Regenerate")
+            finished(page)
+            page.click("#new")
+        ask(page, "What food?")
+        finished(page)
+        said = page.evaluate("() => messages.map((message) => message.content)")
+        page.close()
+    assert said == ["What food?", alone(speaker, "What food?", 12)]
 
 
 def ask(page: Any, text: str) -> None:
