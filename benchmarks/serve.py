@@ -5,8 +5,8 @@
 FOLDER is a Hugging Face folder (SmolLM2-135M-Instruct); PYTHON is the interpreter of an environment with
 litgpt[extra]==0.5.13 and litserve; without one, an environment is made for the time of the benchmark. Both servers run
 side by side with one thread each, and one of them at a time is asked: in a round every client sends one prompt, of its
-own length, to `/predict`, all at the same moment, and all answers are awaited. Both are greedy and in bfloat16. What is compared is the
-median of the rounds' ratios of tokens a second of wall time; tokens are those of the answers, by the model's tokenizer.
+own length, to `/predict`, all at the same moment, and all answers are awaited. Both are greedy and in bfloat16. What is
+compared is the median of the rounds' ratios of tokens a second of wall time; tokens are those of the answers, by the model's tokenizer.
 Before anything is timed, each answer of this server among others is compared with its answer alone. The time to the
 first token is that of streamed answers here; LitGPT's server answers whole.
 """
@@ -41,7 +41,7 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT) if own else "", "OMP_NUM_THREADS": "1"}
         environment.update(CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false")
         command = [python, "-m", "litgpt", "serve", str(folder), "--port", str(self.port), *flags]
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self.process = subprocess.Popen(
             command, env=environment, cwd=folder.parent, stdout=self.log, stderr=self.log, start_new_session=True
         )

@@ -185,9 +185,9 @@ def test_the_proxy_passes_streams_on(server, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         body = {"stream": True, "max_tokens": 30, "prompt": "Emma was", "model": "austen-2m"}
+        header = "Content-Type: application/json"
         done = subprocess.run(
-            ["curl", "-sN", f"http://127.0.0.1:{port}/v1/completions", "-H", "Content-Type: application/json"]
-            + ["-d", json.dumps(body)],
+            ["curl", "-sN", f"http://127.0.0.1:{port}/v1/completions", "-H", header, "-d", json.dumps(body)],
             capture_output=True,
             text=True,
             check=True,

@@ -71,7 +71,7 @@ class SpeculativeEngine(Engine):
             )
         if model.config.linear_attention is not None or draft.config.linear_attention is not None:
             raise LitGPTError(
-                "A wrong guess is taken back, and the state of linear attention can't go back; do without a draft model."
+                "Wrong guesses are taken back, and the state of linear attention can't go back; use no draft model."
             )
         shorter = min(model.max_seq_length, draft.max_seq_length)
         super().__init__(model, slots, shorter if length is None else min(length, shorter), dtype, chunk)
