@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from litgpt.adapter_bank import AdapterBank
-from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
-from litgpt.checkpoint.reader import load_pth
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, find_update
+from litgpt.checkpoint.layout import existing_folder
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.speaker import Speaker
@@ -53,8 +53,25 @@ def parse_adapters(given: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def load_bank(speaker: Speaker, folders: Mapping[str, Path]) -> tuple[AdapterBank | None, dict[str, Speaker]]:
+def base_of(checkpoint_dir: str | Path) -> Path:
+    """The folder of the weights that adapters stand beside: the one that is served, or what that one stands beside.
+
+    Raises:
+        LitGPTError: No such folder.
+    """
+    finetuned = find_finetuned(checkpoint_dir)
+    return existing_folder(checkpoint_dir) if finetuned is None else finetuned.base.dir
+
+
+def load_bank(
+    speaker: Speaker, folders: Mapping[str, Path], base: Path | None = None
+) -> tuple[AdapterBank | None, dict[str, Speaker]]:
     """Puts the adapters beside the model's layers; how to talk to each, by its name.
+
+    Args:
+        speaker: The model, changed in place.
+        folders: Of LoRA runs or of PEFT, by name.
+        base: The model's folder; None: where each adapter's folder says that it is.
 
     Raises:
         LitGPTError: A folder holds no LoRA adapter, or one of another model.
@@ -64,33 +81,44 @@ def load_bank(speaker: Speaker, folders: Mapping[str, Path]) -> tuple[AdapterBan
     bank = AdapterBank(speaker.model)
     speakers = {}
     for name, folder in folders.items():
-        found = _find_adapter(name, folder)
+        found = find_adapter(name, folder, base)
         assert isinstance(found.method, LoRA)
-        bank.add(name, found.method, load_pth(found.file), str(found.file))
+        bank.add(name, found.method, found.learned(), str(found.file))
         speakers[name] = replace(speaker, style=found.prompt_style())
     return bank, speakers
 
 
-def _find_adapter(name: str, folder: Path) -> Finetuned:
-    found = find_finetuned(folder)
+def find_adapter(name: str, folder: Path, base: Path | None = None) -> Finetuned:
+    """The LoRA adapter of a folder, with a whole model beside it or without.
+
+    Raises:
+        LitGPTError: It holds none, or one that doesn't fit the base.
+    """
+    found = find_update(existing_folder(folder), base)
     if found is None or not isinstance(found.method, LoRA):
         raise LitGPTError(
-            f"--adapters {name}={folder} is no folder of a `litgpt finetune_lora` run; it lacks lit_model.pth.lora."
+            f"--adapters {name}={folder} is no folder of a LoRA run; it lacks lit_model.pth.lora, or what PEFT writes "
+            "(adapter_config.json)."
         )
     return found
 
 
 def make_voices(
-    speaker: Speaker, name: str, slots: int, adapters: Mapping[str, Path], length: int | None = None
+    speaker: Speaker,
+    name: str,
+    slots: int,
+    adapters: Mapping[str, Path],
+    length: int | None = None,
+    base: Path | None = None,
 ) -> dict[str, Voice]:
-    """The base model, called `name`, first, then the adapters, all on one engine.
+    """The base model, called `name`, first, then the adapters, all on one engine; `base` as `load_bank` has it.
 
     Raises:
         LitGPTError: An adapter has the base's name, or can't be used with it.
     """
     if name in adapters:
         raise LitGPTError(f"--adapters names {name}, which is what the model itself is called; choose another name.")
-    bank, speakers = load_bank(speaker, adapters)
+    bank, speakers = load_bank(speaker, adapters, base)
     engine = speaker.engine(slots, length)
     engine.bank = bank
     voices = {name: Voice(name, speaker, engine)}

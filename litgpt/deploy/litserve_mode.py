@@ -29,7 +29,7 @@ from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.deploy import vectors
-from litgpt.deploy.adapters import Voice, make_voices, parse_adapters
+from litgpt.deploy.adapters import Voice, base_of, find_adapter, make_voices, parse_adapters
 from litgpt.deploy.app import make_app
 from litgpt.deploy.record import RequestLog
 from litgpt.deploy.serve import Loading, Settings
@@ -81,7 +81,9 @@ class EngineAPI(ls.LitAPI):
         """Loads the model onto a replica's device."""
         checkpoint, name, adapters, loading = self.settings
         speaker = Speaker.load(checkpoint, device, loading.precision, loading.quantize)
-        self.voices = make_voices(speaker, name, loading.slots, parse_adapters(adapters), loading.length)
+        folders = parse_adapters(adapters)
+        base = base_of(checkpoint) if folders else None
+        self.voices = make_voices(speaker, name, loading.slots, folders, loading.length, base)
         self.engine = self.voices[name].engine
         self.running: dict[str, list[Following]] = {}
         self.told: set[str] = set()
@@ -395,8 +397,6 @@ def plain_voices(folder: str, settings: Settings) -> dict[str, Voice]:
     speaker = Speaker(GPT.skeleton(base.config), Tokenizer(base.dir), style)
     voices = {settings.model_name: Voice(settings.model_name, speaker, None)}
     for name, place in parse_adapters(settings.adapters).items():
-        found = find_finetuned(place)
-        if found is None:
-            raise LitGPTError(f"--adapters {name}={place} is no folder of a `litgpt finetune_lora` run.")
-        voices[name] = Voice(name, replace(speaker, style=found.prompt_style()), None, name)
+        style = find_adapter(name, place, base_of(folder)).prompt_style()
+        voices[name] = Voice(name, replace(speaker, style=style), None, name)
     return voices

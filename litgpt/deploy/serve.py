@@ -85,7 +85,8 @@ def run_server(
         slots: Answers that are worked on at the same time.
         max_length: Tokens that a prompt and its answer may have together; null: the context, or what fits into memory.
         model_name: What requests call the model; null: the folder's name.
-        adapters: LoRA adapters beside the model, NAME=FOLDER,NAME=FOLDER; requests choose one by `model`.
+        adapters: LoRA adapters beside the model, LitGPT's folders or PEFT's, NAME=FOLDER,NAME=FOLDER; requests choose
+            one by `model`.
         pooling: What an embedding is made of: the mean of a text's hidden states, or the last one.
         request_timeout: The most seconds a request takes altogether; null: as long as it takes.
         shutdown_timeout: Seconds that running requests get to finish in after SIGTERM or Ctrl-C.
@@ -217,7 +218,7 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     import sys
 
     from litgpt.checkpoint.hub import auto_download
-    from litgpt.deploy.adapters import make_voices, parse_adapters
+    from litgpt.deploy.adapters import base_of, make_voices, parse_adapters
     from litgpt.deploy.app import make_app
     from litgpt.deploy.listen import bind, serve
     from litgpt.deploy.local import LocalBackend
@@ -231,7 +232,8 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     with bind(host, port) as listener:  # before the model is loaded: a port that is taken is told at once
         folder = auto_download(settings.checkpoint_dir, loading.access_token)
         speaker = Speaker.load(folder, loading.accelerator, loading.precision, loading.quantize)
-        voices = make_voices(speaker, settings.model_name, loading.slots, adapters, loading.length)
+        base = base_of(folder) if adapters else None
+        voices = make_voices(speaker, settings.model_name, loading.slots, adapters, loading.length, base)
         engine = voices[settings.model_name].engine
         size = engine.cache_nbytes / 1e9
         print(

@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_is_told():
         (dict(adapters="legal"), "--adapters legal is not NAME=FOLDER"),
         (dict(adapters=["a=x", "a=y"]), "has the name a twice"),
         (dict(adapters=["tiny=x"], port=0), "what the model itself is called"),
-        (dict(adapters="a=.", port=0), "no folder of a `litgpt finetune_lora` run"),
+        (dict(adapters="a=.", port=0), "is no folder of a LoRA run"),
         (dict(request_log="/no/such/folder/log"), "can't be written"),
         (dict(server="litserve", port=80), "1024"),
         (dict(server="litserve", host="10.0.0.1"), "0.0.0.0"),
