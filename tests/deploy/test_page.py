@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from litgpt.deploy.page import chat_page
+from litgpt.deploy.service import Service
 from litgpt.generate.speaker import Speaker
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
@@ -26,6 +28,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backg
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
+SAID = "() => messages.map((message) => message.content)"
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> [x](javascript:window.hacked=3)"
 MARKDOWN = """# Title
 
@@ -139,29 +142,55 @@ def page(browser, script) -> Iterator[Any]:
     thread.join()
 
 
-def test_the_real_server_shows_it_and_answers(browser, tmp_path):
-    speaker = Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true")
-    with running(make_service(speaker, key="secret")) as address:
+@pytest.fixture
+def real(browser, tmp_path) -> Iterator[tuple[Any, Speaker, Service]]:
+    """The page as the real server with a key shows it, its settings open; the model behind it, and the service."""
+    speaker = Speaker.load(make_folder(tmp_path / "tiny", block_size=40_000), "cpu", "32-true")
+    service = make_service(speaker, slots=1, key="secret")
+    with running(service) as address:
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector(".notice")  # it asks for the key
         page.fill("#key", "secret")
-        page.fill("#max_tokens", "12")
-        page.press("#max_tokens", "Tab")
         page.fill("#temperature", "0")
+        page.press("#temperature", "Tab")
         page.wait_for_selector("#model option", state="attached")
-        page.keyboard.press("Escape")
-        for _ in range(2):
-            ask(page, "What food?")
-            finished(page)
-            page.click("text=Regenerate")
-            finished(page)
-            page.click("#new")
-        ask(page, "What food?")
-        finished(page)
-        said = page.evaluate("() => messages.map((message) => message.content)")
+        yield page, speaker, service
         page.close()
-    assert said == ["What food?", alone(speaker, "What food?", 12)]
+
+
+def test_the_real_server_answers_and_answers_again(real):
+    page, speaker, _ = real
+    page.fill("#max_tokens", "12")
+    page.press("#max_tokens", "Tab")
+    page.keyboard.press("Escape")
+    expected = ["What food?", alone(speaker, "What food?", 12)]
+    ask(page, "What food?")
+    finished(page)
+    assert page.evaluate(SAID) == expected
+    page.click("text=Regenerate")
+    finished(page)
+    assert page.evaluate(SAID) == expected
+
+
+def test_the_real_server_streams_until_it_is_stopped(real):
+    page, speaker, service = real
+    page.keyboard.press("Escape")
+    ask(page, "What food?")
+    page.wait_for_function("() => document.querySelector('article.writing .text')?.innerText.length > 100")
+    page.click("#stop")
+    finished(page)
+    assert "stopped" in page.inner_text(".note")
+    _, answer = page.evaluate(SAID)
+    assert len(answer) > 100 and alone(speaker, "What food?", 3 * len(answer)).startswith(answer)
+    deadline = time.monotonic() + 5
+    while service.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert service.in_flight == 0  # its one slot is free
+    page.click("text=Regenerate")
+    page.wait_for_selector("article.writing .text:not(:empty)")
+    page.click("#stop")
+    finished(page)
 
 
 def ask(page: Any, text: str) -> None:
