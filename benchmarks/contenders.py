@@ -88,8 +88,8 @@ def paired(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def peer_python(given: str | None, folder: Path) -> str:
-    """The python of an environment with LitGPT 0.5.13: the one that is given, or of a new one in `folder`."""
+def peer_python(given: str | None, folder: Path, *also: str) -> str:
+    """The python of an environment with LitGPT 0.5.13 and the packages `also`: the one given, or a new one."""
     if given:
         return given
     import torch
@@ -97,7 +97,7 @@ def peer_python(given: str | None, folder: Path) -> str:
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     same_torch = f"torch=={torch.__version__.partition('+')[0]}"
-    for packages in ([same_torch, "numpy"], [same_torch, PEER, "sentencepiece", "transformers<4.57"]):
+    for packages in ([same_torch, "numpy"], [same_torch, PEER, "sentencepiece", "transformers<4.57", *also]):
         subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from contenders import Contender, in_turn, litgpt_folder, paired, peer_python, table
 
 FRAME = """
-import json, math, random, resource, statistics, sys, time
+import json, math, random, statistics, sys, time
 import torch
 torch.set_num_threads(1)
 folder, dtype, masked = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[4] == "masked"
@@ -44,7 +44,7 @@ for length in lengths:
 real = sum(len(sample["input_ids"]) for sample in samples)
 targets = sum(int((sample["labels"][1:] != -100).sum()) for sample in samples)
 def tell(**answer):
-    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
     print(json.dumps(dict(answer, memory=memory, tokens=real)), flush=True)
 def wait():
     if not sys.stdin.readline():

@@ -19,16 +19,13 @@ Cases:
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from contenders import Contender, in_turn, litgpt_folder, paired, peer_python, table
+
 HERE, PEER, TRANSFORMERS = "litgpt (here)", "LitGPT 0.5.13", "transformers"
 
 FRAME = """
@@ -52,7 +49,7 @@ CASES = {
     "cache-2048": lambda: answer([(p, 64) for p in eight], 2048),
 }
 {program}
-print("ready", flush=True)
+print("null", flush=True)
 for line in sys.stdin:
     start = time.process_time()
     with torch.no_grad():
@@ -96,57 +93,23 @@ def answer(requests, room=None):
 HF = """
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+model.generation_config.eos_token_id = None  # nobody stops early, and nobody's end token is forbidden
 def answer(requests, room=None):
     longest, n = max(len(prompt) for prompt, _ in requests), max(n for _, n in requests)
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt, _ in requests])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in requests])
-    out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
-    )
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0)
     return [row[longest : longest + asked] for row, (_, asked) in zip(out.tolist(), requests)]
 """
 
 
-class Contender:
-    """A process that answers cases."""
-
-    def __init__(self, python: str, program: str, folder: Path, kind: str) -> None:
-        ours = {"PYTHONPATH": str(ROOT)} if program == OURS else {"PYTHONPATH": ""}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **ours}
-        command = [python, "-W", "ignore", "-c", FRAME.replace("{program}", program), str(folder), kind]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, cwd="/")
-        self.answered = 0
-        self._line()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"A contender ended with status {self.process.wait()}.")
-        return line
-
-    def run(self, case: str) -> tuple[float, list[list[int]]]:
-        """CPU seconds, and the tokens of each answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{case}\n")
-        self.process.stdin.flush()
-        result = json.loads(self._line())
-        return result["seconds"], result["tokens"]
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-CASES: dict[str, tuple[tuple[str, ...], str]] = {
-    "single": ((PEER, TRANSFORMERS), "64 + 64 tokens"),
-    "first-64": ((PEER, TRANSFORMERS), "first token, prompt of 64"),
-    "first-512": ((PEER, TRANSFORMERS), "first token, prompt of 512"),
-    "mixed": ((PEER, TRANSFORMERS), "16 requests of mixed lengths"),
-    "cache-256": ((), "8 x (64 + 64), cache of 256"),
-    "cache-2048": ((), "8 x (64 + 64), cache of 2048"),
+CASES = {
+    "single": "64 + 64 tokens",
+    "first-64": "first token, prompt of 64",
+    "first-512": "first token, prompt of 512",
+    "mixed": "16 requests of mixed lengths",
+    "cache-256": "8 x (64 + 64), cache of 256",
+    "cache-2048": "8 x (64 + 64), cache of 2048",
 }
 
 
@@ -154,98 +117,83 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--peer", help="python of an environment with litgpt==0.5.13")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--quantize", nargs="*", default=["int8", "int4"], help="single-stream rows beside bfloat16's")
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    print("CPU seconds, one thread, medians; ratios are medians of the rounds' (here ÷ the other, in speed)\n")
-    print(f"| {'case':28} | weights  | {HERE:13} | tokens/s | {PEER:>13} | ratio | {TRANSFORMERS:>13} | ratio |")
-    print("|---" * 8 + "|")
+    print("CPU seconds, one thread, medians; ratios are medians of the rounds' (here ÷ the other, in speed)")
     with tempfile.TemporaryDirectory() as work:
-        lit = litgpt_folder(arguments.folder, Path(work)) if arguments.peer else arguments.folder
-        for kind in arguments.dtypes:
-            contenders = {HERE: Contender(sys.executable, OURS, arguments.folder, kind)}
-            if arguments.peer:
-                contenders[PEER] = Contender(arguments.peer, THEIRS, lit, kind)
-            if find_spec("transformers"):
-                contenders[TRANSFORMERS] = Contender(sys.executable, HF, arguments.folder, kind)
-            compare(contenders, arguments.only, kind, arguments.rounds)
-            for contender in contenders.values():
-                contender.close()
-        if arguments.quantize and "single" in arguments.only:
-            compare_quantized(arguments.folder, arguments.quantize, arguments.rounds)
+        python, lit = peer_python(arguments.peer, Path(work) / "peer"), Path(work) / "litgpt"
+        litgpt_folder(arguments.folder, lit)
+        for dtype in arguments.dtypes:
+            with (
+                Contender(HERE, sys.executable, program(OURS), arguments.folder, dtype) as here,
+                Contender(PEER, python, program(THEIRS), lit, dtype) as peer,
+                Contender(TRANSFORMERS, sys.executable, program(HF), arguments.folder, dtype) as transformers,
+            ):
+                print(f"\n{compare([here, peer, transformers], arguments.only, dtype, arguments.rounds)}", flush=True)
+    if arguments.quantize:
+        print(f"\n{compare_quantized(arguments.folder, arguments.quantize, arguments.rounds)}")
 
 
-def compare(contenders: dict[str, Contender], cases: list[str], kind: str, rounds: int) -> None:
-    """Prints a row a case, and what growing the cache costs."""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    counts: dict[str, int] = {}
-    for case in cases:  # the first round warms up and compares
-        tokens = {name: found.run(case)[1] for name, found in taking_part(contenders, case).items()}
-        counts[case] = sum(map(len, tokens[HERE]))
-        if kind == "float32" and any(found != tokens[HERE] for found in tokens.values()):
-            print(f"(the contenders' tokens differ in {case})", file=sys.stderr)
-    for _ in range(rounds):
-        for case in cases:
-            for name, contender in taking_part(contenders, case).items():
-                seconds.setdefault((case, name), []).append(contender.run(case)[0])
-    for case in cases:
-        own = seconds[case, HERE]
-        cells = [f"{statistics.median(own):13.3f}", f"{counts[case] / statistics.median(own):8.1f}"]
-        for name in (PEER, TRANSFORMERS):
-            other = seconds.get((case, name))
-            cells += (
-                ["–".rjust(13), "–".rjust(5)]
-                if other is None
-                else [f"{statistics.median(other):13.3f}", f"{paired(other, own):5.2f}"]
-            )
-        print(f"| {CASES[case][1]:28} | {kind:8} | " + " | ".join(cells) + " |", flush=True)
+def program(answer: str) -> str:
+    """The source of a contender."""
+    return FRAME.replace("{program}", answer)
+
+
+def compare(contenders: list[Contender], cases: list[str], dtype: str, rounds: int) -> str:
+    """A row a case, and what growing the cache costs."""
+    rows: list[list[object]] = []
+    for case in (case for case in cases if not case.startswith("cache")):
+        tokens = [contender.ask(case)["tokens"] for contender in contenders]  # warms up as well
+        if dtype == "float32":
+            differing = [c.name for c, found in zip(contenders, tokens, strict=True) if found != tokens[0]]
+            print(f"{case}: {' and '.join(differing) or 'none'} of the others with other tokens", file=sys.stderr)
+        own, *others = cpu_seconds(in_turn(contenders, rounds, case))
+        row: list[object] = [CASES[case], dtype, f"{statistics.median(own):.3f}"]
+        row.append(f"{sum(map(len, tokens[0])) / statistics.median(own):.1f}")
+        for other in others:
+            row += [f"{statistics.median(other):.3f}", f"{paired(other, own):.2f}"]
+        rows.append(row)
+    found = table(["case", "weights", HERE, "tokens/s", PEER, "ratio", TRANSFORMERS, "ratio"], rows) if rows else ""
     if {"cache-256", "cache-2048"} <= set(cases):
-        cost = paired(seconds["cache-2048", HERE], seconds["cache-256", HERE])
-        print(f"\nA cache of 2048 tokens instead of 256 ({kind}): {cost:.2f} × the time\n")
+        found += f"\n\n{compare_caches(contenders[0], dtype, rounds)}"
+    return found
 
 
-def compare_quantized(folder: Path, kinds: list[str], rounds: int) -> None:
-    """Prints single-stream rows of quantized weights beside bfloat16's."""
-    contenders = {name: Contender(sys.executable, OURS, folder, f"bfloat16+{name}") for name in kinds}
-    contenders["bfloat16"] = Contender(sys.executable, OURS, folder, "bfloat16")
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round in range(rounds + 1):
-        for name, contender in contenders.items():
-            spent = contender.run("single")[0]
-            if round:  # the first one warms up
-                seconds[name].append(spent)
-    print("\n| weights, 64 + 64 tokens | tokens/s | of bfloat16's speed |\n|---|---|---|")
-    for name, spent in seconds.items():
-        print(f"| {name:8} | {64 / statistics.median(spent):8.1f} | {paired(seconds['bfloat16'], spent):.2f} |")
-    for contender in contenders.values():
+def compare_caches(here: Contender, dtype: str, rounds: int) -> str:
+    """A sentence on what a longer cache costs."""
+    small, large = "cache-256", "cache-2048"
+    answers = [(here.ask(small), here.ask(large)) for _ in range(rounds + 1)][1:]  # the first round warms up
+    short, long = ([answer["seconds"] for answer in column] for column in zip(*answers, strict=True))
+    return (
+        f"{CASES[small]} ({dtype}): {statistics.median(short):.3f} s; of 2048: {statistics.median(long):.3f} s,"
+        f" {paired(long, short):.2f} × the time"
+    )
+
+
+def compare_quantized(folder: Path, kinds: list[str], rounds: int) -> str:
+    """Single-stream rows of quantized weights beside bfloat16's."""
+    names = ["bfloat16", *kinds]
+    contenders = [
+        Contender(name, sys.executable, program(OURS), folder, "bfloat16" if name == "bfloat16" else f"bfloat16+{name}")
+        for name in names
+    ]
+    in_turn(contenders, 1, "single")  # warms up
+    seconds = cpu_seconds(in_turn(contenders, rounds, "single"))
+    for contender in contenders:
         contender.close()
+    rows: list[list[object]] = [
+        [name, f"{64 / statistics.median(spent):.1f}", f"{paired(seconds[0], spent):.2f}"]
+        for name, spent in zip(names, seconds, strict=True)
+    ]
+    return table([f"weights, {CASES['single']}", "tokens/s", "of bfloat16's speed"], rows)
 
 
-def taking_part(contenders: dict[str, Contender], case: str) -> dict[str, Contender]:
-    """Those that a case is for."""
-    return {name: found for name, found in contenders.items() if name == HERE or name in CASES[case][0]}
-
-
-def paired(numerators: list[float], denominators: list[float]) -> float:
-    """The median of the rounds' ratios."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
-
-
-def litgpt_folder(folder: Path, work: Path) -> Path:
-    """The same model as LitGPT keeps it."""
-    from litgpt.checkpoint.convert import to_litgpt
-    from litgpt.checkpoint.layout import CONFIG_FILES, hf_weight_files
-
-    copy = work / "litgpt"
-    copy.mkdir()
-    for file in [*(folder / name for name in CONFIG_FILES), *hf_weight_files(folder)]:
-        if file.is_file():
-            (copy / file.name).symlink_to(file.resolve())
-    to_litgpt(copy)
-    return copy
+def cpu_seconds(answers: list[list[dict[str, float]]]) -> list[list[float]]:
+    """Those of each contender's rounds."""
+    return [[answer["seconds"] for answer in found] for found in answers]
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
     python benchmarks/serve.py FOLDER [--peer PYTHON] [--clients 8] [--tokens 64] [--rounds 7]
 
 FOLDER is a Hugging Face folder (SmolLM2-135M-Instruct); PYTHON is the interpreter of an environment with
-litgpt[extra]==0.5.13 and litserve; without one, an environment is made for the time of the benchmark. Both servers run
+litgpt==0.5.13, litserve and jinja2; without one, an environment is made for the time of the benchmark. Both servers run
 side by side with one thread each, and one of them at a time is asked: in a round every client sends one prompt, of its
 own length, to `/predict`, all at the same moment, and all answers are awaited. Both are greedy and in bfloat16. What is
-compared is the median of the rounds' ratios of tokens a second of wall time; tokens are those of the answers, by the model's tokenizer.
-Before anything is timed, each answer of this server among others is compared with its answer alone. The time to the
-first token is that of streamed answers here; LitGPT's server answers whole.
+compared is the median of the rounds' ratios of tokens a second of wall time; tokens are those of the answers, by the
+model's tokenizer. The time to the first token is that of streamed answers here, from sending the request to its first
+piece of text; LitGPT's server answers whole, so there it is the time to the answer.
+
+Before anything is timed, each answer of this server among others is compared with its answer alone: in float32, where
+they have to be equal, and in bfloat16, whose sums are rounded differently in a batch of another size.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import math
 import os
 import socket
 import statistics
@@ -24,6 +28,8 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from contenders import ROOT, litgpt_folder, paired, peer_python, table
@@ -41,6 +47,7 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT) if own else "", "OMP_NUM_THREADS": "1"}
         environment.update(CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false")
         command = [python, "-m", "litgpt", "serve", str(folder), "--port", str(self.port), *flags]
+        self.model = folder.resolve().name
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self.process = subprocess.Popen(
             command, env=environment, cwd=folder.parent, stdout=self.log, stderr=self.log, start_new_session=True
@@ -66,14 +73,15 @@ class Server:
         return str(text)
 
     def first(self, prompt: str, tokens: int) -> float:
-        """Seconds to the first token of a streamed answer, which is read to its end."""
-        start = time.perf_counter()
-        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "model": ""}
-        answer = self._post("/v1/completions", {name: value for name, value in body.items() if value != ""})
-        answer.fp.readline()
-        seconds = time.perf_counter() - start
-        answer.read()
-        return seconds
+        """Seconds to the first text of a streamed answer, which is read to its end."""
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": self.model, "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+        start, seconds = time.perf_counter(), 0.0
+        for line in self._post("/v1/chat/completions", body):
+            event = line.removeprefix(b"data: ").strip()
+            if not seconds and event.startswith(b"{") and json.loads(event)["choices"][0]["delta"].get("content"):
+                seconds = time.perf_counter() - start
+        return seconds or sys.exit(f"{self.model} streamed no text.")
 
     def close(self) -> None:
         """Ends the server and what it started."""
@@ -86,69 +94,111 @@ class Server:
         self.log.close()
 
 
-def together(server: Server, prompts: list[str], tokens: int) -> tuple[float, list[str]]:
-    """Wall seconds until all prompts, sent at the same moment, are answered; the answers."""
+@dataclass(frozen=True)
+class Round:
+    """Prompts that were sent at the same moment, once all were answered."""
+
+    seconds: float
+    answers: list[str]
+    waits: list[float]
+    """Seconds to each answer."""
+
+
+def together(server: Server, prompts: list[str], tokens: int) -> Round:
+    """One round."""
+    start = time.perf_counter()
+
+    def ask(prompt: str) -> tuple[str, float]:
+        return server.ask(prompt, tokens), time.perf_counter() - start
+
     with ThreadPoolExecutor(len(prompts)) as pool:
-        start = time.perf_counter()
-        answers = list(pool.map(lambda prompt: server.ask(prompt, tokens), prompts))
-        return time.perf_counter() - start, answers
+        found = list(pool.map(ask, prompts))
+    return Round(time.perf_counter() - start, [answer for answer, _ in found], [wait for _, wait in found])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--peer", help="python of an environment with litgpt==0.5.13")
+    parser.add_argument("--peer", help="python of an environment with litgpt==0.5.13, litserve and jinja2")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     prompts = [
         f"Tell a story about {' and '.join(WORDS[n % len(WORDS)] for n in range(i, 3 * i + 2))}."
-        for i in range(arguments.clients)
+        for i in range(given.clients)
     ]
+    tokens, slots = given.tokens, ("--slots", str(given.clients))
+    # LitGPT's server refuses what waits for half a minute, unless it is told otherwise.
+    common = ("--temperature", "0", "--timeout", "600", "--max_new_tokens", str(tokens), "--precision")
     with tempfile.TemporaryDirectory() as work:
-        peer = peer_python(arguments.peer, Path(work) / "peer")
-        common = ("--temperature", "0", "--precision", "bf16-true", "--max_new_tokens", str(arguments.tokens))
-        theirs = Server(peer, litgpt_folder(arguments.folder, Path(work) / "litgpt"), False, *common)
-        ours = Server(sys.executable, arguments.folder, True, *common, "--slots", str(arguments.clients))
-        try:
-            compare(ours, theirs, prompts, arguments.folder, arguments.tokens, arguments.rounds)
-        finally:
-            ours.close()
-            theirs.close()
+        peer = peer_python(given.peer, Path(work) / "peer", "litserve", "jinja2")
+        with closing(Server(sys.executable, given.folder, True, *common, "32-true", *slots)) as exact:
+            same = {"float32": equal(exact, prompts, tokens)}
+        with (
+            closing(Server(sys.executable, given.folder, True, *common, "bf16-true", *slots)) as ours,
+            closing(
+                Server(peer, litgpt_folder(given.folder, Path(work) / "litgpt"), False, *common, "bf16-true")
+            ) as theirs,
+        ):
+            same["bfloat16"] = equal(ours, prompts, tokens)
+            together(theirs, prompts[:1], tokens)
+            rounds = in_rounds((ours, theirs), prompts, given)
+            first = first_tokens(ours, prompts, given)
+    report(rounds, first, same, given)
 
 
-def compare(ours: Server, theirs: Server, prompts: list[str], folder: Path, tokens: int, rounds: int) -> None:
-    """Checks, measures and prints."""
+def equal(server: Server, prompts: list[str], tokens: int) -> int:
+    """How many answers among others are the same as alone."""
+    alone = [server.ask(prompt, tokens) for prompt in prompts]
+    return sum(a == b for a, b in zip(alone, together(server, prompts, tokens).answers, strict=True))
+
+
+def in_rounds(
+    servers: tuple[Server, Server], prompts: list[str], given: argparse.Namespace
+) -> tuple[list[Round], list[Round]]:
+    """The rounds of each server; they take turns."""
+    found: tuple[list[Round], list[Round]] = ([], [])
+    for number in range(given.rounds):
+        pairs = list(zip(found, servers, strict=True))
+        for rounds, server in pairs if number % 2 == 0 else reversed(pairs):
+            rounds.append(together(server, prompts, given.tokens))
+    return found
+
+
+def first_tokens(server: Server, prompts: list[str], given: argparse.Namespace) -> list[float]:
+    """Seconds to the first token of each prompt, all sent at the same moment, round after round."""
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return [
+            seconds
+            for _ in range(given.rounds)
+            for seconds in pool.map(lambda prompt: server.first(prompt, given.tokens), prompts)
+        ]
+
+
+def report(
+    rounds: tuple[list[Round], list[Round]], first: list[float], same: dict[str, int], given: argparse.Namespace
+) -> None:
+    """Prints medians, the ratio of the speeds, times to the first token, and how many answers were equal."""
     sys.path.insert(0, str(ROOT))
     from litgpt.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer(folder)
-
-    def count(answers: list[str]) -> int:
-        return sum(len(tokenizer.encode_ids(answer, bos=False)) for answer in answers)
-
-    alone = [ours.ask(prompt, tokens) for prompt in prompts]
-    same = sum(a == b for a, b in zip(alone, together(ours, prompts, tokens)[1], strict=True))
-    together(theirs, prompts[:1], tokens)
-    speeds: dict[str, list[float]] = {"litgpt (here)": [], "LitGPT 0.5.13": []}
-    for _ in range(rounds):
-        for name, server in zip(speeds, (ours, theirs), strict=True):
-            seconds, answers = together(server, prompts, tokens)
-            speeds[name].append(count(answers) / seconds)
-    waits: list[float] = []
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        for _ in range(rounds):
-            waits += pool.map(lambda prompt: ours.first(prompt, tokens), prompts)
-    here = speeds["litgpt (here)"]
-    rows: list[list[object]] = [
-        [name, f"{statistics.median(found):.1f}", f"{paired(here, found):.2f}"] for name, found in speeds.items()
+    tokenizer = Tokenizer(given.folder)
+    speeds = [
+        [sum(len(tokenizer.encode_ids(text, bos=False)) for text in one.answers) / one.seconds for one in found]
+        for found in rounds
     ]
-    print(f"{len(prompts)} clients, {rounds} rounds, bfloat16, one thread a server\n")
-    print(table(["server", "tokens/s", "here is faster by"], rows))
-    p95 = sorted(waits)[int(0.95 * (len(waits) - 1))]
-    print(f"\nTime to the first token here: median {statistics.median(waits):.2f} s, 95 % within {p95:.2f} s")
-    print(f"Answers among others that are the same as alone: {same} of {len(prompts)}")
+    waits = first, [wait for one in rounds[1] for wait in one.waits]
+    rows: list[list[object]] = []
+    for name, found, wait in zip(("litgpt (here)", "LitGPT 0.5.13"), speeds, waits, strict=True):
+        p95 = sorted(wait)[math.ceil(0.95 * len(wait)) - 1]
+        speed = f"{statistics.median(found):.1f}"
+        rows.append([name, speed, f"{paired(speeds[0], found):.2f}", f"{statistics.median(wait):.2f}", f"{p95:.2f}"])
+    print(f"{given.clients} clients, up to {given.tokens} tokens an answer, {given.rounds} rounds, bfloat16,")
+    print("one thread a server\n")
+    print(table(["server", "tokens/s", "here is faster by", "first token, median (s)", "first token, p95 (s)"], rows))
+    print("\nAnswers among others that are the same as alone, here:")
+    print("; ".join(f"{number} of {given.clients} in {dtype}" for dtype, number in same.items()))
 
 
 if __name__ == "__main__":
