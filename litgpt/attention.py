@@ -25,7 +25,7 @@ class Reach:
     """What every layer of one forward pass shares: where the tokens stand and what each of them may look at."""
 
     ropes: tuple[tuple[Tensor, Tensor], ...]
-    """`cos` and `sin`, `(T, R/2)` or `(B, 1, T, R/2)`, for global and for local layers; none with learned positions."""
+    """`cos` and `sin`, `(T, R)` or `(B, 1, T, R)`, for global and for local layers; none with learned positions."""
     masks: dict[int | None, Tensor | None]
     """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: plain causal."""
     lengths: tuple[int, ...] | None = None
@@ -125,7 +125,7 @@ class CausalSelfAttention(Attention):
         B, T, _ = x.shape
         q, k, v, gate = self.project(x)
         if self.rotates:
-            q, k = self.turn(q, reach), self.turn(k, reach)
+            q, k = self.turn(torch.cat((q, k), dim=1), reach).split((q.size(1), k.size(1)), dim=1)
             if self.config.norm_turned:
                 q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
         if self.tuned:

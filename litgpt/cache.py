@@ -7,16 +7,19 @@ S: slots (sequences held at the same time), G: key-value heads, L: positions a s
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
+
+LARGE = 2**20
+"""Bytes from which on a tensor of a cache takes memory page by page, as it fills."""
 
 
 class KVCache:
@@ -127,11 +130,14 @@ def room(config: Config, layer: int, length: int, at_once: int | None) -> int:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-    """Zeros; on a CPU such as cost no memory until they are written to, which torch's own do."""
+    """Zeros; on a CPU, large ones cost no memory until they are written to. (torch's own cost all at once, and numpy's
+    two megabytes for each sequence's first token.)"""
     dtype = dtype or torch.get_default_dtype()
-    if torch.device(device or "cpu").type != "cpu" or not math.prod(shape):
+    nbytes = math.prod(shape) * dtype.itemsize
+    if torch.device(device or "cpu").type != "cpu" or nbytes < LARGE or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(shape, device=device, dtype=dtype)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def held_per_token(config: Config, ranks: int = 1) -> tuple[int, int, int]:

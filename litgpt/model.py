@@ -200,7 +200,7 @@ class GPT(nn.Module):
         for rope in self.ropes:
             cos, sin = (
                 table[positions] for table in rope.upto(longest, positions.device, extent)
-            )  # (T, R/2) or (B, T, R/2)
+            )  # (T, R) or (B, T, R)
             ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
         chunked = self.config.chunked_windows

@@ -28,7 +28,11 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """`x` over the root mean square of its last dimension."""
-    return F.rms_norm(widened(x), (x.size(-1),), eps=eps).to(x.dtype)
+    if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype.itemsize >= 4:
+        return F.rms_norm(widened(x), (x.size(-1),), eps=eps).to(x.dtype)
+    wide = x.float()  # a copy, to compute in
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide.mul_(norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()).to(x.dtype)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
+from litgpt.norm import widened
 
 LLAMA_3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
 YARN = {"factor", "beta_fast", "beta_slow", "original_max_seq_len"}
@@ -112,11 +113,11 @@ class RopeTable:
         self.config = config
         self.base = base
         self.original = (config.rope_adjustments or {}).get("original_max_seq_len", 0)
-        self.cos = self.sin = torch.empty(0, 0)  # (T, R/2) each
+        self.cos = self.sin = torch.empty(0, 0)  # (T, R) each
         self.beyond = False
 
     def upto(self, length: int, device: torch.device, extent: int) -> tuple[Tensor, Tensor]:
-        """`cos` and `sin` of positions 0 … at least `length` - 1, `(≥ length, R/2)` each, float32.
+        """What `apply_rope` takes of positions 0 … at least `length` - 1, `(≥ length, R)` each, float32.
 
         Args:
             length: Positions needed now.
@@ -129,7 +130,11 @@ class RopeTable:
             positions = torch.arange(rows, device=device, dtype=torch.float32) / self.config.rope_condense_ratio
             angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device, extent))
             factor = attention_factor(self.config) if self.base is None else 1.0
-            self.cos, self.sin, self.beyond = angles.cos() * factor, angles.sin() * factor, beyond
+            cos, sin, self.beyond = angles.cos() * factor, angles.sin() * factor, beyond
+            if self.config.rope_interleave:
+                self.cos, self.sin = cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
+            else:
+                self.cos, self.sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         return self.cos, self.sin
 
 
@@ -138,17 +143,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = False) ->
 
     Args:
         x: `(B, N, T, H)`.
-        cos: `(T, R/2)`, or `(B, 1, T, R/2)` where rows of the batch are at different positions.
-        sin: Like `cos`.
+        cos: `(T, R)`, or `(B, 1, T, R)` where rows of the batch are at different positions.
+        sin: Like `cos`, negative for the first of each pair.
         interleave: Pairs are neighbours.
     """
-    half = cos.size(-1)
-    if interleave:
-        a, b = x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-        return torch.cat((turned.to(x.dtype), x[..., 2 * half :]), dim=-1)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    parts = [a * cos - b * sin, b * cos + a * sin]
-    if rest.size(-1):
-        parts.append(rest.to(parts[0].dtype))
-    return torch.cat(parts, dim=-1).to(x.dtype)
+    R = cos.size(-1)
+    wide = widened(x[..., :R])
+    other = wide.unflatten(-1, (R // 2, 2)).flip(-1).flatten(-2) if interleave else wide.roll(R // 2, -1)
+    turned = torch.addcmul(wide * cos, other, sin).to(x.dtype)
+    return turned if x.size(-1) == R else torch.cat((turned, x[..., R:]), dim=-1)

@@ -109,7 +109,8 @@ def test_output_and_gradients_are_those_of_the_paper(groups: int) -> None:
     attn = model.transformer.h[2].attn
     x = torch.randn(5, 32, dtype=torch.float64)
     angles = torch.arange(5, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)
-    reach = Reach(ropes=((angles.cos(), angles.sin()),), masks={None: None})
+    ropes = torch.cat((angles.cos(), angles.cos()), dim=-1), torch.cat((-angles.sin(), angles.sin()), dim=-1)
+    reach = Reach(ropes=(ropes,), masks={None: None})
     ours, paper = attn(x[None], reach)[0], slow_attention(attn, x)
     torch.testing.assert_close(ours, paper, rtol=0, atol=1e-12)
     target = torch.randn_like(ours)

@@ -20,7 +20,7 @@ from litgpt.adapter_bank import AdapterBank
 from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate.compiled import CompiledStep
-from litgpt.generate.placement import check_cache_fits
+from litgpt.generate.placement import check_cache_fits, spare_bytes
 from litgpt.generate.request import Request, StopMatcher
 from litgpt.generate.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.kernels.narrow import quicken
@@ -71,7 +71,7 @@ class Engine:
         self.device = weight.device
         self.chunk = chunk
         self.at_once = max(chunk, LEAST_AT_ONCE)
-        quicken(model)
+        quicken(model, spare_bytes(self.device))
         check_cache_fits(model.config, slots, length, self.dtype, self.device, self.at_once)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None

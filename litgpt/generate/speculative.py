@@ -19,6 +19,7 @@ from torch import Tensor
 from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
+from litgpt.generate.placement import spare_bytes
 from litgpt.generate.request import Request
 from litgpt.generate.sampling import measure, pick, probabilities
 from litgpt.kernels.narrow import quicken
@@ -83,7 +84,7 @@ class SpeculativeEngine(Engine):
         """Those of them that were right."""
         if k >= self.at_once:
             raise LitGPTError(f"speculative_k is {k}; it must be less than {self.at_once}.")
-        quicken(draft)
+        quicken(draft, spare_bytes(self.device))
         self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.at_once)
         self._known: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """How many tokens of a request the draft's cache holds."""
