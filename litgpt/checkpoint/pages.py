@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MAPS = Path("/proc/self/maps")
-OFTEN = 32 * 2**20
+OFTEN = 16 * 2**20
 """Bytes that are read between two times that pages are let go of."""
 MADV_DONTNEED = 4
 
@@ -33,14 +33,13 @@ class ReadOnce:
             self.release()
 
     def release(self) -> None:
-        """Lets go of all pages; whoever still looks at one gets it from the file again."""
+        """Lets go of all pages, and of what was allocated and freed meanwhile, which glibc may keep.
+
+        Whoever still looks at a page gets it from the file again.
+        """
         self.pending = 0
         for start, end in self._maps() - self.others:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
-
-    def finish(self) -> None:
-        """Lets go of all pages, and gives back what was allocated and freed meanwhile, which glibc may keep."""
-        self.release()
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
 

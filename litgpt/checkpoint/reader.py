@@ -55,7 +55,7 @@ def load_model(
         fill(model, weights, device, dtype)
     else:
         fill(model, _counted(weights, pages), device, dtype, quantize)
-        pages.finish()
+        pages.release()
     return model.eval()
 
 

@@ -5,7 +5,7 @@ O, I: `out_features`, `in_features`; M: rows of the input; E: experts; G: groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
+from litgpt.kernels.narrow import product_dtype
 from litgpt.moe import Experts
 from litgpt.quantize import kernels
 
@@ -44,7 +45,8 @@ class QuantizedLinear(nn.Linear):
 
     def product(self, rows: Tensor) -> Tensor:
         """`(M, I)` → `(M, O)`, without gradients and bias."""
-        return F.linear(rows, self.dequantized(rows.dtype))
+        dtype = product_dtype(rows)
+        return F.linear(rows.to(dtype), self.dequantized(dtype)).to(rows.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, I)` → `(…, O)`."""
@@ -60,10 +62,14 @@ class QuantizedLinear(nn.Linear):
         """Makes `packed` the weight."""
         self.weight = nn.Parameter(packed, requires_grad=False)
 
-    def chunks(self, weight: Tensor) -> Iterable[Tensor]:
-        """The weight in float32, some rows at a time; perhaps the very same memory, so not to be written to."""
+    def chunks(self, weight: Tensor) -> Iterator[tuple[Tensor, int, int]]:
+        """The weight in float32, rows `start` to `end` at a time; perhaps the very same memory, so not to be written
+        to. (Write what is made of each to its place at once: small results that are kept apart would lie where large
+        temporary ones were, and the heap grow by one of those for each.)"""
         step = max(1, AT_ONCE // self.in_features // 64) * 64
-        return (rows.float().contiguous() for rows in weight.detach().split(step))
+        for start in range(0, weight.size(0), step):
+            rows = weight.detach()[start : start + step]
+            yield rows.float().contiguous(), start, start + len(rows)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, dtype={str(self.dtype).removeprefix('torch.')}"
@@ -89,15 +95,14 @@ class Int8Linear(QuantizedLinear):
 
     def take(self, weight: Tensor) -> None:
         codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales, done = [], 0
-        for rows in self.chunks(weight):
+        scales = torch.empty(weight.size(0), dtype=self.dtype, device=weight.device)
+        for rows, start, end in self.chunks(weight):
             # The scale is rounded first, so that what it loses is made up for by the codes.
             scale = rows.abs().amax(dim=1).div_(127).clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype)
-            codes[done : done + len(rows)] = (rows / scale[:, None].float()).round_().clamp_(-127, 127)
-            scales.append(scale)
-            done += len(rows)
+            codes[start:end] = (rows / scale[:, None].float()).round_().clamp_(-127, 127)
+            scales[start:end] = scale
         self.keep(codes)
-        self.register_buffer("scale", torch.cat(scales), persistent=False)
+        self.register_buffer("scale", scales, persistent=False)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         dtype = dtype or self.dtype
@@ -113,13 +118,19 @@ class Int4Linear(QuantizedLinear):
     scales: Tensor
 
     def take(self, weight: Tensor) -> None:
-        packed, scales = [], []
-        for rows in self.chunks(weight):
+        n, G = weight.size(0), weight.size(1) // kernels.GROUP
+        packed: Tensor | None = None
+        scales = torch.empty(G, n, 2, dtype=self.dtype, device=weight.device)
+        for rows, start, end in self.chunks(weight):
             codes, factors = rounded(rows.view(rows.size(0), -1, kernels.GROUP), self.dtype)
-            packed.append(kernels.pack_int4(codes.flatten(1)))
-            scales.append(factors)
-        self.keep(torch.cat(packed))
-        self.register_buffer("scales", torch.cat(scales).transpose(0, 1).contiguous(), persistent=False)  # (G, O, 2)
+            part = kernels.pack_int4(codes.flatten(1))
+            if packed is None:  # what a row takes is the kernel's to say
+                packed = part.new_empty(len(part) * n // len(rows), *part.shape[1:])
+            packed[len(packed) * start // n : len(packed) * end // n] = part
+            scales[:, start:end] = factors.transpose(0, 1)
+        assert packed is not None
+        self.keep(packed)
+        self.register_buffer("scales", scales, persistent=False)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         return kernels.int4_widened(self.weight, self.scales).to(dtype or self.dtype)
