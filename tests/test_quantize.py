@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt import LLM
+from litgpt import LLM, runtime
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.checkpoint.writer import save_state
@@ -25,6 +25,7 @@ from litgpt.generate.base import main as generate
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
+from litgpt.kernels.narrow import quicken
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantized, kernels, make_layer, quantize_model
@@ -465,7 +466,10 @@ def test_a_torch_without_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         ("16-true", False, "16-true"),
     ],
 )
-def test_one_dtype_is_computed_in(asked: str | None, training: bool, chosen: str) -> None:
+def test_one_dtype_is_computed_in(
+    asked: str | None, training: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: True)
     assert quantized_precision("int8", asked, training, "cpu") == chosen
     assert quantized_precision(None, None, True, "cpu") == "bf16-mixed"
     with pytest.raises(LitGPTError, match="computes in one dtype; use --precision bf16-true"):
@@ -537,6 +541,7 @@ def test_real_weights_take_less_memory_and_little_more_on_the_way(
 def test_real_weights_keep_their_perplexity(chosen: str, factor: float, smollm2: Path, shared_assets: Path) -> None:
     text = (shared_assets / "text" / "janeausten" / "emma.txt").read_text()[20_000:26_000]
     speaker = Speaker.load(smollm2, "cpu", "bf16-true")
+    quicken(speaker.model, 0)
     tokens = torch.tensor(speaker.tokenizer.encode_ids(text, bos=False)[:1024]).view(4, 256)
     quantized = load_model(smollm2, dtype=torch.bfloat16, quantize=chosen)
     assert perplexity(quantized, tokens) < factor * perplexity(speaker.model, tokens)

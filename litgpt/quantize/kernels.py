@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.errors import LitGPTError
+from litgpt.kernels.narrow import has_bfloat16, product_dtype, widened
 
 GROUP = 32
 """Columns of a row that share a scale and a zero; of the sizes that torch's kernels know, the one that loses least."""
 CHUNK = 2**20
 """Weights that are widened at a time: what fits into a cache, and no large memory to fault in."""
 FEW_INT8, FEW_INT4 = 12, 96
-"""Up to so many rows the CPU's kernels, made for one, are faster than to widen the weight and multiply."""
+"""Up to so many rows the CPU's kernels, made for one, are faster than to widen the weight and multiply. With short
+vectors (AVX2) those in float32 are not, but for a single row of 4 bits."""
 
 _FOR_CPU = ("_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu")
 _FOR_CUDA = ("_weight_int4pack_mm", "_convert_weight_to_int4pack")
@@ -44,14 +46,21 @@ def check_kernels(mode: str, device: torch.device, dtype: torch.dtype) -> None:
 # --------------------------------------------------------------------------------------------------------- int8
 
 
+def slow_kernels(rows: Tensor) -> bool:
+    """Whether the CPU's kernels are slow for rows of this dtype."""
+    return rows.dtype == torch.float32 and not has_bfloat16()
+
+
 def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """`(M, I)` times the weight `(O, I)` int8, whose rows have a scale `(O,)` each → `(M, O)`."""
     # The kernel loads 16 columns at a time, beyond the end of rows that are no multiple of that.
-    if rows.device.type == "cpu" and rows.size(0) <= FEW_INT8 and rows.size(1) % 16 == 0:
+    few = 0 if slow_kernels(rows) else FEW_INT8
+    if rows.device.type == "cpu" and rows.size(0) <= few and rows.size(1) % 16 == 0:
         return torch.ops.aten._weight_int8pack_mm(rows, weight, scale)
-    step = max(1, CHUNK // weight.size(1))
-    parts = [F.linear(rows, part.to(rows.dtype)) for part in weight.split(step)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(scale)
+    step, wide = max(1, CHUNK // weight.size(1)), rows.to(product_dtype(rows))
+    on_cpu = wide.device.type == "cpu" and wide.dtype == torch.float32
+    parts = [F.linear(wide, widened(part) if on_cpu else part.to(wide.dtype)) for part in weight.split(step)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(scale).to(rows.dtype)
 
 
 # --------------------------------------------------------------------------------------------------------- int4
@@ -75,7 +84,8 @@ def int4_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     """`(M, I)` times a packed weight with scales and zeros `(G, O, 2)` → `(M, O)`."""
     if rows.device.type != "cpu":
         return torch.ops.aten._weight_int4pack_mm(rows, packed, GROUP, scales)
-    if rows.size(0) > FEW_INT4 and scales.size(1) % block_rows() == 0:
+    few = 1 if slow_kernels(rows) else FEW_INT4
+    if rows.size(0) > few and scales.size(1) % block_rows() == 0:
         return _wide_product(rows, packed, scales)
     return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, GROUP, scales)
 
@@ -107,11 +117,12 @@ def block_rows() -> int:
 
 
 def _wide_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
-    parts = []
+    parts, wide = [], rows.to(product_dtype(rows))
     for pair in _halves(packed, scales):
-        products = [(rows @ half.flatten(1)).view(rows.size(0), -1, half.size(2)) for half in pair]  # (M, B, R/2)
+        halves = (half.flatten(1).to(wide.dtype) for half in pair)
+        products = [(wide @ half).view(len(rows), -1, block_rows() // 2) for half in halves]  # (M, B, R/2)
         parts.append(torch.stack(products, dim=2).flatten(1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(rows.dtype)
 
 
 def _halves(packed: Tensor, scales: Tensor) -> Iterator[list[Tensor]]:
