@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from litgpt.errors import LitGPTError, closest
+from litgpt.kernels.narrow import has_bfloat16
 from litgpt.quantize import check_quantization
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ PRECISIONS: dict[str, torch.dtype] = {
 """What `--precision` may say → the dtype parameters are kept in; `-mixed` computes products in 16 bits."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+STATUS = Path("/proc/self/status")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -67,10 +70,11 @@ def default_precision(training: bool, device: torch.device | str | None = None) 
     """What an unset `--precision` means, as in LitGPT: 16-bit products, training with float32 parameters.
 
     bfloat16 on the CPU and on GPUs that have it (`bf16-mixed` for training, `bf16-true` otherwise), float16 on older
-    GPUs. On MPS 32-true, the one that torch supports whole there.
+    GPUs. 32-true on MPS, as torch supports it whole there; and for training on a CPU without bfloat16 instructions,
+    where `bf16-mixed` would take as much memory and nine times as long.
     """
     kind = torch.device(device).type if device is not None else pick_device().type
-    if kind == "mps":
+    if kind == "mps" or (kind == "cpu" and training and not has_bfloat16()):
         return "32-true"
     bits = "16" if kind == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
     return f"{bits}-{'mixed' if training else 'true'}"
@@ -255,3 +259,19 @@ def keep_freed_memory() -> bool:
     m_trim_threshold, m_mmap_max = -1, -4
     libc: Any = ctypes.CDLL(None)
     return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: on a GPU what torch allocated there, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    if STATUS.is_file():  # getrusage would count the program that started this one as well
+        return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if "VmHWM" in line)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

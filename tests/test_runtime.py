@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from litgpt.runtime import (
     make_fabric,
     output_dir,
     parameter_dtype,
+    peak_memory,
     pick_device,
     product_dtype,
     training_precision,
@@ -57,6 +60,8 @@ def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
     [
         ("cpu", True, True, "bf16-mixed"),
         ("cpu", True, False, "bf16-true"),
+        ("cpu", False, True, "32-true"),
+        ("cpu", False, False, "bf16-true"),
         ("cuda", True, True, "bf16-mixed"),
         ("cuda", False, True, "16-mixed"),
         ("cuda", False, False, "16-true"),
@@ -65,6 +70,7 @@ def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
 )
 def test_the_default_precision_follows_the_device(monkeypatch, device, bf16, training, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: bf16)
     assert default_precision(training, device) == precision
 
 
@@ -148,3 +154,18 @@ def test_an_output_folder_that_cannot_be_is_one_sentence(tmp_path):
 
 def test_freed_memory_is_kept_where_glibc_is():
     assert keep_freed_memory() == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
+
+
+def test_memory_is_this_process_s():
+    before = peak_memory(torch.device("cpu"))
+    block = torch.ones(2**24)
+    assert peak_memory(torch.device("cpu")) >= max(before, block.nbytes)
+
+
+@pytest.mark.skipif(not runtime.STATUS.is_file(), reason="elsewhere the system counts the parent as well")
+def test_memory_of_the_program_that_started_this_one_does_not_count():
+    block = torch.ones(2**28)  # 1 GiB, held while the other program starts
+    code = "import torch; from litgpt.runtime import peak_memory; print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 2**25 < int(done.stdout) < block.nbytes

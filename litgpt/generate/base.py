@@ -91,8 +91,9 @@ def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
     import sys
     from dataclasses import replace
 
-    from litgpt.generate.report import Speed, note, peak_memory
+    from litgpt.generate.report import Speed, note
     from litgpt.generate.text import Reply
+    from litgpt.runtime import peak_memory
 
     engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
     seed = job.sampling.seed or 0

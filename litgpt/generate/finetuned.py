@@ -13,9 +13,10 @@ from litgpt.data.base import with_input_placed
 from litgpt.errors import LitGPTError
 from litgpt.generate.options import Options
 from litgpt.generate.prompt_file import Job, answer_file
-from litgpt.generate.report import Speed, note, peak_memory
+from litgpt.generate.report import Speed, note
 from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
+from litgpt.runtime import peak_memory
 
 PROMPT = "What food do llamas eat?"
 

@@ -16,10 +16,11 @@ from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.base import with_input_placed
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.options import Options, grammar_of
-from litgpt.generate.report import note, peak_memory
+from litgpt.generate.report import note
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.generate.text import Reply, check_stop_strings
+from litgpt.runtime import peak_memory
 
 MOST_AT_ONCE = 16
 """Answers that are generated together."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-import torch
-
 from litgpt.generate.request import Request
 
 
@@ -42,14 +40,3 @@ class Speed:
 def note(text: str) -> None:
     """Tells the user something beside the answer; piped output stays clean."""
     print(text, file=sys.stderr, flush=True)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes in use so far: on a GPU what torch allocated there, else the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

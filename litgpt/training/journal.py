@@ -10,9 +10,9 @@ from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.layout import HYPERPARAMETERS
 from litgpt.loggers import CSVLog
 from litgpt.peft import parameter_counts
-from litgpt.runtime import product_dtype
+from litgpt.runtime import peak_memory, product_dtype
 from litgpt.training.batches import Batch
-from litgpt.training.progress import Screen, duration, peak_memory, places
+from litgpt.training.progress import Screen, duration, places
 from litgpt.training.report import Report, draw_loss, write_report
 from litgpt.training.schedule import Counters, Limits
 from litgpt.training.sizing import flops_per_token, peak_flops

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from litgpt.training.batches import Batch
 from litgpt.training.packing import input_length
 from litgpt.training.schedule import Counters, Limits
@@ -108,17 +106,3 @@ def places(batch: Batch) -> int:
     if batch.packing:
         return sum(sum(cut) or 1 for cut in of_ranks)
     return sum(len(cut) * max(cut) if cut else 1 for cut in of_ranks)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has had so far, bytes: of the GPU, or of the process where it has none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

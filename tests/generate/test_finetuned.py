@@ -122,7 +122,8 @@ def test_low_rank_updates_are_merged_into_the_weights(folder, runs):
     model = runs["lora"][1]
     merged = Speaker.load(runs["lora"][0], precision="32-true").model
     tokens = torch.arange(20)[None]
-    torch.testing.assert_close(merged(tokens), model(tokens), rtol=1e-4, atol=1e-4)
+    expected = model(tokens).detach()
+    torch.testing.assert_close(merged(tokens), expected, rtol=0, atol=3e-5 * float(expected.abs().max()))
     assert merged.state_dict().keys() == load_model(folder).state_dict().keys()
 
 

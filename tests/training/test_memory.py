@@ -108,7 +108,8 @@ def test_restoring_gives_the_blocks_back():
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
 def test_offloaded_gradients_are_the_same(kind, checkpointed, monkeypatch):
-    """On a CPU the host's memory is the same memory, but what is saved is copied all the same."""
+    """On a CPU the host's memory is the same memory, but what is saved is copied all the same. (A copy may lie at
+    another distance from a cache line's start than what it is of, and be added up in another order.)"""
     monkeypatch.setattr(memory, "MOVED_BYTES", 0)
     batch = pack(make_samples(LENGTHS))
     expected = gradients(MODELS[kind](), batch)
@@ -116,7 +117,7 @@ def test_offloaded_gradients_are_the_same(kind, checkpointed, monkeypatch):
     if checkpointed:
         checkpoint_blocks(model, 1)
     for found, wanted in zip(gradients(model, batch, offload=True), expected, strict=True):
-        assert torch.equal(found, wanted)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
 
 
 def test_what_is_saved_is_moved_but_for_parameters_and_small_tensors(monkeypatch):

@@ -6,10 +6,9 @@ import io
 import sys
 
 import pytest
-import torch
 
 from litgpt.training.batches import Batching
-from litgpt.training.progress import BAR, Screen, duration, peak_memory, places
+from litgpt.training.progress import BAR, Screen, duration, places
 from litgpt.training.schedule import Counters, Limits
 from tests.training.runs import make_samples
 
@@ -75,9 +74,3 @@ def test_places_are_what_is_computed_with_the_padding(packing, expected):
 def test_a_rank_without_samples_computes_one_place():
     batch = Batching(1, None, True).cut(make_samples([5]), ranks=2)
     assert places(batch) == sum(cut.tokens for rank in (0, 1) for cut in batch.of_rank(rank)) == 5
-
-
-def test_memory_is_this_process_s():
-    before = peak_memory(torch.device("cpu"))
-    block = torch.ones(2**24)
-    assert peak_memory(torch.device("cpu")) >= max(before, block.nbytes)

@@ -207,19 +207,19 @@ def test_nothing_of_a_large_model_is_allocated():
 
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, torch
 from pathlib import Path
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.model import GPT
-from litgpt.runtime import make_fabric
+from litgpt.runtime import make_fabric, peak_memory
 from litgpt.training.loop import Run, fit
 settings, train, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 fabric = make_fabric(1, precision="32-true", device="cpu")
 model = GPT(Config(**settings))
 samples = [dict.fromkeys(("input_ids", "labels"), ids) for ids in torch.randint(500, (16, 513))]
 fit(Run(model, samples, None, TrainArgs(**train), EvalArgs(), out, lambda folder: None, fabric))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_memory(fabric.device))
 """
 
 
