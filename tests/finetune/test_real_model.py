@@ -130,6 +130,7 @@ def short_run(
     lora.setup(
         smollm2,
         out_dir=out_dir,
+        precision="bf16-true",
         data=JSON(instructions, prompt_style="chat"),
         train=TrainArgs(global_batch_size=4, micro_batch_size=4, max_steps=2, epochs=None, max_seq_length=64),
         eval=EvalArgs(interval=1000, final_validation=False, max_new_tokens=0),
