@@ -138,6 +138,10 @@ class Tokenizer:
         """
         return self._backend.decode(_as_ids(tokens), skip_special_tokens)
 
+    def token_bytes(self, token: int, skip_special_tokens: bool = False) -> bytes:
+        """What an id adds to a text that it stands in the middle of: those of a text, joined, are its UTF-8."""
+        return self._backend.token_bytes(token, skip_special_tokens)
+
     def stream(self, skip_special_tokens: bool = True) -> StreamDecoder:
         """A decoder that takes ids one at a time; its texts, joined, are what `decode` gives for all of them."""
         return self._backend.stream(skip_special_tokens)

@@ -34,6 +34,7 @@ class Backend(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
     def stream(self, skip_special_tokens: bool) -> StreamDecoder: ...
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes: ...
     def opening(self) -> list[int]: ...
     def own_ids(self, kind: str) -> list[int]: ...
 
@@ -49,8 +50,8 @@ class TokenizersBackend:
         processor.no_padding()
         self._add_missing(settings.get("added_tokens_decoder") or {})
         self.vocab_size: int = processor.get_vocab_size(with_added_tokens=False)
-        added = processor.get_added_tokens_decoder()
-        self._special_ids = frozenset(index for index, token in added.items() if token.special)
+        self._added = processor.get_added_tokens_decoder()
+        self._special_ids = frozenset(index for index, token in self._added.items() if token.special)
 
     def __len__(self) -> int:
         return self.processor.get_vocab_size(with_added_tokens=True)
@@ -67,20 +68,33 @@ class TokenizersBackend:
         return self.processor.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool) -> StreamDecoder:
-        def shown(token_id: int) -> str:
-            """The token that an id shows; empty where it shows nothing."""
-            skipped = skip_special_tokens and token_id in self._special_ids
-            return "" if skipped else self.processor.id_to_token(token_id) or ""
-
-        if self._decoders and self._decoders <= {"ByteLevel", "Fuse"}:
-            return ByteStream(lambda token_id: byte_level_bytes(shown(token_id)))
-        has_bytes = "ByteFallback" in self._decoders
+        if self._is_byte_level:
+            return ByteStream(lambda index: byte_level_bytes(self._shown(index, skip_special_tokens)))
         return PieceStream(
             decode=lambda ids: self.decode(list(ids), skip_special_tokens),
-            is_byte=lambda token_id: has_bytes and BYTE_TOKEN.fullmatch(shown(token_id)) is not None,
-            is_silent=lambda token_id: not shown(token_id),
+            is_byte=lambda index: self._is_byte(self._shown(index, skip_special_tokens)),
+            is_silent=lambda index: not self._shown(index, skip_special_tokens),
             anchor=self._anchor,
         )
+
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes:
+        shown = self._shown(index, skip_special_tokens)
+        if not shown or index in self._added:
+            return shown.encode()
+        if self._is_byte_level:
+            return byte_level_bytes(shown)
+        if self._is_byte(shown):
+            return byte_of(shown)
+        before = [] if self._anchor is None else [self._anchor]
+        return self.decode([*before, index], False)[len(self.decode(before, False)) :].encode()
+
+    def _shown(self, index: int, skip_special_tokens: bool) -> str:
+        """The token that an id shows; empty where it shows nothing."""
+        skipped = skip_special_tokens and index in self._special_ids
+        return "" if skipped else self.processor.id_to_token(index) or ""
+
+    def _is_byte(self, token: str) -> bool:
+        return "ByteFallback" in self._decoders and BYTE_TOKEN.fullmatch(token) is not None
 
     def opening(self) -> list[int]:
         """What the post-processor puts before a text."""
@@ -94,6 +108,10 @@ class TokenizersBackend:
     def own_ids(self, kind: str) -> list[int]:
         """`tokenizer.json` doesn't say which of its tokens are `bos` and `eos`."""
         return []
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return bool(self._decoders) and self._decoders <= {"ByteLevel", "Fuse"}
 
     @cached_property
     def _decoders(self) -> set[str]:
@@ -210,6 +228,13 @@ class SentencePieceBackend:
             anchor=self._anchor,
         )
 
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes:
+        if index in self._special or index in self._added or not 0 <= index < self.vocab_size:
+            return self.decode([index], skip_special_tokens).encode()
+        if self.processor.is_byte(index):
+            return byte_of(self.processor.id_to_piece(index))
+        return self._join([index], follows=True).encode()
+
     def opening(self) -> list[int]:
         bos = self.token_to_id(self._bos_token)
         return ([bos] if bos is not None else self.own_ids("bos")) if self._bos_by_default else []
@@ -226,6 +251,11 @@ class SentencePieceBackend:
             return plain and self.processor.id_to_piece(index)[-1:].isalnum()
 
         return next(filter(is_text, range(self.vocab_size)), None)
+
+
+def byte_of(token: str) -> bytes:
+    """The byte that `<0xE2>` stands for."""
+    return bytes([int(token[3:-1], 16)])
 
 
 def optional_json(file: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ TEXTS = st.lists(
     | st.text(max_size=3),
     max_size=12,
 ).map("".join)
-PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module", params=made.MAKERS)
@@ -45,6 +45,15 @@ def test_any_text_streams_as_it_decodes(tokenizer, text, skip):
 def test_any_ids_stream_as_they_decode(tokenizer, data, skip):
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) + 2), max_size=25))
     assert "".join(streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
+
+
+@PROPERTY
+@given(text=TEXTS, skip=st.booleans())
+def test_the_bytes_of_the_tokens_are_the_text(tokenizer, text, skip):
+    """Each by itself as it stands in the middle, so that a leading space that a text's beginning drops is there."""
+    ids = tokenizer.encode_ids("a man " + text.encode("utf-8", "ignore").decode())
+    whole = b"".join(tokenizer.token_bytes(index, skip) for index in ids).decode()
+    assert whole.removeprefix(" ") == tokenizer.decode(ids, skip).removeprefix(" ")
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "sentencepiece"])

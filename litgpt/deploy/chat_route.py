@@ -24,7 +24,7 @@ from litgpt.deploy.prompting import (
 from litgpt.deploy.schemas import ChatRequest, Tool, ToolChoice
 from litgpt.deploy.service import Live, Service
 from litgpt.deploy.tool_calls import Call, CallReader, ToolFormat, forced_schema, format_of
-from litgpt.deploy.work import News, TokenNote, Work, token_text
+from litgpt.deploy.work import LEAST_LOGPROB, News, TokenNote, Work, token_text
 from litgpt.prompts import ChatTemplate
 
 
@@ -253,14 +253,12 @@ def _logprobs(order: Order, notes: Sequence[TokenNote]) -> dict[str, Any]:
     """How likely the tokens were."""
     tokenizer = order.voice.speaker.tokenizer
 
-    def entry(text: str, logprob: float) -> dict[str, Any]:
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text, content = token_text(tokenizer, token), list(tokenizer.token_bytes(token))
+        return {"token": text, "logprob": max(logprob, LEAST_LOGPROB), "bytes": content}
 
     content = [
-        {
-            **entry(note.text, note.logprob),
-            "top_logprobs": [entry(token_text(tokenizer, token), logprob) for token, logprob in note.top],
-        }
+        {**entry(note.token, note.logprob), "top_logprobs": [entry(token, logprob) for token, logprob in note.top]}
         for note in notes
     ]
     return {"content": content, "refusal": None}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from litgpt.deploy.problems import JSON, Problem
 from litgpt.deploy.prompting import choices_of, encode, form_of, sampling_of, stops_of
 from litgpt.deploy.schemas import CompletionRequest
 from litgpt.deploy.service import Live, Service
-from litgpt.deploy.work import TokenNote, Work, token_text
+from litgpt.deploy.work import LEAST_LOGPROB, NotedStream, TokenNote, Work, token_text
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Order:
     voice: Voice
     prompts: list[list[int]]
     works: list[Work]
+    """None where the prompts alone are to be given back."""
     n: int
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -48,7 +50,7 @@ def make_router(service: Service) -> APIRouter:
         order.id = f"cmpl-{live.record.id}"
         live.record.stream = bool(body.stream)
         echoes = await echoes_of(service, order)
-        if body.max_tokens == 0:
+        if not order.works:
             return JSON(whole_without_answers(order, echoes))
         await live.begin(order.works)
         if body.stream:
@@ -79,8 +81,10 @@ def understand(service: Service, body: CompletionRequest) -> Order:
     prompts = prompts_of(service, voice, body.prompt)
     form = form_of(body.response_format)
     works: list[Work] = []
-    for prompt in prompts:
-        work = Work(voice.name, prompt, sampling, body.max_tokens, stops, form, ignore_end=body.ignore_eos)
+    for prompt in prompts if body.max_tokens != 0 else ():
+        work = Work(
+            voice.name, prompt, sampling, body.max_tokens, stops, form, ignore_end=body.ignore_eos, continues=True
+        )
         works += works_of(work, n)
     return Order(body, voice, prompts, works, n)
 
@@ -118,8 +122,8 @@ class Echo:
     """A prompt as it is given back."""
 
     text: str
-    notes: list[TokenNote | None]
-    """How likely each token was; the first one's is None."""
+    notes: list[TokenNote]
+    """How likely each token was; nobody knows of the first one, whose log-probability is NaN."""
 
 
 async def echoes_of(service: Service, order: Order) -> list[Echo | None]:
@@ -129,33 +133,33 @@ async def echoes_of(service: Service, order: Order) -> list[Echo | None]:
         return [None] * len(order.prompts)
     echoes: list[Echo | None] = []
     for prompt in order.prompts:
-        notes: list[TokenNote | None] = []
+        decoder = NotedStream(tokenizer)
+        text = "".join(decoder.push(token) for token in prompt)
+        if not order.works:  # else what is held back comes with the answer
+            text += decoder.flush()
+        notes: list[TokenNote] = []
         if body.logprobs is not None:
             scored = await service.compute("score", order.voice, prompt, top=body.logprobs)
-            for token, entry in zip(prompt, scored, strict=True):
-                text = token_text(tokenizer, token)
-                notes.append(
-                    TokenNote(token, text, float("nan"))
-                    if entry is None
-                    else TokenNote(token, text, entry[0], tuple(entry[1]))
-                )
-        echoes.append(Echo(tokenizer.decode(prompt), notes))
+            notes = [
+                TokenNote(token, logprob, tuple(top), length)
+                for token, (logprob, top), length in zip(prompt, scored, decoder.lengths, strict=True)
+            ]
+        echoes.append(Echo(text, notes))
     return echoes
 
 
-def _logprobs(order: Order, notes: list[TokenNote | None], start: int = 0) -> dict[str, Any]:
+def _logprobs(order: Order, notes: Sequence[TokenNote], start: int = 0) -> dict[str, Any]:
     """As OpenAI's older endpoint tells them; `start`: characters before the first token."""
     tokenizer = order.voice.speaker.tokenizer
     told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for note in notes:
-        assert note is not None
-        unknown = note.logprob != note.logprob
-        told["tokens"].append(note.text)
-        told["token_logprobs"].append(None if unknown else max(note.logprob, -9999.0))
-        top = {token_text(tokenizer, token): max(logprob, -9999.0) for token, logprob in note.top}
+        unknown = math.isnan(note.logprob)
+        told["tokens"].append(token_text(tokenizer, note.token))
+        told["token_logprobs"].append(None if unknown else max(note.logprob, LEAST_LOGPROB))
+        top = {token_text(tokenizer, token): max(logprob, LEAST_LOGPROB) for token, logprob in note.top}
         told["top_logprobs"].append(None if unknown else top)
         told["text_offset"].append(start)
-        start += len(note.text)
+        start += note.length
     return told
 
 
@@ -175,7 +179,7 @@ async def whole(order: Order, live: Live, echoes: list[Echo | None]) -> dict[str
     """The answer once it is complete."""
     usage = Usage(order.n)
     texts, reasons = [""] * len(order.works), [""] * len(order.works)
-    notes: list[list[TokenNote | None]] = [[] for _ in order.works]
+    notes: list[list[TokenNote]] = [[] for _ in order.works]
     for index in range(len(order.works)):
         if echo := echoes[index // order.n]:
             texts[index], notes[index] = echo.text, [*echo.notes]
@@ -206,9 +210,9 @@ async def pieces(order: Order, live: Live, echoes: list[Echo | None]) -> AsyncIt
     usage = Usage(order.n)
     told = [0] * len(order.works)
 
-    def piece(index: int, text: str, notes: list[TokenNote | None], reason: str | None) -> dict[str, Any]:
+    def piece(index: int, text: str, notes: Sequence[TokenNote], reason: str | None) -> dict[str, Any]:
         logprobs = _logprobs(order, notes, told[index]) if order.body.logprobs is not None else None
-        told[index] += sum(len(note.text) for note in notes if note is not None)
+        told[index] += sum(note.length for note in notes)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return {**head, "choices": [choice]}
 
@@ -219,6 +223,6 @@ async def pieces(order: Order, live: Live, echoes: list[Echo | None]) -> AsyncIt
         usage.take(news)
         reason = None if news.finish_reason is None else finish_reason(news.finish_reason)
         if news.text or news.notes or reason is not None:
-            yield piece(news.choice, news.text, [*news.notes], reason)
+            yield piece(news.choice, news.text, news.notes, reason)
     if wants_usage:
         yield {**head, "choices": [], "usage": usage.told()}

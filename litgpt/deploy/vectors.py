@@ -5,6 +5,7 @@ T: tokens, C: `n_embd`, V: vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -42,10 +43,10 @@ def embed(voice: Voice, tokens: list[int], pooling: Literal["mean", "last"] = "m
     return torch.nn.functional.normalize(pooled, dim=0).tolist()
 
 
-def score(voice: Voice, tokens: list[int], top: int = 0) -> list[tuple[float, list[tuple[int, float]]] | None]:
-    """Each token's log-probability after those before it, and the best alternatives'; None for the first one."""
+def score(voice: Voice, tokens: list[int], top: int = 0) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Each token's log-probability after those before it, and the best alternatives'; NaN for the first one."""
     hidden = _hidden(voice, tokens)
-    found: list[tuple[float, list[tuple[int, float]]] | None] = [None]
+    found: list[tuple[float, list[tuple[int, float]]]] = [(math.nan, [])]
     for start in range(0, len(tokens) - 1, ROWS):
         rows = hidden[start : min(start + ROWS, len(tokens) - 1)]
         following = tokens[start + 1 : start + 1 + len(rows)]

@@ -37,16 +37,19 @@ class Work:
     """Special tokens that stay in the text, because they mark something."""
     ignore_end: bool = False
     """Go on after the model's own end tokens."""
+    continues: bool = False
+    """The answer goes on with the prompt's text, from the middle of a word or a character if need be."""
 
 
 @dataclass(frozen=True)
 class TokenNote:
-    """A generated token as text, with its log-probability and its best alternatives' where they were asked for."""
+    """A token, with its log-probability and its best alternatives' where they were asked for."""
 
     token: int
-    text: str
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    length: int = 0
+    """Characters that became certain with it; none inside a character of several tokens."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,27 @@ class Backend(ABC):
         """Why the model doesn't answer; None: it does."""
 
 
-class NotedStream(StreamDecoder):
-    """A decoder that shows some special tokens, and remembers how long each token's text is."""
+LEAST_LOGPROB = -9999.0
+"""What OpenAI's answers have where a token is impossible: JSON knows no infinity."""
+MEMORY = 64
+"""Tokens back that may say how the text of the next one looks."""
 
-    def __init__(self, tokenizer: Tokenizer, shown: Sequence[str] = ()) -> None:
+
+class NotedStream(StreamDecoder):
+    """A decoder that shows some special tokens, and remembers how long each token's text is.
+
+    Args:
+        tokenizer: The model's.
+        shown: The special tokens.
+        after: What the text goes on with.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, shown: Sequence[str] = (), after: Sequence[int] = ()) -> None:
         self._inner = tokenizer.stream()
         self._shown = _ids(tokenizer, tuple(shown))
         self.lengths: list[int] = []
+        for token in after[-MEMORY:]:
+            self._inner.push(token)
 
     def push(self, token_id: int) -> str:
         if token_id in self._shown:
@@ -168,9 +185,9 @@ def _ids(tokenizer: Tokenizer, shown: tuple[str, ...]) -> dict[int, str]:
 class Following:
     """One answer of an engine, told as news."""
 
-    def __init__(self, choice: int, reply: Reply, decoder: NotedStream, tokenizer: Tokenizer) -> None:
+    def __init__(self, choice: int, reply: Reply, decoder: NotedStream) -> None:
         self.reply = reply
-        self._choice, self._decoder, self._tokenizer = choice, decoder, tokenizer
+        self._choice, self._decoder = choice, decoder
         self._noted = self._told = self._read = 0
         self._closed = False
 
@@ -223,9 +240,9 @@ class Following:
         while self._noted < len(self._decoder.lengths) and self._noted < len(self.request.logprobs):
             if self._read >= self._told and (cut or not done) and (cut or self._decoder.lengths[self._noted]):
                 break
-            note = self.request.logprobs[self._noted]
-            found.append(TokenNote(note.token, token_text(self._tokenizer, note.token), note.logprob, note.top))
-            self._read += self._decoder.lengths[self._noted]
+            note, length = self.request.logprobs[self._noted], self._decoder.lengths[self._noted]
+            found.append(TokenNote(note.token, note.logprob, note.top, length))
+            self._read += length
             self._noted += 1
         return tuple(found)
 
@@ -241,9 +258,9 @@ def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Followin
     if work.form is not None:
         sampling = replace(sampling, grammar=_grammar(work.form, tokenizer))
     ends = [] if work.ignore_end else voice.speaker.stops
-    decoder = NotedStream(tokenizer, work.shown)
+    decoder = NotedStream(tokenizer, work.shown, work.prompt if work.continues else ())
     request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, variant=voice.adapter)
-    return Following(choice, Reply(request, decoder, work.stops), decoder, tokenizer)
+    return Following(choice, Reply(request, decoder, work.stops), decoder)
 
 
 @lru_cache(maxsize=32)
@@ -252,5 +269,9 @@ def _grammar(form: str, tokenizer: Tokenizer) -> Grammar:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token by itself, special ones too."""
-    return tokenizer.decode([token], skip_special_tokens=False)
+    """A token by itself, special ones too; one that is no whole character as OpenAI writes it: `bytes:\\xe2\\x9c`."""
+    content = tokenizer.token_bytes(token)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)

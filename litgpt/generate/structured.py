@@ -158,8 +158,8 @@ class _Pieces:
         self.tokenizer = tokenizer
         ends = tokenizer.stop_ids
         self.eos_token_id = ends[0] if ends else len(tokenizer)
-        of = self._sentencepiece if tokenizer.backend == "sentencepiece" else self._decoded
-        self.tokens: Sequence[bytes] = [of(token) for token in range(len(tokenizer))] + ([] if ends else [b"<end>"])
+        texts = [tokenizer.token_bytes(token, skip_special_tokens=True) for token in range(len(tokenizer))]
+        self.tokens: Sequence[bytes] = texts + ([] if ends else [b"<end>"])
         self.special_token_ids = [self.eos_token_id, *(token for token, text in enumerate(self.tokens) if not text)]
         self._ids = {text: token for token, text in enumerate(self.tokens) if token not in self.special_token_ids}
         self._longest = max(map(len, self._ids), default=0)
@@ -176,16 +176,6 @@ class _Pieces:
             ids.append(self._ids[text[at:end]])
             at = end
         return ids
-
-    def _decoded(self, token: int) -> bytes:
-        return self.tokenizer.decode([token]).encode()
-
-    def _sentencepiece(self, token: int) -> bytes:
-        processor = self.tokenizer.processor
-        if token >= processor.vocab_size() or processor.is_control(token) or processor.is_unknown(token):
-            return self.tokenizer.decode([token]).encode()
-        piece: str = processor.id_to_piece(token)
-        return bytes([int(piece[3:-1], 16)]) if processor.is_byte(token) else piece.replace("▁", " ").encode()
 
 
 def _refused(what: str, problem: str) -> LitGPTError:

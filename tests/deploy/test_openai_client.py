@@ -133,8 +133,21 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(client, speaker):
     whole = alone(speaker, "Hi", 40)
     stop = whole[7:10]
     choice = chat(client, max_tokens=40, stop=stop, logprobs=True).choices[0]
-    said = "".join(entry.token for entry in choice.logprobs.content)
-    assert said.startswith(choice.message.content) and len(said) < len(choice.message.content) + 8
+    said = bytes(byte for entry in choice.logprobs.content for byte in entry.bytes)
+    content = choice.message.content.encode()
+    assert said.startswith(content) and len(said) < len(content) + 8
+
+
+def test_logprobs_of_half_characters_have_their_bytes(client, speaker):
+    tokens = speaker.tokenizer.encode_ids("日")
+    assert len(tokens) == 3
+    biases = {str(token): 100 for token in tokens}
+    answer = chat(client, max_tokens=6, temperature=1.0, seed=1, logprobs=True, top_logprobs=20, logit_bias=biases)
+    content = answer.choices[0].logprobs.content
+    whole = b"".join(map(bytes, (entry.bytes for entry in content)))
+    assert whole.decode("utf-8", "replace") == answer.choices[0].message.content
+    assert {entry.token for entry in content} <= {rf"bytes:\x{byte:02x}" for byte in "日".encode()}
+    assert all(len({top.token for top in entry.top_logprobs}) == 20 for entry in content)
 
 
 def test_a_bias_bans_or_forces_a_token(client, speaker):
@@ -288,6 +301,23 @@ def test_completions_give_prompts_back_with_their_logprobs(client, speaker):
     assert [choice.text[at:].startswith(token) for token, at in zip(logprobs.tokens, logprobs.text_offset, strict=True)]
     alone_ = client.completions.create(model="tiny", prompt="Once upon", max_tokens=0, echo=True, logprobs=2)
     assert alone_.choices[0].logprobs.token_logprobs == logprobs.token_logprobs[:n]
+
+
+def test_completions_go_on_in_the_middle_of_a_text(stories260k):
+    """A vocabulary of pieces drops the space that a text begins with; what goes on with a prompt has it."""
+    speaker = Speaker.load(stories260k, "cpu", "32-true")
+    prompt = "Once upon a time,"
+    with running(make_service(speaker)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+        ask = dict(model="tiny", prompt=prompt, max_tokens=20)
+        text = client.completions.create(**ask).choices[0].text
+        streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**ask, stream=True))
+        echoed = client.completions.create(**ask, echo=True, logprobs=1).choices[0]
+    tokens = speaker.tokenizer.encode_ids(prompt)
+    output = speaker.engine().submit(tokens, GREEDY, speaker.stops, 20).result()
+    assert prompt + text == echoed.text == speaker.tokenizer.decode([*tokens, *output])
+    assert text == streamed and text.startswith(" there was")
+    pairs = list(zip(echoed.logprobs.tokens, echoed.logprobs.text_offset, strict=True))[2:]  # after <s>, and " Once"
+    assert [echoed.text[at : at + len(token)] for token, at in pairs] == [token for token, _ in pairs]
 
 
 def test_the_logprobs_of_a_prompt_are_the_models(client, speaker):
