@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from litgpt import __version__
 from litgpt.deploy import chat_route, completions_route, other_routes, page_route, predict_route
 from litgpt.deploy.limits import Gate
 from litgpt.deploy.problems import Problem, explain
@@ -23,7 +24,11 @@ from litgpt.errors import LitGPTError
 log = logging.getLogger("uvicorn.error")
 
 ROUTES = (page_route, predict_route, chat_route, completions_route, other_routes)
-WORDS = {404: "There is nothing at this path.", 405: "This path takes another method."}
+WORDS = {
+    400: "The body can't be read as JSON.",
+    404: "There is nothing at this path.",
+    405: "This path takes another method.",
+}
 
 
 def make_app(service: Service) -> FastAPI:
@@ -38,7 +43,7 @@ def make_app(service: Service) -> FastAPI:
             service.log.close()
 
     # Its pages of documentation would load scripts from elsewhere; the description itself is at /openapi.json.
-    app = FastAPI(title="litgpt", lifespan=running, docs_url=None, redoc_url=None)
+    app = FastAPI(title="litgpt", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     known: set[str] = set()
     for module in ROUTES:
         router = module.make_router(service)
@@ -81,13 +86,16 @@ def _tell_problems(app: FastAPI, service: Service) -> None:
     async def invalid(http: Request, error: RequestValidationError) -> Response:
         route = http.scope.get("route")
         model = getattr(getattr(route, "body_field", None), "field_info", None)
-        fields = list(getattr(getattr(model, "annotation", None), "model_fields", ())) or ["model"]
-        message, param = explain(error.errors()[0], fields)
+        known = getattr(getattr(model, "annotation", None), "model_fields", {})
+        fields = sorted(known, key=lambda name: not known[name].is_required())
+        message, param = explain(error.errors(), fields or ["model"])
         return tell(http, Problem(422 if http.url.path == service.api_path else 400, message, param))
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(http: Request, error: HTTPException) -> Response:
-        return tell(http, Problem(error.status_code, WORDS.get(error.status_code, str(error.detail))))
+        answer = tell(http, Problem(error.status_code, WORDS.get(error.status_code, str(error.detail))))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
     async def unforeseen(http: Request, error: Exception) -> Response:

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Request, Response
 
 from litgpt.deploy.adapters import Voice
 from litgpt.deploy.events import Usage, events, finish_reason, stream_response
-from litgpt.deploy.problems import JSON, Problem, dumps
+from litgpt.deploy.problems import JSON, Problem
 from litgpt.deploy.prompting import (
     characters,
+    check_form,
     choices_of,
     encode,
     form_of,
@@ -126,7 +127,7 @@ def understand(service: Service, body: ChatRequest) -> Order:
     tools = [] if body.tool_choice == "none" else body.tools or []
     text = render(voice, body.messages, tools, variables_of(body, voice))
     order = Order(body, voice, [])
-    form = form_of(body.response_format)
+    form = form_of(body.response_format, voice)
     if tools:
         order.notation, order.names = notation_of(voice), frozenset(tool.function.name for tool in tools)
         form = _force(order, tools, form)
@@ -136,7 +137,7 @@ def understand(service: Service, body: ChatRequest) -> Order:
     shown = order.notation.shown if order.notation is not None else ()
     limit = body.max_completion_tokens or body.max_tokens
     stops = stops_of(body, service)
-    work = Work(voice.name, prompt, sampling, limit, stops, form, shown, body.ignore_eos)
+    work = Work(voice.name, prompt, sampling, limit, stops, form, shown, bool(body.ignore_eos))
     order.works = works_of(work, choices_of(body, service))
     return order
 
@@ -191,7 +192,7 @@ def _force(order: Order, tools: Sequence[Tool], form: str | None) -> str | None:
     order.forced = order.notation.forced
     order.notation = _open_ended(order.notation)
     schema = forced_schema(order.notation, [function.model_dump(exclude_none=True) for function in wanted])
-    return dumps(schema).decode()
+    return check_form(schema, order.voice, "tools")
 
 
 def _open_ended(notation: ToolFormat) -> ToolFormat:

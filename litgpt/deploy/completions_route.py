@@ -79,11 +79,11 @@ def understand(service: Service, body: CompletionRequest) -> Order:
     sampling = sampling_of(body, voice, service.sampling, body.logprobs)
     stops = stops_of(body, service)
     prompts = prompts_of(service, voice, body.prompt)
-    form = form_of(body.response_format)
+    form = form_of(body.response_format, voice)
     works: list[Work] = []
     for prompt in prompts if body.max_tokens != 0 else ():
         work = Work(
-            voice.name, prompt, sampling, body.max_tokens, stops, form, ignore_end=body.ignore_eos, continues=True
+            voice.name, prompt, sampling, body.max_tokens, stops, form, ignore_end=bool(body.ignore_eos), continues=True
         )
         works += works_of(work, n)
     return Order(body, voice, prompts, works, n)

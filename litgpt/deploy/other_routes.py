@@ -27,6 +27,7 @@ def make_router(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", response_class=PlainTextResponse)
     async def health() -> Response:
         """`ok` while the model answers and the server takes requests."""
@@ -111,8 +112,12 @@ def _tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     voice = service.base if body.model is None else service.voice(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise Problem(400, "Give either prompt or messages.", "prompt")
+    for name in ("add_special_tokens",) if body.prompt is None else ("tools", "add_generation_prompt"):
+        if getattr(body, name) is not None:
+            whose = "prompt" if body.prompt is None else "messages"
+            raise Problem(400, f"{name} goes with {whose}, which aren't given.", name)
     if body.messages is not None:
-        text = render(voice, body.messages, body.tools or [], {})
+        text = render(voice, body.messages, body.tools or [], {}, body.add_generation_prompt is not False)
         tokens = encode(service, voice, text, "messages")
     else:
         assert body.prompt is not None

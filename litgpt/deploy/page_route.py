@@ -14,6 +14,7 @@ def make_router(service: Service) -> APIRouter:
     del service
     router = APIRouter()
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         html, headers = chat_page()

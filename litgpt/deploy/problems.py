@@ -69,12 +69,15 @@ class JSON(Response):
         super().__init__(dumps(content), status, headers)
 
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False)
+
+
 def dumps(content: Any) -> bytes:
     """`content` as JSON on one line; a number that JSON doesn't know becomes null."""
     try:
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = ENCODER.encode(content)
     except ValueError:
-        text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"))
+        text = ENCODER.encode(_finite(content))
     return text.encode("utf-8", "replace")
 
 
@@ -86,13 +89,14 @@ def _finite(content: Any) -> Any:
     return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
-def explain(problem: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, str | None]:
+def explain(problems: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> tuple[str, str | None]:
     """One sentence for what is wrong with a body, and the field; nothing of the body itself but names of fields.
 
     Args:
-        problem: The first of pydantic's complaints.
+        problems: Pydantic's complaints; the first one is told.
         fields: The names that the body may have.
     """
+    problem = _nearest(problems)
     place: Sequence[Any] = problem["loc"][1:]  # after "body"
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem['ctx']['error']}.", None
@@ -108,6 +112,22 @@ def explain(problem: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, str
     return f"The field `{name}` is of the wrong kind: {said[0].lower()}{said[1:]}.", name
 
 
+def _nearest(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first complaint; where a value is none of several kinds, that about the kind that it comes nearest to."""
+    place = problems[0]["loc"]
+    if not _is_kind(place[-1]):
+        return problems[0]
+    same = [problem for problem in problems if problem["loc"][: len(place) - 1] == place[:-1]]
+    return max(same, key=lambda problem: len(problem["loc"]))
+
+
+def _is_kind(part: Any) -> bool:
+    """Whether a part of a place is pydantic's name of an alternative, and no field."""
+    if isinstance(part, int):
+        return False
+    return not str(part).isidentifier() or str(part)[0].isupper() or part in ("str", "int", "float", "bool")
+
+
 def _path(place: Sequence[Any]) -> str:
     """`messages[0].role`, without the names of pydantic's alternatives."""
     path = str(place[0])
@@ -116,6 +136,6 @@ def _path(place: Sequence[Any]) -> str:
             continue
         if isinstance(part, int):
             path += f"[{part}]"
-        elif str(part).isidentifier() and not str(part)[0].isupper() and part not in ("str", "int", "float", "bool"):
+        elif not _is_kind(part):
             path += f".{part}"
     return path[:200]

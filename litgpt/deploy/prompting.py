@@ -11,9 +11,13 @@ from litgpt.deploy.adapters import Voice
 from litgpt.deploy.problems import Problem
 from litgpt.deploy.schemas import Drawn, JSONObject, JSONSchema, Message, PlainText, Tool
 from litgpt.deploy.service import Service
+from litgpt.deploy.work import grammar_of
 from litgpt.errors import LitGPTError
 from litgpt.generate.sampling import Sampling
 from litgpt.prompts import ChatTemplate
+
+LONGEST_FORM = 120_000
+"""Characters of a JSON schema; OpenAI takes about as many."""
 
 
 def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None) -> Sampling:
@@ -68,11 +72,32 @@ def choices_of(body: Drawn, service: Service) -> int:
     return n
 
 
-def form_of(wanted: PlainText | JSONObject | JSONSchema | None) -> str | None:
-    """The JSON schema that a `response_format` asks for, as text; None: any text."""
+def form_of(wanted: PlainText | JSONObject | JSONSchema | None, voice: Voice) -> str | None:
+    """The JSON schema that a `response_format` asks for, as text; None: any text.
+
+    Raises:
+        Problem: It can't be enforced.
+    """
     if isinstance(wanted, JSONObject):
         return '{"type":"object"}'
-    return json.dumps(wanted.json_schema.schema_) if isinstance(wanted, JSONSchema) else None
+    return check_form(wanted.json_schema.schema_, voice, "response_format") if isinstance(wanted, JSONSchema) else None
+
+
+def check_form(schema: dict[str, Any], voice: Voice, field: str) -> str:
+    """A JSON schema as text.
+
+    Raises:
+        Problem: It can't be enforced; `field` is where it stands in the request.
+    """
+    form = json.dumps(schema)
+    if len(form) > LONGEST_FORM:
+        message = f"The JSON schema has {len(form)} characters; at most {LONGEST_FORM} are taken."
+        raise Problem(400, message, field)
+    try:
+        grammar_of(form, voice.speaker.tokenizer)
+    except LitGPTError as error:
+        raise Problem(400, str(error), field) from None
+    return form
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -123,8 +148,21 @@ def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def render(voice: Voice, messages: Sequence[Message], tools: Sequence[Tool], variables: dict[str, Any]) -> str:
-    """The text of a conversation, up to where the answer begins.
+def render(
+    voice: Voice,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    variables: dict[str, Any],
+    opening: bool = True,
+) -> str:
+    """The text of a conversation.
+
+    Args:
+        voice: Whose style writes it.
+        messages: The conversation.
+        tools: What the model may call.
+        variables: What else the chat template reads.
+        opening: Whether it ends where the next answer begins.
 
     Raises:
         Problem: The model's style cannot write it.
@@ -141,10 +179,10 @@ def render(voice: Voice, messages: Sequence[Message], tools: Sequence[Tool], var
     plain = plain_messages(messages)
     try:
         if isinstance(style, ChatTemplate):
-            return style.apply_messages(plain, tools=plain_tools(tools) or None, **variables)
-        return style.apply_messages(plain)
+            return style.apply_messages(plain, opening, tools=plain_tools(tools) or None, **variables)
+        return style.apply_messages(plain, opening)
     except LitGPTError as error:
-        raise Problem(422, unplaced(voice, error), "messages", "template_refused") from None
+        raise Problem(422, unplaced(voice, error)[:500], "messages", "template_refused") from None
 
 
 def unplaced(voice: Voice, error: LitGPTError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 BIASES = 1024
@@ -21,6 +21,15 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """A field that isn't known and is null asks for nothing; clients fill in those that they know."""
+        if not isinstance(given, dict):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in given.items() if value is not None or name in known}
+
 
 class Harmless(Body):
     """Fields that say something about the request and nothing about the answer: taken and left alone."""
@@ -31,12 +40,14 @@ class Harmless(Body):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
 
 class StreamOptions(Body):
     """What a stream tells besides the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
@@ -58,7 +69,7 @@ class Drawn(Harmless):
     frequency_penalty: Annotated[NUMBER, Field(ge=-2, le=2)] | None = None
     repetition_penalty: NUMBER | None = None
     logit_bias: dict[str, Annotated[NUMBER, Field(ge=-100, le=100)]] | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
 
     @field_validator("logit_bias")
     @classmethod
@@ -176,7 +187,7 @@ class ChatRequest(Drawn):
     tools: Annotated[list[Tool], Field(max_length=TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
 
@@ -210,7 +221,9 @@ class TokenizeRequest(Body):
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     tools: Annotated[list[Tool], Field(max_length=TOOLS)] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    """Of a text: whether it opens as the tokenizer's files say."""
+    add_generation_prompt: bool | None = None
+    """Of a conversation: whether it ends where the next answer begins."""
 
 
 class DetokenizeRequest(Body):

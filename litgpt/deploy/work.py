@@ -224,7 +224,7 @@ class Following:
             self.reply.finish_reason if self._closed else None,
             Counts(len(request.prompt), request.n_shared, request.n_generated, self._waited()),
             None if error is None else str(error),
-            "request" if isinstance(error, LitGPTError) and request.timing.first is not None else "server",
+            "request" if request.at_fault else "server",
         )
 
     def _waited(self) -> float:
@@ -256,15 +256,20 @@ def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Followin
     sampling = work.sampling
     tokenizer = voice.speaker.tokenizer
     if work.form is not None:
-        sampling = replace(sampling, grammar=_grammar(work.form, tokenizer))
+        sampling = replace(sampling, grammar=grammar_of(work.form, tokenizer))
     ends = [] if work.ignore_end else voice.speaker.stops
     decoder = NotedStream(tokenizer, work.shown, work.prompt if work.continues else ())
     request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, variant=voice.adapter)
     return Following(choice, Reply(request, decoder, work.stops), decoder)
 
 
-@lru_cache(maxsize=32)
-def _grammar(form: str, tokenizer: Tokenizer) -> Grammar:
+@lru_cache(maxsize=8)  # one may take 20 MB
+def grammar_of(form: str, tokenizer: Tokenizer) -> Grammar:
+    """What a JSON schema, as text, lets an answer be.
+
+    Raises:
+        LitGPTError: It can't be enforced.
+    """
     return Grammar.json_schema(json.loads(form), tokenizer)
 
 

@@ -386,7 +386,7 @@ class Engine:
             try:
                 self._shape(logits[row], request)
             except LitGPTError as error:  # ends this request, not its neighbours
-                request.finish("error", error)
+                request.refuse(error)
         draws = [request.draw() for request in requests]
         tokens = choose(logits, [request.sampling for request in requests], draws).tolist()
         noted: dict[int, Logprob] = {}

@@ -90,6 +90,8 @@ class Request:
         """Tokens of the prompt whose keys and values were there already."""
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
+        self.at_fault = False
+        """Whether it failed by what it asks for, and not by the model."""
         self.variant: str | None = None
         """The adapter that it is computed with; None: the model alone."""
         self.timing = Timing()
@@ -170,6 +172,11 @@ class Request:
             self.finish("length")
         else:
             self._ready = len(self.output) - self._stops.begun(self.output)
+
+    def refuse(self, error: LitGPTError) -> None:
+        """Ends the request, because what it asks for can't be done."""
+        self.at_fault = True
+        self.finish("error", error)
 
     def finish(self, reason: FinishReason, error: BaseException | None = None) -> None:
         """Ends the request."""

@@ -44,6 +44,10 @@ class Grammar:
         self._start = matcher(self._vocabulary, rules, log_level=0)
         if self._start.is_error():
             raise _refused(what, self._start.get_error())
+        trial = self._start.deep_copy()
+        trial.compute_bitmask()
+        if trial.is_error():
+            raise _refused(what, "no text could ever keep to it")
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str, tokenizer: Tokenizer) -> Grammar:
@@ -184,5 +188,6 @@ def _refused(what: str, problem: str) -> LitGPTError:
 
 def _one_sentence(problem: str) -> str:
     """What llguidance says, on one line and without its own preface."""
-    line = next((line for line in problem.splitlines() if line.strip()), "unknown reason")
+    lines = [line for line in problem.splitlines() if line.strip()] or ["unknown reason"]
+    line = f"{lines[0]} {lines[-1].removeprefix('error: ')}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     return re.sub(r"\s+", " ", line).strip().removeprefix("ERROR: ")[:200].rstrip(".")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+import litgpt
 from litgpt.deploy.app import make_app
 from litgpt.deploy.limits import Limits
 from litgpt.deploy.predict_route import Prediction
@@ -82,6 +83,18 @@ def test_another_path(speaker):
 
 def test_health(client):
     assert (client.get("/health").status_code, client.get("/health").text) == (200, "ok")
+    assert (client.head("/health").status_code, client.head("/").status_code) == (200, 200)  # what monitors send
+
+
+@pytest.mark.parametrize(("path", "method"), [("/predict", "POST"), ("/v1/chat/completions", "POST"), ("/", "GET")])
+def test_another_method_is_told_which_one_works(client, path, method):
+    answer = client.delete(path)
+    assert answer.status_code == 405 and answer.headers["allow"] == method
+    assert answer.json()["error"]["message"] == "This path takes another method."
+
+
+def test_the_description_has_the_version(client):
+    assert client.get("/openapi.json").json()["info"] == {"title": "litgpt", "version": litgpt.__version__}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +121,7 @@ def test_health(client):
         (b"", 422, "The body must be a JSON object|not valid JSON"),
         (b"{oops", 422, "The body is not valid JSON"),
         (b'{"prompt": "\xff"}', 400, ""),
-        (b"[" * 100_000, 400, "body"),
+        (b"[" * 100_000, 400, "The body can't be read as JSON"),
     ],
 )
 def test_a_malformed_request_is_told_and_the_server_lives_on(client, body, status, words):

@@ -334,5 +334,13 @@ def test_texts_become_tokens_and_back(speaker):
         assert client.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Llamas eat hay."}
         chat = client.post("/tokenize", json={"messages": HI["messages"]}).json()
         assert chat["tokens"] == speaker.encode("Hi")
-        assert client.post("/tokenize", json={}).status_code == 400
+        shorter = client.post("/tokenize", json={"messages": HI["messages"], "add_generation_prompt": False}).json()
+        assert shorter["tokens"] == chat["tokens"][: shorter["count"]] and shorter["count"] < chat["count"]
+        for body in (
+            {},
+            {"prompt": "Hi", "messages": HI["messages"]},
+            {"prompt": "Hi", "add_generation_prompt": True},
+            {"messages": HI["messages"], "add_special_tokens": False},
+        ):
+            assert client.post("/tokenize", json=body).status_code == 400
         assert client.post("/detokenize", json={"tokens": [-1]}).status_code == 400

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.deploy.service import Service
+from litgpt.errors import LitGPTError
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from tests.deploy.served import GREEDY, alone, make_service, running
@@ -204,6 +205,10 @@ def test_json_mode_gives_an_object(client):
         assert answer.choices[0].message.content.startswith("{")
 
 
+def schema(content: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": content}}
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "param", "words"),
     [
@@ -221,6 +226,31 @@ def test_json_mode_gives_an_object(client):
         (dict(messages=[{"role": "user"}]), "BadRequestError", "messages[0].content", "no content"),
         (dict(messages=[{"role": "user", "content": "hay " * 600}]), "BadRequestError", "messages", "the context only"),
         (dict(messages=[{"role": "user", "content": "h" * 40_000}]), "BadRequestError", "messages", "more than 32768"),
+        (
+            dict(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+            "BadRequestError",
+            "messages[0].content[0].type",
+            "input should be 'text'",
+        ),
+        (
+            dict(response_format=schema({"type": "objekt"})),
+            "BadRequestError",
+            "response_format",
+            "Invalid type: objekt",
+        ),
+        (dict(response_format=schema({"$ref": "#"})), "BadRequestError", "response_format", "no text could ever keep"),
+        (
+            dict(response_format=schema({"type": "string", "pattern": "(?!a)b"})),
+            "BadRequestError",
+            "response_format",
+            "look-around",
+        ),
+        (
+            dict(response_format=schema({"enum": ["x" * 130_000]})),
+            "BadRequestError",
+            "response_format",
+            "at most 120000",
+        ),
         (dict(top_logprobs=3), "BadRequestError", "top_logprobs", "needs logprobs"),
         (dict(logprobs=True, top_logprobs=30), "BadRequestError", "top_logprobs", "less than or equal to 20"),
         (dict(logit_bias={"a": 1}), "BadRequestError", "logit_bias", "token ids"),
@@ -251,6 +281,23 @@ def test_a_mistake_has_openais_shape_and_names_the_field(client, settings, error
         pytest.fail("the mistake was taken")
 
 
+def test_an_answer_that_cant_be_held_to_its_grammar_is_the_requests_fault(client, monkeypatch):
+    structured = pytest.importorskip("litgpt.generate.structured")
+
+    def refuse(*_):
+        raise LitGPTError("The grammar is too complex.")
+
+    monkeypatch.setattr(structured.Match, "restrict", refuse)
+    with pytest.raises(openai.UnprocessableEntityError, match="too complex"):
+        chat(client, response_format={"type": "json_object"})
+    assert chat(client).choices[0].finish_reason == "length"
+
+
+def test_a_body_that_is_no_object_is_told_what_one_looks_like(client):
+    with pytest.raises(openai.BadRequestError, match='a JSON object like {"model": "..."}'):
+        client.post("/chat/completions", body=[], cast_to=object)
+
+
 def test_a_prompt_that_is_too_long_has_openais_code(client):
     with pytest.raises(openai.BadRequestError) as failure:
         chat(client, [{"role": "user", "content": "hay " * 600}])
@@ -264,6 +311,12 @@ def test_a_wrong_key_is_an_authentication_error(client):
 
 def test_harmless_fields_are_taken(client):
     assert chat(client, user="me", metadata={"a": "b"}, store=False, service_tier="auto").choices
+
+
+def test_a_field_that_is_null_asks_for_nothing_whether_it_is_known_or_not(client):
+    nulls = dict.fromkeys(["functions", "prediction", "verbosity", "tools", "stop", "seed", "stream_options", "n"])
+    message = {"role": "user", "content": "Hi", "thinking": None}
+    assert chat(client, [message], extra_body=nulls).choices
 
 
 def test_content_in_parts_is_one_text(client, speaker):
