@@ -19,7 +19,7 @@ TEXTS = st.lists(
     | st.text(max_size=3),
     max_size=12,
 ).map("".join)
-PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=130, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module", params=made.MAKERS)

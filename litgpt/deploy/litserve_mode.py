@@ -9,6 +9,7 @@ its end: when its client goes away, its slot is not freed before.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -187,6 +188,8 @@ class QueueBackend(Backend):
     def __init__(self, slots: int, length: int, model: str) -> None:
         self.slots, self.length, self.model = slots, length, model
         self.server: ls.LitServer | None = None
+        self.heard = -math.inf
+        """When something last came from a replica."""
         self._path = ""
         self._in_flight = 0
 
@@ -243,6 +246,8 @@ class QueueBackend(Backend):
         assert self.server is not None
         if any(state != WorkerSetupStatus.READY for state in self.server.workers_setup_status.values()):
             return "a replica is not ready"
+        if time.monotonic() - self.heard < PROBE_SECONDS:  # a question would only wait behind what is being answered
+            return None
         answers = await self.open([Work(self.model, [0], Sampling(temperature=0), 1)])
         try:
             async with asyncio.timeout(PROBE_SECONDS):
@@ -267,6 +272,7 @@ class QueueAnswers(Answers):
         await self._item.event.wait()
         self._item.event.clear()
         self._begun = True
+        self._backend.heard = time.monotonic()
 
     def _received(self) -> list[Any]:
         found = []

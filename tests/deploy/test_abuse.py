@@ -88,6 +88,34 @@ def test_two_hundred_clients_killed_mid_stream(url):
 
 
 @pytest.mark.slow
+def test_five_hundred_requests_leave_nothing_behind(server, url):
+    process = psutil.Process(server[1].pid)
+    assert process.children() == [] and process.memory_info().rss < 450e6
+
+    def ask(numbers: range) -> None:
+        for number in numbers:
+            body = {"model": "tiny", "prompt": f"Llama {number}", "max_tokens": 3}
+            assert httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200
+
+    ask(range(100))
+    before = process.memory_info().rss
+    ask(range(100, 600))
+    assert process.memory_info().rss - before < 5e6
+
+
+@pytest.mark.slow
+def test_forty_thousand_tokens_are_refused_quickly_and_in_little_memory(server, url):
+    process = psutil.Process(server[1].pid)
+    before = process.memory_info().rss
+    for prompt in ("hay " * 40_000, [5] * 40_000):
+        started = time.monotonic()
+        answer = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": prompt}, timeout=30)
+        assert time.monotonic() - started < 0.5
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    assert process.memory_info().rss - before < 20e6
+
+
+@pytest.mark.slow
 def test_large_bodies(url):
     head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     host, port = url.removeprefix("http://").split(":")
@@ -180,19 +208,26 @@ def test_two_thousand_malformed_bodies(url):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_server_error(url):
+def test_schemathesis_finds_no_server_error_and_one_shape_of_problems(url):
     schemathesis = pytest.importorskip("schemathesis")
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    count = 0
 
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @QUICK(max_examples=30)
+        @QUICK(max_examples=80)
         @given(case=operation.as_strategy())
         def each(case) -> None:
-            assert case.call(timeout=30).status_code < 500
+            nonlocal count
+            count += 1
+            answer = case.call(timeout=30)
+            assert answer.status_code < 500
+            if answer.status_code >= 400:
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
         each()
+    assert count >= 500
 
 
 @pytest.mark.slow

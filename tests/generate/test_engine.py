@@ -81,6 +81,18 @@ def test_running_requests_go_on_while_a_long_prompt_is_processed(model):
     assert short.result() == naive(model, short.prompt, 40)
 
 
+def test_the_first_token_waits_for_the_prompts_before_it_and_no_longer(model):
+    chunk, lengths = 8, (20, 3, 9, 17, 1, 24, 2, 12)
+    engine = Engine(model, slots=8, chunk=chunk)
+    requests = [engine.submit(p, GREEDY, max_new_tokens=20) for p in prompts(*lengths)]
+    first: dict[int, int] = {}
+    for number in range(1, 14):
+        engine.step()
+        first |= {i: number for i, request in enumerate(requests) if request.output and i not in first}
+    before = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    assert [first[i] for i in range(len(lengths))] == [-(-tokens // chunk) for tokens in before]
+
+
 def test_a_request_that_leaves_does_not_disturb_a_half_processed_prompt(model):
     engine = Engine(model, slots=3, chunk=3)
     first, second = (engine.submit(p, GREEDY, max_new_tokens=n) for p, n in zip(prompts(1, 2), (4, 20), strict=True))

@@ -1,0 +1,77 @@
+"""What it costs to bring text to clients, without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+
+import pytest
+
+from litgpt.deploy.work import Answers, Counts, News
+from litgpt.generate.speaker import Speaker
+from tests.deploy.served import make_service, running
+from tests.generate.folder import make_folder
+
+CLIENTS, PIECES = 8, 2000
+CLIENT = """
+import json, socket, sys, threading
+host, port, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+body = json.dumps({"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+head = "POST /v1/chat/completions HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n"
+head += "content-type: application/json\\r\\n"
+counts = []
+def ask():
+    with socket.create_connection((host, port)) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\\r\\n\\r\\n".encode() + body)
+        received = b""
+        while part := connection.recv(1 << 20):
+            received += part
+    counts.append(received.count(b'"content":" word"'))
+threads = [threading.Thread(target=ask) for _ in range(n)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(counts))
+"""
+
+
+class Words(Answers):
+    """As many words as there are to be, each as soon as it is asked for."""
+
+    begun = True
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    async def change(self) -> None:
+        await asyncio.sleep(0)
+
+    def take(self) -> list[News]:
+        self.n += 1
+        return [News(0, " word", finish_reason="length" if self.n == PIECES else None, counts=Counts(3, 0, self.n))]
+
+    def cancel(self) -> None:
+        return
+
+
+@pytest.mark.slow
+def test_a_core_streams_ten_thousand_pieces_a_second(tmp_path):
+    service = make_service(Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true"))
+
+    async def words(works):
+        return Words()
+
+    service.backend.open = words
+    with running(service) as url:
+        host, port = url.removeprefix("http://").split(":")
+        best = float("inf")
+        for _ in range(3):
+            before = time.process_time()
+            command = [sys.executable, "-c", CLIENT, host, port, str(CLIENTS)]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            best = min(best, time.process_time() - before)
+            assert int(told) == CLIENTS * PIECES
+    assert best / (CLIENTS * PIECES) < 1e-4
