@@ -72,7 +72,8 @@ def make_router(service: Service) -> APIRouter:
 
 
 def _told(service: Service, voice: Voice) -> dict[str, Any]:
-    base = service.base.name
+    """A model as OpenAI tells of one, with what clients want to know before they ask it."""
+    base, usual = service.base.name, service.sampling
     return {
         "id": voice.name,
         "object": "model",
@@ -81,6 +82,7 @@ def _told(service: Service, voice: Voice) -> dict[str, Any]:
         "root": base,
         "parent": None if voice.adapter is None else base,
         "max_model_len": service.prompt_limit,
+        "sampling": {"temperature": usual.temperature, "top_p": usual.top_p, "top_k": usual.top_k},
         "pooling": service.pooling,
     }
 

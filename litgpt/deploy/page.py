@@ -19,7 +19,7 @@ def chat_page() -> tuple[str, dict[str, str]]:
     html = (files("litgpt.deploy") / "page.html").read_text(encoding="utf-8")
     script, style = (_hash_of(tag, html) for tag in ("script", "style"))
     policy = (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self';"
+        f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self';"
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {

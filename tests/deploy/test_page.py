@@ -28,7 +28,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backg
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-SAID = "() => messages.map((message) => message.content)"
+SAID = "() => chat.messages.map((message) => message.content)"
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> [x](javascript:window.hacked=3)"
 MARKDOWN = """# Title
 
@@ -53,6 +53,8 @@ class Script:
     answers: list[str] = field(default_factory=list)
     pause: float = 0.0
     """Seconds between two pieces."""
+    breaks: bool = False
+    """Whether streams end before their end."""
     key: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     left: int = 0
@@ -73,7 +75,8 @@ class Script:
         def models(request: Request) -> Any:
             if refused(request):
                 return JSONResponse({"error": {"message": "The key is missing."}}, 401)
-            return {"data": [{"id": "base"}, {"id": "tuned"}]}
+            usual = {"temperature": 0.3, "top_p": 1.0, "top_k": None}
+            return {"data": [{"id": name, "max_model_len": 99, "sampling": usual} for name in ("base", "tuned")]}
 
         @app.post("/v1/chat/completions")
         async def chat(request: Request) -> Any:
@@ -91,6 +94,8 @@ class Script:
             for at in range(0, len(answer), 7):
                 yield self.event(choices=[{"delta": {"content": answer[at : at + 7]}, "finish_reason": None}])
                 await asyncio.sleep(self.pause)
+            if self.breaks:
+                return
             yield self.event(choices=[{"delta": {}, "finish_reason": "stop"}])
             yield self.event(choices=[], usage={"completion_tokens": 42})
             yield "data: [DONE]\n\n"
@@ -284,10 +289,89 @@ def test_markdown_becomes_elements(page, script):
     assert answer.locator(".code-head span").inner_text() == "python"
 
 
+TREE = """(text) => {
+  const tree = (node) => {
+    node.normalize();
+    if (node.nodeType === 3) return node.data;
+    const name = node.tagName.toLowerCase() + (node.className ? "." + node.className : "");
+    return [name, ...[...node.childNodes].map(tree)];
+  };
+  return elements(text).map(tree);
+}"""
+TABLE = [
+    "table",
+    ["thead", ["tr", ["th", "a"], ["th.right", "b"]]],
+    ["tbody", ["tr", ["td", "1"], ["td.right", "2"]]],
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("a\nb\n\nc", [["p", "a", ["br"], "b"], ["p", "c"]]),
+        ("**a *b* c** _d_ e_f_g", [["p", ["strong", "a ", ["em", "b"], " c"], " ", ["em", "d"], " e_f_g"]]),
+        ("~~a~~ 2 * 3 * 4 and ** no **", [["p", ["del", "a"], " 2 * 3 * 4 and ** no **"]]),
+        (r"\*no\* \(x\)", [["p", r"*no* \(x\)"]]),
+        ("`` a`b `` and `<i>`", [["p", ["code", "a`b"], " and ", ["code", "<i>"]]]),
+        ("1. a\n   - b\n   - c\n2. d", [["ol", ["li", "a", ["ul", ["li", "b"], ["li", "c"]]], ["li", "d"]]]),
+        ("- a\n\n  b\n- c", [["ul", ["li", "a", ["p", "b"]], ["li", "c"]]]),
+        ("It was in\n1990. Then", [["p", "It was in", ["br"], "1990. Then"]]),
+        ("a | b\n---|--:\n1 | 2", [["div.table", TABLE]]),
+        ("a\n---", [["p", "a", ["br"], "---"]]),
+        ("> a\n> - b", [["blockquote", ["p", "a"], ["ul", ["li", "b"]]]]),
+        ("[x](javascript:alert) [y](data:text/html,z)", [["p", "[x](javascript:alert) [y](data:text/html,z)"]]),
+        ("(see https://a.example/b_c.)", [["p", "(see ", ["a", "https://a.example/b_c"], ".)"]]),
+    ],
+)
+def test_what_markdown_becomes(page, text, tree):
+    assert page.evaluate(TREE, text) == tree
+
+
+def test_code_in_a_list_is_code(page):
+    found = page.evaluate(TREE, "1. Run\n   ```sh\n   ls\n     -l\n   ```\n2. Done")
+    code = ["div.code", ["div.code-head", ["span", "sh"], ["button", "Copy"]], ["pre", ["code", "ls\n  -l"]]]
+    assert found == [["ol", ["li", "Run", code], ["li", "Done"]]]
+
+
+def test_reasoning_is_folded_away_once_the_answer_comes(page, script):
+    script.answers = ["<think>\nHm, **grass**.\n</think>\n\nGrass."]
+    ask(page, "What do llamas eat?")
+    finished(page)
+    folded = page.locator("article.assistant details")
+    assert folded.locator("summary").inner_text() == "Reasoning" and folded.get_attribute("open") is None
+    assert page.locator("article.assistant .text > p").inner_text() == "Grass."
+
+
+@pytest.mark.parametrize("piece", ["**a ", "`a", "- a\n", "> ", "[a](", "*a _b ", "|a", "    - a\n", "\\"])
+def test_no_text_takes_long_to_show(page, piece):
+    text = piece * (30_000 // len(piece))
+    took = page.evaluate(
+        "(text) => { const t = performance.now(); elements(text); return performance.now() - t; }", text
+    )
+    assert took < 3000
+
+
+def test_what_is_shown_already_stays_while_more_comes(page):
+    same = """() => {
+      const box = make("div");
+      render(box, "One.\\n\\nTwo.\\n\\nThr");
+      const [first, second] = box.children;
+      render(box, "One.\\n\\nTwo.\\n\\nThree **now**.");
+      return [box.children[0] === first, box.children[1] === second, box.textContent];
+    }"""
+    assert page.evaluate(same) == [True, True, "One.Two.Three now."]
+
+
 def test_settings_reach_the_server_and_stay(page, script):
     script.answers = ["yes"]
     page.click("#toggle")
-    for name, value in {"system": "Be brief.", "temperature": "0", "max_tokens": "9", "seed": "4"}.items():
+    for name, value in {
+        "system": "Be brief.",
+        "temperature": "0",
+        "top_p": "1",
+        "max_tokens": "9",
+        "seed": "4",
+    }.items():
         page.fill(f"#{name}", value)
     page.select_option("#model", "tuned")
     page.press("#seed", "Escape")
@@ -299,15 +383,76 @@ def test_settings_reach_the_server_and_stay(page, script):
     assert [asked[name] for name in ("model", "temperature", "max_tokens", "seed", "top_p")] == ["tuned", 0, 9, 4, 1]
     page.reload()
     assert page.input_value("#system") == "Be brief."
+    page.click("#toggle")
+    page.click("#reset")
+    page.reload()
+    assert [page.input_value(f"#{name}") for name in ("system", "temperature", "seed")] == ["", "", ""]
+
+
+def test_what_the_server_does_by_itself_is_told_and_not_sent(page, script):
+    script.answers = ["yes"]
+    assert [page.get_attribute(f"#{name}", "placeholder") for name in ("temperature", "top_k")] == ["0.3", "all"]
+    ask(page, "Hello")
+    finished(page)
+    assert set(script.asked[0]) == {"model", "stream", "stream_options", "messages"}
+
+
+def test_earlier_chats_are_kept_and_opened_and_deleted(page, script):
+    script.answers = ["one", "two", "three"]
+    ask(page, "first")
+    finished(page)
+    page.click("#new")
+    assert texts(page) == []
+    ask(page, "second")
+    finished(page)
+    page.reload()
+    page.wait_for_selector("article.assistant")
+    assert texts(page) == ["second", "two"]
+    page.click("#list")
+    rows = page.locator("#chats .row")
+    assert [row.split("\n")[0] for row in rows.all_inner_texts()] == ["second", "first"]
+    page.click("#chats .row >> text=first")
+    assert texts(page) == ["first", "one"]
+    ask(page, "on")
+    finished(page)
+    assert [message["content"] for message in script.asked[2]["messages"]] == ["first", "one", "on"]
+    with page.expect_download() as downloaded:
+        page.click("text=Download all")
+    assert len(json.loads(downloaded.value.path().read_text())) == 2
+    page.click("[aria-label='Delete second']")
+    assert rows.count() == 1
+    page.click("text=Delete all")
+    assert rows.count() == 0 and page.evaluate("localStorage.getItem('chat.list')") == "[]"
+    assert not page.problems
+
+
+def test_a_new_chat_ends_the_answer_under_way(page, script):
+    script.answers, script.pause = ["word " * 400, "fresh"], 0.02
+    ask(page, "Go on")
+    page.wait_for_function("() => document.querySelector('article.writing .text')?.textContent.length > 50")
+    page.click("#new")
+    finished(page)
+    assert texts(page) == []
+    ask(page, "Hello")
+    finished(page)
+    assert texts(page) == ["Hello", "fresh"]
+    assert [message["content"] for message in script.asked[1]["messages"]] == ["Hello"]
+
+
+def test_an_answer_that_breaks_off_is_told(page, script):
+    script.answers, script.breaks = ["half an answer"], True
+    ask(page, "Hello")
+    page.wait_for_selector(".notice")
+    assert "broke off" in page.inner_text(".notice > span")
+    assert texts(page) == ["Hello", "half an answer"]
 
 
 def test_a_failure_is_told_and_the_message_kept(page, script):
     ask(page, "Hello")
     page.wait_for_selector(".notice")
-    assert page.inner_text(".notice") == "All slots are taken. (429)"
+    assert page.inner_text(".notice > span") == "All slots are taken. (429)"
     script.answers = ["now"]
-    page.locator("article.user .edit").click()
-    page.press("article textarea", "Enter")
+    page.click("text=Try again")
     page.wait_for_selector("article.assistant")
     finished(page)
     assert texts(page) == ["Hello", "now"]
@@ -334,8 +479,44 @@ def test_it_fits_narrow_screens_in_light_and_dark(page, script, scheme):
     ask(page, "y" * 300)
     finished(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    places = {name: page.locator(name).bounding_box() for name in ("header", "main", "footer", "#prompt", "#send")}
+    assert all(place["width"] == 360 and place["x"] == 0 for place in list(places.values())[:3])
+    assert places["main"]["height"] > 450 and places["footer"]["y"] + places["footer"]["height"] == 640
+    assert places["#prompt"]["width"] > 250 and places["#send"]["x"] + places["#send"]["width"] < 360
+    page.click("#toggle")
+    assert page.locator("#settings").bounding_box()["width"] == 360
+    page.keyboard.press("Escape")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_on_a_wide_screen_each_part_has_its_place(page, script):
+    script.answers = [MARKDOWN]
+    page.set_viewport_size({"width": 1200, "height": 800})
+    ask(page, "Show off")
+    finished(page)
+    for name in ("#list", "#toggle"):
+        page.click(name)
+    chats, main, settings, footer = (
+        page.locator(name).bounding_box() for name in ("#chats", "main", "#settings", "footer")
+    )
+    assert chats["x"] == 0 and chats["x"] + chats["width"] == main["x"] == footer["x"]
+    assert main["x"] + main["width"] == settings["x"] and settings["x"] + settings["width"] == 1200
+    assert main["y"] + main["height"] == footer["y"] and footer["y"] + footer["height"] == 800
+    assert chats["y"] + chats["height"] == settings["y"] + settings["height"] == 800
+    for name in ("#list", "#toggle"):
+        page.click(name)
+    assert page.locator("main").bounding_box()["width"] == page.locator("footer").bounding_box()["width"] == 1200
+
+
+def test_light_and_dark_can_be_chosen_and_stay(page):
+    page.emulate_media(color_scheme="light")
+    dark = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(dark)
+    page.click("#theme")
+    assert page.evaluate(dark) != before
+    page.reload()
+    assert page.evaluate(dark) != before
 
 
 def test_the_keyboard_reaches_everything(page, script):
