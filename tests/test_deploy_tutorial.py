@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.lora_runs import make_run
+from tests.generate.folder import make_folder
 from tests.test_docs import ROOT, fences, shell_lines
 
 PAGE = ROOT / "tutorials" / "deploy.md"
@@ -39,6 +41,13 @@ def get(port: int, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
     except OSError:
         return 0, ""
+
+
+def post(port: int, path: str, body: dict[str, object]) -> str:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode()
 
 
 def started(line: str, port: int, folder: Path) -> subprocess.Popen[bytes]:
@@ -103,6 +112,15 @@ def test_the_requests_are_answered(server):
     assert "# TYPE" in metrics
 
 
+def test_openais_client_is_answered(server):
+    pytest.importorskip("openai")
+    (program,) = fences(PAGE, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace(":8000", f":{server}")], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout) > 20
+
+
 def test_the_page_is_there(server):
     status, page = get(server, "/")
     assert status == 200 and page.startswith("<!doctype html>")
@@ -126,15 +144,25 @@ def test_keys_are_asked_for(folder):
     assert stopped(process) == 0
 
 
+def test_each_adapter_answers(folder):
+    line = next(line for line in shell_lines(PAGE) if "--adapters" in line)
+    base = make_folder(folder / shlex.split(line)[2])
+    for seed, name in enumerate(("support", "poems")):
+        make_run(folder / f"out/{name}/final", base, seed, r=4, alpha=8)
+    port = free_port()
+    process = started(line, port, folder)
+    names = [entry["id"] for entry in json.loads(get(port, "/v1/models")[1])["data"]]
+    assert names == ["SmolLM2-135M-Instruct", "support", "poems"]
+    asked = ({"model": name, "prompt": "Hi", "temperature": 0, "max_tokens": 20} for name in names)
+    answers = [json.loads(post(port, "/v1/completions", body)) for body in asked]
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 3
+    assert stopped(process) == 0
+
+
 def test_litserve_answers_as_well(folder):
     port = free_port()
     process = started(next(line for line in shell_lines(PAGE) if "litserve" in line), port, folder)
-    body = json.dumps({"prompt": "Emma was", "max_new_tokens": 5}).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/predict", data=body, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        assert json.loads(answer.read())["output"]
+    assert json.loads(post(port, "/predict", {"prompt": "Emma was", "max_new_tokens": 5}))["output"]
     assert stopped(process) == 0
 
 

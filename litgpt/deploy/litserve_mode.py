@@ -272,11 +272,11 @@ class QueueAnswers(Answers):
         await self._item.event.wait()
         self._item.event.clear()
         self._begun = True
-        self._backend.heard = time.monotonic()
 
     def _received(self) -> list[Any]:
         found = []
         while self._item.response_queue:
+            self._backend.heard = time.monotonic()
             content, status = self._item.response_queue.popleft()
             if status == LitAPIStatus.ERROR:
                 found.append(Failure("the replica failed"))
@@ -308,6 +308,7 @@ class QueueAnswers(Answers):
 
     def cancel(self) -> None:
         self._backend.leave(self._uid)
+        self._item.event.set()  # nothing more comes, and whoever waits for it has to know
 
 
 class InFront:
@@ -334,7 +335,7 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
     """Serves with LitServe until it is asked to end.
 
     Raises:
-        LitGPTError: The address can't be LitServe's, or the folder can't be used.
+        LitGPTError: The address can't be LitServe's, the folder can't be used, or a process of it ended by itself.
     """
     if host not in HOSTS or not 1024 <= port <= 65535:
         raise LitGPTError(
@@ -343,13 +344,16 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
     parse_adapters(settings.adapters)
     server = make_server(settings, devices, replicas)
     # LitServe ends in order on Ctrl-C only, and leaves its processes behind on SIGTERM.
-    own = os.getpid()
+    own, asked = os.getpid(), False
 
     def end(number: int, frame: Any) -> None:
+        nonlocal asked
         if os.getpid() == own:
+            asked = True
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
     server.uvicorn_graceful_timeout = settings.shutdown_timeout
     # Its key would be asked for in a header that OpenAI's clients don't send; the application has checked its own.
     try:
@@ -358,6 +362,10 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
         )
     except RuntimeError as error:  # a replica didn't start; why, it has said itself
         raise LitGPTError(f"LitServe did not start: {error}. What stands above says why.") from None
+    except (EOFError, ConnectionError):  # its processes are going already
+        pass
+    if not asked:
+        raise LitGPTError("LitServe ended, because one of its processes did. What stands above says why.")
 
 
 def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer:

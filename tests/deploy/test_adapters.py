@@ -10,21 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
-from litgpt.checkpoint.reader import load_model
-from litgpt.checkpoint.writer import save_state
 from litgpt.deploy.adapters import base_of, find_adapter, make_voices
 from litgpt.deploy.app import make_app
 from litgpt.deploy.local import LocalBackend
 from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
 from litgpt.generate.speaker import Speaker
-from litgpt.lora import LoRA
-from litgpt.peft import owned_state
-from litgpt.prompts import save_prompt_style
+from tests.deploy.lora_runs import make_run
 from tests.deploy.served import GREEDY, alone, asynchronous
 from tests.generate.folder import make_folder
 
@@ -38,23 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder, tmp_path_factory) -> dict[str, Path]:
-    """Folders as `litgpt finetune_lora` leaves them."""
-    made = {}
-    for seed, (name, (settings, style)) in enumerate(RUNS.items()):
-        out = made[name] = tmp_path_factory.mktemp(name)
-        method, model = LoRA(**settings), load_model(folder, dtype=torch.float32)
-        method.attach(model)
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                if method.owns(key):
-                    parameter.add_(torch.randn_like(parameter), alpha=0.3)
-        save_state(out / "lit_model.pth.lora", owned_state(model, method.owns))
-        told = {f"lora_{key}": value for key, value in settings.items()} | {"checkpoint_dir": str(folder)}
-        (out / "hyperparameters.yaml").write_text(yaml.safe_dump(told))
-        if style:
-            save_prompt_style(style, out)
-    return made
+    return {
+        name: make_run(tmp_path_factory.mktemp(name), folder, seed, style, **settings)
+        for seed, (name, (settings, style)) in enumerate(RUNS.items())
+    }
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,17 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
 from litserve.utils import LitAPIStatus
 
-from litgpt.deploy.litserve_mode import EngineAPI, Loop, Outcome, Task
+from litgpt.deploy.litserve_mode import EngineAPI, Loop, Outcome, QueueBackend, Task
 from litgpt.deploy.serve import Loading
 from litgpt.deploy.work import Work
 from litgpt.generate.speaker import Speaker
@@ -81,6 +83,22 @@ def test_litserves_own_loop_drives_the_engine(folder):
     assert not api.has_active_requests()
 
 
+def test_an_answer_that_is_cancelled_is_waited_for_no_longer():
+    async def run() -> None:
+        backend = QueueBackend(2, 100, "tiny")
+        queues, app = {"/predict": queue.Queue()}, SimpleNamespace(response_queue_id=0)
+        backend.connect(SimpleNamespace(response_buffer={}, litapi_request_queues=queues, app=app), "/predict")
+        answers = await backend.open([Work("tiny", [1], GREEDY, 8)])
+        assert backend.gauges()["running"] == 1
+        waiting = asyncio.create_task(answers.change())
+        await asyncio.sleep(0)
+        answers.cancel()
+        await asyncio.wait_for(waiting, 5)
+        assert backend.gauges()["running"] == 0 and not backend.server.response_buffer
+
+    asyncio.run(run())
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
@@ -96,26 +114,48 @@ def left_of(group: int) -> list[str]:
     return found
 
 
-@pytest.mark.slow
-def test_a_server_of_two_replicas(folder, tmp_path):
-    openai = pytest.importorskip("openai")
+LONG = {"model": "tiny", "prompt": "Hi", "max_tokens": 200, "ignore_eos": True}
+
+
+@contextmanager
+def litserved(folder: Path, log: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server once it answers: its address and its main process. No process of it may be left afterwards."""
     port = free_port()
-    flags = ["--server", "litserve", "--replicas", "2", "--port", str(port), "--accelerator", "cpu"]
-    flags += ["--precision", "32-true", "--api_key", "k3y", "--temperature", "0", "--max_new_tokens", "8"]
-    command = [sys.executable, "-m", "litgpt", "serve", str(folder), *flags]
-    log = tmp_path / "log"
+    common = ["--server", "litserve", "--port", str(port), "--accelerator", "cpu", "--precision", "32-true"]
+    command = [sys.executable, "-m", "litgpt", "serve", str(folder), *common, *flags]
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{url}/health", timeout=30).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                assert server.poll() is None, log.read_text()
-            time.sleep(0.5)
+        answers(url, server, log)
+        yield url, server
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and left_of(server.pid):
+            time.sleep(0.2)
+        assert not left_of(server.pid)
+    finally:
+        if left_of(server.pid):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits until the server does."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=30).status_code == 200:
+                return
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_a_server_of_two_replicas(folder, tmp_path):
+    openai = pytest.importorskip("openai")
+    flags = ["--replicas", "2", "--api_key", "k3y", "--temperature", "0", "--max_new_tokens", "8"]
+    headers = {"authorization": "Bearer k3y"}
+    with litserved(folder, tmp_path / "log", *flags) as (url, server):
         speaker = Speaker.load(folder, "cpu", "32-true")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="k3y", max_retries=0)
         ask = dict(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=12)
@@ -131,19 +171,33 @@ def test_a_server_of_two_replicas(folder, tmp_path):
         with pytest.raises(openai.BadRequestError, match="temperature is -1"):
             client.chat.completions.create(**ask, temperature=-1)
         assert len(client.embeddings.create(model="tiny", input="Hi").data[0].embedding) == 32
-        headers = {"authorization": "Bearer k3y"}
+        client.close()
         predicted = httpx.post(f"{url}/predict", json={"prompt": "Hi"}, headers=headers, timeout=30).json()
         assert predicted == {"output": alone(speaker, "Hi")}
         assert json.loads(httpx.get(f"{url}/info").text)["server"]["workers_per_device"] == 2
-        client.close()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        with pytest.raises(httpx.ReadTimeout):  # a client that goes away
+            httpx.post(f"{url}/v1/completions", json=LONG, headers=headers, timeout=0.2)
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and left_of(server.pid):
-            time.sleep(0.2)
-        assert not left_of(server.pid)
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-    assert "k3y" not in log.read_text()
+        while "litgpt_answers_running 0" not in httpx.get(f"{url}/metrics", headers=headers).text:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"stream": True}, headers=headers) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            started = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.wait(60) == 0 and time.monotonic() - started < 25
+    assert "k3y" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_ends_the_server_as_a_failure(folder, tmp_path):
+    with litserved(folder, tmp_path / "log") as (_, server):
+        spawned = [
+            process for process in psutil.Process(server.pid).children() if "spawn_main" in str(process.cmdline())
+        ]
+        assert len(spawned) == 1
+        spawned[0].kill()
+        assert server.wait(60) == 1
+    assert "one of its processes did" in (tmp_path / "log").read_text().splitlines()[-1]
