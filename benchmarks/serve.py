@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py FOLDER [--peer PYTHON] [--clients 8] [--tokens 64] [--rounds 7]
 
-FOLDER is a Hugging Face folder (SmolLM2-135M-Instruct); PYTHON is the interpreter of an environment with
+FOLDER is SmolLM2-135M-Instruct as a Hugging Face folder; PYTHON is the interpreter of an environment with
 litgpt==0.5.13, litserve and jinja2; without one, an environment is made for the time of the benchmark. Both servers run
 side by side with one thread each, and one of them at a time is asked: in a round every client sends one prompt, of its
 own length, to `/predict`, all at the same moment, and all answers are awaited. Both are greedy and in bfloat16. What is
@@ -133,13 +133,14 @@ def main() -> None:
     common = ("--temperature", "0", "--timeout", "600", "--max_new_tokens", str(tokens), "--precision")
     with tempfile.TemporaryDirectory() as work:
         peer = peer_python(given.peer, Path(work) / "peer", "litserve", "jinja2")
+        copy = litgpt_folder(given.folder, Path(work) / "litgpt")
+        # LitGPT knows the style by the model's name; by another one it would ask without, and get no answers.
+        (copy / "prompt_style.yaml").write_text("class_path: litgpt.prompts.SmolLM2\n")
         with closing(Server(sys.executable, given.folder, True, *common, "32-true", *slots)) as exact:
             same = {"float32": equal(exact, prompts, tokens)}
         with (
             closing(Server(sys.executable, given.folder, True, *common, "bf16-true", *slots)) as ours,
-            closing(
-                Server(peer, litgpt_folder(given.folder, Path(work) / "litgpt"), False, *common, "bf16-true")
-            ) as theirs,
+            closing(Server(peer, copy, False, *common, "bf16-true")) as theirs,
         ):
             same["bfloat16"] = equal(ours, prompts, tokens)
             together(theirs, prompts[:1], tokens)
