@@ -133,7 +133,7 @@ def run_server(
         pooling=pooling,
         limits=limits,
         keys=read_keys(api_key, api_key_file),
-        origins=_listed(cors),
+        origins=_origins(cors),
         request_log=request_log,
         shutdown_timeout=shutdown_timeout,
     )
@@ -198,6 +198,15 @@ def _listed(given: list[str] | str | None) -> tuple[str, ...]:
     """A list, or one text with commas between."""
     parts = given.split(",") if isinstance(given, str) else given or ()
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _origins(given: list[str] | str | None) -> tuple[str, ...]:
+    origins = _listed(given)
+    for origin in origins:
+        scheme, _, host = origin.partition("://")
+        if origin != "*" and (not scheme.isalpha() or not host or set(host) & set("/?#@* ")):
+            raise LitGPTError(f"--cors {origin} is no origin; write it as https://example.org, without a path, or `*`.")
+    return origins
 
 
 def _path(path: str) -> str:

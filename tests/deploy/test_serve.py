@@ -96,6 +96,8 @@ def test_a_port_that_is_taken_is_told():
         (dict(server="litserve", host="10.0.0.1"), "0.0.0.0"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(temperature=-1.0), "temperature is -1.0"),
+        (dict(cors="https://a.example/"), "--cors https://a.example/ is no origin"),
+        (dict(cors=["*", "a.example"]), "--cors a.example is no origin"),
         (dict(api_path="predict"), "begins with /"),
         (dict(api_path="/health"), "is no path to serve"),
         (dict(api_path="/v1/models"), "is no path to serve"),
