@@ -9,7 +9,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from litgpt.deploy import channels
 from litgpt.deploy.adapters import Voice
+from litgpt.deploy.channels import ChannelReader
 from litgpt.deploy.events import Usage, events, finish_reason, stream_response
 from litgpt.deploy.problems import JSON, Problem
 from litgpt.deploy.prompting import (
@@ -24,7 +26,7 @@ from litgpt.deploy.prompting import (
 )
 from litgpt.deploy.schemas import ChatRequest, Tool, ToolChoice
 from litgpt.deploy.service import Live, Service
-from litgpt.deploy.tool_calls import Call, CallReader, ToolFormat, forced_schema, format_of
+from litgpt.deploy.tool_calls import Call, CallReader, Parted, ToolFormat, forced_schema, format_of
 from litgpt.deploy.work import LEAST_LOGPROB, News, TokenNote, Work, token_text
 from litgpt.prompts import ChatTemplate
 
@@ -41,6 +43,7 @@ class Order:
     names: frozenset[str] = frozenset()
     forced: str | None = None
     """What the answer begins with that has to be a call."""
+    in_channels: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -48,8 +51,10 @@ class Order:
         """What every answer, and every piece of one, begins with."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
 
-    def reader(self) -> CallReader | None:
-        """What parts calls from text in one answer."""
+    def reader(self) -> CallReader | ChannelReader | None:
+        """What parts an answer; None: all of it is said."""
+        if self.in_channels:
+            return ChannelReader(self.names)
         if self.notation is None:
             return None
         reader = CallReader(self.notation, self.names)
@@ -59,37 +64,39 @@ class Order:
 
 
 class Choice:
-    """One answer as it comes: what is said, what is called, and how likely each token was."""
+    """One answer as it comes: what is said, called and thought, and how likely each token was."""
 
     def __init__(self, order: Order) -> None:
         self._reader = order.reader()
         self._only_one = order.body.parallel_tool_calls is False or order.forced is not None
-        self.text = ""
+        self.text = self.thought = ""
         self.calls: list[Call] = []
         self.notes: list[TokenNote] = []
         self.reason: str | None = None
         self.begun = False
 
-    def take(self, news: News) -> tuple[str, list[Call]]:
+    def take(self, news: News) -> Parted:
         """What is new in it."""
-        said, calls = (news.text, []) if self._reader is None else self._reader.push(news.text)
+        parted = Parted(news.text) if self._reader is None else self._reader.push(news.text)
         if news.finish_reason is not None and self._reader is not None:
-            more, last = self._reader.close()
-            said, calls = said + more, calls + last
+            parted += self._reader.close()
         if self._only_one:
-            calls = calls[: 1 - len(self.calls)]
-        self.text += said
-        self.calls += calls
+            parted = replace(parted, calls=parted.calls[: 1 - len(self.calls)])
+        self.text += parted.said
+        self.thought += parted.thought
+        self.calls += parted.calls
         self.notes += news.notes
         if news.finish_reason is not None:
             reason = finish_reason(news.finish_reason)
             self.reason = "tool_calls" if self.calls and reason == "stop" else reason
-        return said, calls
+        return parted
 
     def message(self) -> dict[str, Any]:
         """It as a whole."""
-        calls = {"tool_calls": [call.told() for call in self.calls]} if self.calls else {}
-        return {"role": "assistant", "content": self.text or (None if self.calls else ""), "refusal": None, **calls}
+        more: dict[str, Any] = {"tool_calls": [call.told() for call in self.calls]} if self.calls else {}
+        if self.thought:
+            more["reasoning_content"] = self.thought
+        return {"role": "assistant", "content": self.text or (None if self.calls else ""), "refusal": None, **more}
 
 
 def make_router(service: Service) -> APIRouter:
@@ -134,7 +141,8 @@ def understand(service: Service, body: ChatRequest) -> Order:
     elif isinstance(body.tool_choice, ToolChoice) or body.tool_choice == "required":
         raise Problem(400, "tool_choice asks for a tool, and there are no tools.", "tool_choice")
     prompt = encode(service, voice, text + (order.forced or ""), "messages")
-    shown = order.notation.shown if order.notation is not None else ()
+    order.in_channels = _template_has(voice, channels.SIGN)
+    shown = channels.MARKS if order.in_channels else order.notation.shown if order.notation is not None else ()
     limit = body.max_completion_tokens or body.max_tokens
     stops = stops_of(body, service)
     work = Work(voice.name, prompt, sampling, limit, stops, form, shown, bool(body.ignore_eos))
@@ -171,6 +179,11 @@ def notation_of(voice: Voice) -> ToolFormat | None:
     """How this model writes calls; None: nobody knows, and they stay text."""
     style = voice.speaker.style
     return format_of(style.template("tool_use").source) if isinstance(style, ChatTemplate) else None
+
+
+def _template_has(voice: Voice, sign: str) -> bool:
+    style = voice.speaker.style
+    return isinstance(style, ChatTemplate) and sign in style.template().source
 
 
 def _force(order: Order, tools: Sequence[Tool], form: str | None) -> str | None:
@@ -237,12 +250,14 @@ async def pieces(order: Order, live: Live) -> AsyncIterator[dict[str, Any]]:
     async for news in live.news():
         choice = choices[news.choice]
         n_called = len(choice.calls)
-        said, calls = choice.take(news)
+        parted = choice.take(news)
         usage.take(news)
         notes = _logprobs(order, news.notes) if order.body.logprobs and news.notes else None
-        if said or notes:
-            yield piece(news.choice, {"content": said}, notes=notes)
-        for at, call in enumerate(calls):
+        if parted.thought:
+            yield piece(news.choice, {"reasoning_content": parted.thought})
+        if parted.said or notes:
+            yield piece(news.choice, {"content": parted.said}, notes=notes)
+        for at, call in enumerate(parted.calls):
             yield piece(news.choice, {"tool_calls": [call.told(n_called + at)]})
         if choice.reason is not None:
             yield piece(news.choice, {}, choice.reason)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError
+from litgpt.generate.text import begun
 
 ID_CHARACTERS = string.ascii_letters + string.digits
 ID_LENGTH = 9
@@ -30,6 +31,18 @@ class Call:
         place = {} if index is None else {"index": index}
         called = {"name": self.name, "arguments": self.arguments}
         return {**place, "id": self.id, "type": "function", "function": called}
+
+
+@dataclass(frozen=True)
+class Parted:
+    """A piece of an answer, its kinds parted."""
+
+    said: str = ""
+    calls: tuple[Call, ...] = ()
+    thought: str = ""
+
+    def __add__(self, other: Parted) -> Parted:
+        return Parted(self.said + other.said, self.calls + other.calls, self.thought + other.thought)
 
 
 @dataclass(frozen=True)
@@ -201,30 +214,25 @@ class CallReader:
         self._said = False
         self.n_calls = 0
 
-    def push(self, text: str) -> tuple[str, list[Call]]:
+    def push(self, text: str) -> Parted:
         """What is said and what is called, as far as it is certain."""
         self._held += text
-        said = ""
-        calls: list[Call] = []
+        parted = Parted()
         while True:
             if self._inside is None:
-                said += self._noted(self._until_start())
+                parted += Parted(self._noted(self._until_start()))
                 if self._inside is None:
                     break
             content = self._until_end()
             if content is None:
                 break
-            more, found = self._read(content, self._notation.end or "")
-            said, calls = said + self._noted(more), calls + found
-        return said, calls
+            parted += self._read(content, self._notation.end or "")
+        return parted
 
-    def close(self) -> tuple[str, list[Call]]:
+    def close(self) -> Parted:
         """What was held back, once the answer is complete."""
         rest, self._held = self._held, ""
-        if self._inside is None:
-            return self._noted(rest), []
-        said, calls = self._read(rest, "")
-        return self._noted(said), calls
+        return Parted(self._noted(rest)) if self._inside is None else self._read(rest, "")
 
     def _noted(self, said: str) -> str:
         # White space between calls, or after the last one, is notation and not something said.
@@ -252,9 +260,9 @@ class CallReader:
             at, self._inside = min(found)
             self._held = held[at + len(self._inside) :]
             return held[:at] if held[:at].strip() else ""
-        begun = max((n for s in notation.starts for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
-        self._held = held[len(held) - begun :]
-        return held[: len(held) - begun]
+        certain = len(held) - begun(held, notation.starts)
+        self._held = held[certain:]
+        return held[:certain]
 
     def _until_end(self) -> str | None:
         """What stands between a call's marks; None: its end hasn't come."""
@@ -264,16 +272,16 @@ class CallReader:
         content, _, self._held = self._held.partition(end)
         return content
 
-    def _read(self, content: str, end: str) -> tuple[str, list[Call]]:
+    def _read(self, content: str, end: str) -> Parted:
         start, self._inside = self._inside or "", None
         try:
             calls = self._notation.parse(content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             calls = []
         if not calls or any(call.name not in self._names for call in calls):
-            return start + content + end, []
+            return Parted(self._noted(start + content + end))
         self.n_calls += len(calls)
-        return "", calls
+        return Parted(calls=tuple(calls))
 
 
 def forced_schema(notation: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

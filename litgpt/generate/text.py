@@ -15,6 +15,11 @@ def check_stop_strings(stop_strings: Sequence[str]) -> None:
         raise LitGPTError("A stop string is empty or no text; leave it out or give at least one character.")
 
 
+def begun(text: str, marks: Sequence[str]) -> int:
+    """How many of the last characters may turn out to begin one of some marks."""
+    return max((n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
+
+
 class Reply:
     """The text of an answer, piece by piece; iterate over it, or push tokens as `Request.take` gives them.
 
@@ -68,6 +73,6 @@ class Reply:
             self._stopped, self._held = True, ""
             self.request.cancel()
             return text[: min(found)]
-        held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        held = begun(text, self._stops)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -53,6 +53,8 @@ class Script:
     answers: list[str] = field(default_factory=list)
     pause: float = 0.0
     """Seconds between two pieces."""
+    thought: str = ""
+    """What the model thinks before it answers."""
     breaks: bool = False
     """Whether streams end before their end."""
     key: str | None = None
@@ -91,6 +93,8 @@ class Script:
 
     async def stream(self, answer: str) -> AsyncIterator[str]:
         try:
+            if self.thought:
+                yield self.event(choices=[{"delta": {"reasoning_content": self.thought}, "finish_reason": None}])
             for at in range(0, len(answer), 7):
                 yield self.event(choices=[{"delta": {"content": answer[at : at + 7]}, "finish_reason": None}])
                 await asyncio.sleep(self.pause)
@@ -333,11 +337,14 @@ def test_code_in_a_list_is_code(page):
     assert found == [["ol", ["li", "Run", code], ["li", "Done"]]]
 
 
-def test_reasoning_is_folded_away_once_the_answer_comes(page, script):
-    script.answers = ["<think>\nHm, **grass**.\n</think>\n\nGrass."]
+@pytest.mark.parametrize("aloud", [True, False])
+def test_reasoning_is_folded_away_once_the_answer_comes(page, script, aloud):
+    script.answers = ["<think>\nHm, **grass**.\n</think>\n\nGrass." if aloud else "Grass."]
+    script.thought = "" if aloud else "Hm, **grass**."
     ask(page, "What do llamas eat?")
     finished(page)
     folded = page.locator("article.assistant details")
+    assert folded.locator("strong").text_content() == "grass"
     assert folded.locator("summary").inner_text() == "Reasoning" and folded.get_attribute("open") is None
     assert page.locator("article.assistant .text > p").inner_text() == "Grass."
 
@@ -354,9 +361,9 @@ def test_no_text_takes_long_to_show(page, piece):
 def test_what_is_shown_already_stays_while_more_comes(page):
     same = """() => {
       const box = make("div");
-      render(box, "One.\\n\\nTwo.\\n\\nThr");
+      render(box, { content: "One.\\n\\nTwo.\\n\\nThr" });
       const [first, second] = box.children;
-      render(box, "One.\\n\\nTwo.\\n\\nThree **now**.");
+      render(box, { content: "One.\\n\\nTwo.\\n\\nThree **now**." });
       return [box.children[0] === first, box.children[1] === second, box.textContent];
     }"""
     assert page.evaluate(same) == [True, True, "One.Two.Three now."]

@@ -10,8 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from litgpt.deploy.app import make_app
+from litgpt.deploy.channels import ChannelReader
 from litgpt.deploy.service import Service
-from litgpt.deploy.tool_calls import FORMATS, Call, CallReader, forced_schema, format_of
+from litgpt.deploy.tool_calls import FORMATS, CallReader, Parted, forced_schema, format_of
 from litgpt.deploy.work import Answers, Counts, News
 from litgpt.generate.speaker import Speaker
 from tests.deploy.served import make_service, running
@@ -23,6 +24,7 @@ SIGNS = {
     "mistral": "{{ '[TOOL_CALLS]' }}",
     "granite": "respond only with <|tool_call|> followed by a JSON list",
     "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>",
+    "channels": "<|channel|>",
 }
 PARIS = ("weather", {"city": "Paris"})
 ROME = ("weather", {"city": "Rome", "days": 3})
@@ -75,35 +77,59 @@ SAID = [
         "",
         [PARIS],
     ),
+    (
+        "channels",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>2 < 3, <|b|>",
+        "2 < 3, <|b|>",
+        [],
+    ),
+    (
+        "channels",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        '<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Paris"}',
+        "I look.",
+        [PARIS],
+    ),
+    (
+        "channels",
+        ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Rome", "days": 3}<|call|>',
+        "",
+        [ROME],
+    ),
+    ("channels", "<|channel|>commentary to=functions.rm json<|message|>{}", "{}", []),
+    ("channels", "<|channel|>commentary to=functions.weather json<|message|>{oops", "{oops", []),
+    ("channels", '{"answer": "<|end|>"}', '{"answer": "<|end|>"}', []),
+    ("channels", "<|channel|>analysis<|message|>Hm.", "", []),
+    ("channels", "<|channel|>fin", "", []),
 ]
 
 
-def read(kind: str, text: str, size: int) -> tuple[str, list[Call]]:
+def read(kind: str, text: str, size: int) -> Parted:
     notation = format_of(SIGNS[kind])
-    assert notation is not None
-    reader = CallReader(notation, {"weather"})
-    said, calls = "", []
+    reader = ChannelReader({"weather"}) if notation is None else CallReader(notation, {"weather"})
+    parted = Parted()
     for start in range(0, len(text), size):
-        more, found = reader.push(text[start : start + size])
-        said, calls = said + more, calls + found
-    more, found = reader.close()
-    return said + more, calls + found
+        parted += reader.push(text[start : start + size])
+    parted += reader.close()
+    return parted
 
 
 @pytest.mark.parametrize("size", [1, 3, 10_000])
 @pytest.mark.parametrize(("kind", "text", "said", "called"), SAID)
 def test_calls_are_parted_from_what_is_said(kind, text, said, called, size):
-    found, calls = read(kind, text, size)
-    assert found == (text if said is None else said)
-    assert [(call.name, json.loads(call.arguments)) for call in calls] == called
-    assert len({call.id for call in calls}) == len(called) and all(len(call.id) == 9 for call in calls)
+    parted = read(kind, text, size)
+    assert parted.said == (text if said is None else said)
+    assert [(call.name, json.loads(call.arguments)) for call in parted.calls] == called
+    assert len({call.id for call in parted.calls}) == len(called)
+    assert all(len(call.id) == 9 for call in parted.calls)
+    assert parted.thought == ("Hm." if "Hm." in text else "")
 
 
 def test_text_that_begins_no_call_is_not_held_back():
     notation = format_of(SIGNS["hermes"])
     reader = CallReader(notation, {"weather"})
-    assert reader.push("Hello <to")[0] == "Hello "
-    assert reader.push("night>")[0] == "<tonight>"
+    assert reader.push("Hello <to").said == "Hello "
+    assert reader.push("night>").said == "<tonight>"
 
 
 def test_real_templates_are_known(shared_assets):
@@ -131,9 +157,8 @@ def test_what_the_schema_of_a_forced_call_allows_is_a_call(notation):
     written = json.dumps({name: "weather", arguments: {"city": "Paris"}})
     reader = CallReader(notation, {"weather"})
     text = notation.forced + (f"[{written}]" if notation.wraps else written) + (notation.end or "")
-    _, calls = reader.push(text)
-    calls += reader.close()[1]
-    assert [(call.name, json.loads(call.arguments)) for call in calls] == [PARIS]
+    parted = reader.push(text) + reader.close()
+    assert [(call.name, json.loads(call.arguments)) for call in parted.calls] == [PARIS]
 
 
 # -- through the server
@@ -262,6 +287,32 @@ def test_a_call_that_is_asked_for_comes(client, choice):
         assert answer.finish_reason == "tool_calls"
         (call,) = answer.message.tool_calls
         assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+
+
+CHANNELS = (
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Sunny.<|end|>"
+    '<|start|>assistant<|channel|>commentary to=functions.weather json<|message|>{"city": "Paris"}'
+)
+
+
+def test_answers_in_channels_are_parted_with_tools_and_without(tmp_path):
+    folder = make_folder(tmp_path / "tiny", template="<|channel|>" + TEMPLATE, block_size=1024)
+    service = make_service(Speaker.load(folder, "cpu", "32-true"))
+
+    async def script(works):
+        assert "<|channel|>" in works[0].shown
+        return Script(CHANNELS)
+
+    service.backend.open = script
+    with running(service) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+        choice = ask(client).choices[0]
+        assert (choice.message.content, choice.message.reasoning_content) == ("Sunny.", "Hm.")
+        assert choice.message.tool_calls[0].function.name == "weather" and choice.finish_reason == "tool_calls"
+        plain = ask(client, tools=[]).choices[0]
+        assert (plain.message.content, plain.message.tool_calls) == ('Sunny.{"city": "Paris"}', None)
+        deltas = [chunk.choices[0].delta for chunk in ask(client, stream=True)]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Hm."
+    assert "".join(delta.content or "" for delta in deltas) == "Sunny."
 
 
 def test_a_tool_that_is_not_there_is_told(client):
