@@ -32,15 +32,14 @@ from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.deploy import vectors
 from litgpt.deploy.adapters import Voice, base_of, find_adapter, make_voices, parse_adapters
 from litgpt.deploy.app import make_app
-from litgpt.deploy.record import RequestLog
 from litgpt.deploy.serve import Loading, Settings
-from litgpt.deploy.service import Service
 from litgpt.deploy.work import Answers, Backend, Following, News, Work, follow
 from litgpt.errors import LitGPTError
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.model import GPT
 from litgpt.prompts import prompt_style_for
+from litgpt.runtime import pick_device
 from litgpt.tokenizer import Tokenizer
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
@@ -369,32 +368,28 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
 
 
 def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer:
-    """A LitServe server with the application before it, and `replicas` engines on each of so many devices."""
-    loading = settings.loading
+    """A LitServe server with the application before it, and `replicas` engines on each of so many devices.
+
+    Raises:
+        LitGPTError: There are no such devices, or the folder can't be used.
+    """
+    loading, kind = settings.loading, pick_device(settings.loading.accelerator).type
+    if devices > 1 and kind != "cuda":
+        raise LitGPTError(f"--devices {devices} is for several GPUs; on {kind} use --replicas {devices}.")
+    if kind == "cuda":
+        pick_device(f"cuda:{devices - 1}")
     folder = str(auto_download(settings.checkpoint_dir, loading.access_token))
     voices = plain_voices(folder, settings)
     slots = loading.slots * devices * replicas
     length = min(loading.length or LENGTH_WITHOUT_LIMIT, voices[settings.model_name].speaker.model.max_seq_length)
     backend = QueueBackend(slots, length, settings.model_name)
-    service = Service(
-        voices=voices,
-        backend=backend,
-        sampling=settings.sampling,
-        max_new_tokens=settings.max_new_tokens,
-        api_path=settings.api_path,
-        stream=settings.stream,
-        pooling=settings.pooling,
-        limits=settings.limits,
-        keys=settings.keys,
-        origins=settings.origins,
-        log=RequestLog(settings.request_log) if settings.request_log else None,
-    )
+    service = settings.service(voices, backend)
     worker = replace(loading, length=length, access_token=None)
     api = EngineAPI(folder, settings.model_name, settings.adapters, worker, loading.slots)
     server = ls.LitServer(
         api,
-        accelerator={"gpu": "cuda"}.get(loading.accelerator, loading.accelerator),
-        devices=devices if devices > 1 else "auto" if loading.accelerator == "auto" else devices,
+        accelerator=kind,
+        devices=devices,
         workers_per_device=replicas,
         timeout=False,
         middlewares=[(InFront, {"ours": make_app(service)})],

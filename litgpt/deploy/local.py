@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import Any, Literal
-
-from anyio import CapacityLimiter, to_thread
 
 from litgpt.deploy import vectors
 from litgpt.deploy.adapters import Voice
@@ -18,8 +16,6 @@ from litgpt.generate.sampling import Sampling
 
 log = logging.getLogger("uvicorn.error")
 
-PREPARING = 4
-"""Threads that render, encode and compile at the same time; more would only take the interpreter from each other."""
 STUCK_SECONDS = 120.0
 """A step that takes longer counts as trouble."""
 PROBE_SECONDS = 20.0
@@ -89,26 +85,20 @@ class LocalBackend(Backend):
         self.voices = voices
         self.engine = next(iter(voices.values())).engine
         self.slots, self.length = self.engine.slots, self.engine.length
-        self._threads: CapacityLimiter | None = None
         self._probed = False
         self._probing: asyncio.Task[str | None] | None = None
 
     async def start(self) -> None:
-        self._threads = CapacityLimiter(PREPARING)
         self.engine.start()
         self._probed = await self._probe() is None
 
     async def stop(self) -> None:
-        await to_thread.run_sync(self.engine.stop)
-
-    async def prepare(self, work: Callable[[], Any]) -> Any:
-        """Does something that takes a while in another thread; a few at a time."""
-        return await to_thread.run_sync(work, limiter=self._threads)
+        await asyncio.to_thread(self.engine.stop)
 
     async def open(self, works: Sequence[Work]) -> Answers:
         answers = LocalAnswers()
         try:
-            await self.prepare(lambda: answers.submit(self.voices, works))
+            await asyncio.to_thread(answers.submit, self.voices, works)
         except asyncio.CancelledError:
             answers.cancel()
             raise
@@ -147,7 +137,7 @@ class LocalBackend(Backend):
         """Why the model doesn't answer one token."""
         request = self.engine.submit([0], Sampling(temperature=0), max_new_tokens=1)
         try:
-            await asyncio.wait_for(to_thread.run_sync(request.result), PROBE_SECONDS)
+            await asyncio.wait_for(asyncio.to_thread(request.result), PROBE_SECONDS)
         except TimeoutError:
             request.cancel()
             return "the model doesn't answer"

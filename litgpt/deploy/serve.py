@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Literal
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from litgpt.deploy.adapters import Voice
     from litgpt.deploy.keys import Keys
     from litgpt.deploy.limits import Limits
+    from litgpt.deploy.record import RequestLog
+    from litgpt.deploy.service import Service
+    from litgpt.deploy.work import Backend
     from litgpt.generate.sampling import Sampling
 
 OWN_PATHS = ("/health", "/metrics", "/tokenize", "/detokenize", "/openapi.json", "/v1", "/")
@@ -104,6 +110,7 @@ def run_server(
 
     from litgpt.deploy.keys import read_keys
     from litgpt.deploy.limits import Limits
+    from litgpt.deploy.record import RequestLog
     from litgpt.generate.sampling import Sampling
 
     if openai_spec:
@@ -134,7 +141,7 @@ def run_server(
         limits=limits,
         keys=read_keys(api_key, api_key_file),
         origins=_origins(cors),
-        request_log=request_log,
+        log=RequestLog(request_log) if request_log else None,
         shutdown_timeout=shutdown_timeout,
     )
     if server == "litserve":
@@ -173,13 +180,31 @@ class Settings:
     limits: Limits
     keys: Keys
     origins: tuple[str, ...]
-    request_log: str | None
+    log: RequestLog | None
     shutdown_timeout: int
 
     @property
     def model_name(self) -> str:
         """What requests call the model."""
         return self.name or Path(self.checkpoint_dir).resolve().name
+
+    def service(self, voices: Mapping[str, Voice], backend: Backend) -> Service:
+        """What the routes serve."""
+        from litgpt.deploy.service import Service
+
+        return Service(
+            voices=voices,
+            backend=backend,
+            sampling=self.sampling,
+            max_new_tokens=self.max_new_tokens,
+            api_path=self.api_path,
+            stream=self.stream,
+            pooling=self.pooling,
+            limits=self.limits,
+            keys=self.keys,
+            origins=self.origins,
+            log=self.log,
+        )
 
 
 def _refuse(devices: int, replicas: int, strategy: str | None, server: str) -> None:
@@ -231,13 +256,10 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     from litgpt.deploy.app import make_app
     from litgpt.deploy.listen import bind, serve
     from litgpt.deploy.local import LocalBackend
-    from litgpt.deploy.record import RequestLog
-    from litgpt.deploy.service import Service
     from litgpt.generate.speaker import Speaker
 
     loading = settings.loading
     adapters = parse_adapters(settings.adapters)
-    log = RequestLog(settings.request_log) if settings.request_log else None
     with bind(host, port) as listener:  # before the model is loaded: a port that is taken is told at once
         folder = auto_download(settings.checkpoint_dir, loading.access_token)
         speaker = Speaker.load(folder, loading.accelerator, loading.precision, loading.quantize)
@@ -248,17 +270,5 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
         print(
             f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr
         )
-        service = Service(
-            voices=voices,
-            backend=LocalBackend(voices),
-            sampling=settings.sampling,
-            max_new_tokens=settings.max_new_tokens,
-            api_path=settings.api_path,
-            stream=settings.stream,
-            pooling=settings.pooling,
-            limits=settings.limits,
-            keys=settings.keys,
-            origins=settings.origins,
-            log=log,
-        )
+        service = settings.service(voices, LocalBackend(voices))
         serve(make_app(service), service, listener, settings.shutdown_timeout)

@@ -93,6 +93,7 @@ def test_a_port_that_is_taken_is_told():
         (dict(adapters="a=.", port=0), "is no folder of a LoRA run"),
         (dict(request_log="/no/such/folder/log"), "can't be written"),
         (dict(server="litserve", port=80), "1024"),
+        (dict(server="litserve", devices=2, accelerator="cpu"), "on cpu use --replicas 2"),
         (dict(server="litserve", host="10.0.0.1"), "0.0.0.0"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
         (dict(temperature=-1.0), "temperature is -1.0"),
