@@ -136,6 +136,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4TextConfig",
         {**LLAMA_4, "attn_temperature_tuning": False, "rope_parameters": LLAMA3_ROPE},
     ),
+    "llama4-stretched-as-scout": (
+        "Llama4TextConfig",
+        {**LLAMA_4, "rope_parameters": {**LLAMA3_ROPE, "factor": 16.0, "high_freq_factor": 1.0}},
+    ),
     "neox": ("GPTNeoXConfig", NEOX_LIKE),
     "neox-one-after-the-other": (
         "GPTNeoXConfig",
@@ -145,6 +149,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm-biased": ("StableLmConfig", {**LLAMA_LIKE, "use_qkv_bias": True}),
     "falcon-7b-like": ("FalconConfig", {**FALCON_LIKE, "multi_query": True}),
     "falcon-40b-like": ("FalconConfig", {**FALCON_LIKE, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-11b-like": (
+        "FalconConfig",
+        {**FALCON_LIKE, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
     "mixtral": ("MixtralConfig", {**LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "olmo": ("OlmoConfig", LLAMA_LIKE),
     "olmo-clipped": ("OlmoConfig", {**LLAMA_LIKE, "clip_qkv": 0.8}),

@@ -99,18 +99,25 @@ def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:
     return replace(rule, theirs=fill(rule.theirs), ours=fill(rule.ours))
 
 
-# -- config.json keys that don't change what the model computes (or only how it is trained).
+# -- config.json keys that don't change what the model computes: how it was saved or trained, and how texts are made.
 IGNORED_HF_FIELDS = frozenset(
     """
-    _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map
-    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
-    decoder_start_token_id dtype embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
-    keys_to_ignore_at_inference label2id max_length min_length model_type n_ctx output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict rope_interleaved
-    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
-    unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures
+    attention_dropout attn_implementation attn_pdrop auto_map cache_implementation chunk_size_feed_forward
+    classifier_dropout cross_attention_hidden_size dtype embd_pdrop finetuning_task gradient_checkpointing
+    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
+    keys_to_ignore_at_inference label2id max_sequence_length model_max_length model_type n_ctx n_special num_labels
+    output_attentions output_hidden_states output_past predict_special_tokens prefix pretraining_tp problem_type
+    resid_pdrop return_dict rope_interleaved summary_activation summary_first_dropout summary_proj_to_labels
+    summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript
+    transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+    use_flash_attention
+
+    bad_words_ids begin_suppress_tokens bos_token_id decoder_start_token_id diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores pad_token_id remove_invalid_values repetition_penalty
+    return_dict_in_generate sep_token_id suppress_tokens temperature top_k top_p typical_p unk_token_id
     """.split()
 )
 
@@ -144,6 +151,8 @@ class Family:
     """How `pretrain` starts: `neox` (GPT-NeoX: small initial embeddings, scaled outputs) or `gpt2` (N(0, 0.02))."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
     """What an absent `config.json` key means."""
+    hf_constants: Mapping[str, Any] = field(default_factory=dict)
+    """`config.json` keys that have one value only in the models that are known here."""
     nested: str | None = None
     """The `config.json` key that holds the language model's settings in a model of several kinds of input."""
     renames: tuple[tuple[str, str], ...] = ()
@@ -176,10 +185,18 @@ class Family:
         pop_quantization(left)
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
-            if left.get(theirs) is None:
-                raise LitGPTError(f"config.json has no `{theirs}`, which a {self.architectures[0]} needs.")
-            kwargs[ours] = left[theirs]
-        kwargs.update(self.from_hf(left))
+            kwargs[ours] = self._number(left, theirs)
+        for key, value in self.hf_constants.items():
+            found = left.pop(key, None)
+            if found not in (None, value):
+                raise LitGPTError(f"config.json has `{key}`: {found!r}; {self.name} models here have {value!r} only.")
+        try:
+            kwargs.update(self.from_hf(left))
+        except KeyError as missing:
+            what = f"config.json has no `{missing.args[0]}`, which a {self.architectures[0]} needs."
+            raise LitGPTError(what) from None
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise LitGPTError(f"config.json has a value that no {self.architectures[0]} can have ({error}).") from None
         renamed = {theirs for theirs, _ in self.hf_fields}
         unknown = [
             key
@@ -192,6 +209,14 @@ class Family:
                 "and which may change what they compute."
             )
         return kwargs
+
+    def _number(self, left: Mapping[str, Any], key: str) -> Any:
+        value = left.get(key)
+        if value is None:
+            raise LitGPTError(f"config.json has no `{key}`, which a {self.architectures[0]} needs.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise LitGPTError(f"config.json has `{key}`: {value!r}, which is no number that a model can have there.")
+        return value
 
     def write_hf(self, config: Any) -> dict[str, Any]:
         """A `Config` → the whole `config.json` of this family's first (or the config's own) architecture."""

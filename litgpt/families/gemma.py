@@ -56,6 +56,8 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_2(left: dict[str, Any], window_every: int = 2) -> dict[str, Any]:
+    if left.get("sliding_window_size") == left.get("sliding_window"):  # some files say it twice
+        left.pop("sliding_window_size", None)
     return {
         **pop_windows(left, window_every),
         **from_hf(left),

@@ -46,8 +46,6 @@ WEIGHTS = changed(
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    if left.get("swiglu_alpha") == 1.702:  # another one is refused, being left
-        del left["swiglu_alpha"]
     for key in ("output_router_logits", "router_aux_loss_coef", "initial_context_length", "experts_per_token"):
         left.pop(key, None)
     bias = bool(left.pop("attention_bias", True))
@@ -112,4 +110,5 @@ FAMILY = replace(
         "sliding_window": 128,
         "num_experts_per_tok": 4,
     },
+    hf_constants={"swiglu_alpha": 1.702},
 )

@@ -27,6 +27,7 @@ from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP,
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    left.pop("rotary_dim", None)  # what `partial_rotary_factor` says too
     return {
         "rotary_percentage": 0.5,
         **pop_rope(left),
@@ -139,6 +140,7 @@ PHI_3 = replace(
         without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
     hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+    hf_constants={"full_attn_mod": 1, "interpolate_factor": 1},
     prompt_styles=(
         (r"Phi-3", "phi-3"),
         (r"Phi-4-reasoning", "phi-4-reasoning"),
