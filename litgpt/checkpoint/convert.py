@@ -84,7 +84,13 @@ def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
     elif (folder / HF_CONFIG_FILE).is_file():
         config = Config.from_hf(read_json(folder / HF_CONFIG_FILE), name=name)
     else:
-        config = Config.from_name(name)
+        try:
+            config = Config.from_name(name)
+        except LitGPTError:
+            raise LitGPTError(
+                f"{folder} has no {HF_CONFIG_FILE}, so it is not known which model its weights are; add that file, or "
+                "give --model_name."
+            ) from None
     vars(checkpoint)["config"] = config  # instead of a model_config.yaml that an earlier conversion left
     return checkpoint
 
