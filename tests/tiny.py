@@ -248,6 +248,9 @@ def hf_model(case: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.uniform_(8.5, 9.0)
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(AROUND_ZERO.get(model.config.model_type, ())):
                 parameter.sub_(1)  # or rounding grows beyond all bounds

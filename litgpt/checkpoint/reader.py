@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from litgpt.checkpoint.dequantize import dequantized
+from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.pages import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
@@ -100,7 +101,7 @@ def fill(
         if name in room:
             room.pop(name).take(tensor.to(device))
             continue
-        state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        state[name] = cast(name, tensor.to(device), dtype)
         if quantize and state[name] is tensor:
             state[name] = tensor.clone()  # else this one would keep the map of a whole file, which was read, in memory
     if HEAD in room:
