@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.dtypes import cast
+from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, open_weights
 from litgpt.checkpoint.writer import write_lit
