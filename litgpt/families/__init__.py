@@ -82,6 +82,14 @@ AS_GGUF: dict[str, GGUF] = {
     "stablelm": stablelm.AS_GGUF,
     "phi": phi.AS_GGUF,
     "gpt2": gpt2.AS_GGUF,
+    "falcon": falcon.AS_GGUF,
+    "granite": granite.AS_GGUF,
+    "olmo3": olmo.AS_GGUF_3,
+    "gpt_oss": gpt_oss.AS_GGUF,
+    "ministral3": ministral.AS_GGUF,
+    "deepseek_v2": deepseek.AS_GGUF_2,
+    "deepseek_v3": deepseek.AS_GGUF_3,
+    "llama4": llama4.AS_GGUF,
 }
 """By family name: how llama.cpp's files hold it."""
 

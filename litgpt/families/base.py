@@ -74,6 +74,15 @@ class Dealt:
 
 
 @dataclass(frozen=True)
+class Absorbed:
+    """Their keys' half `(N, L, P)`, transposed, and values' half `(N, D, L)` of what latent attention makes of a
+    latent; ours has them head by head, `(N · (P + D), L)`."""
+
+    theirs: tuple[str, str]
+    ours: str
+
+
+@dataclass(frozen=True)
 class Drop:
     """A tensor of theirs that is recomputed or not needed here; with `*` at its end, all that begin so. `{n}` is the
     number of layers, that is the one after the last."""
@@ -81,7 +90,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Drop
+Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Absorbed | Drop
 
 
 def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:

@@ -5,6 +5,7 @@ Almazrouei et al. 2023, https://arxiv.org/abs/2311.16867.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from litgpt.errors import LitGPTError
@@ -15,12 +16,15 @@ from litgpt.families.base import (
     Interleaved,
     Rule,
     Same,
+    changed,
     named,
     pop_choice,
     pop_rope,
     push_rope,
     size,
 )
+from litgpt.families.gguf import COMMON as COMMON_GGUF
+from litgpt.families.gguf import FUSED_QKV, GGUF, PLAIN_MLP, Metadata
 
 # The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`).
 COMMON = (
@@ -110,4 +114,29 @@ FAMILY = Family(
     prompt_styles=((r"falcon.*-instruct", "falcon"),),
     hf_defaults={"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048},
     hf_constants={"alibi": False, "parallel_attn": True, "ff_factor": 4},
+)
+
+
+def gguf_norms(config: Any) -> tuple[Rule, ...]:
+    if config.shared_attention_norm:
+        return (Same("blk.{i}.attn_norm", "transformer.h.{i}.norm_1"),)
+    return (
+        Same("blk.{i}.attn_norm_2", "transformer.h.{i}.norm_1"),
+        Same("blk.{i}.attn_norm", "transformer.h.{i}.norm_2"),
+    )
+
+
+def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
+    return {"shared_attention_norm": "blk.0.attn_norm_2.weight" not in tensors}
+
+
+AS_GGUF = GGUF(
+    arch="falcon",
+    eps="attention.layer_norm_epsilon",
+    weights=changed(
+        (*COMMON_GGUF, *FUSED_QKV, *PLAIN_MLP), without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2")
+    ),
+    special=gguf_norms,
+    more_from=gguf_more_from,
+    pre_tokenizer="falcon",
 )
