@@ -323,8 +323,10 @@ def pop_quantization(left: dict[str, Any]) -> None:
     """
     how = left.pop("quantization_config", None) or {}
     method = how.get("quant_method", "none")
-    if method not in ("none", "mxfp4", "fp8") or (method == "fp8" and not how.get("weight_block_size")):
-        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8 in blocks, and GGUF files.")
+    if method not in ("none", "mxfp4", "fp8"):
+        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8, and GGUF files.")
+    if method == "fp8" and how.get("weight_block_size") not in (None, [128, 128]):
+        raise LitGPTError(f"The weights are FP8 in blocks of {how['weight_block_size']}; read here are 128 by 128.")
 
 
 def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:
