@@ -176,6 +176,15 @@ class Experts(nn.Module):
         gate, carrier = gate.clamp(max=self.limit), carrier.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(1.702 * gate) * (carrier + 1)
 
+    def take(self, name: str, expert: int, tensor: Tensor) -> None:
+        """One expert's part, as a state dict names it; on `meta`, the first makes room for all, where and as it is."""
+        stacked = getattr(self, self.parts[name])
+        if stacked.is_meta:
+            stacked = nn.Parameter(tensor.new_empty(stacked.shape), requires_grad=stacked.requires_grad)
+            setattr(self, self.parts[name], stacked)
+        with torch.no_grad():
+            stacked[expert].copy_(tensor)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, part in self.parts.items():
             stacked = getattr(self, part)
