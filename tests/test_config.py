@@ -176,6 +176,42 @@ def test_what_real_files_say_besides_is_read_or_changes_nothing(name):
     assert Config.from_hf({**config.family.write_hf(config), **SAID_BESIDES[name]}, name=config.name) == config
 
 
+def as_transformers_4_writes_it(hf_config: dict) -> dict:
+    """The settings of RoPE beside the others, and only what is scaled in a group."""
+    old = dict(hf_config)
+    by_layer = old.pop("rope_parameters")
+    rope = dict(by_layer.get("full_attention", by_layer))
+    if old["model_type"] == "gemma3_text":
+        old["rope_local_base_freq"] = by_layer["sliding_attention"]["rope_theta"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            old[key] = rope.pop(key)
+    if old["model_type"] == "phi3":
+        rope.pop("original_max_position_embeddings", None)
+    return {**old, "rope_scaling": {"type": rope.pop("rope_type"), **rope} if len(rope) > 1 else None}
+
+
+ROPES = (
+    "llama-3-rope llama-linear-rope llama-yarn-mscale llama-yarn-untruncated phi3-longrope phi4-mini-like glm4 gemma3"
+)
+
+
+@pytest.mark.parametrize("case", [*ROPES.split(), "olmo3-yarn", "deepseek-v3-yarn", "gpt-oss", "qwen3-next", "llama4"])
+def test_both_ways_of_writing_rope_mean_the_same(case):
+    import transformers
+
+    kind, settings = CASES[case]
+    new = getattr(transformers, kind)(**settings).to_dict()
+    assert Config.from_hf(as_transformers_4_writes_it(new)) == Config.from_hf(new)
+
+
+def test_yarn_stretches_the_whole_context_where_nothing_else_is_said():
+    config = Config.from_name("Llama-2-7b-hf")
+    scaling = {"type": "yarn", "factor": 4.0}
+    adjust = Config.from_hf({**config.family.write_hf(config), "rope_scaling": scaling}).rope_adjustments
+    assert adjust == {"factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_seq_len": 4096}
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [

@@ -295,7 +295,8 @@ def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any
     """
     window, used = left.pop("sliding_window", None), left.pop("use_sliding_window", True)
     kinds, first = left.pop("layer_types", None), left.pop("max_window_layers", None)
-    every = left.pop("sliding_window_pattern", None) or left.pop("_sliding_window_pattern", None) or every
+    every = left.pop("_sliding_window_pattern", None) or every
+    every = left.pop("sliding_window_pattern", None) or every
     layers = range(left["num_hidden_layers"])
     if kinds is not None:
         indices = [int(kind == "sliding_attention") for kind in kinds]
@@ -383,9 +384,11 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
         found["rotary_percentage"] = partial
     kind = rope.get("rope_type") or rope.get("type") or "default"
     kind = "longrope" if kind == "su" else kind
+    if ORIGINAL in ROPE_KEYS.get(kind, ()):
+        outside = left.pop(ORIGINAL[0], None)  # which counts, where a file has both
+        rope[ORIGINAL[0]] = outside or rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
     if kind == "longrope":
-        rope.setdefault("original_max_position_embeddings", left.get("original_max_position_embeddings"))
-        rope.setdefault("factor", left["max_position_embeddings"] / rope["original_max_position_embeddings"])
+        rope.setdefault("factor", left["max_position_embeddings"] / rope[ORIGINAL[0]])
     if kind not in ROPE_KEYS:
         raise LitGPTError(
             f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
@@ -393,7 +396,7 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
     if kind != "default":
         given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
         found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
-    known = {"rope_type", "type", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
+    known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
     for key, value in rope.items():
         if key not in known and value not in (None, False):
             raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")

@@ -49,8 +49,9 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    left.pop("original_max_position_embeddings", None)  # of the RoPE scaling, which says what it needs itself
-    return {**pop_rope(left), **llama.pop_attention(left), **pop_windows(left)}
+    rope = pop_rope(left)
+    left.pop("original_max_position_embeddings", None)  # it is said where nothing is stretched as well
+    return {**rope, **llama.pop_attention(left), **pop_windows(left)}
 
 
 def to_hf_3(config: Any) -> dict[str, Any]:
