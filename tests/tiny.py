@@ -159,6 +159,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", LLAMA_LIKE),
     "gemma": ("GemmaConfig", {**LLAMA_LIKE, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 12}),
+    "gemma2-untied": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 16, "tie_word_embeddings": False}),
     "gemma3": ("Gemma3TextConfig", {**LLAMA_LIKE, "num_hidden_layers": 7, "head_dim": 16, "sliding_window": 7}),
     "phi": ("PhiConfig", NEOX_LIKE),
     "phi3": ("Phi3Config", {**LLAMA_LIKE, "pad_token_id": 0}),
@@ -177,6 +178,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 16}),
     "qwen3-moe": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": True}),
     "qwen3-moe-shares-of-all": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": False}),
+    "qwen3-moe-window": (
+        "Qwen3MoeConfig",
+        {**LLAMA_LIKE, **QWEN_EXPERTS, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
     "qwen3-moe-dense-every-other": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "decoder_sparse_step": 2}),
     "qwen3-next": ("Qwen3NextConfig", QWEN_NEXT),
     "qwen3-next-dense-first": (
@@ -202,6 +207,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**LLAMA_LIKE, "num_hidden_layers": 5, "sliding_window": 7, "rope_parameters": YARN_BY_LAYER},
     ),
     "smollm3": ("SmolLM3Config", {**LLAMA_LIKE, "num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3-window": (
+        "SmolLM3Config",
+        {**LLAMA_LIKE, "num_hidden_layers": 5, "pad_token_id": 0, "use_sliding_window": True, "sliding_window": 7},
+    ),
     "granite": (
         "GraniteConfig",
         {

@@ -41,6 +41,7 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_3_moe(left: dict[str, Any]) -> dict[str, Any]:
+    left.pop("max_window_layers", None)  # of no effect in mixtures: all layers have a window, or none
     return {**from_hf_3(left), **pop_experts(left)}
 
 
