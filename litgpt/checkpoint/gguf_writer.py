@@ -132,7 +132,11 @@ def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Met
     family = config.family
     metadata = families.AS_GGUF[family.name].write(config)
     metadata |= {"general.type": "model", "general.name": config.name or "unnamed", "general.quantization_version": 2}
-    again = config_of(family, metadata, dict(shapes), rope_factors(config), config.name)
+    try:
+        again = config_of(family, metadata, dict(shapes), rope_factors(config), config.name)
+    except LitGPTError as error:
+        arch = families.AS_GGUF[family.name].arch
+        raise LitGPTError(f"This model can't be written as GGUF's architecture {arch!r}: {error}") from None
     ours, theirs = _computation(config), _computation(again)
     lost = [key for key in ours if not _same(ours[key], theirs[key])]
     if lost:

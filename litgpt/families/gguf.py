@@ -289,7 +289,7 @@ def pop_window_pattern(left: Metadata, n_layer: int, every: int) -> Metadata:
 
 def push_window_pattern(config: Any) -> Metadata:
     """And back."""
-    return {WINDOW_PATTERN: [bool(index) for index in config.sliding_window_indices]}
+    return {WINDOW_PATTERN: [bool(index) for index in config.sliding_window_indices or ()] or None}
 
 
 def linear_factor(config: Any) -> float:

@@ -683,6 +683,7 @@ def test_a_missing_tensor_is_named(tmp_path, folder):
         ("llama-yarn-mscale", {}, "no place for `rope_adjustments`"),
         ("llama4", {}, "'llama4' has no place for `sliding_window_size`: 7"),
         ("gemma2", {}, "no place for `attention_scores_scalar`: 12"),
+        ("gpt-oss", {"sliding_window": None}, "can't be written as GGUF's architecture 'gpt-oss'"),
         ("qwen3-next", {}, "family 'qwen3_next' are not written as GGUF here"),
         ("qwen3-moe", {"norm_topk_prob": False}, "no place for `router_softmax_over_all`: True"),
     ],
