@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,8 +141,7 @@ def shared_message(turn: Any) -> Message:
         calls = json.loads(turn["value"])
     except ValueError:
         raise LitGPTError(f"the value of a function_call is JSON, not {turn['value']!r:.80}.") from None
-    calls = calls if isinstance(calls, list) else [calls]
-    return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls], **others}
+    return {"role": role, "content": "", "tool_calls": calls if isinstance(calls, list) else [calls], **others}
 
 
 def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
@@ -157,7 +156,7 @@ def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
         _check_content(message)
         if not _is_learned(message):
             unlearned.add(place)
-        plain.append({key: value for key, value in message.items() if key not in CHOICES and value is not None})
+        plain.append(_plain(message))
     if row.get("system") and plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": _text(row, "system")})
         unlearned = {place + 1 for place in unlearned}
@@ -166,6 +165,59 @@ def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
         raise LitGPTError("`chat_template_kwargs` is a table of what the chat template reads.")
     documents = {"documents": row["documents"]} if row.get("documents") else {}
     return Conversation(plain, _tools(row), {**documents, **variables}, unlearned=frozenset(unlearned))
+
+
+def _plain(message: Message) -> Message:
+    """A message as templates get it: the arguments of calls as objects, also where they are written as JSON."""
+    plain = {key: value for key, value in message.items() if key not in CHOICES and value is not None}
+    calls = plain.get("tool_calls")
+    if not calls:
+        return plain
+    if not isinstance(calls, list):
+        raise LitGPTError(f"`tool_calls` is a list, not {calls!r:.80}.")
+    return {**plain, "tool_calls": [_with_arguments(_call(call), _object) for call in calls]}
+
+
+def _call(call: Any) -> Mapping[str, Any]:
+    """A function call under `function`, where all but a few have it.
+
+    Raises:
+        LitGPTError: It is none, or has no name.
+    """
+    call = call if not isinstance(call, Mapping) or "function" in call else {"type": "function", "function": call}
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise LitGPTError(f"a call has the `name` of a function, and perhaps `arguments`; this one is {call!r:.80}.")
+    return call
+
+
+def with_arguments_as_texts(messages: Sequence[Message]) -> Sequence[Message]:
+    """Messages whose calls have their arguments as JSON texts."""
+    return [
+        {**message, "tool_calls": [_with_arguments(call, _text_of) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_arguments(call: Mapping[str, Any], change: Callable[[Any], Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    if "arguments" not in function:
+        return call
+    return {**call, "function": {**function, "arguments": change(function["arguments"])}}
+
+
+def _object(arguments: Any) -> Any:
+    try:
+        found = json.loads(arguments)
+    except (TypeError, ValueError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def _text_of(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _check_content(message: Message) -> None:
@@ -195,6 +247,8 @@ def _tools(row: Row) -> Sequence[Any] | None:
         return None
     if not isinstance(tools, list):
         raise LitGPTError(f"`tools` is a list, not {type(tools).__name__}.")
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise LitGPTError(f"`tools` is a list of objects, not {tools!r:.80}.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 

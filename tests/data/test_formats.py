@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.formats import conversation_of
+from litgpt.data.formats import conversation_of, with_arguments_as_texts
 from litgpt.errors import LitGPTError
 
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -45,7 +45,8 @@ def test_tools_reasoning_and_further_keys_reach_the_template() -> None:
         "chat_template_kwargs": {"enable_thinking": False},
     }
     found = conversation_of(row)
-    assert found.messages[1] == {**SAID, "reasoning_content": "hm", "tool_calls": [CALL]}
+    called = [{"type": "function", "function": CALL}]
+    assert found.messages[1] == {**SAID, "reasoning_content": "hm", "tool_calls": called}
     assert found.tools == [{"type": "function", "function": {"name": "f"}}]
     assert found.variables == {"enable_thinking": False}
 
@@ -63,6 +64,15 @@ def test_a_function_call_becomes_a_tool_call_and_an_observation_a_tools_answer()
         "tool_calls": [{"type": "function", "function": CALL}],
     }
     assert answered == {"role": "tool", "content": "7"}
+
+
+@pytest.mark.parametrize("arguments", ['{"x": 1}', {"x": 1}])
+def test_arguments_are_objects_however_they_are_written(arguments: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    _, called = conversation_of({"messages": [ASKED, {**SAID, "tool_calls": [call]}]}).messages
+    assert called["tool_calls"] == [{"id": "1", "type": "function", "function": CALL}]
+    (as_text,) = with_arguments_as_texts([called])
+    assert as_text["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
 
 
 @pytest.mark.parametrize("choice", [{"weight": 0}, {"train": False}])
@@ -85,6 +95,11 @@ def test_a_turn_can_be_left_unlearned(choice: dict[str, Any]) -> None:
         ({"messages": [{**ASKED, "weight": 0.5}]}, "`weight` is 0 or 1"),
         ({"messages": [ASKED], "tools": "{"}, "`tools` is no JSON"),
         ({"messages": [ASKED], "tools": {"a": 1}}, "`tools` is a list"),
+        ({"messages": [ASKED], "tools": ["f"]}, "`tools` is a list of objects"),
+        ({"messages": [{**SAID, "tool_calls": "f"}]}, "`tool_calls` is a list"),
+        ({"messages": [{**SAID, "tool_calls": ["f"]}]}, "a call has the `name` of a function"),
+        ({"messages": [{**SAID, "tool_calls": [{"function": {"arguments": {}}}]}]}, "a call has the `name`"),
+        ({"conversations": [{"from": "function_call", "value": "[1]"}]}, "a call has the `name`"),
         ({"messages": [ASKED], "chat_template_kwargs": 1}, "is a table"),
         ({"conversations": [{"from": "human"}]}, "has `from` and `value`"),
         ({"conversations": [{"from": "martian", "value": "x"}]}, "'martian' speaks"),

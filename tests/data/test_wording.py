@@ -9,7 +9,7 @@ import pytest
 
 from litgpt.data.encoding import Encoder
 from litgpt.data.formats import Conversation, conversation_of
-from litgpt.data.wording import Part, Writer
+from litgpt.data.wording import Writer
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def test_each_answer_is_found_in_the_whole(source: str, expected: list[str]) -> 
 
 @pytest.mark.parametrize("source", [BACKWARDS, LAST_ONLY])
 def test_a_template_that_does_not_tell_is_an_error_that_names_it(source: str) -> None:
-    with pytest.raises(LitGPTError, match=r"The chat template .* no generation marks"):
+    with pytest.raises(LitGPTError, match=r"The chat template has no generation marks"):
         learned(source, TURNS)
 
 
@@ -145,18 +145,3 @@ def test_without_offsets_a_place_is_where_the_tokens_part(stories260k: Path, tmp
     ids, spans = found
     assert [tokenizer.decode(ids[start:end]).strip() for start, end in spans] == ["Yo<end>", "4<end>"]
     assert ids[-1] == tokenizer.eos_id
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "meta-llama-Llama-3.1-8B-Instruct",
-     "openai-gpt-oss-120b", "microsoft-Phi-3.5-mini-instruct", "GLM-4.7-Flash", "google-gemma-2-2b-it"],
-)  # fmt: skip
-def test_real_templates_give_up_the_assistants_words_alone(name: str, shared_assets: Path) -> None:
-    source = (shared_assets / "chat_templates" / f"{name}.jinja").read_text()
-    writer = Writer(ChatTemplate.from_source(source, bos_token="<s>", eos_token="</s>"))
-    part = writer.write(Conversation(TURNS)).parts[0]
-    assert isinstance(part, Part) and not isinstance(part.learned, bool)
-    first, second = (part.text[start:end] for start, end in part.learned)
-    assert "Yo" in first and "4" in second
-    assert not any(asked in words for asked in ("Hi", "2?") for words in (first, second))
