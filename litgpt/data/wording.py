@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from litgpt.chat_template import Template
 
 MARK = re.compile(r"\{%[-+]?\s*generation\b")
+WORD = re.compile(r"\w+")
 PLACE = "\ue000"
 """A character that no text has, to see where a style puts something."""
 
@@ -163,11 +164,13 @@ class Writer:
             )
         if MARK.search(template.source):
             text, spans = template.render_with_spans(messages, **given)
+            _check_all_is_said(template, messages, text)
             learned = [is_learned for _, is_learned in answers]
             if len(spans) == len(answers) or (spans and all(learned)):
                 chosen = spans if all(learned) else [span for span, own in zip(spans, learned, strict=True) if own]
                 return Wording([Part(text, _filled(chosen))], opens=False, ends=False, marked=True)
         found = Answers(messages, write)
+        _check_all_is_said(template, messages, found.text)
         spans = []
         for place, is_learned in answers:
             span = found.span(place) if is_learned else (0, 0)
@@ -181,6 +184,19 @@ class Writer:
                 )
             spans.append(span)
         return Wording([Part(found.text, _filled(spans))], opens=False, ends=True)
+
+
+def _check_all_is_said(template: Template, messages: Sequence[Message], text: str) -> None:
+    """Raises a LitGPTError where a template leaves out what the user, the system or a tool says (it knows no such role,
+    say); of what the assistant said before, many leave out some."""
+    for message in messages:
+        content = message.get("content")
+        word = max(WORD.findall(content), key=len, default="") if isinstance(content, str) else ""
+        if message["role"] != "assistant" and word not in text:
+            raise LitGPTError(
+                f"{template.where} leaves out what {message['role']!r} says; choose another data.prompt_style or "
+                "data.chat_template, or name the role otherwise."
+            )
 
 
 def has_place_for_input(style: PromptStyle) -> bool:

@@ -42,7 +42,9 @@ BACKWARDS = (
     "{% for m in messages|reverse %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-LAST_ONLY = "{{ messages[-1].content }}{% if add_generation_prompt %}>{% endif %}"
+ALWAYS_DIFFERENT = (
+    "{% for m in messages %}{{ messages|length }}{{ m.role }}: {{ m.content }}{{ messages|length }}{% endfor %}"
+)
 
 
 def learned(source: str, messages: list[dict[str, Any]], turns: str = "all") -> list[str]:
@@ -66,7 +68,7 @@ def test_each_answer_is_found_in_the_whole(source: str, expected: list[str]) -> 
     assert learned(source, TURNS) == expected
 
 
-@pytest.mark.parametrize("source", [BACKWARDS, LAST_ONLY])
+@pytest.mark.parametrize("source", [BACKWARDS, ALWAYS_DIFFERENT])
 def test_a_template_that_does_not_tell_is_an_error_that_names_it(source: str) -> None:
     with pytest.raises(LitGPTError, match=r"The chat template has no generation marks"):
         learned(source, TURNS)
@@ -87,6 +89,26 @@ def test_an_answer_that_begins_like_a_prompt_is_learned_whole() -> None:
 def test_a_conversation_without_an_answer_is_refused() -> None:
     with pytest.raises(LitGPTError, match="no message of the assistant"):
         learned(CHATML, TURNS[:1])
+
+
+@pytest.mark.parametrize("role", ["martian", "user"])
+def test_what_the_template_leaves_out_is_told(role: str) -> None:
+    silent = CHATML.replace("{{ m.content }}", "{% if m.role == 'assistant' %}{{ m.content }}{% endif %}")
+    with pytest.raises(LitGPTError, match=f"leaves out what '{role}' says"):
+        learned(silent, [{"role": role, "content": "Where?"}, TURNS[1]])
+
+
+def test_a_template_that_leaves_out_calls_is_told() -> None:
+    call = {"function": {"name": "f", "arguments": {}}}
+    with pytest.raises(LitGPTError, match="does not write the functions"):
+        learned(CHATML, [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_arguments_go_as_text_to_a_template_that_expects_it() -> None:
+    source = CHATML.replace("<end>", "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}"
+                            "{% endfor %}<end>")  # fmt: skip
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    assert learned(source, [TURNS[0], {"role": "assistant", "tool_calls": [call]}]) == ['f{"x": 1}<end>\n']
 
 
 def test_tools_and_variables_reach_the_template() -> None:
