@@ -77,9 +77,6 @@ class Conversations(SFTModule):
         except LitGPTError as error:  # which plain text can do without
             self._no_template = error
 
-    def fetch(self) -> None:
-        self.files()
-
     def files(self) -> tuple[list[Path], list[Path]]:
         if self.repo_id is not None:
             fetch = dict(subset=self.subset, access_token=self.access_token)
@@ -110,7 +107,7 @@ class Conversations(SFTModule):
     def setup(self, stage: str = "") -> None:
         if not self.pretraining:
             return super().setup(stage)
-        train_files, val_files = self.files()
+        train_files, val_files = self.found()
         train, val = self.stores(train_files), self.stores(val_files)
         self.train_dataset, self.val_dataset = self._blocks(train, val)
         tokens = [sum(len(store.tokens.ids) for store in stores) for stores in (train, val)]

@@ -100,12 +100,13 @@ class Preview:
             f"({targets / max(1, tokens):.1%})"
         )
         middle, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-        limit = f"; at most {self.limit:,} are kept" if self.limit is not None else ""
-        yield f"tokens of a sample: {ordered[0]:,} to {ordered[-1]:,}, half up to {middle:,}, 95% up to {most:,}{limit}"
         losses = getattr(dataset, "losses", None)
-        cut = losses(name) if losses is not None else []
-        yield from cut or ["nothing is cut or left out"]
-        yield from histogram(getattr(dataset, "full_lengths", lengths), self.limit)
+        limit = self.limit if losses is not None else None  # blocks of text are never cut
+        kept = f"; at most {limit:,} are kept" if limit is not None else ""
+        yield f"tokens of a sample: {ordered[0]:,} to {ordered[-1]:,}, half up to {middle:,}, 95% up to {most:,}{kept}"
+        if losses is not None:
+            yield from losses(name) or ["nothing is cut or left out"]
+        yield from histogram(getattr(dataset, "full_lengths", lengths), limit)
 
 
 def count_targets(dataset: Any) -> int:
