@@ -49,6 +49,8 @@ class SFTModule(DataModule):
     def __post_init__(self) -> None:
         if isinstance(self.prompt_style, str):
             self.prompt_style = PromptStyle.from_name(self.prompt_style)
+        if self.too_long not in ("cut", "drop"):
+            raise LitGPTError(f"data.too_long is cut or drop, not {self.too_long!r}.")
         self._recipe: Recipe | None = None
         self._stores: dict[Path, Store] = {}
         self._files: tuple[list[Path], list[Path]] | None = None

@@ -230,7 +230,14 @@ def test_half_a_character_is_told_with_its_line(tokenizer: Tokenizer, tmp_path: 
 
 
 def test_a_damaged_cache_file_is_told(tmp_path: Path) -> None:
-    for content in (b"", b"abc", b"x" * 50, b"x" * 20 + MAGIC[:-1]):
+    for content in (
+        b"",
+        b"abc",
+        b"x" * 50,
+        b"x" * 20 + MAGIC[:-1],
+        b"x" * 99 + MAGIC,
+        b"{}" + (2).to_bytes(8, "little") + MAGIC,
+    ):
         (tmp_path / "x.tokens").write_bytes(content)
         with (tmp_path / "x.tokens").open("rb") as file, pytest.raises(LitGPTError, match="not a whole one"):
             TokenFile(file, "x.tokens")
@@ -337,6 +344,7 @@ def test_a_module_of_ones_own_says_where_rows_come_from_and_what_they_say(tokeni
         ({"repo_id": "b/c", "val_path": "a", "val_split": "test"}, "exclude each other"),
         ({"path": "a", "val_split_fraction": 1.5}, "between 0 and 1"),
         ({"path": "a", "chat_template": "nowhere.jinja"}, "nowhere.jinja is no chat template"),
+        ({"path": "a", "turns": "first"}, "data.turns is all or last"),
         ({"path": "a", "prompt_style": "chatt"}, "Unknown prompt style"),
     ],
 )
