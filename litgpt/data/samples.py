@@ -237,20 +237,22 @@ class SFTDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        import numpy as np
         import torch
 
-        sample = Sample(*self._kept[index].tolist())
+        sample = Sample._make(self._kept[index].tolist())
         start = int(self._starts[sample.store][sample.place])
         stream = self.stores[sample.store].tokens.ids
-        ids = torch.from_numpy(stream[start : start + sample.length].astype("int64"))
+        ids = stream[start : start + sample.length].astype(np.int64)
         if sample.last >= 0:
-            ids[-1] = int(stream[start + sample.last])
-        if not self.fitting.mask_prompt:
-            return {"input_ids": ids, "labels": ids.clone()}
-        labels = torch.full_like(ids, self.fitting.ignore_index)
-        for begin, end in self.learned(sample):
-            labels[begin:end] = ids[begin:end]
-        return {"input_ids": ids, "labels": labels}
+            ids[-1] = stream[start + sample.last]
+        if self.fitting.mask_prompt:
+            labels = np.full_like(ids, self.fitting.ignore_index)
+            for begin, end in self.learned(sample):
+                labels[begin:end] = ids[begin:end]
+        else:
+            labels = ids.copy()
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
 
 def _count(number: int, purpose: str) -> str:
