@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -66,7 +66,7 @@ class Config:
     """Per layer: 1 where attention sees the last `sliding_window_size` tokens only. Unset: every layer."""
     attention_logit_softcapping: float | None = None
     # -- rotary positions
-    rope_base: int = 10000
+    rope_base: int | float = 10000
     rotary_percentage: float = 0.25
     """Share of a head's dimensions that rotate."""
     rope_condense_ratio: int = 1
@@ -80,7 +80,7 @@ class Config:
     moe_intermediate_size: int | None = None
     bias: bool = True
     mlp_class_name: Literal["GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"] = "GptNeoxMLP"
-    gelu_approximate: str = "none"
+    gelu_approximate: Literal["none", "tanh"] = "none"
     # -- mixture of experts
     n_expert: int = 0
     n_shared_expert: int | None = None
@@ -158,6 +158,7 @@ class Config:
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 
     def __post_init__(self) -> None:
+        self._check_values()
         for own, value in self._derived().items():
             if getattr(self, own) is None:
                 setattr(self, own, value)
@@ -180,14 +181,39 @@ class Config:
                 )
             self.intermediate_size = 4 * self.n_embd
         if self.sliding_window_size is not None:
-            self.sliding_window_indices = (self.sliding_window_indices or [1] * self.n_layer)[: self.n_layer]
-        if self.rope_indices is not None:
-            self.rope_indices = self.rope_indices[: self.n_layer]
+            self.sliding_window_indices = self.sliding_window_indices or [1] * self.n_layer
         if self.linear_attention is not None:
-            indices = self.linear_attention_indices or [1] * self.n_layer
-            self.linear_attention_indices = indices[: self.n_layer]
+            self.linear_attention_indices = self.linear_attention_indices or [1] * self.n_layer
             if self.linear_attention["n_value_heads"] % self.linear_attention["n_key_heads"]:
                 raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
+        for name in BY_LAYER:
+            values = getattr(self, name)
+            if values is not None and len(values) < self.n_layer:
+                raise LitGPTError(f"{name} has {len(values)} entries for {self.n_layer} layers.")
+            setattr(self, name, values and values[: self.n_layer])
+
+    def _check_values(self) -> None:
+        """Refuses what no model can have, by name."""
+        for name, hint in _types().items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
+                raise LitGPTError(f"The model setting {name} is {value!r}; it must be of the kind {wanted}.")
+        for name in SIZES:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LitGPTError(f"The model setting {name} is {value}; it must be at least 1.")
+        for name, parts in PARTS.items():
+            sizes = getattr(self, name)
+            for part in parts if sizes is not None else ():
+                size = sizes.get(part)
+                if size == 0 or not _fits(size, int | None if part == "q_lora_rank" else int):
+                    raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {size!r}.")
+        if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
+            raise LitGPTError(
+                f"A mixture needs n_expert_per_token from 1 to n_expert, and has {self.n_expert_per_token} and "
+                f"{self.n_expert}."
+            )
 
     # -- derived values
 
@@ -264,7 +290,11 @@ class Config:
             raise LitGPTError(f"{path} is not a YAML file of model settings.") from None
         if not isinstance(content, dict):
             raise LitGPTError(f"{path} is empty or not a YAML mapping of model settings.")
-        return cls(**{**_checked(content, where=f" in {path}"), **_checked(overrides)})
+        numbers = {key: _number(content[key]) for key, hint in _types().items() if key in content and _fits(0.5, hint)}
+        try:
+            return cls(**{**_checked(content), **numbers, **_checked(overrides)})
+        except LitGPTError as error:
+            raise LitGPTError(f"{path} can't be used: {error}") from None
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any] | str | Path, name: str = "", **overrides: Any) -> Self:
@@ -364,11 +394,49 @@ OWN_DEFAULTS: dict[str, Any] = {
 """The fields LitGPT doesn't have."""
 
 
-def _checked(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+SIZES = ("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padding_multiple")
+BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
+"""Fields with an entry for each layer."""
+PARTS = {
+    "latent_attention": ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"),
+    "linear_attention": ("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"),
+}
+"""The sizes that a field consists of."""
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(Config)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in choices
+    if origin is list:
+        return isinstance(value, list) and all(_fits(entry, choices[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if choices:
+        return any(_fits(value, choice) for choice in choices)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _number(value: Any) -> Any:
+    """`1e-5` is a text to YAML, which wants a point in it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
     known = [entry.name for entry in fields(Config)]
     for key in values:
         if key not in known:
-            raise LitGPTError(f"{key!r}{where} is not a model setting.{closest(key, known)}")
+            raise LitGPTError(f"{key!r} is not a model setting.{closest(key, known)}")
     return values
 
 

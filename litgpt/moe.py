@@ -6,7 +6,7 @@ A: assignments (tokens x experts a token), C: `n_embd`, E: `n_expert`, I: width 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,14 @@ class GroupedTopkRouter(nn.Module):
         if self.sigmoid:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
         self.config = config
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""
+        bias = self.e_score_correction_bias if self.sigmoid else None
+        super()._apply(fn, recurse)
+        if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:
+            self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
+        return self
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens `(B·T, C)` → weights and numbers of their experts, `(B·T, K)` both."""
@@ -167,6 +175,15 @@ class Experts(nn.Module):
             return swiglu(gate, carrier)
         gate, carrier = gate.clamp(max=self.limit), carrier.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(1.702 * gate) * (carrier + 1)
+
+    def take(self, name: str, expert: int, tensor: Tensor) -> None:
+        """One expert's part, as a state dict names it; on `meta`, the first makes room for all, where and as it is."""
+        stacked = getattr(self, self.parts[name])
+        if stacked.is_meta:
+            stacked = nn.Parameter(tensor.new_empty(stacked.shape), requires_grad=stacked.requires_grad)
+            setattr(self, self.parts[name], stacked)
+        with torch.no_grad():
+            stacked[expert].copy_(tensor)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, part in self.parts.items():

@@ -295,12 +295,13 @@ class ChatTemplate(PromptStyle, name="chat"):
             self._templates = _load_templates(Path(checkpoint_dir))
 
     @classmethod
-    def from_source(cls, source: str, **tokens: str) -> ChatTemplate:
-        """A template given as Jinja text, with the special tokens it may name (`bos_token="<s>"`)."""
+    def from_source(cls, source: str, *, where: str = "The chat template", **tokens: str) -> ChatTemplate:
+        """A template given as Jinja text, with the special tokens it may name (`bos_token="<s>"`); errors call it
+        `where`."""
         from litgpt.chat_template import Template
 
         style = cls()
-        style._templates = {"default": Template(source, tokens, "The chat template")}
+        style._templates = {"default": Template(source, tokens, where)}
         return style
 
     def apply(self, prompt: str | Sequence[Message], *, sys_prompt: str | None = None, **kwargs: Any) -> str:

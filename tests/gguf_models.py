@@ -17,13 +17,16 @@ TEXTS = ["Hello world, it's 12345!", "  two  spaces\n\n\tand a tab", "日本語 
 AS_THEY_ARE = """
     llama llama-tied llama-biased llama-all-biases llama-multi-query llama-wide-heads llama-3-rope llama-linear-rope
     mistral mistral-window neox gpt2 gpt2-untied qwen2 qwen3 olmo olmo-clipped olmo2 gemma smollm3 mixtral qwen3-moe
-    stablelm phi phi3 phi3-window phi4-mini-like glm4
+    stablelm phi phi3 phi3-window phi4-mini-like glm4 falcon-7b-like falcon-40b-like falcon-11b-like granite llama-yarn
+    gpt-oss olmo3 olmo3-yarn ministral3 deepseek-v3 deepseek-v3-yarn
 """
 FAMILY_CASES: dict[str, dict[str, Any]] = {
     **{case: {} for case in AS_THEY_ARE.split()},
     "neox-one-after-the-other": {"hidden_act": "gelu"},
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16},
+    "deepseek-v2-lite-like": {"num_hidden_layers": 27},
+    "llama4": {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
 }
 """Case of `tests.tiny` → what is changed so that llama.cpp has a name for it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,15 +15,20 @@ import yaml
 from litgpt.config import Config, configs, name_to_config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from tests.tiny import CASES
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = json.loads((GOLDEN / "configs.json").read_text())
 STATE_DICTS = json.loads((GOLDEN / "state_dict_one_layer.json").read_text())
-LITGPT_NAMES = sorted(set(CONFIGS["configs"]) & set(name_to_config))
+LITGPT_NAMES = sorted(CONFIGS["configs"])
 
 
 def test_known_names_are_unique_and_listed_once():
     assert len(configs) == len(name_to_config) == len({row["name"] for row in configs})
+
+
+def test_all_of_litgpts_names_are_known():
+    assert len(LITGPT_NAMES) == 210 and {*LITGPT_NAMES} <= {*name_to_config}
 
 
 @pytest.mark.parametrize("name", LITGPT_NAMES)
@@ -36,7 +42,7 @@ def test_every_field_equals_litgpts(name):
 
 @pytest.mark.parametrize("group", STATE_DICTS, ids=lambda group: next(iter(group["parameters"])))
 def test_state_dict_names_and_sizes_equal_litgpts(group):
-    for name in group["parameters"].keys() & name_to_config.keys():
+    for name in group["parameters"]:
         with torch.device("meta"):
             state = GPT(Config.from_name(name, n_layer=1)).state_dict()
         assert list(dict.fromkeys(re.sub(r"experts\.\d+\.", "experts.{}.", key) for key in state)) == group["tensors"]
@@ -148,6 +154,83 @@ def test_an_unknown_activation_is_refused():
         Config.from_hf({**hf_config, "hidden_act": "relu2"})
 
 
+# What the files on the hub say besides.
+SAID_BESIDES = {
+    "gpt2-medium": {"n_ctx": 1024, "n_special": 0, "predict_special_tokens": True},
+    "gpt2-xl": {"n_special": 0, "output_past": True, "predict_special_tokens": True, "summary_use_proj": True},
+    "Gemma-2-9b": {"sliding_window_size": 4096, "cache_implementation": "hybrid"},
+    "Gemma-2-27b": {"sliding_window_size": 4096, "_attn_implementation": "eager"},
+    "Gemma-3-270m": {"_sliding_window_pattern": 6, "use_bidirectional_attention": False},
+    "Phi-4-mini-instruct": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False},
+    "phi-1_5": {"rotary_dim": 32, "qk_layernorm": False, "embd_pdrop": 0.1},
+    "Qwen2.5-7B-Instruct-1M": {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}},
+    "falcon-7b": {"apply_residual_connection_post_layernorm": False, "num_kv_heads": 71},
+    "Llama-3.1-8B": {"_attn_implementation_autoset": True, "mlp_bias": False},
+    "SmolLM2-135M": {"is_llama_config": True, "rope_interleaved": False, "temperature": 0.7, "num_beams": 1},
+}
+
+
+@pytest.mark.parametrize("name", SAID_BESIDES)
+def test_what_real_files_say_besides_is_read_or_changes_nothing(name):
+    config = Config.from_name(name)
+    assert Config.from_hf({**config.family.write_hf(config), **SAID_BESIDES[name]}, name=config.name) == config
+
+
+def as_transformers_4_writes_it(hf_config: dict) -> dict:
+    """The settings of RoPE beside the others, and only what is scaled in a group."""
+    old = dict(hf_config)
+    by_layer = old.pop("rope_parameters")
+    rope = dict(by_layer.get("full_attention", by_layer))
+    if old["model_type"] == "gemma3_text":
+        old["rope_local_base_freq"] = by_layer["sliding_attention"]["rope_theta"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            old[key] = rope.pop(key)
+    if old["model_type"] == "phi3":
+        rope.pop("original_max_position_embeddings", None)
+    return {**old, "rope_scaling": {"type": rope.pop("rope_type"), **rope} if len(rope) > 1 else None}
+
+
+ROPES = (
+    "llama-3-rope llama-linear-rope llama-yarn-mscale llama-yarn-untruncated phi3-longrope phi4-mini-like glm4 gemma3"
+)
+
+
+@pytest.mark.parametrize("case", [*ROPES.split(), "olmo3-yarn", "deepseek-v3-yarn", "gpt-oss", "qwen3-next", "llama4"])
+def test_both_ways_of_writing_rope_mean_the_same(case):
+    import transformers
+
+    kind, settings = CASES[case]
+    new = getattr(transformers, kind)(**settings).to_dict()
+    assert Config.from_hf(as_transformers_4_writes_it(new)) == Config.from_hf(new)
+
+
+def test_yarn_stretches_the_whole_context_where_nothing_else_is_said():
+    config = Config.from_name("Llama-2-7b-hf")
+    scaling = {"type": "yarn", "factor": 4.0}
+    adjust = Config.from_hf({**config.family.write_hf(config), "rope_scaling": scaling}).rope_adjustments
+    assert adjust == {"factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_seq_len": 4096}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("gpt2", {"scale_attn_weights": False}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt-oss-20b", {"swiglu_alpha": 1.5}),
+        ("Phi-4-mini-instruct", {"interpolate_factor": 2}),
+        ("Gemma-2-9b", {"sliding_window_size": 512}),
+        ("Gemma-3-270m", {"use_bidirectional_attention": True}),
+        ("falcon-7b", {"alibi": True}),
+        ("falcon-7b", {"num_ln_in_parallel_attn": 2}),
+    ],
+)
+def test_another_value_of_such_a_key_is_refused_by_name(name, other):
+    config = Config.from_name(name)
+    with pytest.raises(LitGPTError, match=next(iter(other))):
+        Config.from_hf({**config.family.write_hf(config), **other})
+
+
 @pytest.mark.parametrize("change", [{"n_embd": 30, "n_head": 4}, {"n_head": 4, "n_query_groups": 3}])
 def test_head_counts_that_do_not_divide_are_told(change):
     with pytest.raises(LitGPTError, match="multiple"):
@@ -168,3 +251,54 @@ def test_hugging_face_config_round_trip(named):
 
 def test_a_narrowed_pythia_has_a_narrower_mlp():
     assert Config.from_name("pythia-14m", n_embd=32).intermediate_size == 128
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"n_layer": "two"}, "n_layer is 'two'"),
+        ({"n_layer": 0}, "n_layer is 0"),
+        ({"bias": 1}, "bias is 1"),
+        ({"norm_eps": None}, "norm_eps is None"),
+        ({"mlp_class_name": "MLP"}, "mlp_class_name is 'MLP'"),
+        ({"sliding_window_size": 4, "sliding_window_indices": [1]}, "1 entries for 16 layers"),
+        ({"rope_layers": [1, "a"]}, "rope_layers"),
+        ({"mlp_class_name": "LLaMAMoE", "n_expert": 4}, "n_expert_per_token"),
+        ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 5}, "n_expert_per_token"),
+        ({"latent_attention": {}}, "latent_attention needs a size as its q?"),
+        ({"linear_attention": {"n_key_heads": 0}}, "linear_attention needs a size as its n_key_heads"),
+    ],
+)
+def test_a_value_that_no_model_can_have_is_told_with_its_name(change, word):
+    with pytest.raises(LitGPTError, match=word):
+        Config(**change)
+
+
+def test_a_number_without_a_point_is_a_number_all_the_same(tmp_path):
+    path = tmp_path / "model_config.yaml"
+    path.write_text("n_embd: 32\nn_head: 4\nnorm_eps: 1e-6\nattention_logit_softcapping: 5e1\n")
+    config = Config.from_file(path)
+    assert (config.norm_eps, config.attention_logit_softcapping) == (1e-6, 50.0)
+
+
+def test_a_bad_value_in_a_file_is_told_with_the_file(tmp_path):
+    path = tmp_path / "model_config.yaml"
+    path.write_text("n_embd: wide\n")
+    with pytest.raises(LitGPTError, match=r"model_config\.yaml can't be used: The model setting n_embd is 'wide'"):
+        Config.from_file(path)
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES.values()}))
+def test_no_config_json_ends_in_a_traceback(kind):
+    """Whatever key is missing or has a strange value, it is read or refused in a sentence."""
+    import transformers
+
+    settings = next(settings for name, settings in CASES.values() if name == kind)
+    whole = getattr(transformers, kind)(**settings).to_dict()
+    Config.from_hf(whole)
+    for key in whole:
+        broken = [{theirs: value for theirs, value in whole.items() if theirs != key}]
+        broken += [{**whole, key: value} for value in (None, "abc", -1, 0, [], {}, True, 3.5)]
+        for hf_config in broken:
+            with suppress(LitGPTError):
+                Config.from_hf(hf_config)

@@ -76,3 +76,15 @@ def test_a_mixture_is_built_on_meta():
     with torch.device("meta"):
         model = GPT(Config(**SIZES, intermediate_size=24, n_expert=4, n_expert_per_token=2))
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+GROUPED = dict(n_expert_groups=2, n_topk_groups=1, n_topk_scores_per_group=2, moe_intermediate_size=24)
+
+
+def test_what_balances_the_experts_is_never_rounded():
+    model = GPT(Config(**SIZES, intermediate_size=24, n_expert=4, n_expert_per_token=2, **GROUPED))
+    bias = model.transformer.h[0].mlp.gate.e_score_correction_bias
+    bias.copy_(torch.linspace(8.99, 9.01, 4))
+    narrow = model.bfloat16().transformer.h[0].mlp.gate
+    assert narrow.weight.dtype == torch.bfloat16
+    assert torch.equal(narrow.e_score_correction_bias, bias)

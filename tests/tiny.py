@@ -136,6 +136,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4TextConfig",
         {**LLAMA_4, "attn_temperature_tuning": False, "rope_parameters": LLAMA3_ROPE},
     ),
+    "llama4-stretched-as-scout": (
+        "Llama4TextConfig",
+        {**LLAMA_4, "rope_parameters": {**LLAMA3_ROPE, "factor": 16.0, "high_freq_factor": 1.0}},
+    ),
     "neox": ("GPTNeoXConfig", NEOX_LIKE),
     "neox-one-after-the-other": (
         "GPTNeoXConfig",
@@ -145,12 +149,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm-biased": ("StableLmConfig", {**LLAMA_LIKE, "use_qkv_bias": True}),
     "falcon-7b-like": ("FalconConfig", {**FALCON_LIKE, "multi_query": True}),
     "falcon-40b-like": ("FalconConfig", {**FALCON_LIKE, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-11b-like": (
+        "FalconConfig",
+        {**FALCON_LIKE, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
     "mixtral": ("MixtralConfig", {**LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "olmo": ("OlmoConfig", LLAMA_LIKE),
     "olmo-clipped": ("OlmoConfig", {**LLAMA_LIKE, "clip_qkv": 0.8}),
     "olmo2": ("Olmo2Config", LLAMA_LIKE),
     "gemma": ("GemmaConfig", {**LLAMA_LIKE, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 12}),
+    "gemma2-untied": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 16, "tie_word_embeddings": False}),
     "gemma3": ("Gemma3TextConfig", {**LLAMA_LIKE, "num_hidden_layers": 7, "head_dim": 16, "sliding_window": 7}),
     "phi": ("PhiConfig", NEOX_LIKE),
     "phi3": ("Phi3Config", {**LLAMA_LIKE, "pad_token_id": 0}),
@@ -169,6 +178,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 16}),
     "qwen3-moe": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": True}),
     "qwen3-moe-shares-of-all": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "norm_topk_prob": False}),
+    "qwen3-moe-window": (
+        "Qwen3MoeConfig",
+        {**LLAMA_LIKE, **QWEN_EXPERTS, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
     "qwen3-moe-dense-every-other": ("Qwen3MoeConfig", {**LLAMA_LIKE, **QWEN_EXPERTS, "decoder_sparse_step": 2}),
     "qwen3-next": ("Qwen3NextConfig", QWEN_NEXT),
     "qwen3-next-dense-first": (
@@ -194,6 +207,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**LLAMA_LIKE, "num_hidden_layers": 5, "sliding_window": 7, "rope_parameters": YARN_BY_LAYER},
     ),
     "smollm3": ("SmolLM3Config", {**LLAMA_LIKE, "num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3-window": (
+        "SmolLM3Config",
+        {**LLAMA_LIKE, "num_hidden_layers": 5, "pad_token_id": 0, "use_sliding_window": True, "sliding_window": 7},
+    ),
     "granite": (
         "GraniteConfig",
         {
@@ -240,6 +257,9 @@ def hf_model(case: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.uniform_(8.5, 9.0)
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(AROUND_ZERO.get(model.config.model_type, ())):
                 parameter.sub_(1)  # or rounding grows beyond all bounds

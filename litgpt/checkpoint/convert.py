@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from litgpt.checkpoint.atomic import atomic_folder, gigabytes, require_space
+from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.layout import (
     HF_CONFIG_FILE,
     LIT_MODEL,
@@ -47,10 +48,10 @@ def to_litgpt(
     tied = {HEAD: EMBEDDING} if HEAD not in weights.names else {}
     progress = Progress(len(weights.names), every_tensor)
 
-    def cast() -> Iterator[tuple[str, Tensor]]:
+    def converted() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
             check_shape(name, tensor, expected[name])
-            tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+            tensor = cast(name, tensor, dtype)
             progress.add(name, tensor)
             yield name, tensor
             del tensor  # before the next one is made
@@ -59,7 +60,7 @@ def to_litgpt(
     nbytes = sum(expected[name].numel() for name in weights.names) * width.itemsize
     require_space(checkpoint.dir, nbytes, f"Converting {checkpoint.dir}")
     with atomic_folder(checkpoint.dir) as folder:
-        write_lit(folder / LIT_MODEL, cast(), tied)
+        write_lit(folder / LIT_MODEL, converted(), tied)
         config.save(folder)
     progress.finish(checkpoint.dir)
     return checkpoint.dir
@@ -84,7 +85,13 @@ def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
     elif (folder / HF_CONFIG_FILE).is_file():
         config = Config.from_hf(read_json(folder / HF_CONFIG_FILE), name=name)
     else:
-        config = Config.from_name(name)
+        try:
+            config = Config.from_name(name)
+        except LitGPTError:
+            raise LitGPTError(
+                f"{folder} has no {HF_CONFIG_FILE}, so it is not known which model its weights are; add that file, or "
+                "give --model_name."
+            ) from None
     vars(checkpoint)["config"] = config  # instead of a model_config.yaml that an earlier conversion left
     return checkpoint
 

@@ -1,4 +1,5 @@
-"""Weights that are stored in 8 or 4 bits, read as bfloat16: FP8 in blocks (DeepSeek-V3) and MXFP4 (gpt-oss).
+"""Weights that are stored in 8 or 4 bits, read as bfloat16: FP8 in blocks (DeepSeek-V3) or with one scale a tensor
+(Ministral 3), and MXFP4 (gpt-oss).
 
 R, C: rows and columns; E: experts.
 """
@@ -24,9 +25,9 @@ def dequantized(stored: Tensors) -> Tensors:
     names = set(stored.names)
     fp8 = {name for name in names if f"{name}_scale_inv" in names}
     mxfp4 = {name.removesuffix("_blocks") for name in names if name.endswith("_blocks")}
-    hidden = {f"{name}_scale_inv" for name in fp8} | {
-        f"{name}_{part}" for name in mxfp4 for part in ("blocks", "scales")
-    }
+    hidden = {f"{name}_scale_inv" for name in fp8}
+    hidden |= {f"{name.removesuffix('weight')}activation_scale" for name in fp8}  # of inputs, which stay as they are
+    hidden |= {f"{name}_{part}" for name in mxfp4 for part in ("blocks", "scales")}
     if not hidden:
         return stored
     for name in mxfp4:
@@ -46,8 +47,10 @@ def dequantized(stored: Tensors) -> Tensors:
 
 
 def from_fp8_blocks(weight: Tensor, scales: Tensor) -> Tensor:
-    """`(R, C)` float8, and the scale of each block, `(R / 128, C / 128)` rounded up → `(R, C)` bfloat16."""
+    """`(R, C)` float8, and the scale of each block, `(R / 128, C / 128)` rounded up, or of all → `(R, C)` bfloat16."""
     rows, columns = weight.shape
+    if scales.numel() == 1:
+        return (weight.float() * scales.float().view(())).to(torch.bfloat16)
     wide = scales.float().repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
     return (weight.float() * wide).to(torch.bfloat16)
 

@@ -6,6 +6,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. H: head s
 from __future__ import annotations
 
 import atexit
+import itertools
 import math
 import os
 import re
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
 
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 """What llama.cpp calls the parts of a large model."""
-READ = frozenset("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K".split())
+READ = frozenset("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K MXFP4".split())
 """Tensor types that are read; the quantised ones become float32, which holds their values exactly."""
 AS_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EXPERTS = "_exps."
 """In the name of a tensor that holds all experts of a layer."""
-USUAL_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+USUAL = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+"""Of Llama 3's scaling; Llama 4 has nothing between what is kept and what is stretched."""
+ABRUPT = {**USUAL, "high_freq_factor": 1.0}
 
 
 def gguf_package() -> Any:
@@ -262,7 +265,7 @@ def _parts(tensor: gguf.ReaderTensor, path: Path) -> dict[str, Stored]:
     """A tensor by its name; one that holds all experts of a layer as one an expert, `…_exps.0.weight` and so on."""
     shape, data = tuple(reversed(tensor.shape.tolist())), tensor.data
     stored = Stored(tensor.tensor_type, shape, path, tensor.data_offset, data.dtype, data.shape)
-    if len(shape) < 3 or EXPERTS not in tensor.name:
+    if EXPERTS not in tensor.name or len(shape) < (2 if tensor.name.endswith(".bias") else 3):
         return {tensor.name: stored}
     return {tensor.name.replace(EXPERTS, f"{EXPERTS}{number}."): stored.expert(number) for number in range(shape[0])}
 
@@ -337,8 +340,8 @@ def gguf_weights(file: GGUFFile) -> Tensors:
 def gguf_table(config: Config) -> WeightTable:
     """The table that leads from GGUF's tensor names to ours and back."""
     family = config.family
-    as_gguf = replace(family, weights=families.AS_GGUF[family.name].weights, prefix="", renames=(), not_text=())
-    return WeightTable(config, as_gguf)
+    rules = families.AS_GGUF[family.name].rules(config)
+    return WeightTable(config, replace(family, weights=rules, prefix="", renames=(), not_text=()))
 
 
 def paired_heads(config: Config) -> dict[str, int]:
@@ -372,9 +375,9 @@ def pair(tensor: Tensor, heads: int) -> Tensor:
 def rope_factors(config: Config) -> Tensor | None:
     """What each of the plain frequencies is divided by, `(R/2,)`; None where the metadata says it all."""
     adjust = config.rope_adjustments or {}
-    if set(adjust) <= {"factor"}:
+    if set(adjust) <= {"factor"} or "beta_fast" in adjust:
         return None
-    if set(adjust) != {"factor", *USUAL_LLAMA3, "original_max_seq_len"}:
+    if set(adjust) != {"factor", *USUAL, "original_max_seq_len"}:
         raise LitGPTError(f"GGUF files here have no place for `rope_adjustments` with {', '.join(sorted(adjust))}.")
     return inverse_frequencies(replace(config, rope_adjustments=None)) / inverse_frequencies(config)
 
@@ -393,10 +396,10 @@ def stretched(config: Config, factors: Tensor) -> Config:
     if factors.shape == theta.shape and factor > 1:
         smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)  # 1: as it was, 0: divided by the whole factor
         blended = (smooth > 1e-4) & (smooth < 1 - 1e-4)
-        low, high = USUAL_LLAMA3.values()
+        low, high = USUAL.values()
         lengths += (2 * torch.pi / theta * (low + smooth * (high - low)))[blended].round().int().tolist()
-    for length in lengths:
-        adjust = {"factor": factor, **USUAL_LLAMA3, "original_max_seq_len": length}
+    for length, kind in itertools.product(lengths, (USUAL, ABRUPT)):
+        adjust = {"factor": factor, **kind, "original_max_seq_len": length}
         candidate = replace(config, rope_adjustments=adjust)
         made = rope_factors(candidate)
         if made is not None and made.shape == factors.shape and torch.allclose(made, factors, rtol=1e-4):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -52,6 +52,18 @@ LLAMA_3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + CONTRACTED + "|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + CONTRACTED + "|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK_3 = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
@@ -65,8 +77,8 @@ class Cut:
 
     names: tuple[str, ...]
     """`tokenizer.ggml.pre`; the first one is written."""
-    pattern: str | None = None
-    """Words, as a regular expression; None: GPT-2's."""
+    patterns: tuple[str, ...] = ()
+    """Words, as regular expressions, one after the other; none: GPT-2's."""
     digits: bool = False
     """Each digit is a word."""
     nfc: bool = False
@@ -75,6 +87,8 @@ class Cut:
     """A word in the vocabulary is one token whatever the merges say."""
     adds_bos: bool = False
     """Texts open with BOS where the file doesn't say."""
+    steps: Callable[[], list[Any]] | None = None
+    """The cutting itself, where it is none of this."""
 
     def apply_to(self, processor: tokenizers.Tokenizer) -> None:
         """Makes a tokenizer cut text this way."""
@@ -82,20 +96,39 @@ class Cut:
 
         if self.nfc:
             processor.normalizer = normalizers.NFC()
-        first: list[Any] = [pre_tokenizers.Split(Regex(self.pattern), "isolated")] if self.pattern else []
+        first: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
         first += [pre_tokenizers.Digits(individual_digits=True)] if self.digits else []
-        bytes_last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern is None)
-        processor.pre_tokenizer = pre_tokenizers.Sequence([*first, bytes_last]) if first else bytes_last
+        steps = [*first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not self.patterns)]
+        steps = self.steps() if self.steps else steps
+        processor.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+
+
+def falcon_steps() -> list[Any]:
+    """Falcon cuts at punctuation first, and numbers last, every three digits."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return [
+        pre_tokenizers.Punctuation("contiguous"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        pre_tokenizers.Digits(individual_digits=False),
+        pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+    ]
 
 
 CUTS = (
     Cut(("gpt-2",)),
     Cut(("olmo", "mpt"), nfc=True),
     Cut(("smollm", "starcoder", "refact", "command-r"), digits=True),
-    Cut(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), pattern=LLAMA_3, whole_words=True, adds_bos=True),
-    Cut(("smaug-bpe",), pattern=LLAMA_3),
-    Cut(("qwen2", "deepseek-r1-qwen"), pattern=QWEN_2, nfc=True),
-    Cut(("tekken",), pattern=TEKKEN, whole_words=True, adds_bos=True),
+    Cut(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), patterns=(LLAMA_3,), whole_words=True, adds_bos=True
+    ),
+    Cut(("smaug-bpe",), patterns=(LLAMA_3,)),
+    Cut(("qwen2", "deepseek-r1-qwen"), patterns=(QWEN_2,), nfc=True),
+    Cut(("tekken",), patterns=(TEKKEN,), whole_words=True, adds_bos=True),
+    Cut(("gpt-4o",), patterns=(O200K,), whole_words=True),
+    Cut(("gpt-4o", "llama4"), patterns=(O200K,)),
+    Cut(("deepseek-v3",), patterns=DEEPSEEK_3),
+    Cut(("falcon",), steps=falcon_steps),
 )
 CUT_BY_NAME = {name: cut for cut in CUTS for name in cut.names}
 

@@ -31,8 +31,9 @@ from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, open_weights
 from litgpt.checkpoint.weights import Tensors
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata, linear_factor
+from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.model import GPT
+from litgpt.rope import attention_factor, attention_scale, inverse_frequencies
 
 if TYPE_CHECKING:
     import gguf
@@ -131,9 +132,13 @@ def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Met
     family = config.family
     metadata = families.AS_GGUF[family.name].write(config)
     metadata |= {"general.type": "model", "general.name": config.name or "unnamed", "general.quantization_version": 2}
-    again = config_of(family, metadata, dict(shapes), rope_factors(config), config.name)
+    try:
+        again = config_of(family, metadata, dict(shapes), rope_factors(config), config.name)
+    except LitGPTError as error:
+        arch = families.AS_GGUF[family.name].arch
+        raise LitGPTError(f"This model can't be written as GGUF's architecture {arch!r}: {error}") from None
     ours, theirs = _computation(config), _computation(again)
-    lost = [key for key in ours if ours[key] != theirs[key]]
+    lost = [key for key in ours if not _same(ours[key], theirs[key])]
     if lost:
         raise LitGPTError(
             f"GGUF's architecture {families.AS_GGUF[family.name].arch!r} has no place for `{lost[0]}`: "
@@ -147,12 +152,18 @@ def _computation(config: Config) -> dict[str, Any]:
     values = asdict(config)
     for label in ("name", "hf_config", "vocab_size", "padding_multiple", "tie_embeddings", "rope_condense_ratio"):
         del values[label]
-    stretched = rope_factors(config)
-    values["rope_adjustments"] = linear_factor(config) if stretched is None else stretched.tolist()
+    frequencies = inverse_frequencies(config) / config.rope_condense_ratio
+    values["rope_adjustments"] = [*frequencies.tolist(), attention_factor(config), attention_scale(config)]
     values["rotary_percentage"] = config.rope_n_elem
     values["rope_base"] = float(config.rope_base)
     values["attention_scores_scalar"] = config.attention_scores_scalar or config.head_size
     return values
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return math.isclose(a, b, rel_tol=1e-6) if isinstance(a, float) and isinstance(b, float) else bool(a == b)
 
 
 def _value_type(value: Any, package: Any) -> tuple[Any, ...]:
@@ -186,7 +197,7 @@ def _write_tensors(
 
 def stored_as(name: str, shape: tuple[int, ...], dtype: str) -> str:
     """The type that a tensor gets in a file whose matrices are `dtype`."""
-    if len(shape) == 1 or name.endswith(KEPT_WIDE):
+    if len(shape) == 1 or name.endswith((*KEPT_WIDE, ".bias")):
         return "f32"
     return "f16" if dtype == "q8_0" and shape[-1] % 32 else dtype
 

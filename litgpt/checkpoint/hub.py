@@ -23,8 +23,9 @@ from litgpt.checkpoint.layout import (
     TOKENIZER_FILES,
     existing_folder,
     find_checkpoint,
+    indexed_files,
 )
-from litgpt.config import name_to_config, read_json
+from litgpt.config import name_to_config
 from litgpt.errors import LitGPTError, closest
 from litgpt.hub_client import REPOSITORY_ID, explained_by_hub
 
@@ -98,7 +99,7 @@ class Repository:
         for suffix, index in WEIGHT_INDEXES.items():
             if index in self.sizes:
                 self.download([index], folder)
-                return [index, *sorted(set(read_json(folder / index).get("weight_map", {}).values()))]
+                return [index, *indexed_files(folder / index)]
             single = index.removesuffix(".index.json")
             if single in self.sizes:
                 return [single]

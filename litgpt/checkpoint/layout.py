@@ -131,7 +131,7 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
     for pattern in ("safetensors", "bin"):
         index = folder / f"{'model' if pattern == 'safetensors' else 'pytorch_model'}.{pattern}.index.json"
         if index.is_file():
-            files = tuple(folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values())))
+            files = tuple(folder / name for name in indexed_files(index))
             for file in files:
                 if not file.is_file():
                     raise LitGPTError(f"{index} names {file.name}, which is not there; download the checkpoint again.")
@@ -143,6 +143,18 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
         if found:
             return tuple(found)
     return ()
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The names of the weight files in the index of a folder that has several.
+
+    Raises:
+        LitGPTError: It is damaged.
+    """
+    where = read_json(index).get("weight_map", {})
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise LitGPTError(f"{index} doesn't say which tensor is in which file; download it again.")
+    return sorted(set(where.values()))
 
 
 def gguf_files(folder: Path) -> tuple[Path, ...]:

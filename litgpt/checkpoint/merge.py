@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, open_weights
@@ -50,5 +51,5 @@ def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> 
             yield HEAD, learned[HEAD].to(embedding.dtype) if HEAD in learned else embedding
 
     merged = merged_weights(model, plain())
-    cast = ((name, tensor.to(dtype) if tensor.is_floating_point() else tensor) for name, tensor in merged)
-    write_lit(folder / LIT_MODEL, cast, {HEAD: EMBEDDING} if tied and not parts else None)
+    narrowed = ((name, cast(name, tensor, dtype)) for name, tensor in merged)
+    write_lit(folder / LIT_MODEL, narrowed, {HEAD: EMBEDDING} if tied and not parts else None)

@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from litgpt.checkpoint.dequantize import dequantized
+from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.pages import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from litgpt.moe import Experts
 from litgpt.quantize import QuantizedLinear, make_room
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
@@ -91,7 +93,7 @@ def fill(
     if quantize:
         dtype = dtype or torch.get_default_dtype()
         room = make_room(model, quantize, dtype)
-    state = {}
+    state, experts = {}, places_of_experts(model)
     for name, tensor in weights:
         if tensor.shape != expected[name].shape:
             raise LitGPTError(
@@ -100,16 +102,31 @@ def fill(
         if name in room:
             room.pop(name).take(tensor.to(device))
             continue
-        state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        if name in experts:  # at once: all of a model's would be in memory twice before they are stacked
+            module, part, number = experts[name]
+            module.take(part, number, cast(name, tensor.to(device), dtype))
+            continue
+        state[name] = cast(name, tensor.to(device), dtype)
         if quantize and state[name] is tensor:
             state[name] = tensor.clone()  # else this one would keep the map of a whole file, which was read, in memory
     if HEAD in room:
         room.pop(HEAD).take(state[EMBEDDING])
     elif model.config.tie_embeddings and not isinstance(model.lm_head, QuantizedLinear):
         state[HEAD] = state[EMBEDDING]
-    model.load_state_dict(state, assign=True, strict=not quantize)
+    model.load_state_dict(state, assign=True, strict=not quantize and not experts)
     if HEAD in state:
         model.tie()
+
+
+def places_of_experts(model: GPT) -> dict[str, tuple[Experts, str, int]]:
+    """By name in a state dict: the experts that a tensor belongs to, which part it is there, and whose."""
+    return {
+        f"{prefix}.{number}.{name}": (module, name, number)
+        for prefix, module in model.named_modules()
+        if isinstance(module, Experts)
+        for name, part in module.parts.items()
+        for number in range(len(getattr(module, part)))
+    }
 
 
 def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = False) -> None:

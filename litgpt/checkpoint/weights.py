@@ -13,7 +13,7 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.families.base import Dealt, Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked, spelled
+from litgpt.families.base import Absorbed, Dealt, Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked, spelled
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -121,7 +121,7 @@ class WeightTable:
         return {name if name.startswith(head) else family.prefix + name: theirs for name, theirs in present.items()}
 
     def _rule(self, ours: str) -> Rule:
-        rule = self.rules.get(ours.rpartition(".")[0]) or self.rules.get(ours)
+        rule = self.rules.get(ours) or self.rules.get(ours.rpartition(".")[0])
         if rule is None:
             raise LitGPTError(f"{self.family.architectures[0]} models have no counterpart of {ours}.")
         return rule
@@ -129,7 +129,7 @@ class WeightTable:
     def sources(self, ours: str) -> tuple[str, ...]:
         """Their tensors that one of ours is made of."""
         rule = self._rule(ours)
-        theirs = rule.theirs if isinstance(rule, Join) else (rule.theirs,)
+        theirs = rule.theirs if isinstance(rule, Join | Absorbed) else (rule.theirs,)
         parameter = "" if ours in self.rules else "." + ours.rpartition(".")[2]
         return tuple(name + parameter for name in theirs)
 
@@ -137,6 +137,8 @@ class WeightTable:
         rule = self._rule(ours)
         if isinstance(rule, Join):
             return torch.cat(tensors)
+        if isinstance(rule, Absorbed):
+            return torch.cat((tensors[0].mT, tensors[1]), dim=1).flatten(0, 1)
         if isinstance(rule, Split):
             return tensors[0].chunk(len(rule.ours))[rule.ours.index(ours.rpartition(".")[0])]
         if isinstance(rule, Dealt):
@@ -193,6 +195,12 @@ class WeightTable:
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
             return tensor.split(self.config.qkv_rows())[part]
+        if isinstance(rule, Absorbed):
+            sizes = self.config.latent_attention
+            assert sizes is not None
+            of_heads = tensor.unflatten(0, (self.config.n_head, -1))  # (N, P + D, L)
+            keys, values = of_heads.split((sizes["qk_nope_head_dim"], sizes["v_head_dim"]), dim=1)
+            return values if part else keys.mT
         if isinstance(rule, Interleaved):
             return interleave_qkv(tensor, self.config)
         return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor

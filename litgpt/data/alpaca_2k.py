@@ -23,7 +23,7 @@ class Alpaca2k(Alpaca):
     """The data set on the hub."""
 
     def fetch(self) -> None:
-        self.files()
+        """`files` does."""
 
     def files(self) -> tuple[list[Path], list[Path]]:
         if self._file.is_file():

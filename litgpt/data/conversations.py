@@ -64,6 +64,8 @@ class Conversations(SFTModule):
             raise LitGPTError("data.val_split is a split of data.repo_id; with data.path it is data.val_path.")
         if self.val_split is not None and self.val_path is not None:
             raise LitGPTError("data.val_path and data.val_split exclude each other: give one of them.")
+        if self.turns not in ("all", "last"):
+            raise LitGPTError(f"data.turns is all or last, not {self.turns!r}.")
         split_sizes(2, self.val_split_fraction)
 
     def connect(
@@ -76,9 +78,6 @@ class Conversations(SFTModule):
             super().connect(tokenizer, batch_size, max_seq_length)
         except LitGPTError as error:  # which plain text can do without
             self._no_template = error
-
-    def fetch(self) -> None:
-        self.files()
 
     def files(self) -> tuple[list[Path], list[Path]]:
         if self.repo_id is not None:
@@ -110,7 +109,7 @@ class Conversations(SFTModule):
     def setup(self, stage: str = "") -> None:
         if not self.pretraining:
             return super().setup(stage)
-        train_files, val_files = self.files()
+        train_files, val_files = self.found()
         train, val = self.stores(train_files), self.stores(val_files)
         self.train_dataset, self.val_dataset = self._blocks(train, val)
         tokens = [sum(len(store.tokens.ids) for store in stores) for stores in (train, val)]
@@ -165,4 +164,5 @@ def template_of(file: Path, folder: Path | None = None) -> ChatTemplate:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LitGPTError(f"{file} is no chat template ({error}).") from None
-    return ChatTemplate.from_source(source, **(special_tokens(folder) if folder is not None else {}))
+    tokens = special_tokens(folder) if folder is not None else {}
+    return ChatTemplate.from_source(source, where=f"The chat template {file}", **tokens)

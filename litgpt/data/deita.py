@@ -19,9 +19,6 @@ class Deita(TurnsModule):
     repo_id: str = "HuggingFaceH4/deita-10k-v0-sft"
     """The data set on the hub."""
 
-    def fetch(self) -> None:
-        self.files()
-
     def files(self) -> tuple[list[Path], list[Path]]:
         folder = Path(self.download_dir)
         return fetch_data_set(self.repo_id, "train_sft", folder), fetch_data_set(self.repo_id, "test_sft", folder)

@@ -21,6 +21,9 @@ KINDS = (".parquet", ".jsonl", ".json", ".csv")
 """In which a data set's files are looked for."""
 NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
 SPLIT = re.compile(r"[A-Za-z0-9]+")
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
+FOLDERS = ("default", "plain_text", "main", "data", "")
+"""Where the files of a data set are, if anywhere else are others."""
 
 
 def fetch_file(url: str, target: Path) -> None:
@@ -65,14 +68,14 @@ def fetch_data_set(
         access_token: Instead of `HF_TOKEN` or the one that `hf auth login` stored.
 
     Raises:
-        LitGPTError: The repository can't be had, or has no such files.
+        LitGPTError: The repository can't be had, has no such files, or has them in several folders.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     from litgpt.hub_client import explained_by_hub
 
     place = folder or Path(repo_id)
-    if folder is not None and (found := _split_files(_relative(folder), split, subset)):
+    if folder is not None and (found := _split_files(_relative(folder), split, subset)) and _is_whole(folder, found):
         return [folder / name for name in found]
     token = access_token or None
     with explained_by_hub(repo_id, token, place, ()):
@@ -106,14 +109,28 @@ def _split_files(names: Sequence[str], split: str, subset: str | None) -> list[s
         if not found and split == "train" and len(own) == 1 and not _words(own[0]) & {"test", "validation", "val"}:
             found = own  # a single file that names no split
         if found:
-            folders = {name.rpartition("/")[0] for name in found}
-            preferred = next((f for f in ("default", "plain_text", "main", "data", "") if f in folders), None)
-            return (
-                found
-                if len(folders) == 1 or preferred is None
-                else [name for name in found if name.rpartition("/")[0] == preferred]
-            )
+            return _of_one_folder(found, split)
     return []
+
+
+def _of_one_folder(names: list[str], split: str) -> list[str]:
+    """The files of the folder that is a data set's own; those of a configuration each are not mixed."""
+    folders = {
+        name: re.split(rf"(^|/){re.escape(split)}/", name.rpartition("/")[0] + "/")[0].strip("/") for name in names
+    }
+    if len(set(folders.values())) == 1:
+        return names
+    chosen = next((folder for folder in FOLDERS if folder in folders.values()), None)
+    if chosen is None:
+        shown = ", ".join(sorted(set(folders.values()))[:8])
+        raise LitGPTError(f"The split {split!r} is there in several folders ({shown}); choose one by data.subset.")
+    return [name for name in names if folders[name] == chosen]
+
+
+def _is_whole(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a download into `folder` was not broken off."""
+    totals = {name: int(found[1]) for name in names if (found := SHARD.search(name))}
+    return all(len(totals) == total for total in totals.values()) and not any(folder.rglob("*.incomplete"))
 
 
 def _is_of(name: str, split: str) -> bool:

@@ -248,6 +248,8 @@ class Encoder:
                 spans.append((start, last + 1))
                 if end == length:
                     ids = ids[: last + 1]
+            elif end < length and ids[end] in ends:  # what opens the next turn ends this one
+                spans.append((start, end + 1))
             elif end == length and self.tokenizer.eos_id is not None:
                 ids = [*ids, self.tokenizer.eos_id]
                 spans.append((start, end + 1))

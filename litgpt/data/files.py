@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from litgpt.data.formats import Row
+from litgpt.data.formats import Row, kind_of_value
 from litgpt.errors import LitGPTError
 
 COMPRESSIONS = (".gz", ".zst")
@@ -22,7 +22,7 @@ MAX_CELL = 1 << 30
 
 def kind_of(path: Path) -> str:
     """The suffix that says how a file is written, that of a compression left out: `.jsonl` of `data.jsonl.gz`."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def unit_of(path: Path) -> str:
@@ -44,7 +44,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise LitGPTError(f"There is no data file {path}.")
     for line, row in readers[kind_of(path)](path):
         if not isinstance(row, dict):
-            raise LitGPTError(f"{path}, line {line}: a sample must be an object with keys, not {type(row).__name__}.")
+            raise LitGPTError(f"{path}, line {line}: a sample must be an object with keys, not {kind_of_value(row)}.")
         yield line, row
 
 
@@ -150,10 +150,10 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked."""
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             with gzip.open(path) as file:
                 yield cast(BinaryIO, file)
-        elif path.suffix == ".zst":
+        elif path.suffix.lower() == ".zst":
             with path.open("rb") as packed, io.BufferedReader(_zstandard(path, packed)) as unpacked:
                 yield cast(BinaryIO, unpacked)
         else:

@@ -6,13 +6,14 @@
 | ShareGPT | `conversations`: a list of `from`, `value` (or of texts, the user's and the assistant's in turn) |
 | Alpaca | `instruction`, `output`, perhaps `input`, `system`, `history` |
 | prompt and completion | `prompt` (or `question`), `completion` (or `response`, `answer`): texts or lists of messages |
+| pairs of answers | `chosen`, with `prompt` or `conversations`, or a whole conversation; `rejected` is not learned |
 | text | `text` |
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +39,16 @@ SHARED_ROLES = {
     "function_call": "assistant",
 }
 """Who speaks in a ShareGPT conversation -> the role in a template."""
+OTHER_NAMES = {name: SHARED_ROLES[name] for name in ("human", "gpt", "model")} | {"developer": "system"}
+"""What roles in messages may be called besides -> the role in a template."""
 PROMPTS = ("prompt", "question")
 COMPLETIONS = ("completion", "response", "answer")
 CHOICES = ("weight", "train")
 """Keys of a message that say whether its turn is learned; no template sees them."""
+MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video")
+"""Parts of a message's content that no model here takes."""
+OURS = ("messages", "add_generation_prompt", "self")
+"""What a template is given anyway."""
 KNOWN = "messages, conversations, instruction and output, prompt and completion, or text"
 
 
@@ -68,25 +75,45 @@ def conversation_of(row: Row) -> Conversation:
     Raises:
         LitGPTError: The keys are of none, or what stands under them is not what belongs there.
     """
-    if row.get("messages") is not None:
-        return _of_messages(row, _list(row, "messages"))
-    if row.get("conversations") is not None:
-        turns = _list(row, "conversations")
-        if all(isinstance(turn, str) for turn in turns):
-            return _of_messages(row, alternating(turns))
-        if all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
-            return _of_messages(row, turns)
-        return _of_messages(row, [shared_message(turn) for turn in turns])
-    if "instruction" in row:
-        return instruction(row)
-    prompt = next((key for key in PROMPTS if key in row), None)
-    completion = next((key for key in COMPLETIONS if key in row), None)
+    given = {key: value for key, value in row.items() if value is not None}  # tables have cells for every format
+    if "chosen" in given:
+        return _of_messages(given, _chosen(given))
+    if "messages" in given:
+        return _of_messages(given, _list(given, "messages"))
+    if "conversations" in given:
+        return _of_messages(given, _shared(given))
+    if "instruction" in given:
+        return instruction(given)
+    prompt = next((key for key in PROMPTS if key in given), None)
+    completion = next((key for key in COMPLETIONS if key in given), None)
     if prompt and completion:
-        return _of_messages(row, [*_said(row, prompt, "user"), *_said(row, completion, "assistant")])
-    if "text" in row:
-        return Conversation(text=_text(row, "text"))
-    found = ", ".join(map(repr, row)) or "none"
+        return _of_messages(given, [*_said(given, prompt, "user"), *_said(given, completion)])
+    if "text" in given:
+        return Conversation(text=_text(given, "text"))
+    found = ", ".join(f"{key!r}{'' if key in given else ' (null)'}" for key in row) or "none"
     raise LitGPTError(f"no known format (its keys: {found}); a sample has {KNOWN}, and data.columns renames keys.")
+
+
+def _shared(row: Row) -> list[Any]:
+    """The turns under `conversations` as messages."""
+    turns = _list(row, "conversations")
+    if all(isinstance(turn, str) for turn in turns):
+        return alternating(turns)
+    return [turn if isinstance(turn, Mapping) and "role" in turn else shared_message(turn) for turn in turns]
+
+
+def _chosen(row: Row) -> list[Any]:
+    """What was asked, and the better of two answers."""
+    one = row["chosen"]
+    answer = [shared_message(one) if "from" in one else one] if isinstance(one, Mapping) else _said(row, "chosen")
+    if answer and isinstance(answer[0], Mapping) and answer[0].get("role") != "assistant":
+        return answer  # it begins with the question
+    if "conversations" in row:
+        return [*_shared(row), *answer]
+    prompt = next((key for key in PROMPTS if key in row), None)
+    if prompt is None:
+        raise LitGPTError("`chosen` answers `prompt` or `conversations`, of which there is none.")
+    return [*_said(row, prompt, "user"), *answer]
 
 
 def instruction(row: Row) -> Conversation:
@@ -102,7 +129,7 @@ def instruction(row: Row) -> Conversation:
     system = row.get("sys_prompt") or row.get("system")
     if system:
         messages.append({"role": "system", "content": str(system)})
-    for turn in row.get("history") or ():
+    for turn in _list(row, "history") if row.get("history") else ():
         messages += alternating(turn)
     messages.append({"role": "user", "content": _text(row, "instruction")})
     messages.append({"role": "assistant", "content": _text(row, "output")})
@@ -116,7 +143,7 @@ def alternating(texts: Sequence[Any]) -> list[Message]:
     Raises:
         LitGPTError: They are not texts.
     """
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise LitGPTError("a conversation without roles is a list of texts, the user's and the assistant's in turn.")
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -141,8 +168,7 @@ def shared_message(turn: Any) -> Message:
         calls = json.loads(turn["value"])
     except ValueError:
         raise LitGPTError(f"the value of a function_call is JSON, not {turn['value']!r:.80}.") from None
-    calls = calls if isinstance(calls, list) else [calls]
-    return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls], **others}
+    return {"role": role, "content": "", "tool_calls": calls if isinstance(calls, list) else [calls], **others}
 
 
 def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
@@ -157,15 +183,86 @@ def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
         _check_content(message)
         if not _is_learned(message):
             unlearned.add(place)
-        plain.append({key: value for key, value in message.items() if key not in CHOICES and value is not None})
+        plain.append(_plain(message))
     if row.get("system") and plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": _text(row, "system")})
         unlearned = {place + 1 for place in unlearned}
     variables = row.get("chat_template_kwargs") or {}
     if not isinstance(variables, Mapping):
-        raise LitGPTError("`chat_template_kwargs` is a table of what the chat template reads.")
+        raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
+    if taken := [name for name in OURS if name in variables]:
+        raise LitGPTError(f"`chat_template_kwargs` has {taken[0]!r}, which is not for the data to say.")
     documents = {"documents": row["documents"]} if row.get("documents") else {}
     return Conversation(plain, _tools(row), {**documents, **variables}, unlearned=frozenset(unlearned))
+
+
+def _plain(message: Message) -> Message:
+    """A message as templates get it, and as the server gives it to them: its roles, its text as one, the arguments of
+    calls as objects."""
+    plain = {key: value for key, value in message.items() if key not in CHOICES and value is not None}
+    plain["role"] = OTHER_NAMES.get(plain["role"], plain["role"])
+    content, calls = plain.setdefault("content", ""), plain.get("tool_calls")
+    if isinstance(content, list):
+        plain["content"] = _one_text(content, plain["role"])
+    if calls and not isinstance(calls, list):
+        raise LitGPTError(f"`tool_calls` is a list, not {calls!r:.80}.")
+    return {**plain, "tool_calls": [_with_arguments(_call(call), _object) for call in calls]} if calls else plain
+
+
+def _one_text(parts: list[Any], role: str) -> Any:
+    """The parts of a content as one text, where they are texts; other ones are for the template.
+
+    Raises:
+        LitGPTError: They are of a kind that can't be learned.
+    """
+    kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
+    if media := [kind for kind in kinds if kind in MEDIA]:
+        raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
+    if any(kind != "text" or not isinstance(part.get("text"), str) for kind, part in zip(kinds, parts, strict=True)):
+        return parts
+    return "".join(part["text"] for part in parts)
+
+
+def _call(call: Any) -> Mapping[str, Any]:
+    """A function call under `function`, where all but a few have it.
+
+    Raises:
+        LitGPTError: It is none, or has no name.
+    """
+    call = call if not isinstance(call, Mapping) or "function" in call else {"type": "function", "function": call}
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise LitGPTError(f"a call has the `name` of a function, and perhaps `arguments`; this one is {call!r:.80}.")
+    return call
+
+
+def with_arguments_as_texts(messages: Sequence[Message]) -> Sequence[Message]:
+    """Messages whose calls have their arguments as JSON texts."""
+    return [
+        {**message, "tool_calls": [_with_arguments(call, _text_of) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_arguments(call: Mapping[str, Any], change: Callable[[Any], Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    if "arguments" not in function:
+        return call
+    return {**call, "function": {**function, "arguments": change(function["arguments"])}}
+
+
+def _object(arguments: Any) -> Any:
+    try:
+        found = json.loads(arguments)
+    except (TypeError, ValueError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def _text_of(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _check_content(message: Message) -> None:
@@ -194,15 +291,19 @@ def _tools(row: Row) -> Sequence[Any] | None:
     if not tools:
         return None
     if not isinstance(tools, list):
-        raise LitGPTError(f"`tools` is a list, not {type(tools).__name__}.")
+        raise LitGPTError(f"`tools` is {kind_of_value(tools)}, not a list.")
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise LitGPTError(f"`tools` is a list of objects, not {tools!r:.80}.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _said(row: Row, key: str, role: str) -> list[Message]:
+def _said(row: Row, key: str, role: str = "assistant") -> list[Message]:
     """One side of a prompt–completion pair: a text, or messages."""
     if isinstance(row[key], str):
         return [{"role": role, "content": row[key]}]
-    return _list(row, key)
+    if not isinstance(row[key], list):
+        raise LitGPTError(f"{key!r} is {kind_of_value(row[key])}, neither text nor a list of messages.")
+    return row[key]
 
 
 def _list(row: Row, key: str) -> list[Any]:
@@ -214,11 +315,19 @@ def _list(row: Row, key: str) -> list[Any]:
         except ValueError:
             raise LitGPTError(f"{key!r} is a text that is no JSON: {value!r:.80}.") from None
     if not isinstance(value, list):
-        raise LitGPTError(f"{key!r} is {type(value).__name__}, not a list.")
+        raise LitGPTError(f"{key!r} is {kind_of_value(value)}, not a list.")
     return value
 
 
 def _text(row: Row, key: str) -> str:
     if not isinstance(row[key], str):
-        raise LitGPTError(f"{key!r} is {type(row[key]).__name__}, not text.")
+        raise LitGPTError(f"{key!r} is {kind_of_value(row[key])}, not text.")
     return row[key]
+
+
+def kind_of_value(value: Any) -> str:
+    """What a value is called in JSON."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    names = {int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

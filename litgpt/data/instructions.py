@@ -49,8 +49,11 @@ class SFTModule(DataModule):
     def __post_init__(self) -> None:
         if isinstance(self.prompt_style, str):
             self.prompt_style = PromptStyle.from_name(self.prompt_style)
+        if self.too_long not in ("cut", "drop"):
+            raise LitGPTError(f"data.too_long is cut or drop, not {self.too_long!r}.")
         self._recipe: Recipe | None = None
         self._stores: dict[Path, Store] = {}
+        self._files: tuple[list[Path], list[Path]] | None = None
 
     # -- what a subclass says
 
@@ -59,7 +62,8 @@ class SFTModule(DataModule):
 
     @abstractmethod
     def files(self) -> tuple[list[Path], list[Path]]:
-        """The files to train on, and those to validate on; none of the latter: `val_fraction` of the former."""
+        """The files to train on, and those to validate on; none of the latter: `val_fraction` of the former. Called
+        once."""
 
     def conversation(self, row: Row) -> Conversation:
         """What a row of a file says.
@@ -85,18 +89,18 @@ class SFTModule(DataModule):
         self, tokenizer: "Tokenizer | None" = None, batch_size: int = 1, max_seq_length: int | None = None
     ) -> None:
         super().connect(tokenizer, batch_size, max_seq_length)
-        self._recipe, self._stores = None, {}
+        self._recipe, self._stores, self._files = None, {}, None
         if tokenizer is not None:
             self.prompt_style = style_of(self.prompt_style, tokenizer)
 
     def prepare_data(self) -> None:
         self.fetch()
-        if cache_folder(self.cache_dir) is not None:  # which the other processes then read
-            for paths in self.files():
+        for paths in self.found():
+            if cache_folder(self.cache_dir) is not None:  # which the other processes then read
                 self.stores(paths)
 
     def setup(self, stage: str = "") -> None:
-        train_files, val_files = self.files()
+        train_files, val_files = self.found()
         train, val = self.stores(train_files), self.stores(val_files)
         chosen: tuple[list[int] | None, list[int] | None] = (None, None)
         if not val_files:
@@ -117,6 +121,12 @@ class SFTModule(DataModule):
                     f"No validation: no prompt of its samples leaves room for an answer in {self.max_seq_length} "
                     "tokens."
                 )
+
+    def found(self) -> tuple[list[Path], list[Path]]:
+        """`files`, looked for once."""
+        if self._files is None:
+            self._files = self.files()
+        return self._files
 
     def recipe(self) -> Recipe:
         """How rows become tokens.

@@ -21,9 +21,6 @@ class LIMA(TurnsModule):
     access_token: str | None = None
     """An access token of the hub; null: `HF_TOKEN`, or that of `hf auth login`."""
 
-    def fetch(self) -> None:
-        self.files()
-
     def files(self) -> tuple[list[Path], list[Path]]:
         return fetch_data_set(self.repo_id, "train", access_token=self.access_token), []
 

@@ -104,7 +104,10 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
     arguments = {key: value for key, value in source.items() if key != "weight"}
     path = arguments.pop("class_path", None)
     if path is not None:
-        arguments = {**(arguments.pop("init_args", None) or {}), **arguments}
+        own = arguments.pop("init_args", None) or {}
+        if not isinstance(own, dict):
+            raise LitGPTError(f"data.sources[{number}].init_args is `name: value` lines, not {own!r}.")
+        arguments = {**own, **arguments}
     name = str(path or "Conversations").removeprefix("litgpt.data.")
     if name not in data.MODULES and "." not in name:
         raise LitGPTError(f"data.sources[{number}]: unknown data module {path!r}.{closest(name, data.MODULES)}")
@@ -113,5 +116,5 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
         cls = getattr(data, name) if name in data.MODULES else getattr(import_module(module), attribute)
         return cls(**arguments)
     except (TypeError, ImportError, AttributeError) as error:
-        reason = str(error).replace("__init__() ", "")
+        reason = str(error).replace(".__init__()", "")
         raise LitGPTError(f"data.sources[{number}]: {reason}.") from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,8 @@ class Preview:
     tokenizer: Tokenizer
     limit: int | None
     """Tokens of a sample at most."""
+    said: Sequence[str] = ()
+    """What was told on the way."""
 
     @classmethod
     def of(
@@ -55,23 +59,25 @@ class Preview:
         except LitGPTError:  # a tokenizer alone is enough
             limit = limit or (BLOCK if pretraining else None)
         tokenizer, data = Tokenizer(folder), data or Alpaca()
-        data.pretraining = pretraining
+        data.pretraining, said = pretraining, list[str]()
+        data.say = said.append
         data.connect(tokenizer, max_seq_length=limit)
         data.prepare_data()
         data.setup()
-        return cls(data, data.tokenizer or tokenizer, limit)
+        return cls(data, data.tokenizer or tokenizer, limit, said)
 
     def show(self, samples: int, color: str) -> None:
         """Prints samples, lengths and counts."""
+        datasets = {"training": self.data.train_dataset, "validation": self.data.val_dataset}
+        summaries = [line for name, found in datasets.items() if found for line in ("", *self.summary(name, found))]
+        print("\n".join(sentence for sentence in self.said if sentence not in summaries))
         colored = color == "always" or (color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         for index in range(min(samples, len(self.data.train_dataset))):
             sample = self.data.train_dataset[index]
             size, learned = len(sample["input_ids"]), sum(1 for label in sample["labels"].tolist()[1:] if label >= 0)
             print(f"\n── training sample {index}: {size:,} tokens, {learned:,} of them targets")
             print(self.text(sample, colored))
-        for name, dataset in (("training", self.data.train_dataset), ("validation", self.data.val_dataset)):
-            if dataset is not None and len(dataset):
-                print("\n".join(("", *self.summary(name, dataset))))
+        print("\n".join(summaries))
 
     def text(self, sample: Any, colored: bool) -> str:
         """A sample in words; what is learned is green, or between ⟦ and ⟧."""
@@ -94,12 +100,13 @@ class Preview:
             f"({targets / max(1, tokens):.1%})"
         )
         middle, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-        limit = f"; at most {self.limit:,} are kept" if self.limit is not None else ""
-        yield f"tokens of a sample: {ordered[0]:,} to {ordered[-1]:,}, half up to {middle:,}, 95% up to {most:,}{limit}"
         losses = getattr(dataset, "losses", None)
-        cut = losses(name) if losses is not None else []
-        yield from cut or ["nothing is cut or left out"]
-        yield from histogram(getattr(dataset, "full_lengths", lengths), self.limit)
+        limit = self.limit if losses is not None else None  # blocks of text are never cut
+        kept = f"; at most {limit:,} are kept" if limit is not None else ""
+        yield f"tokens of a sample: {ordered[0]:,} to {ordered[-1]:,}, half up to {middle:,}, 95% up to {most:,}{kept}"
+        if losses is not None:
+            yield from losses(name) or ["nothing is cut or left out"]
+        yield from histogram(getattr(dataset, "full_lengths", lengths), limit)
 
 
 def count_targets(dataset: Any) -> int:
@@ -120,15 +127,21 @@ def runs(ids: Sequence[int], labels: Sequence[int]) -> Iterator[tuple[list[int],
 
 
 def histogram(lengths: Sequence[int], limit: int | None) -> Iterator[str]:
-    """How many samples have how many tokens before they are cut, a line for each range."""
-    low, high = min(lengths), max(lengths)
-    step = max(1, -(-(high - low + 1) // BARS))
-    counts = [0] * -(-(high - low + 1) // step)
-    for length in lengths:
-        counts[(length - low) // step] += 1
+    """How many samples have how many tokens before they are cut, a line for each range.
+
+    Up to the limit, or to where few are left, the ranges are equal; what is above has a line of its own.
+    """
+    ordered = sorted(lengths)
+    low, high = ordered[0], ordered[-1]
+    top = min(high, 2 * ordered[int(0.95 * (len(ordered) - 1))], max(low, limit or high))
+    step = max(1, -(-(top - low + 1) // BARS))
+    edges = [*range(low + step, top + 1, step), top + 1]
+    edges += [limit + 1] if limit is not None and top < limit < high else []
+    edges += [high + 1] if top < high else []
+    places = [bisect_left(ordered, edge) for edge in (low, *edges)]
+    counts = [after - before for before, after in pairwise(places)]
     digits = len(f"{high:,}")
-    for number, count in enumerate(counts):
-        first, last = low + number * step, low + (number + 1) * step - 1
+    for (first, end), count in zip(pairwise((low, *edges)), counts, strict=True):
         bar = "█" * round(WIDTH * count / max(counts)) or ("▏" if count else "")
-        mark = " ✂" if count and limit is not None and last > limit else ""
-        yield f"  {first:>{digits},} – {last:>{digits},}  {bar:<{WIDTH}}  {count:,}{mark}"
+        mark = " ✂" if count and limit is not None and first > limit else ""
+        yield f"  {first:>{digits},} – {end - 1:>{digits},}  {bar:<{WIDTH}}  {count:,}{mark}"

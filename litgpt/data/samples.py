@@ -141,13 +141,13 @@ class SFTDataset:
             counts[own] = store.tokens["span_counts"][local[own]]
         self.full_lengths = lengths.tolist()
         kept = np.stack([place, local, lengths, np.full_like(chosen, -1)], axis=1)
-        keep = np.ones(len(chosen), dtype=bool)
+        keep = lengths > 1  # a first token alone has nothing that it follows
         if self.fitting.mask_prompt:
-            keep = counts > 0
-            self.n_unlearned = int((~keep).sum())
-            if self.n_unlearned:
-                first = int(np.argmin(keep))
-                self.first_unlearned = self.stores[int(place[first])].where(int(local[first]))
+            keep &= counts > 0
+        self.n_unlearned = int((~keep).sum())
+        if self.n_unlearned:
+            first = int(np.argmin(keep))
+            self.first_unlearned = self.stores[int(place[first])].where(int(local[first]))
         for row in np.flatnonzero(keep & (lengths > limit)) if limit is not None else ():
             sample = Sample(*kept[row].tolist())
             cut = None if self.fitting.too_long == "drop" else self._cut(sample, limit)
@@ -193,16 +193,13 @@ class SFTDataset:
         """What of the data is not used, in sentences; `purpose` names the data set."""
         sentences, limit = [], f"{self.fitting.max_seq_length} tokens (train.max_seq_length)"
         if self.n_cut:
-            sentences.append(f"{self.n_cut} {purpose} samples are cut at {limit}.")
+            sentences.append(f"{_count(self.n_cut, purpose)} cut at {limit}.")
         if self.n_dropped:
-            reason = f"their prompts leave no room for an answer in {limit}"
-            if self.fitting.too_long == "drop":
-                reason = f"they are longer than {limit}"
-            sentences.append(f"{self.n_dropped} {purpose} samples are left out: {reason}.")
+            reason = "longer than" if self.fitting.too_long == "drop" else "no room for an answer in"
+            sentences.append(f"{_count(self.n_dropped, purpose)} left out: {reason} {limit}.")
         if self.n_unlearned:
             sentences.append(
-                f"{self.n_unlearned} {purpose} samples are left out: nothing in them is learned, the first is "
-                f"{self.first_unlearned}."
+                f"{_count(self.n_unlearned, purpose)} left out: nothing to learn, {self.first_unlearned} is the first."
             )
         return sentences
 
@@ -240,20 +237,26 @@ class SFTDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        import numpy as np
         import torch
 
-        sample = Sample(*self._kept[index].tolist())
+        sample = Sample._make(self._kept[index].tolist())
         start = int(self._starts[sample.store][sample.place])
         stream = self.stores[sample.store].tokens.ids
-        ids = torch.from_numpy(stream[start : start + sample.length].astype("int64"))
+        ids = stream[start : start + sample.length].astype(np.int64)
         if sample.last >= 0:
-            ids[-1] = int(stream[start + sample.last])
-        if not self.fitting.mask_prompt:
-            return {"input_ids": ids, "labels": ids.clone()}
-        labels = torch.full_like(ids, self.fitting.ignore_index)
-        for begin, end in self.learned(sample):
-            labels[begin:end] = ids[begin:end]
-        return {"input_ids": ids, "labels": labels}
+            ids[-1] = stream[start + sample.last]
+        if self.fitting.mask_prompt:
+            labels = np.full_like(ids, self.fitting.ignore_index)
+            for begin, end in self.learned(sample):
+                labels[begin:end] = ids[begin:end]
+        else:
+            labels = ids.copy()
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
+def _count(number: int, purpose: str) -> str:
+    return f"{number:,} {purpose} sample{' is' if number == 1 else 's are'}"
 
 
 def _sums(counts: np.ndarray) -> np.ndarray:

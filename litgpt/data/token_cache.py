@@ -65,21 +65,25 @@ class TokenFile:
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
+        try:
+            self._open(file)
+        except (OSError, ValueError, LookupError, TypeError):  # whatever stands there instead
+            raise LitGPTError(f"{name} is no token file, or not a whole one; delete it, it is made again.") from None
+
+    def _open(self, file: BinaryIO) -> None:
         import numpy as np
 
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - len(MAGIC) - 8))
         end = file.read()
-        if size < len(MAGIC) + 8 or not end.endswith(MAGIC):
-            raise LitGPTError(f"{name} is no token file, or not a whole one; delete it, it is made again.")
+        if not end.endswith(MAGIC):
+            raise ValueError
         length = int.from_bytes(end[:8], "little")
         file.seek(size - len(end) - length)
-        index = json.loads(file.read(length))
-        self.notes: dict[str, Any] = index["notes"]
-        """What else was kept, as plain values."""
+        arrays = json.loads(file.read(length))["arrays"]
         self._arrays: dict[str, np.ndarray] = {}
         mapped = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)  # whose slices cost less
-        for key, (dtype, start, count) in index["arrays"].items():
+        for key, (dtype, start, count) in arrays.items():
             data = mapped[start : start + count * np.dtype(dtype).itemsize]
             self._arrays[key] = data.view(dtype)
         self.ids = self._arrays["ids"]
@@ -96,7 +100,6 @@ class TokenWriter:
         self.file, self.dtype, self.count = file, dtype, 0
         self.arrays: dict[str, np.ndarray] = {}
         """Further arrays, written at the end."""
-        self.notes: dict[str, Any] = {}
 
     def add(self, ids: Iterable[int]) -> None:
         """Appends tokens."""
@@ -113,7 +116,7 @@ class TokenWriter:
             self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
             places[name] = (array.dtype.str, self.file.tell(), len(array))
             self.file.write(array.tobytes())
-        index = json.dumps({"arrays": places, "notes": self.notes}).encode()
+        index = json.dumps({"arrays": places}).encode()
         self.file.write(index + len(index).to_bytes(8, "little") + MAGIC)
         self.file.flush()
 
@@ -165,9 +168,16 @@ def content_hash(*parts: bytes) -> str:
 
 
 def file_hash(path: Path) -> bytes:
-    """The hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
+    """The hash of a file's bytes.
+
+    Raises:
+        LitGPTError: It can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
+    except OSError as error:
+        raise LitGPTError(f"{path} can't be read ({error.strerror or error}).") from None
 
 
 def fingerprint(tokenizer: Tokenizer) -> bytes:

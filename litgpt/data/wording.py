@@ -1,24 +1,26 @@
 """A conversation put into words by a prompt style, and which of the words are learned.
 
-What a style or template writes before an assistant's answer is found by writing the conversation up to there: where
-that is a beginning of the whole, the answer starts at its end (the prefix difference). A chat template with
-`{% generation %}` marks says it itself. A template for which neither tells is an error: nothing is ever learned that
-should only be read.
+What a style writes before an assistant's answer is found by writing the conversation up to there. A chat template with
+`{% generation %}` marks says it itself; without, see `answers`. A template for which neither tells is an error: nothing
+is ever learned that should only be read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from litgpt.data.formats import Conversation, Message
+from litgpt.data.answers import Answers, Span, writes_calls
+from litgpt.data.formats import Conversation, Message, with_arguments_as_texts
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 
-Span = tuple[int, int]
-"""`[start, end)`."""
+if TYPE_CHECKING:
+    from litgpt.chat_template import Template
+
 MARK = re.compile(r"\{%[-+]?\s*generation\b")
+WORD = re.compile(r"\w+")
 PLACE = "\ue000"
 """A character that no text has, to see where a style puts something."""
 
@@ -136,30 +138,65 @@ class Writer:
         template = self.style.template("tool_use" if conversation.tools else "default")
         messages = self._messages(conversation)
         given: Mapping[str, Any] = {"tools": conversation.tools, **conversation.variables}
+        try:
+            return self._written(template, messages, given, answers)
+        except LitGPTError:
+            as_texts = with_arguments_as_texts(messages)  # which some templates expect
+            if as_texts == messages:
+                raise
+            return self._written(template, as_texts, given, answers)
+
+    def _written(
+        self,
+        template: Template,
+        messages: Sequence[Message],
+        given: Mapping[str, Any],
+        answers: list[tuple[int, bool]],
+    ) -> Wording:
+
+        def write(said: Sequence[Message], prompted: bool) -> str:
+            return template.render(said, add_generation_prompt=prompted, **given)
+
+        if not writes_calls(messages, write):
+            raise LitGPTError(
+                f"{template.where} does not write the functions that the assistant calls, so they could not be "
+                "learned; choose another data.prompt_style or data.chat_template."
+            )
         if MARK.search(template.source):
             text, spans = template.render_with_spans(messages, **given)
-            if len(spans) == len(answers):
-                spans = [span for span, (_, is_learned) in zip(spans, answers, strict=True) if is_learned]
-                return Wording([Part(text, _filled(spans))], opens=False, ends=False, marked=True)
-            if spans and all(is_learned for _, is_learned in answers):
-                return Wording([Part(text, _filled(spans))], opens=False, ends=False, marked=True)
-        text = template.render(messages, **given)
-
-        def written(count: int, prompt: bool) -> str:
-            return template.render(messages[:count], add_generation_prompt=prompt, **given) if count else ""
-
+            _check_all_is_said(template, messages, text)
+            learned = [is_learned for _, is_learned in answers]
+            if len(spans) == len(answers) or (spans and all(learned)):
+                chosen = spans if all(learned) else [span for span, own in zip(spans, learned, strict=True) if own]
+                return Wording([Part(text, _filled(chosen))], opens=False, ends=False, marked=True)
+        found = Answers(messages, write)
+        _check_all_is_said(template, messages, found.text)
         spans = []
         for place, is_learned in answers:
-            if is_learned:
-                span = _difference(text, place, messages, written)
-                if span is None:
-                    raise LitGPTError(
-                        f"{template.where} rewrites what was said before and has no generation marks, so what the "
-                        "assistant said can't be told from it; choose another data.prompt_style, or give marks to the "
-                        "template."
-                    )
-                spans.append(span)
-        return Wording([Part(text, _filled(spans))], opens=False, ends=True)
+            span = found.span(place) if is_learned else (0, 0)
+            if span is None and messages[-1]["role"] != "assistant":
+                # A question that is not answered comes in the way of telling where the answer before it ends.
+                return self._written(template, messages[: answers[-1][0] + 1], given, answers)
+            if span is None:
+                raise LitGPTError(
+                    f"{template.where} has no generation marks and writes this conversation so that what the assistant "
+                    "said can't be told from the rest; choose another data.prompt_style, or give the template marks."
+                )
+            spans.append(span)
+        return Wording([Part(found.text, _filled(spans))], opens=False, ends=True)
+
+
+def _check_all_is_said(template: Template, messages: Sequence[Message], text: str) -> None:
+    """Raises a LitGPTError where a template leaves out what the user, the system or a tool says (it knows no such role,
+    say); of what the assistant said before, many leave out some."""
+    for message in messages:
+        content = message.get("content")
+        word = max(WORD.findall(content), key=len, default="") if isinstance(content, str) else ""
+        if message["role"] != "assistant" and word not in text:
+            raise LitGPTError(
+                f"{template.where} leaves out what {message['role']!r} says; choose another data.prompt_style or "
+                "data.chat_template, or name the role otherwise."
+            )
 
 
 def has_place_for_input(style: PromptStyle) -> bool:
@@ -176,67 +213,3 @@ def with_input_placed(style: PromptStyle, row: Mapping[str, Any]) -> Mapping[str
 
 def _filled(spans: Sequence[Span]) -> list[Span]:
     return [span for span in spans if span[0] < span[1]]
-
-
-def _difference(text: str, place: int, messages: Sequence[Message], written: Callable[[int, bool], str]) -> Span | None:
-    """Where in `text` the assistant's message at `place` stands, what closes it included; None where the template
-    doesn't tell.
-
-    Args:
-        text: The whole conversation as written.
-        place: Of the message.
-        messages: The conversation.
-        written: Its first messages as written, with or without what stands before the next answer.
-    """
-    start = _start(text, place, messages[place], written)
-    if start is None or place == len(messages) - 1:
-        return None if start is None else (start, len(text))
-    as_last = written(place + 1, False)
-    if len(as_last) >= start and text.startswith(as_last):
-        return start, len(as_last)
-    # Some keep less of a turn once another follows (not its reasoning): its end is the same.
-    shorter = (as_last[at:] for at in range(min(start, len(as_last)), len(as_last)))
-    kept = next((end for end in shorter if text.startswith(end, start)), "")
-    if kept.strip():
-        return start, start + len(kept)
-    # Some close the last turn, or open the next one, whether asked to or not.
-    same = _common(as_last, text)
-    extra = as_last[same:]
-    closes = text.endswith(extra) or written(place, True).endswith(extra)
-    return (start, same) if same > start and closes else None
-
-
-def _start(text: str, place: int, message: Message, written: Callable[[int, bool], str]) -> int | None:
-    """Where in `text` the assistant's message at `place` starts; None where the template doesn't tell."""
-    content = _content(message)
-    if not place:  # nothing stands before it that could be written
-        return text.find(content) if content and content in text else None
-    prompt = written(place, True)
-    if text.startswith(prompt):
-        return len(prompt)
-    # Some go on differently (to its reasoning) for an answer to come than for one that was given: from there on it is
-    # the model's to say.
-    before = written(place, False)
-    if not text.startswith(before) or not prompt.startswith(before):
-        return None
-    rest = text[len(before) :]
-    same = rest[: _common(prompt[len(before) :], rest)]
-    if not same.strip():
-        return None
-    # What is said may happen to begin like what would have come.
-    begun = (at for at in range(len(same)) if content.startswith(same[at:]) and rest.startswith(content, at))
-    return len(before) + next(begun, len(same))
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _content(message: Message) -> str:
-    """A message's text as templates write it, without white space around it."""
-    content = message.get("content") or ""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    return str(content).strip()

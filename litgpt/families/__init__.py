@@ -82,6 +82,14 @@ AS_GGUF: dict[str, GGUF] = {
     "stablelm": stablelm.AS_GGUF,
     "phi": phi.AS_GGUF,
     "gpt2": gpt2.AS_GGUF,
+    "falcon": falcon.AS_GGUF,
+    "granite": granite.AS_GGUF,
+    "olmo3": olmo.AS_GGUF_3,
+    "gpt_oss": gpt_oss.AS_GGUF,
+    "ministral3": ministral.AS_GGUF,
+    "deepseek_v2": deepseek.AS_GGUF_2,
+    "deepseek_v3": deepseek.AS_GGUF_3,
+    "llama4": llama4.AS_GGUF,
 }
 """By family name: how llama.cpp's files hold it."""
 
@@ -112,19 +120,22 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
         LitGPTError: The architecture is not known here.
     """
     architectures = hf_config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise LitGPTError(f"config.json has `architectures`: {architectures!r}, which is no list of names.")
     by_type = {family.model_type: family for family in FAMILIES}
     for architecture in architectures:
         if architecture in BY_ARCHITECTURE:
             family = BY_ARCHITECTURE[architecture]
             text = hf_config.get(family.nested) if family.nested else None  # the language model inside may be another
-            kind = text.get("model_type", family.model_type) if isinstance(text, dict) else family.model_type
+            kind = str(text.get("model_type", family.model_type)) if isinstance(text, dict) else family.model_type
             if kind in by_type:
                 return by_type[kind] if isinstance(text, dict) else family
             architecture = f"{architecture} around a {kind}"
             raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, by_type)}")
-    if not architectures and hf_config.get("model_type") in by_type:
-        return by_type[hf_config["model_type"]]
-    what = ", ".join(architectures) or f"model_type {hf_config.get('model_type')!r}"
+    model_type = str(hf_config.get("model_type"))
+    if not architectures and model_type in by_type:
+        return by_type[model_type]
+    what = ", ".join(architectures) or f"model_type {model_type!r}"
     raise LitGPTError(
         f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"
     )

@@ -74,6 +74,15 @@ class Dealt:
 
 
 @dataclass(frozen=True)
+class Absorbed:
+    """Their keys' half `(N, L, P)`, transposed, and values' half `(N, D, L)` of what latent attention makes of a
+    latent; ours has them head by head, `(N · (P + D), L)`."""
+
+    theirs: tuple[str, str]
+    ours: str
+
+
+@dataclass(frozen=True)
 class Drop:
     """A tensor of theirs that is recomputed or not needed here; with `*` at its end, all that begin so. `{n}` is the
     number of layers, that is the one after the last."""
@@ -81,7 +90,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Drop
+Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Absorbed | Drop
 
 
 def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:
@@ -99,18 +108,25 @@ def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:
     return replace(rule, theirs=fill(rule.theirs), ours=fill(rule.ours))
 
 
-# -- config.json keys that don't change what the model computes (or only how it is trained).
+# -- config.json keys that don't change what the model computes: how it was saved or trained, and how texts are made.
 IGNORED_HF_FIELDS = frozenset(
     """
-    _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map
-    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
-    decoder_start_token_id dtype embd_pdrop eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
-    keys_to_ignore_at_inference label2id max_length min_length model_type n_ctx output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict rope_interleaved
-    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
-    unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures
+    attention_dropout attn_implementation attn_pdrop auto_map cache_implementation chunk_size_feed_forward
+    classifier_dropout cross_attention_hidden_size dtype embd_pdrop finetuning_task gradient_checkpointing
+    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
+    keys_to_ignore_at_inference label2id max_sequence_length model_max_length model_type n_ctx n_special num_labels
+    output_attentions output_hidden_states output_past predict_special_tokens prefix pretraining_tp problem_type
+    resid_pdrop return_dict rope_interleaved summary_activation summary_first_dropout summary_proj_to_labels
+    summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript
+    transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+    use_flash_attention
+
+    bad_words_ids begin_suppress_tokens bos_token_id decoder_start_token_id diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores pad_token_id remove_invalid_values repetition_penalty
+    return_dict_in_generate sep_token_id suppress_tokens temperature top_k top_p typical_p unk_token_id
     """.split()
 )
 
@@ -144,6 +160,8 @@ class Family:
     """How `pretrain` starts: `neox` (GPT-NeoX: small initial embeddings, scaled outputs) or `gpt2` (N(0, 0.02))."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
     """What an absent `config.json` key means."""
+    hf_constants: Mapping[str, Any] = field(default_factory=dict)
+    """`config.json` keys that have one value only in the models that are known here."""
     nested: str | None = None
     """The `config.json` key that holds the language model's settings in a model of several kinds of input."""
     renames: tuple[tuple[str, str], ...] = ()
@@ -176,10 +194,18 @@ class Family:
         pop_quantization(left)
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
-            if left.get(theirs) is None:
-                raise LitGPTError(f"config.json has no `{theirs}`, which a {self.architectures[0]} needs.")
-            kwargs[ours] = left[theirs]
-        kwargs.update(self.from_hf(left))
+            kwargs[ours] = self._number(left, theirs)
+        for key, value in self.hf_constants.items():
+            found = left.pop(key, None)
+            if found not in (None, value):
+                raise LitGPTError(f"config.json has `{key}`: {found!r}; {self.name} models here have {value!r} only.")
+        try:
+            kwargs.update(self.from_hf(left))
+        except KeyError as missing:
+            what = f"config.json has no `{missing.args[0]}`, which a {self.architectures[0]} needs."
+            raise LitGPTError(what) from None
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise LitGPTError(f"config.json has a value that no {self.architectures[0]} can have ({error}).") from None
         renamed = {theirs for theirs, _ in self.hf_fields}
         unknown = [
             key
@@ -192,6 +218,14 @@ class Family:
                 "and which may change what they compute."
             )
         return kwargs
+
+    def _number(self, left: Mapping[str, Any], key: str) -> Any:
+        value = left.get(key)
+        if value is None:
+            raise LitGPTError(f"config.json has no `{key}`, which a {self.architectures[0]} needs.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise LitGPTError(f"config.json has `{key}`: {value!r}, which is no number that a model can have there.")
+        return value
 
     def write_hf(self, config: Any) -> dict[str, Any]:
         """A `Config` → the whole `config.json` of this family's first (or the config's own) architecture."""
@@ -261,7 +295,8 @@ def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any
     """
     window, used = left.pop("sliding_window", None), left.pop("use_sliding_window", True)
     kinds, first = left.pop("layer_types", None), left.pop("max_window_layers", None)
-    every = left.pop("sliding_window_pattern", None) or left.pop("_sliding_window_pattern", None) or every
+    every = left.pop("_sliding_window_pattern", None) or every
+    every = left.pop("sliding_window_pattern", None) or every
     layers = range(left["num_hidden_layers"])
     if kinds is not None:
         indices = [int(kind == "sliding_attention") for kind in kinds]
@@ -289,8 +324,10 @@ def pop_quantization(left: dict[str, Any]) -> None:
     """
     how = left.pop("quantization_config", None) or {}
     method = how.get("quant_method", "none")
-    if method not in ("none", "mxfp4", "fp8") or (method == "fp8" and not how.get("weight_block_size")):
-        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8 in blocks, and GGUF files.")
+    if method not in ("none", "mxfp4", "fp8"):
+        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8, and GGUF files.")
+    if method == "fp8" and how.get("weight_block_size") not in (None, [128, 128]):
+        raise LitGPTError(f"The weights are FP8 in blocks of {how['weight_block_size']}; read here are 128 by 128.")
 
 
 def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:
@@ -347,9 +384,11 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
         found["rotary_percentage"] = partial
     kind = rope.get("rope_type") or rope.get("type") or "default"
     kind = "longrope" if kind == "su" else kind
+    if ORIGINAL in ROPE_KEYS.get(kind, ()):
+        outside = left.pop(ORIGINAL[0], None)  # which counts, where a file has both
+        rope[ORIGINAL[0]] = outside or rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
     if kind == "longrope":
-        rope.setdefault("original_max_position_embeddings", left.get("original_max_position_embeddings"))
-        rope.setdefault("factor", left["max_position_embeddings"] / rope["original_max_position_embeddings"])
+        rope.setdefault("factor", left["max_position_embeddings"] / rope[ORIGINAL[0]])
     if kind not in ROPE_KEYS:
         raise LitGPTError(
             f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
@@ -357,7 +396,7 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
     if kind != "default":
         given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
         found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
-    known = {"rope_type", "type", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
+    known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
     for key, value in rope.items():
         if key not in known and value not in (None, False):
             raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")

@@ -5,6 +5,7 @@ Almazrouei et al. 2023, https://arxiv.org/abs/2311.16867.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from litgpt.errors import LitGPTError
@@ -15,12 +16,15 @@ from litgpt.families.base import (
     Interleaved,
     Rule,
     Same,
+    changed,
     named,
     pop_choice,
     pop_rope,
     push_rope,
     size,
 )
+from litgpt.families.gguf import COMMON as COMMON_GGUF
+from litgpt.families.gguf import FUSED_QKV, GGUF, PLAIN_MLP, Metadata
 
 # The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`).
 COMMON = (
@@ -46,12 +50,9 @@ def weights(config: Any) -> tuple[Rule, ...]:
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    for key, needed in (("alibi", False), ("parallel_attn", True)):
-        if left.pop(key, needed) != needed:
-            raise LitGPTError(f"config.json has `{key}`: {not needed}, which Falcon models here don't know.")
     new, multi_query = left.pop("new_decoder_architecture", False), left.pop("multi_query", True)
     norms = left.pop("num_ln_in_parallel_attn", None) or (2 if new else 1)
-    if new != (norms == 2):
+    if norms not in (1, 2) or norms > 1 + new:
         raise LitGPTError(f"config.json has `num_ln_in_parallel_attn`: {norms}, which Falcon models here don't know.")
     groups = left.pop("num_kv_heads", None)
     left.pop("apply_residual_connection_post_layernorm", None)
@@ -62,22 +63,24 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": left.pop("ffn_hidden_size", None),
         "gelu_approximate": pop_choice(left, "activation", GELU, "gelu"),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", True)),
-        "shared_attention_norm": not new,
+        "shared_attention_norm": norms == 1,
     }
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    new = not config.shared_attention_norm
+    norms = 1 if config.shared_attention_norm else 2
+    new = norms == 2 or config.n_query_groups not in (1, config.n_head)
     return {
         **push_rope(config),
         "alibi": False,
         "bias": config.bias,
         "parallel_attn": True,
         "new_decoder_architecture": new,
+        "num_ln_in_parallel_attn": norms if new else None,
         "multi_query": config.n_query_groups == 1,
         "num_kv_heads": config.n_query_groups,
         "ffn_hidden_size": config.intermediate_size,
-        "activation": "gelu",
+        "activation": "gelu" if config.gelu_approximate == "none" else "gelu_new",
         "tie_word_embeddings": config.tie_embeddings,
     }
 
@@ -110,4 +113,30 @@ FAMILY = Family(
     prefix="transformer.",
     prompt_styles=((r"falcon.*-instruct", "falcon"),),
     hf_defaults={"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048},
+    hf_constants={"alibi": False, "parallel_attn": True, "ff_factor": 4},
+)
+
+
+def gguf_norms(config: Any) -> tuple[Rule, ...]:
+    if config.shared_attention_norm:
+        return (Same("blk.{i}.attn_norm", "transformer.h.{i}.norm_1"),)
+    return (
+        Same("blk.{i}.attn_norm_2", "transformer.h.{i}.norm_1"),
+        Same("blk.{i}.attn_norm", "transformer.h.{i}.norm_2"),
+    )
+
+
+def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
+    return {"shared_attention_norm": "blk.0.attn_norm_2.weight" not in tensors}
+
+
+AS_GGUF = GGUF(
+    arch="falcon",
+    eps="attention.layer_norm_epsilon",
+    weights=changed(
+        (*COMMON_GGUF, *FUSED_QKV, *PLAIN_MLP), without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2")
+    ),
+    special=gguf_norms,
+    more_from=gguf_more_from,
+    pre_tokenizer="falcon",
 )

@@ -44,22 +44,27 @@ SANDWICH = changed(
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    # The first Gemma's `hidden_act` is a slip of its makers; `hidden_activation` is what is computed.
-    spelled = left.pop("hidden_activation", None)
-    left["hidden_act"] = spelled or "gelu_pytorch_tanh"
+    # The first Gemma's `gelu` is a slip of its makers; later files say `hidden_activation` instead.
+    slip = "gelu_pytorch_tanh" if left.get("hidden_act") == "gelu" else left.get("hidden_act")
+    left["hidden_act"] = left.pop("hidden_activation", None) or slip
+    left.setdefault("tie_word_embeddings", True)
     return {
         **pop_rope(left),
         **llama.pop_attention(left),
         "gelu_approximate": pop_choice(left, "hidden_act", GELU, "gelu_pytorch_tanh"),
-        "tie_embeddings": bool(left.pop("tie_word_embeddings", True)),
     }
 
 
-def from_hf_2(left: dict[str, Any], window_every: int = 2) -> dict[str, Any]:
+def from_hf_2(left: dict[str, Any]) -> dict[str, Any]:
+    return {**from_hf_later(left, 2), "attention_logit_softcapping": left.pop("attn_logit_softcapping", None)}
+
+
+def from_hf_later(left: dict[str, Any], window_every: int) -> dict[str, Any]:
+    if left.get("sliding_window_size") == left.get("sliding_window"):  # some files say it twice
+        left.pop("sliding_window_size", None)
     return {
         **pop_windows(left, window_every),
         **from_hf(left),
-        "attention_logit_softcapping": left.pop("attn_logit_softcapping", None),
         "final_logit_softcapping": left.pop("final_logit_softcapping", None),
         "attention_scores_scalar": left.pop("query_pre_attn_scalar", None),
     }
@@ -70,7 +75,7 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
     if "full_attention" in rope:  # transformers 5: one set of RoPE parameters a kind of layer
         local, left["rope_parameters"] = rope["sliding_attention"]["rope_theta"], rope["full_attention"]
     left.setdefault("rope_theta", 1000000.0)
-    found = from_hf_2(left, window_every=6)
+    found = from_hf_later(left, window_every=6)
     base = local or 10000.0
     return {
         **found,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from litgpt.errors import LitGPTError
@@ -30,7 +31,10 @@ OPTIONAL_FIELDS = (
 )
 """Where a file leaves them out, `Config`'s own default is what it means."""
 REAL = frozenset(
-    {"norm_eps", "rope_local_base_freq", "attention_logit_softcapping", "final_logit_softcapping", "qkv_clip"}
+    """
+    norm_eps rope_local_base_freq attention_logit_softcapping final_logit_softcapping qkv_clip embedding_multiplier
+    residual_multiplier logits_divisor routed_scaling_factor
+    """.split()
 )
 """Fields that are written as floating-point numbers even where they are whole."""
 HARMLESS = frozenset(
@@ -62,7 +66,14 @@ EXPERTS = (
     Same("blk.{i}.ffn_down_exps.{e}", "transformer.h.{i}.mlp.experts.{e}.proj"),
 )
 """Files hold all experts of a layer in one tensor, `blk.{i}.ffn_gate_exps.weight`; its parts are numbered here."""
+SHARED_EXPERTS = (
+    Same("blk.{i}.ffn_gate_shexp", "transformer.h.{i}.mlp.shared_experts.fc_1"),
+    Same("blk.{i}.ffn_up_shexp", "transformer.h.{i}.mlp.shared_experts.fc_2"),
+    Same("blk.{i}.ffn_down_shexp", "transformer.h.{i}.mlp.shared_experts.proj"),
+)
 EXPERT_FIELDS = (("expert_count", "n_expert"), ("expert_used_count", "n_expert_per_token"))
+WINDOW_PATTERN = "attention.sliding_window_pattern"
+"""By layer: whether it has a window."""
 NORMED_HEADS = (
     Same("blk.{i}.attn_q_norm", "transformer.h.{i}.attn.norm_q"),
     Same("blk.{i}.attn_k_norm", "transformer.h.{i}.attn.norm_k"),
@@ -72,6 +83,14 @@ NORMED_OUTPUTS = (
     Same("blk.{i}.post_ffw_norm", "transformer.h.{i}.post_mlp_norm"),
 )
 PAIRED_HEADS = (("blk.{i}.attn_q", "n_head"), ("blk.{i}.attn_k", "n_query_groups"))
+YARN = {
+    "factor": ("factor", None),
+    "original_context_length": ("original_max_seq_len", None),
+    "yarn_beta_fast": ("beta_fast", 32.0),
+    "yarn_beta_slow": ("beta_slow", 1.0),
+    "yarn_attn_factor": ("attention_factor", None),
+}
+"""Key after `rope.scaling.` ↔ key of `rope_adjustments`, and what it is where a file leaves it out."""
 ROPE_FREQUENCIES = "rope_freqs.weight"
 """What each frequency is divided by, in models whose RoPE is stretched; it becomes a part of the config."""
 STRETCHED = (Drop(ROPE_FREQUENCIES),)
@@ -93,6 +112,17 @@ class GGUF:
     """Further keys that a file may have."""
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
     """`Config` fields that the architecture settles without a key, from those that were read."""
+    more_from: Callable[[Metadata, Collection[str], Metadata], Metadata] = lambda left, tensors, found: {}
+    """`Config` fields that need more than a rename: of keys, which it takes out of `left`, of the tensors there are,
+    and of the fields that all families share."""
+    more_to: Callable[[Any], Metadata] = lambda config: {}
+    """And back, from a `Config`; None for a key that the family doesn't have."""
+    yarn_log: float | None = None
+    """What YaRN's `mscale_all_dim` is multiplied with in `rope.scaling.yarn_log_multiplier`, where that counts."""
+    yarn_mscale: float | None = 1.0
+    """`mscale` beside it; None: the same."""
+    special: Callable[[Any], tuple[Rule, ...]] = lambda config: ()
+    """Those of them that are not the same for all sizes, of a `Config` or its fields."""
     paired: tuple[tuple[str, str], ...] = ()
     """Tensors whose rows hold dimension `d` of a head next to `d + H/2`, as llama.cpp's plain RoPE wants them, and the
     `Config` field that counts their heads."""
@@ -105,6 +135,10 @@ class GGUF:
     """The key that tells this family from others of the same `arch`."""
     pre_tokenizer: str | None = None
     """How text is cut into words where a file doesn't say (`tokenizer.ggml.pre`); None: such a file is refused."""
+
+    def rules(self, config: Any) -> tuple[Rule, ...]:
+        """The tensor names of a model of this family."""
+        return (*self.weights, *self.special(config))
 
     # -- theirs → ours
 
@@ -124,10 +158,13 @@ class GGUF:
         start = f"{self.arch}."
         left = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
         found = dict(base)
-        for key, field in (*FIELDS, (self.eps, "norm_eps"), *self.fields):
-            if key not in left:
-                raise LitGPTError(f"The GGUF file has no `{start}{key}`, which a model of its architecture needs.")
-            found[field] = _one_for_all(start + key, left.pop(key))
+        try:
+            for key, field in (*FIELDS, (self.eps, "norm_eps"), *self.fields):
+                found[field] = _one_for_all(start + key, left.pop(key))
+            more = self.more_from(left, shapes, found)
+        except KeyError as missing:
+            key = start + missing.args[0]
+            raise LitGPTError(f"The GGUF file has no `{key}`, which a model of its architecture needs.") from None
         for key, field in (*OPTIONAL_FIELDS, *self.optional):
             if left.get(key) is not None:
                 found[field] = _one_for_all(start + key, left.pop(key))
@@ -145,7 +182,8 @@ class GGUF:
                 "change what the model computes."
             )
         rows = shapes.get("token_embd.weight", (0,))[0]
-        found |= self._biases(shapes, found) | {"vocab_size": rows, "padded_vocab_size": rows}
+        found |= more | {"vocab_size": rows, "padded_vocab_size": rows}
+        found |= self._biases(shapes, found)
         return {**found, **self.implied(found)}
 
     def _read_rope(self, left: Metadata, head_size: int) -> Metadata:
@@ -163,8 +201,10 @@ class GGUF:
         kind = left.pop("rope.scaling.type", "none")
         if kind == "linear":
             factor = left.pop("rope.scaling.factor", factor)
+        elif kind == "yarn":
+            found["rope_adjustments"] = self._read_yarn(left)
         elif kind != "none":
-            raise LitGPTError(f"The GGUF file asks for RoPE scaling of kind {kind!r}; known here: none, linear.")
+            raise LitGPTError(f"The GGUF file asks for RoPE scaling of kind {kind!r}; known here: none, linear, yarn.")
         if left.pop("rope.scaling.factor", 1.0) not in (0.0, 1.0):
             raise LitGPTError(f"The GGUF file has `{self.arch}.rope.scaling.factor` but doesn't say of what kind.")
         if left.pop("rope.scaling.attn_factor", 1.0) != 1.0:
@@ -173,9 +213,21 @@ class GGUF:
             found["rope_adjustments"] = {"factor": float(factor)}
         return found
 
+    def _read_yarn(self, left: Metadata) -> Metadata:
+        found = {ours: left.pop(f"rope.scaling.{theirs}", default) for theirs, (ours, default) in YARN.items()}
+        for theirs, value in zip(YARN, found.values(), strict=True):
+            if value is None and theirs != "yarn_attn_factor":
+                raise LitGPTError(f"The GGUF file has no `{self.arch}.rope.scaling.{theirs}`, which YaRN needs.")
+        log = left.pop("rope.scaling.yarn_log_multiplier", None) if self.yarn_log else None
+        if log:
+            scale = round(log / (self.yarn_log or 1), 6)
+            found |= {"mscale": scale if self.yarn_mscale is None else self.yarn_mscale, "mscale_all_dim": scale}
+        return {key: value for key, value in found.items() if value is not None}
+
     def _biases(self, shapes: Collection[str], found: Mapping[str, Any]) -> Metadata:
         """Which parts have a bias, by the first layer's tensors."""
-        theirs = {rule.ours: rule.theirs for rule in self.weights if not isinstance(rule, Drop)}
+        rules = self.rules(SimpleNamespace(**found))
+        theirs = {rule.ours: rule.theirs for rule in rules if not isinstance(rule, Drop)}
 
         def has(ours: str) -> bool:
             names = theirs.get(ours, ())
@@ -215,9 +267,29 @@ class GGUF:
             factor = linear_factor(config)
             if factor != 1.0:
                 written |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
-        return {
-            f"{self.arch}.{key}": value for key, value in (written | {"vocab_size": config.padded_vocab_size}).items()
-        }
+            written |= self._write_yarn(config.rope_adjustments or {})
+        written |= {"vocab_size": config.padded_vocab_size, **self.more_to(config)}
+        return {f"{self.arch}.{key}": value for key, value in written.items() if value is not None}
+
+    def _write_yarn(self, adjust: Mapping[str, Any]) -> Metadata:
+        if "beta_fast" not in adjust:
+            return {}
+        numbers = {theirs: float(adjust[ours]) for theirs, (ours, _) in YARN.items() if adjust.get(ours)}
+        if self.yarn_log and adjust.get("mscale_all_dim"):
+            numbers["yarn_log_multiplier"] = self.yarn_log * adjust["mscale_all_dim"]
+        written = {**numbers, "type": "yarn", "original_context_length": adjust["original_max_seq_len"]}
+        return {f"rope.scaling.{key}": value for key, value in written.items()}
+
+
+def pop_window_pattern(left: Metadata, n_layer: int, every: int) -> Metadata:
+    """Takes out which layers have a window; where it is not said, one in `every` has none."""
+    pattern = left.pop(WINDOW_PATTERN, None) or [(layer + 1) % every for layer in range(n_layer)]
+    return {"sliding_window_indices": [int(bool(windowed)) for windowed in pattern]}
+
+
+def push_window_pattern(config: Any) -> Metadata:
+    """And back."""
+    return {WINDOW_PATTERN: [bool(index) for index in config.sliding_window_indices or ()] or None}
 
 
 def linear_factor(config: Any) -> float:

@@ -28,8 +28,6 @@ WEIGHTS = (
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    if not left.pop("scale_attn_weights", True):
-        raise LitGPTError("config.json has `scale_attn_weights`: false, which is not known here.")
     left.pop("reorder_and_upcast_attn", None)  # the same numbers in a wider type
     return {
         "gelu_approximate": pop_choice(left, "activation_function", GELU, "gelu_new"),
@@ -96,4 +94,5 @@ FAMILY = Family(
     prefix="transformer.",
     init="gpt2",
     hf_defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024},
+    hf_constants={"scale_attn_weights": True},
 )

@@ -5,6 +5,7 @@ OpenAI 2025, https://arxiv.org/abs/2508.10925.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,15 @@ from litgpt.families.base import (
     push_rope,
     push_windows,
     size,
+)
+from litgpt.families.gguf import (
+    COMMON,
+    EXPERT_FIELDS,
+    EXPERTS,
+    SPLIT_QKV,
+    Metadata,
+    pop_window_pattern,
+    push_window_pattern,
 )
 
 BASE = dict(
@@ -40,14 +50,12 @@ WEIGHTS = changed(
     Stacked("model.layers.{i}.mlp.experts.gate_up_proj_bias", (f"{EXPERT}.fc_1.bias", f"{EXPERT}.fc_2.bias")),
     Stacked("model.layers.{i}.mlp.experts.down_proj", (f"{EXPERT}.proj.weight",)),
     Stacked("model.layers.{i}.mlp.experts.down_proj_bias", (f"{EXPERT}.proj.bias",)),
-    without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj"),
+    without=llama.DENSE,
 )
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    if left.get("swiglu_alpha") == 1.702:  # another one is refused, being left
-        del left["swiglu_alpha"]
     for key in ("output_router_logits", "router_aux_loss_coef", "initial_context_length", "experts_per_token"):
         left.pop(key, None)
     bias = bool(left.pop("attention_bias", True))
@@ -112,4 +120,32 @@ FAMILY = replace(
         "sliding_window": 128,
         "num_experts_per_tok": 4,
     },
+    hf_constants={"swiglu_alpha": 1.702},
+)
+
+
+def gguf_implied(found: Mapping[str, Any]) -> Metadata:
+    adjust = found.get("rope_adjustments")
+    return {} if adjust is None else {"rope_adjustments": {**adjust, "truncate": False}}
+
+
+AS_GGUF = replace(
+    llama.AS_GGUF,
+    arch="gpt-oss",
+    weights=changed(
+        (*COMMON, *SPLIT_QKV, *EXPERTS),
+        Same("blk.{i}.attn_sinks.weight", "transformer.h.{i}.attn.sinks"),
+        Same("blk.{i}.post_attention_norm", "transformer.h.{i}.norm_2"),
+        without=llama.DENSE,
+    ),
+    fields=(
+        *EXPERT_FIELDS,
+        ("expert_feed_forward_length", "intermediate_size"),
+        ("attention.sliding_window", "sliding_window_size"),
+    ),
+    more_from=lambda left, tensors, found: pop_window_pattern(left, found["n_layer"], every=2),
+    more_to=push_window_pattern,
+    implied=gguf_implied,
+    head_may_be_left_out=False,
+    paired=(),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import named, size
+from litgpt.families.gguf import Metadata
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -60,4 +62,23 @@ FAMILY = replace(
     from_hf=from_hf,
     to_hf=to_hf,
     prompt_styles=(),
+)
+
+
+def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
+    scale = left.pop("attention.scale", None)
+    return {} if scale is None else {"attention_scores_scalar": scale**-2}
+
+
+def gguf_more_to(config: Any) -> Metadata:
+    return {"attention.scale": (config.attention_scores_scalar or config.head_size) ** -0.5}
+
+
+AS_GGUF = replace(
+    llama.AS_GGUF,
+    arch="granite",
+    fields=(("logit_scale", "logits_divisor"),),
+    optional=(("embedding_scale", "embedding_multiplier"), ("residual_scale", "residual_multiplier")),
+    more_from=gguf_more_from,
+    more_to=gguf_more_to,
 )

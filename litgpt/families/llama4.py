@@ -5,11 +5,13 @@ https://ai.meta.com/blog/llama-4-multimodal-intelligence/.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, Stacked, changed, pop_choice, pop_rope, push_rope
+from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, SHARED_EXPERTS, Metadata
 from litgpt.families.smollm3 import rotating
 
 BASE = dict(
@@ -117,4 +119,41 @@ FAMILY = replace(
     nested="text_config",
     renames=llama.IN_COMPOSITE,
     not_text=("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector."),
+)
+
+CHUNK = 8192
+
+
+def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
+    """What llama.cpp settles without a key, besides."""
+    n_layer, step = found["n_layer"], left.pop("interleave_moe_layer_step")
+    left.pop("leading_dense_block_count", None)
+    chunked = left.pop("attention.sliding_window", CHUNK) > 0
+    turning = rotating(n_layer) if chunked else [1] * n_layer
+    tuning = dict(scale=0.1, floor=CHUNK, offset=1, unturned_only=True)
+    return {
+        "sliding_window_size": CHUNK if chunked else None,
+        "sliding_window_indices": turning if chunked else None,
+        "rope_layers": turning,
+        "query_tuning": tuning if chunked else None,
+        "norm_turned": found["n_expert"] != 128,
+        "moe_layers": [int((layer + 1) % step == 0) for layer in range(n_layer)],
+    }
+
+
+def gguf_more_to(config: Any) -> Metadata:
+    return {
+        "interleave_moe_layer_step": (config.moe_layers or [1]).index(1) + 1,
+        "attention.sliding_window": None if config.sliding_window_size else 0,
+    }
+
+
+AS_GGUF = replace(
+    llama.AS_GGUF,
+    arch="llama4",
+    weights=(*llama.AS_GGUF.weights, *EXPERTS, *SHARED_EXPERTS),
+    fields=(*EXPERT_FIELDS, ("expert_feed_forward_length", "moe_intermediate_size")),
+    more_from=gguf_more_from,
+    more_to=gguf_more_to,
+    paired=(),
 )

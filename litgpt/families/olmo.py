@@ -5,12 +5,13 @@ https://arxiv.org/abs/2402.00838, https://arxiv.org/abs/2501.00656.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, pop_windows, push_rope, push_windows, size
-from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS
+from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, Metadata, pop_window_pattern, push_window_pattern
 
 BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
 BASE_2 = dict(
@@ -151,7 +152,25 @@ AS_GGUF_2 = replace(
         (*llama.AS_GGUF.weights, *NORMED_HEADS, *NORMED_OUTPUTS),
         without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2"),
     ),
+    head_may_be_left_out=False,
     paired=(),
+)
+
+
+def gguf_implied_3(found: Mapping[str, Any]) -> Metadata:
+    if found.get("rope_adjustments") is None:
+        return {"rope_local_base_freq": None}
+    return {"rope_local_base_freq": found["rope_base"], "rope_indices": found["sliding_window_indices"], **found}
+
+
+AS_GGUF_3 = replace(
+    AS_GGUF_2,
+    fields=(("attention.sliding_window", "sliding_window_size"),),
+    optional=(("rope.freq_base_swa", "rope_local_base_freq"),),
+    more_from=lambda left, tensors, found: pop_window_pattern(left, found["n_layer"], every=4),
+    more_to=push_window_pattern,
+    implied=gguf_implied_3,
+    only_with="attention.sliding_window",
 )
 AS_GGUF = replace(
     llama.AS_GGUF,

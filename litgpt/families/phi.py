@@ -27,6 +27,7 @@ from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP,
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    left.pop("rotary_dim", None)  # what `partial_rotary_factor` says too
     return {
         "rotary_percentage": 0.5,
         **pop_rope(left),
@@ -48,8 +49,9 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    left.pop("original_max_position_embeddings", None)  # of the RoPE scaling, which says what it needs itself
-    return {**pop_rope(left), **llama.pop_attention(left), **pop_windows(left)}
+    rope = pop_rope(left)
+    left.pop("original_max_position_embeddings", None)  # it is said where nothing is stretched as well
+    return {**rope, **llama.pop_attention(left), **pop_windows(left)}
 
 
 def to_hf_3(config: Any) -> dict[str, Any]:
@@ -139,6 +141,7 @@ PHI_3 = replace(
         without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
     hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+    hf_constants={"full_attn_mod": 1, "interpolate_factor": 1},
     prompt_styles=(
         (r"Phi-3", "phi-3"),
         (r"Phi-4-reasoning", "phi-4-reasoning"),

@@ -29,6 +29,7 @@ BASE_3 = dict(**llama.BASE, norm_qk=True)
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    left.pop("dual_chunk_attention_config", None)  # for servers; the model itself is computed without
     left.setdefault("use_sliding_window", False)
     return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left), "attn_bias": True}
 
@@ -40,6 +41,7 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_3_moe(left: dict[str, Any]) -> dict[str, Any]:
+    left.pop("max_window_layers", None)  # of no effect in mixtures: all layers have a window, or none
     return {**from_hf_3(left), **pop_experts(left)}
 
 

@@ -73,8 +73,6 @@ def in_their_layers(config: Any, rules: tuple[Rule, ...]) -> list[Rule]:
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    if left.pop("attn_output_gate", True) is not True:
-        raise LitGPTError("config.json has `attn_output_gate`: false, which is not known in these models.")
     if not left.pop("use_sliding_window", False):
         left.pop("sliding_window", None)
         left.pop("max_window_layers", None)
@@ -141,6 +139,7 @@ DEFAULTS = {
     **LINEAR,
     "linear_conv_kernel_dim": 4,
 }
+GATED = {"attn_output_gate": True}
 
 NEXT = replace(
     qwen.QWEN_3_MOE,
@@ -170,6 +169,7 @@ NEXT = replace(
         "num_experts_per_tok": 10,
         "norm_topk_prob": True,
     },
+    hf_constants=GATED,
 )
 
 TEXT = replace(
@@ -183,6 +183,7 @@ TEXT = replace(
     to_hf=to_hf,
     weights=separate_weights,
     hf_defaults={**DEFAULTS, "max_position_embeddings": 32768},
+    hf_constants=GATED,
     nested="text_config",
     renames=llama.IN_COMPOSITE,
     not_text=("model.visual.", "visual."),

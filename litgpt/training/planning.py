@@ -21,7 +21,7 @@ from litgpt.config import Config, name_to_config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft import Full, Method
-from litgpt.runtime import pick_device, product_dtype, quantized_precision
+from litgpt.runtime import parameter_dtype, pick_device, product_dtype, quantized_precision
 from litgpt.training.pairs import Setting, check_finetuning, check_pairs
 from litgpt.training.pretraining import Pretraining, choose_config
 from litgpt.training.progress import duration
@@ -165,13 +165,13 @@ def _model_of(arguments: Mapping[str, Any]) -> Config:
 
 
 def _merged(subject: Subject, rehearsal: Rehearsal, arguments: Mapping[str, Any]) -> int:
-    """A merged model is as large as the one it was made from; where that isn't there yet, as its weights in memory."""
+    """A merged model is as large as the one it was made from; where that isn't there yet, as in this precision."""
     if not isinstance(subject.method, LoRA):
         return 0
     folder = Path(arguments["checkpoint_dir"])
     files = folder.iterdir() if folder.is_dir() else ()
     found = sum(file.stat().st_size for file in files if file.suffix in (".pth", ".safetensors", ".bin"))
-    return found or rehearsal.memory.weights
+    return found or (rehearsal.parameters - rehearsal.trainable) * parameter_dtype(subject.precision).itemsize
 
 
 def _devices(arguments: Mapping[str, Any]) -> int:

@@ -43,10 +43,9 @@ class Screen:
 
     def plain(self, counters: Counters, metrics: Mapping[str, float]) -> str:
         """The line of a step where output is not a terminal."""
-        val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
         return (
-            f"step {counters.step}{self._of_steps()} | epoch {metrics['epoch']:.2f} | loss {metrics['loss']:.4f}{val} "
-            f"| lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | {_left(metrics)}"
+            f"step {counters.step}{self._of_steps()} | epoch {metrics['epoch']:.2f} | {self._losses(metrics)} "
+            f"| lr {metrics['learning_rate']:.2e} | {_speeds(metrics)} | {_left(metrics)}"
         )
 
     def bar(self, counters: Counters, metrics: Mapping[str, float]) -> str:
@@ -54,14 +53,11 @@ class Screen:
         full, empty = ("━", "─") if _shows("━─") else ("#", ".")
         share = self.limits.progress(counters)
         done = round(BAR * share)
-        val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
-        speeds = f"{metrics['target_tokens_per_second']:,.0f} target, {metrics['padded_tokens_per_second']:,.0f} padded"
         parts = (
             f"{full * done}{empty * (BAR - done)} {share:4.0%} step {counters.step}{self._of_steps()}",
-            f"loss {metrics['loss']:.4f}{val}",
+            self._losses(metrics),
             _left(metrics),
-            f"{metrics['tokens_per_second']:,.0f} tokens/s ({speeds})",
-            f"{metrics['peak_memory_gb']:.2f} GB",
+            _speeds(metrics),
             f"lr {metrics['learning_rate']:.1e}",
         )
         return " | ".join(parts)
@@ -73,8 +69,20 @@ class Screen:
             self.open_line = False
         self.say(text)
 
+    def _losses(self, metrics: Mapping[str, float]) -> str:
+        val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
+        return f"loss {metrics['loss']:.4f}{val}"
+
     def _of_steps(self) -> str:
         return f"/{self.limits.max_steps}" if self.limits.max_steps is not None else ""
+
+
+def _speeds(metrics: Mapping[str, float]) -> str:
+    """Tokens a second, those with a loss among them, those with the padding; and memory."""
+    return (
+        f"{metrics['tokens_per_second']:,.0f} tokens/s ({metrics['target_tokens_per_second']:,.0f} target, "
+        f"{metrics['padded_tokens_per_second']:,.0f} padded) | {metrics['peak_memory_gb']:.2f} GB"
+    )
 
 
 def _left(metrics: Mapping[str, float]) -> str:

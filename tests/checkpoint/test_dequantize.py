@@ -46,28 +46,35 @@ def test_fp8_blocks_equal_their_definition(shape):
     assert torch.equal(from_fp8_blocks(weight, scales), expected.to(torch.bfloat16))
 
 
-def test_a_folder_in_fp8_opens_as_the_model_it_was_made_from(tmp_path):
+@pytest.mark.parametrize("block", [[128, 128], None])
+def test_a_folder_in_fp8_opens_as_the_model_it_was_made_from(block, tmp_path):
     folder = hf_folder("llama", tmp_path)
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     expected = {}
     for name in [name for name in tensors if name.endswith("proj.weight")]:
         scale = tensors[name].abs().max() / 448
         tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
-        tensors[f"{name}_scale_inv"] = scale.view(1, 1)
+        tensors[f"{name}_scale_inv"] = scale.view(1, 1) if block else scale.clone()
+        if block is None:
+            tensors[name.replace("weight", "activation_scale")] = torch.tensor(0.1)
         expected[name] = tensors[name].float() * scale
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": block}
     (folder / "config.json").write_text(json.dumps(config))
     weight = load_model(folder, dtype=torch.float32).transformer.h[1].mlp.proj.weight
     torch.testing.assert_close(weight, expected["model.layers.1.mlp.down_proj.weight"], rtol=2**-8, atol=0)
 
 
-def test_weights_in_another_form_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [({"quant_method": "awq"}, "awq"), ({"quant_method": "fp8", "weight_block_size": [64, 64]}, r"\[64, 64\]")],
+)
+def test_weights_in_another_form_are_refused_by_name(how, word, tmp_path):
     folder = hf_folder("llama", tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(LitGPTError, match="awq"):
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": how}))
+    with pytest.raises(LitGPTError, match=word):
         load_model(folder)
 
 

@@ -212,6 +212,12 @@ def slow_q6_k(b: bytes) -> list[float]:
     return values
 
 
+def slow_mxfp4(b: bytes) -> list[float]:
+    values = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+    codes = [byte & 15 for byte in b[1:]] + [byte >> 4 for byte in b[1:]]
+    return [values[code & 7] * (-1 if code & 8 else 1) * 2.0 ** (b[0] - 127) for code in codes]
+
+
 SLOW = {
     "Q8_0": slow_q8_0,
     "Q4_0": lambda b: slow_4_or_5_bits(b, False, False),
@@ -221,6 +227,7 @@ SLOW = {
     "Q4_K": lambda b: slow_k(b, False),
     "Q5_K": lambda b: slow_k(b, True),
     "Q6_K": slow_q6_k,
+    "MXFP4": slow_mxfp4,
 }
 SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
@@ -466,7 +473,8 @@ def renamed(metadata, tensors):
         (edited("llama.expert_count", 8), "no `llama.expert_used_count`, which a model of its architecture needs"),
         (edited("llama.attention.scale", 0.1), "`llama.attention.scale`: 0.1[0-9]*, which is not known here"),
         (edited("llama.logit_scale", 0.5), "`llama.logit_scale`: 0.5"),
-        (edited("llama.rope.scaling.type", "yarn"), "RoPE scaling of kind 'yarn'"),
+        (edited("llama.rope.scaling.type", "longrope"), "RoPE scaling of kind 'longrope'"),
+        (edited("llama.rope.scaling.type", "yarn"), r"no `llama\.rope\.scaling\.factor`, which YaRN needs"),
         (edited("llama.rope.scaling.factor", 4.0), "`llama.rope.scaling.factor` but doesn't say"),
         (edited("llama.rope.dimension_count", 4), "rotates 4 of 8 dimensions"),
         (edited("llama.attention.value_length", 4), "values of another size"),
@@ -672,9 +680,11 @@ def test_a_missing_tensor_is_named(tmp_path, folder):
     [
         ("neox", {"hidden_act": "gelu_new"}, "'gptneox' has no place for `gelu_approximate`: 'tanh'"),
         ("qwen2-window", {}, "no place for `sliding_window_size`: 7"),
-        ("llama-yarn", {}, "no place for `rope_adjustments`"),
+        ("llama-yarn-mscale", {}, "no place for `rope_adjustments`"),
+        ("llama4", {}, "'llama4' has no place for `sliding_window_size`: 7"),
         ("gemma2", {}, "no place for `attention_scores_scalar`: 12"),
-        ("falcon-7b-like", {}, "family 'falcon' are not written as GGUF here"),
+        ("gpt-oss", {"sliding_window": None}, "can't be written as GGUF's architecture 'gpt-oss'"),
+        ("qwen3-next", {}, "family 'qwen3_next' are not written as GGUF here"),
         ("qwen3-moe", {"norm_topk_prob": False}, "no place for `router_softmax_over_all`: True"),
     ],
 )

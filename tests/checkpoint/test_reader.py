@@ -18,6 +18,7 @@ from litgpt.checkpoint.weights import deinterleave_qkv, interleave_qkv
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from tests.checkpoint.anonymous import peak_growth
 from tests.tiny import hf_folder, hf_model
 
 TOKENS = torch.arange(20)[None]
@@ -313,6 +314,21 @@ def test_loading_takes_no_more_memory_than_the_weights(kind, folder, tmp_path):
     run = [sys.executable, "-c", MEASURE, str(big), str(folder)]
     anonymous = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     assert anonymous <= 1.15 * weights
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_mixture_that_is_cast_is_not_in_memory_twice(tmp_path):
+    import transformers
+
+    config = transformers.Qwen3MoeConfig(
+        **dict(vocab_size=1000, hidden_size=256, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4),
+        **dict(head_dim=64, num_experts=16, num_experts_per_tok=2, moe_intermediate_size=512),
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    weights = sum(parameter.nbytes for parameter in load_model(tmp_path, dtype=torch.float32).parameters())
+    setup = "import torch\nfrom litgpt.checkpoint.reader import load_model"
+    [growth] = peak_growth(setup, f"model = load_model({str(tmp_path)!r}, dtype=torch.float32)")
+    assert growth <= 1.2 * weights
 
 
 def test_open_weights_reads_nothing_until_asked(folder, monkeypatch):

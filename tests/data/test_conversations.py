@@ -140,7 +140,7 @@ def test_long_conversations_can_be_dropped_and_are_counted(tokenizer: Tokenizer,
     write(tmp_path / "val.jsonl", [dialog("v")])
     module, said = prepared(Conversations(path=tmp_path, too_long="drop"), tokenizer, 60)
     assert len(module.train_dataset) == 1 and module.train_dataset.n_dropped == 2
-    assert "2 training samples are left out: they are longer than 60 tokens (train.max_seq_length)." in said
+    assert "2 training samples are left out: longer than 60 tokens (train.max_seq_length)." in said
 
 
 def test_samples_with_nothing_to_learn_are_told_and_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_samples_with_nothing_to_learn_are_told_and_left_out(tokenizer: Tokenize
     for _ in range(2):  # the second time from the cache
         module, said = prepared(Conversations(path=tmp_path), tokenizer)
         assert len(module.train_dataset) == 1
-        assert any("2 training samples" in s and f"the first is {file}, line 2" in s for s in said)
+        assert any("2 training samples" in s and f"{file}, line 2 is the first" in s for s in said)
     everything, _ = prepared(Conversations(path=tmp_path, mask_prompt=False), tokenizer)
     assert len(everything.train_dataset) == 3
 
@@ -230,7 +230,14 @@ def test_half_a_character_is_told_with_its_line(tokenizer: Tokenizer, tmp_path: 
 
 
 def test_a_damaged_cache_file_is_told(tmp_path: Path) -> None:
-    for content in (b"", b"abc", b"x" * 50, b"x" * 20 + MAGIC[:-1]):
+    for content in (
+        b"",
+        b"abc",
+        b"x" * 50,
+        b"x" * 20 + MAGIC[:-1],
+        b"x" * 99 + MAGIC,
+        b"{}" + (2).to_bytes(8, "little") + MAGIC,
+    ):
         (tmp_path / "x.tokens").write_bytes(content)
         with (tmp_path / "x.tokens").open("rb") as file, pytest.raises(LitGPTError, match="not a whole one"):
             TokenFile(file, "x.tokens")
@@ -337,6 +344,7 @@ def test_a_module_of_ones_own_says_where_rows_come_from_and_what_they_say(tokeni
         ({"repo_id": "b/c", "val_path": "a", "val_split": "test"}, "exclude each other"),
         ({"path": "a", "val_split_fraction": 1.5}, "between 0 and 1"),
         ({"path": "a", "chat_template": "nowhere.jinja"}, "nowhere.jinja is no chat template"),
+        ({"path": "a", "turns": "first"}, "data.turns is all or last"),
         ({"path": "a", "prompt_style": "chatt"}, "Unknown prompt style"),
     ],
 )

@@ -49,7 +49,7 @@ def test_compressed_files_are_unpacked(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
         ("a.json", b'[{"a": ' + b"[" * 100_000 + b"]", "line 1: not valid JSON"),
         ("a.json", b"[{}]\n\noops", "line 3: something follows the list"),
-        ("a.json", b"[1]", "line 1: a sample must be an object with keys, not int"),
+        ("a.json", b"[1]", "line 1: a sample must be an object with keys, not a number"),
         ("a.jsonl", b"9" * 5000, "line 1: not valid JSON"),
         ("a.txt", b"", "none of .json, .jsonl, .csv, .parquet"),
         ("a.csv", None, "There is no data file"),

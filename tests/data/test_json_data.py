@@ -84,7 +84,7 @@ GOOD = '{"instruction": "a", "output": "b"}'
         ("data.json", f"[\n{GOOD},\n{{'a': 1}}]".encode(), r"line 3: not valid JSON"),
         ("data.json", GOOD.encode(), r"no list of samples.*\.jsonl"),
         ("data.jsonl", b'[1, 2]\n', r"line 1: a sample must be an object"),
-        ("data.jsonl", b'{"instruction": "a", "output": 3}\n', r"line 1: 'output' is int, not text"),
+        ("data.jsonl", b'{"instruction": "a", "output": 3}\n', r"line 1: 'output' is a number, not text"),
         ("data.jsonl", f"{GOOD}\n".encode() + b"\xff\xfe\n", r"line 2: not UTF-8"),
         ("data.jsonl", b"\n\n", r"holds no samples"),
         ("data.json", b"[]", r"holds no samples"),

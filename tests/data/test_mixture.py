@@ -116,6 +116,8 @@ def test_files_are_mixed_and_all_validation_samples_validate(tokenizer: Tokenize
         ([{"path": "a", "weight": "2"}], "must be a number above 0"),
         ([{"path": "a", "weight": True}], "must be a number above 0"),
         ([{"path": "a"}, {"pth": "a"}], r"sources\[1\]: .*'pth'"),
+        ([{"path": "a", "too_long": "sop"}], "data.too_long is cut or drop, not 'sop'"),
+        ([{"class_path": "JSON", "init_args": 5}], r"sources\[0\]\.init_args is `name: value` lines"),
         ([{"class_path": "Jason"}], r"unknown data module 'Jason'. Closest: JSON"),
         ([{"class_path": "nowhere.Module"}], r"sources\[0\]: No module named 'nowhere'"),
         ([{"weight": 1}], "Give data.path"),

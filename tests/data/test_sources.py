@@ -210,6 +210,10 @@ def test_data_sets_come_from_the_hub(tokenizer: Tokenizer, tmp_path: Path) -> No
         ("conversations", "Conversations", {"repo_id": "org/deita", "split": "train_sft", "val_split": "test_sft"}),
         ("no split", "Conversations", {"repo_id": "org/deita", "split": "dev"}),
         ("nowhere", "Conversations", {"repo_id": "org/nowhere"}),
+        ("languages", "Conversations", {"repo_id": "org/languages"}),
+        ("french", "Conversations", {"repo_id": "org/languages", "subset": "fr", "val_split": "dev"}),
+        ("pages", "OpenWebText", {"data_path": "pages", "val_split_fraction": 0.5}),
+        ("half", "OpenWebText", {"data_path": "half", "val_split_fraction": 0.5}),
     ]  # fmt: skip
     with serve() as hub:
         hub.tokens.add("good")
@@ -218,6 +222,13 @@ def test_data_sets_come_from_the_hub(tokenizer: Tokenizer, tmp_path: Path) -> No
                                 "data/test_sft-00000-of-00001.jsonl": lines([talk])})  # fmt: skip
         talks = lines([{"conversations": ["q", "a", "q", "a"], "source": "x"}] * 2)
         hub.add("org/lima", gated=True, **{"train.jsonl": talks, "test.jsonl": lines([{"conversations": ["q"]}])})
+        parts = {f"fr/{name}.jsonl": lines([{"messages": dialog("q", "a")}] * 2) for name in ("train", "dev")}
+        hub.add("org/languages", **parts, **{"de/train.jsonl": lines([talk])})
+        shards = {f"plain_text/train-0000{i}-of-00002.jsonl": lines([{"text": "word " * 40}]) for i in range(2)}
+        hub.add("Skylion007/openwebtext", **shards)
+        broken_off = tmp_path / "half" / "plain_text" / "train-00000-of-00002.jsonl"
+        broken_off.parent.mkdir(parents=True)
+        broken_off.write_bytes(shards["plain_text/train-00000-of-00002.jsonl"])
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-W", "ignore", "-c", FROM_THE_HUB, str(tokenizer.checkpoint_dir), json.dumps(asked)]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
@@ -231,6 +242,9 @@ def test_data_sets_come_from_the_hub(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert "gated" in found["closed"] and "\n" not in found["closed"]
     assert "no files of the split 'dev'" in found["no split"] and "data/train_gen.jsonl" in found["no split"]
     assert "no repository org/nowhere" in found["nowhere"]
+    assert "several folders (de, fr)" in found["languages"]
+    assert found["french"] == [["[user]q\n[assistant]a"] * 2] * 2
+    assert found["pages"] == found["half"] and "word" in found["pages"][0][0]
 
 
 def chunks(folder: Path, tokens: int) -> Path:

@@ -142,3 +142,14 @@ def test_shakespeare_is_cut_as_nanogpt_cuts_it(shared_assets: Path) -> None:
     sizes = (len(module.train_dataset.tokens), len(module.val_dataset.tokens), module.vocab_size)
     assert sizes == (1_003_854, 111_540, 65)
     assert len(module.val_dataset) == -(-111_539 // 256)
+
+
+def test_shakespeare_has_the_tokens_that_nanogpt_counts(shared_assets: Path, tmp_path: Path) -> None:
+    text = (shared_assets / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    (tmp_path / "train.txt").write_text(text[: int(0.9 * len(text))], encoding="utf-8")
+    (tmp_path / "val.txt").write_text(text[int(0.9 * len(text)) :], encoding="utf-8")
+    gpt2 = Tokenizer(shared_assets / "tokenizers" / "gpt2")
+    module, _ = set_up(TextFiles(tmp_path / "train.txt", tmp_path / "val.txt"), gpt2, length=256)
+    ends = [int(token in (gpt2.bos_id, gpt2.eos_id)) for token in module.train_dataset.tokens[[0, -1]]]
+    sizes = [len(dataset.tokens) - sum(ends) for dataset in (module.train_dataset, module.val_dataset)]
+    assert sizes == [301_966, 36_059]

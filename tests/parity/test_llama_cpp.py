@@ -7,16 +7,18 @@ import json
 import math
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from litgpt.checkpoint.gguf_tokenizer import CUTS, Cut
 from litgpt.checkpoint.gguf_writer import write_gguf
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
-from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer import Tokenizer, save_tokenizer
 from tests.gguf_models import FAMILY_CASES, TEXTS, bpe_folder, hf_folder
 
 pytestmark = [
@@ -95,6 +97,35 @@ def test_llama_cpp_computes_the_same_from_8_bits(tmp_path: Path):
     folder = hf_folder("llama", tmp_path / "hf", bpe_folder(tmp_path / "bpe"), hidden_size=64, intermediate_size=96)
     write_gguf(folder, tmp_path / "a.gguf", "q8_0")
     compare(tmp_path / "a.gguf", [5, 9, 33, 77, 120, 200, 7, 8], TEXTS, within=0.04)  # it rounds activations to 8 bits
+
+
+def cut_alike(cut: Cut, text: str) -> bool:
+    """Whether llama.cpp cuts a text as the original tokenizer does: Falcon's takes some bytes beyond ASCII for digits,
+    and those that tell capitals from small letters know combining marks."""
+    marks = any(unicodedata.category(character).startswith("M") for character in text)
+    return text.isascii() if cut.steps else not (marks and r"\p{Lu}" in "".join(cut.patterns))
+
+
+@pytest.mark.parametrize("cut", [cut for cut in CUTS if not cut.nfc], ids=lambda cut: cut.names[-1])
+def test_llama_cpp_cuts_text_the_same(cut: Cut, tmp_path: Path, shared_assets: Path):
+    """Of a tokenizer whose tokens go across all words; so where it is cut shows."""
+    from tokenizers import Tokenizer as Processor
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    vectors = (shared_assets / "tokenizers" / "golden_vectors" / "llama-bpe.inp").read_text(encoding="utf-8")
+    texts = ["1234567 a1b22c333 x.y,z's I'LL ---- \r\n\r\n\t ", *vectors.split("\n__ggml_vocab_test__\n")]
+    texts = [text for text in texts if cut_alike(cut, text)]
+    processor = Processor(models.BPE())
+    processor.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
+    processor.train_from_iterator([*texts, *texts], trainer)
+    processor.model.ignore_merges = cut.whole_words
+    cut.apply_to(processor)
+    processor.decoder = decoders.ByteLevel()
+    save_tokenizer(processor, tmp_path / "bpe")
+    write_gguf(hf_folder("llama", tmp_path / "hf", tmp_path / "bpe", vocab_size=2048), tmp_path / "a.gguf", "f32")
+    assert ask(tmp_path / "a.gguf", [], texts)[1] == Tokenizer(tmp_path / "bpe").encode_batch(texts)
 
 
 @pytest.mark.parametrize("dtype", ["as it is", "f16"])

@@ -251,6 +251,10 @@ def test_mistakes_on_the_way_there(tmp_path, capsys):
     assert "not valid JSON" in sentence(capsys, "convert_to_litgpt", folder)
     (folder / "config.json").write_text('{"architectures": ["TotallyNewForCausalLM"]}')
     assert "TotallyNewForCausalLM" in sentence(capsys, "convert_to_litgpt", folder)
+    (folder / "config.json").unlink()
+    assert "has no config.json" in sentence(capsys, "convert_to_litgpt", folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    assert "which tensor is in which file" in sentence(capsys, "convert_to_litgpt", folder)
     assert not list(folder.glob("*lit*"))
 
 

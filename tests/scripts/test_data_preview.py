@@ -35,7 +35,7 @@ def test_samples_show_what_is_learned_and_counts_what_there_is(
     out = capsys.readouterr().out
     assert "── training sample 0: 31 tokens, 4 of them targets\n<s>[user]Say one.\n[assistant]⟦one</s>⟧\n" in out
     assert out.count("── training sample") == 2 and "\033" not in out
-    assert "5 training samples are left out: their prompts leave no room" in out
+    assert "5 training samples are left out: no room for an answer" in out
     assert "10 training samples" in out and "of them targets" in out
     assert "✂" in out and "█" in out and "10 validation samples" in out
 
@@ -61,7 +61,8 @@ def test_text_is_shown_in_the_blocks_that_are_pretrained_on(folder: Path, capsys
     (folder / "tales" / "a.txt").write_text("It was a dark and stormy night. " * 20)
     arguments = ["tokenizer", "--data", "TextFiles", "--data.train_data_path", "tales/a.txt", "--max_seq_length", "16"]
     assert main(["data", "preview", *arguments, "--pretraining", "true", "--samples", "1"]) == 0
-    assert "17 tokens, 16 of them targets" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "17 tokens, 16 of them targets" in out and "✂" not in out
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,13 @@ def test_a_histogram_has_every_sample_once() -> None:
     assert sum(int(row.removesuffix(" ✂").split()[-1]) for row in rows) == 4
     assert [row.endswith("✂") for row in rows].count(True) == 1
     assert list(histogram([7], None)) == [f"  7 – 7  {'█' * 40}  1"]
+
+
+def test_what_is_cut_and_what_is_unusually_long_have_lines_of_their_own() -> None:
+    lengths = [*range(10, 30), 200]
+    rows = [row.split() for row in histogram(lengths, limit=24)]
+    assert [row for row in rows if "✂" in row] == [["25", "–", "200", "█" * 40, "6", "✂"]]
+    assert len(list(histogram(lengths, None))) <= 13
+    assert list(histogram(lengths, None))[-1].split()[:3] == ["59", "–", "200"]
+    by_limit = list(histogram(lengths, 100))
+    assert [row.split()[:3] for row in by_limit[-2:]] == [["59", "–", "100"], ["101", "–", "200"]]

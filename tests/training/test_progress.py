@@ -37,7 +37,8 @@ def test_a_line_has_step_loss_speed_and_time_left():
     limits = Limits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
     screen = Screen(said.append, limits)
     screen.step(Counters(step=5), METRICS)
-    assert said == ["step 5/10 | epoch 0.50 | loss 1.2346 | lr 3.00e-04 | 12,346 tokens/s | 1:05 left"]
+    speeds = "12,346 tokens/s (8,000 target, 13,000 padded) | 1.23 GB"
+    assert said == [f"step 5/10 | epoch 0.50 | loss 1.2346 | lr 3.00e-04 | {speeds} | 1:05 left"]
 
 
 def test_a_terminal_gets_a_bar_with_all_there_is_cut_to_its_width(monkeypatch):

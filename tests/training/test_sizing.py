@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from litgpt.args import TrainArgs
 from litgpt.config import Config
 from litgpt.lora import LoRA
 from litgpt.model import GPT
+from litgpt.peft import Full
+from litgpt.training.rehearsal import Subject, rehearse
 from litgpt.training.sizing import (
     days,
     expected_loss,
@@ -64,8 +67,29 @@ def test_days_for_300_billion_tokens_are_the_published_ones():
     assert days(6 * 124_337_664 * 300e9, peak=312e12, share=0.3, devices=8) == pytest.approx(3.46, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("changes", "positions", "published"),
+    [
+        (dict(bias=True, norm_bias=True), 1024 * 768, 123_653_376),
+        (
+            dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, padded_vocab_size=65),
+            256 * 384,
+            10_646_784,
+        ),
+    ],
+)
+def test_models_without_their_positions_have_the_published_parameters(changes, positions, published):
+    found = sum(numbers_in(GPT.skeleton(Config(**{**GPT2, **changes}))).values())
+    assert found - positions == published
+
+
 def test_a_checkpoint_is_twelve_bytes_a_parameter(gpt2):
-    assert 1_542_470_366 / (12 * sum(numbers_in(gpt2).values())) == pytest.approx(1.0338, abs=5e-5)
+    train = TrainArgs(global_batch_size=1, micro_batch_size=1)
+    found = rehearse(Subject(Config(**GPT2), Full(), train, "AdamW", "32-true", torch.device("cpu"), length=8))
+    parameters = sum(numbers_in(gpt2).values())
+    assert found.saved == 4 * parameters
+    assert found.saved + found.memory.optimizer == pytest.approx(12 * parameters, rel=1e-5)
+    assert 1_542_470_366 / (found.saved + found.memory.optimizer) == pytest.approx(1.0338, abs=5e-5)
 
 
 def test_chinchillas_tokens_are_the_published_ones():
