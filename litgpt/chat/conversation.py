@@ -93,11 +93,8 @@ class Conversation:
                 raise LitGPTError(f"max_new_tokens is {text}; it must be 1 or more.")
             self.max_new_tokens = value
             return
-        try:
-            changes: dict[str, Any] = {name: value}
-            self.sampling = replace(self.sampling, **changes)
-        except TypeError:
-            raise LitGPTError(f"{name} can't be left out; give a number.") from None
+        changes: dict[str, Any] = {name: value}
+        self.sampling = replace(self.sampling, **changes)
 
     @property
     def settings(self) -> dict[str, float | None]:

@@ -77,7 +77,7 @@ def answer(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> Speaker
     sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
     speaker = load()
     job = Job(
-        [], replace(sampling, grammar=options.grammar(speaker.tokenizer)), arguments["max_new_tokens"], options.stops
+        [], replace(sampling, grammar=options.grammar(speaker.tokenizer)), arguments["max_new_tokens"], options.stop
     )
     if options.prompt_file is not None:
         answer_file(speaker, options, job, sys_prompt, num_samples)

@@ -42,14 +42,14 @@ def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
         quantize=arguments["quantize"],
     )
     sampling = replace(sampling, grammar=options.grammar(speaker.tokenizer))
-    max_new_tokens, stops = arguments["max_new_tokens"], options.stops
+    max_new_tokens, stop = arguments["max_new_tokens"], options.stop
     if options.prompt_file is not None:
-        answer_file(speaker, options, Job([], sampling, max_new_tokens, stops), arguments["sys_prompt"])
+        answer_file(speaker, options, Job([], sampling, max_new_tokens, stop), arguments["sys_prompt"])
         return
     sample = {"instruction": arguments["prompt"], "input": arguments["input"], "sys_prompt": arguments["sys_prompt"]}
     prompt = speaker.encode_sample(with_input_placed(speaker.style, sample))
     engine = speaker.engine(1, len(prompt) + max_new_tokens, note)
-    reply = speaker.reply(engine, prompt, sampling, max_new_tokens, stops)
+    reply = speaker.reply(engine, prompt, sampling, max_new_tokens, stop)
     for piece in reply:
         print(piece, end="", flush=True)
     print()

@@ -19,7 +19,7 @@ from litgpt.generate.compiled import check_compiler
 from litgpt.generate.engine import Engine
 from litgpt.generate.placement import longest_fit
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import Reply, check_stop_strings
+from litgpt.generate.text import Reply, stop_strings
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
@@ -158,10 +158,10 @@ class Speaker:
         prompt: list[int],
         sampling: Sampling,
         max_new_tokens: int | None = None,
-        stop_strings: Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         watch: Callable[[], None] | None = None,
     ) -> Reply:
         """Puts a prompt in line and returns its answer to come, as text."""
-        check_stop_strings(stop_strings)  # before there is a request to clean up
+        stops = stop_strings(stop)  # before there is a request to clean up
         request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
-        return Reply(request, self.tokenizer.stream(), stop_strings)
+        return Reply(request, self.tokenizer.stream(), stops)

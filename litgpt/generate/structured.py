@@ -83,6 +83,8 @@ class Grammar:
             LitGPTError: The pattern is none, or uses what can't be enforced (look-around, backreferences); llguidance
                 is not installed.
         """
+        if not isinstance(pattern, str):
+            raise LitGPTError(f"A regular expression is a text, not {pattern!r}.")
         rules = _llguidance().LLMatcher.grammar_from_regex(pattern)
         return cls(rules, tokenizer, f"The regular expression {pattern!r}")
 
@@ -193,6 +195,8 @@ def _refused(what: str, problem: str) -> LitGPTError:
 
 
 def _one_sentence(problem: str) -> str:
-    """What llguidance says, on one line and without its own preface."""
-    line = next((line for line in problem.splitlines() if line.strip()), "unknown reason")
-    return re.sub(r"\s+", " ", line).strip().removeprefix("ERROR: ")[:200].rstrip(".")
+    """What llguidance says, on one line and without its own preface; of the drawings that it makes of a regular
+    expression, the line with the reason."""
+    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("error: ")), (lines or ["unknown reason"])[0])
+    return re.sub(r"^error: |\s+(?=\s)", "", reason, flags=re.IGNORECASE)[:200].rstrip(".")

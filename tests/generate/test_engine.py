@@ -314,13 +314,15 @@ def test_a_bias_bans_and_forces_tokens(model):
     assert forced.result() == [42] * 3
 
 
-def test_settings_that_leave_no_token_end_their_request_only(model):
+def test_settings_that_leave_no_token_end_their_request_only():
+    model = tiny_model(vocab_size=8, padded_vocab_size=8)
     engine = Engine(model, slots=2)
-    nothing = Sampling(temperature=0, logit_bias=dict.fromkeys(range(96), -1e300))
-    bad, good = (engine.submit([1], sampling, max_new_tokens=4) for sampling in (nothing, GREEDY))
+    never_twice = Sampling(temperature=0, presence_penalty=3e38, frequency_penalty=3e38)
+    bad, good = (engine.submit([1], sampling, max_new_tokens=20) for sampling in (never_twice, GREEDY))
     with pytest.raises(LitGPTError, match="no token to choose"):
         bad.result()
-    assert good.result() == naive(model, [1], 4)
+    assert sorted(bad.output) == list(range(8))
+    assert good.result() == naive(model, [1], 20)
 
 
 # -- ends
@@ -432,11 +434,15 @@ def test_thousands_of_requests_leave_memory_where_it_was_after_the_first_hundred
         (dict(prompt=[1] * 65), "65 tokens and the context only 64"),
         (dict(prompt=[1, 96]), "outside 0 ... 95"),
         (dict(prompt=[-1]), "outside 0 ... 95"),
+        (dict(prompt=[1.5]), "whole numbers in one row"),
+        (dict(prompt=torch.tensor([[1, 2]])), "whole numbers in one row"),
         (dict(prompt=[1], max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(prompt=[1], max_new_tokens=2.5), "max_new_tokens is 2.5"),
         (dict(prompt=[1], sampling=Sampling(logit_bias={96: 1.0})), "logit_bias has the token id 96"),
         (dict(prompt=[1], stop=["end"]), "not 'end'"),
         (dict(prompt=[1], stop=[[]]), r"not \[\]"),
         (dict(prompt=[1], stop=[1.5]), "not 1.5"),
+        (dict(prompt=[1], stop=5), "a list of token ids and of lists of token ids, not 5"),
     ],
 )
 def test_what_makes_no_sense_is_refused(model, arguments, words):
