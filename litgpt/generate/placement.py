@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from litgpt.cache import KVCache
+from litgpt.checkpoint.atomic import gigabytes
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 
@@ -65,7 +66,7 @@ def check_cache_fits(
     needed, free = KVCache.nbytes(config, slots, length, dtype, at_once=at_once), free_bytes(device)
     if free is not None and needed > free:
         raise LitGPTError(
-            f"The KV cache for {slots} x {length} tokens takes {needed / 1e9:.2f} GB and {max(free, 0) / 1e9:.2f} GB"
+            f"The KV cache for {slots} x {length} tokens takes {gigabytes(needed)} and {gigabytes(max(free, 0))}"
             f" are free on {device}; ask for fewer tokens or fewer requests at a time."
         )
 

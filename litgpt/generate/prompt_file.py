@@ -17,12 +17,11 @@ from litgpt.data.base import with_input_placed
 from litgpt.data.files import kind_of, read_rows
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.options import Options, grammar_of
-from litgpt.generate.report import note
+from litgpt.generate.report import note, note_memory
 from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.generate.text import Reply, stop_strings
-from litgpt.runtime import peak_memory
 
 MOST_AT_ONCE = 16
 """Answers that are generated together."""
@@ -172,12 +171,11 @@ def answer_all(speaker: Speaker, jobs: list[Job], out_file: Path | None, num_sam
         for line in _results(replies, num_samples):
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
     seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
-    print(
+    note(
         f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
-        f" {n_tokens / seconds:.2f} tokens/sec",
-        file=sys.stderr,
+        f" {n_tokens / seconds:.2f} tokens/sec"
     )
-    print(f"Memory used: {peak_memory(engine.device) / 1e9:.2f} GB", file=sys.stderr)
+    note_memory(engine.device)
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from litgpt.generate.request import Request
+from litgpt.runtime import peak_memory
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,8 @@ class Speed:
 def note(text: str) -> None:
     """Tells the user something beside the answer; piped output stays clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_memory(device: torch.device) -> None:
+    """Tells the user the most memory that was used so far."""
+    note(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")

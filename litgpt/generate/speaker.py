@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from litgpt.chat_template import Message
+from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.reader import load_model
@@ -145,7 +146,7 @@ class Speaker:
         length = min(length, self.model.max_seq_length)
         if tell is not None:
             size = self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
-            tell(f"The KV cache for {slots} x {length} tokens takes {size / 1e9:.2f} GB.")
+            tell(f"The KV cache for {slots} x {length} tokens takes {gigabytes(size)}.")
         return self.new_engine(slots, length)
 
     def new_engine(self, slots: int, length: int) -> Engine:

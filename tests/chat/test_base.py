@@ -51,7 +51,7 @@ def test_it_answers_with_the_conversation_in_mind(chat, folder):
     answers, err = chat("Hello\nAnd now?\n")
     first = alone(folder, ("user", "Hello"))
     assert answers == [first, alone(folder, ("user", "Hello"), ("assistant", first), ("user", "And now?"))]
-    assert "The KV cache for 1 x 128 tokens takes 0.00 GB.\n" in err and "a conversation may have 128 tokens" in err
+    assert "The KV cache for 1 x 128 tokens takes 0.03 MB.\n" in err and "a conversation may have 128 tokens" in err
     assert err.count("tokens/sec") == 2
     assert err.count("--max_new_tokens allows more") == 1
 
