@@ -115,18 +115,25 @@ class Speaker:
         """
         text = self.style.apply_sample(sample)
         if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
-            raise LitGPTError(
-                f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
-            )
+            raise self._no_system_prompt()
         return self.encode_text(text)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the next answer begins.
 
         Raises:
-            LitGPTError: The style cannot write this conversation.
+            LitGPTError: The style cannot write this conversation, or has no place for its system prompt.
         """
-        return self.encode_text(self.style.apply_messages(messages, add_generation_prompt=True))
+        text = self.style.apply_messages(messages)
+        first, others = messages[0], messages[1:]
+        if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
+            raise self._no_system_prompt()
+        return self.encode_text(text)
+
+    def _no_system_prompt(self) -> LitGPTError:
+        return LitGPTError(
+            f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
+        )
 
     def encode_text(self, text: str) -> list[int]:
         """The token ids of a prompt that is in the model's style already."""
