@@ -14,6 +14,7 @@ from litgpt import LLM
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.reader import load_model
 from litgpt.errors import LitGPTError
+from litgpt.generate import several
 from litgpt.generate.speaker import Speaker
 from litgpt.prompts import Alpaca, load_prompt_style
 from tests.generate.folder import END, make_folder
@@ -235,8 +236,11 @@ def test_loading_what_is_not_there_is_told(arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(devices=2), "several devices is not built"),
-        (dict(generate_strategy="sequential"), "several devices is not built"),
+        (dict(devices=2), "need a generate_strategy"),
+        (dict(devices=2, generate_strategy="sequential"), r"2 devices were asked for, but this machine has 1 \(cpu\)"),
+        (dict(devices=2, generate_strategy="tensor_parallel"), "2 devices were asked for"),
+        (dict(devices=0, generate_strategy="sequential"), "0 devices were asked for"),
+        (dict(generate_strategy="pipeline"), "'sequential' or 'tensor_parallel'"),
         (dict(accelerator="quantum"), "Unknown device 'quantum'"),
         (dict(precision="8"), "Unknown precision"),
         (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
@@ -245,7 +249,27 @@ def test_loading_what_is_not_there_is_told(arguments, words):
 )
 def test_placing_where_it_cannot_be_is_told(llm, arguments, words):
     with pytest.raises(LitGPTError, match=words):
-        llm.distribute(**arguments)
+        llm.distribute(**{"accelerator": "cpu", **arguments})
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "tensor_parallel"])
+def test_a_strategy_for_the_one_device_that_there_is(llm, strategy):
+    answer = llm.generate("Hi", **GREEDY)
+    llm.distribute(accelerator="cpu", precision="32-true", generate_strategy=strategy)
+    assert llm.generate("Hi", **GREEDY) == answer
+
+
+def test_layers_in_sequence(llm, monkeypatch, tmp_path):
+    answer = llm.generate("Hi", **GREEDY)
+    monkeypatch.setattr(several, "local_devices", lambda place, devices: [place] * devices)
+    llm.distribute(accelerator="cpu", devices=2, precision="32-true", generate_strategy="sequential")
+    assert all(block._forward_pre_hooks for block in llm.model.transformer.h)
+    assert llm.generate("Hi", **GREEDY) == answer
+    with pytest.raises(LitGPTError, match="on several devices can't be saved"):
+        llm.save(tmp_path / "saved")
+    llm.distribute(accelerator="cpu", precision="32-true")  # the weights are still those of the folder
+    llm.save(tmp_path / "saved")
+    assert LLM.load(tmp_path / "saved", distribute=None).generate("Hi", **GREEDY) == answer
 
 
 def test_auto_takes_16_bits_and_another_precision_is_read_from_the_files(folder, llm):

@@ -126,8 +126,8 @@ class Request:
         self._stops = stops
         self._ready = self._taken = 0
         # Greedy requests leave torch's random state alone: training runs take samples and must stay repeatable.
-        seed = sampling.seed if sampling.seed is not None or sampling.greedy else int(torch.randint(2**62, ()))
-        self._random = random.Random(seed)
+        drawn = sampling.seed is None and not sampling.greedy
+        self._random = random.Random(_fresh_seed(engine.model.ranks) if drawn else sampling.seed)
         self._match = None if sampling.grammar is None else sampling.grammar.start()
 
     @property
@@ -209,3 +209,14 @@ class Request:
         self.finish_reason = reason  # last: a reader that sees it set sees everything else
         if self.watch is not None:
             self.watch()
+
+
+def _fresh_seed(ranks: int) -> int:
+    """A number from torch's random state; processes that share a model take the first one's, or they would draw
+    different tokens."""
+    seed = int(torch.randint(2**62, ()))
+    if ranks > 1:
+        agreed = [seed]
+        torch.distributed.broadcast_object_list(agreed, src=0)
+        (seed,) = agreed
+    return seed

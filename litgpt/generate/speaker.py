@@ -12,9 +12,8 @@ import torch
 
 from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import gigabytes
-from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.checkpoint.reader import load_model
 from litgpt.errors import LitGPTError
 from litgpt.generate.compiled import check_compiler
 from litgpt.generate.engine import Engine
@@ -85,10 +84,9 @@ class Speaker:
         dtype = parameter_dtype(precision)
         if isinstance(source, Finetuned):
             tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
-            model = source.load_model(place, dtype, quantize)
         else:
             tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
-            model = load_model(source, place, dtype, quantize)
+        model = open_model(source, place, dtype, quantize)
         return cls(model, tokenizer, style, MIXED.get(precision, dtype), compile)
 
     @cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
@@ -37,7 +39,9 @@ def test_runs_are_of_about_the_same_size(sizes, n, expected):
 def test_the_text_stays_the_same(case):
     model = tiny_model(case)
     expected = [naive(model, prompt, 10) for prompt in prompts(9, 4)]
+    before = asdict(model.config)
     spread_layers(model, [CPU, CPU])
+    assert asdict(model.config) == before
     engine = Engine(model, slots=2)
     requests = [engine.submit(prompt, Sampling(temperature=0), max_new_tokens=10) for prompt in prompts(9, 4)]
     assert [request.result() for request in requests] == expected
