@@ -22,10 +22,12 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.engine import Engine
 from litgpt.generate.report import Speed
+from litgpt.generate.report import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
+from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.several import Placement, Strategy
 from litgpt.generate.speaker import MIXED, Speaker
-from litgpt.generate.text import Reply
+from litgpt.generate.text import Reply, stop_strings
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
@@ -314,18 +316,20 @@ class LLM(nn.Module):
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if stream and not isinstance(prompt, str):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
-        stop = settings.pop("stop", ())
+        stop = _stop(settings, return_as_token_ids)
         sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
         prompts = [self._speaker.encode(text, sys_prompt) for text in texts]
         replies = self._submit(prompts, sampling, max_new_tokens, stop)
         if stream:
             return self._stream(replies[0], return_as_token_ids)
-        if return_as_token_ids:
-            if stop:
-                raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
-            answers: list[Any] = [torch.tensor(reply.request.result(), device=self.device) for reply in replies]
-        else:
-            answers = ["".join(reply) for reply in replies]
+        try:
+            if return_as_token_ids:
+                answers: list[Any] = [self._ids(reply.request.result()) for reply in replies]
+            else:
+                answers = ["".join(reply) for reply in replies]
+        finally:  # whatever ends this early, Ctrl-C too, leaves no request behind
+            for reply in replies:
+                reply.request.cancel()
         return answers[0] if isinstance(prompt, str) else answers
 
     def chat(
@@ -352,10 +356,11 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The prompt style can't write this conversation, it is too long, or an argument makes no sense.
         """
-        stop = settings.pop("stop", ())
+        stop = _stop(settings)
         sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
         (reply,) = self._submit([self._speaker.encode_messages(messages)], sampling, max_new_tokens, stop)
-        return self._stream(reply, as_ids=False) if stream else "".join(reply)
+        pieces = self._stream(reply, as_ids=False)
+        return pieces if stream else "".join(pieces)
 
     def benchmark(self, num_iterations: int = 1, **kwargs: Any) -> tuple[Any, dict[str, list[float]]]:
         """Generates and measures.
@@ -364,20 +369,25 @@ class LLM(nn.Module):
             num_iterations: How often.
             kwargs: What `generate` takes, for a single prompt.
 
+        Raises:
+            LitGPTError: As `generate`; or there is nothing to measure.
+
         Returns:
             The last answer and, one value an iteration: "Seconds total", "Seconds to first token", "Tokens generated",
             "Inference speed in tokens/sec", "Total GPU memory allocated in GB".
         """
         stream, as_ids = kwargs.pop("stream", False), kwargs.pop("return_as_token_ids", False)
-        prompt, sys_prompt = kwargs.pop("prompt"), kwargs.pop("sys_prompt", None)
-        max_new_tokens = kwargs.pop("max_new_tokens", 50)
+        prompt, sys_prompt = kwargs.pop("prompt", None), kwargs.pop("sys_prompt", None)
+        max_new_tokens, stop = kwargs.pop("max_new_tokens", 50), _stop(kwargs, as_ids)
+        if not isinstance(prompt, str) or num_iterations < 1:
+            raise LitGPTError("A benchmark needs one prompt, a text, and 1 iteration or more.")
         rows: dict[str, list[float]] = {}
         answer: Any = None
         for _ in range(num_iterations):
             encoded = self._speaker.encode(prompt, sys_prompt)
-            (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens)
+            (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens, stop)
             pieces = list(self._stream(reply, as_ids))
-            answer = pieces if stream else torch.cat(pieces) if as_ids else "".join(pieces)
+            answer = pieces if stream else self._ids(reply.request.output) if as_ids else "".join(pieces)
             speed = Speed.of(reply.request)
             gpu = torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
             for name, value in {
@@ -395,16 +405,15 @@ class LLM(nn.Module):
         return Speaker(self.model, self.tokenizer, self.prompt_style, self._dtype)
 
     def _submit(
-        self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str] = ()
+        self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: tuple[str, ...]
     ) -> list[Reply]:
-        speaker, stops = self._speaker, (stop,) if isinstance(stop, str) else tuple(stop)
-        longest = max(map(len, prompts), default=0)
-        if longest > self.config.block_size:
-            raise LitGPTError(
-                f"The prompt has {longest} tokens and the model's context {self.config.block_size}; shorten the prompt."
-            )
+        if not prompts:
+            return []
+        for prompt in prompts:  # all of them, before the first is put in line
+            check_tokens(prompt, sampling, self.model)
+        speaker, longest = self._speaker, max(map(len, prompts))
         engine = self._engine_for(speaker, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
-        return [speaker.reply(engine, prompt, sampling, max_new_tokens, stops) for prompt in prompts]
+        return [speaker.reply(engine, prompt, sampling, max_new_tokens, stop) for prompt in prompts]
 
     def _engine_for(self, speaker: Speaker, slots: int, length: int) -> Engine:
         """The engine of the last call where it is large enough, else a larger one; streams still open keep theirs."""
@@ -420,11 +429,14 @@ class LLM(nn.Module):
         self._engine = speaker.engine(slots, length)
         return self._engine
 
+    def _ids(self, tokens: list[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.long, device=self.device)
+
     def _stream(self, reply: Reply, as_ids: bool) -> Iterator[Any]:
         try:
             if as_ids:
                 for token in reply.request:
-                    yield torch.tensor([token], device=self.device)
+                    yield self._ids([token])
             else:
                 yield from reply
         finally:  # an iterator that is given up ends its request
@@ -460,6 +472,14 @@ def _sampling(**settings: Any) -> Sampling:
     return Sampling(**settings)
 
 
+def _stop(settings: dict[str, Any], as_ids: bool = False) -> tuple[str, ...]:
+    """Takes `stop` out of the settings."""
+    stop = stop_strings(settings.pop("stop", None))
+    if stop and as_ids:
+        raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
+    return stop
+
+
 def _versions(model: GPT) -> list[int]:
     """Counts that change whenever a parameter is written to."""
     return [parameter._version for parameter in model.parameters()]
@@ -468,16 +488,6 @@ def _versions(model: GPT) -> list[int]:
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean over targets `(B, T)` that are not -100 of the cross-entropy of logits `(B, T, V)`, in float32."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long(), ignore_index=-100)
-
-
-def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
-    """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
-    lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
-    for name, values in rows.items():
-        numbers = torch.tensor(values, dtype=torch.float64)
-        deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
-        lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")
-    return "\n".join(lines) + "\n"
 
 
 def _under_model(state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -48,3 +48,13 @@ def note(text: str) -> None:
 def note_memory(device: torch.device) -> None:
     """Tells the user the most memory that was used so far."""
     note(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
+
+
+def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
+    """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
+    lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
+    for name, values in rows.items():
+        numbers = torch.tensor(values, dtype=torch.float64)
+        deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
+        lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")
+    return "\n".join(lines) + "\n"
