@@ -169,7 +169,7 @@ class SpeculativeEngine(Engine):
     def _guess(self, hidden: Tensor, requests: list[Request], drafts: Drafts, number: int) -> Tensor:
         """Token `number` of each draft, `(n,)`, from the draft's hidden states `(n, C)`."""
         scores = self.draft.head(hidden).float()
-        V = self.model.lm_head.out_features  # padded vocabularies may differ; what is beyond ours can't be said
+        V = self.model.config.padded_vocab_size  # padded vocabularies may differ; what is beyond ours can't be said
         scores = F.pad(scores[:, :V], (0, max(0, V - scores.size(1))), value=-torch.inf)
         guesses = scores.argmax(dim=-1)
         for row, request in enumerate(requests):

@@ -139,10 +139,7 @@ def test_bfloat16_and_autocast_run():
     assert len(Engine(model.bfloat16()).submit(prompt, GREEDY, max_new_tokens=5).result()) == 5
 
 
-SCHEDULED = {
-    "llama-grouped": tiny_model("llama-grouped"),
-    "llama-window": tiny_model("llama-window"),
-}
+SCHEDULED = {case: tiny_model(case) for case in ("llama-grouped", "llama-window", "latent-experts", "hybrid")}
 SETTINGS = (GREEDY, Sampling(temperature=1.5, seed=3), Sampling(temperature=0.9, top_p=0.8, seed=4, logprobs=1))
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=40)  # two tokens: many shared beginnings
 ACTS = st.one_of(
