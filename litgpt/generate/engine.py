@@ -72,7 +72,7 @@ class Engine:
         self.chunk = chunk
         self.at_once = max(chunk, LEAST_AT_ONCE)
         quicken(model, spare_bytes(self.device))
-        check_cache_fits(model.config, slots, length, self.dtype, self.device, self.at_once)
+        check_cache_fits(self.cache_nbytes, slots, length, model.places)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None
         self.error: BaseException | None = None

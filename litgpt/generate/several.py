@@ -137,6 +137,12 @@ class DraftedSpeaker(Speaker):
         self.engines.append(SpeculativeEngine(self.model, self.draft, self.k, slots, length, self.dtype, CHUNK))
         return self.engines[-1]
 
+    def cache_nbytes(self, slots: int, length: int) -> int:
+        """As of any speaker, with the draft's."""
+        assert self.draft is not None
+        draft = Speaker(self.draft, self.tokenizer, self.style, self.dtype)
+        return super().cache_nbytes(slots, length) + draft.cache_nbytes(slots, length)
+
     @property
     def acceptance(self) -> str:
         """How good the drafts were."""

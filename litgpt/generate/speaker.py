@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,18 @@ class Speaker:
             length: Tokens a sequence may have, cut to the model's context; None: the context, or what fits into memory.
             tell: Called, before the KV cache is made, with a sentence about its size.
         """
+        longest = self.model.max_seq_length
         if length is None:
-            weight = self.model.transformer.wte.weight
-            length = longest_fit(self.model.config, slots, self.dtype or weight.dtype, weight.device, CHUNK)
-        length = min(length, self.model.max_seq_length)
+            length = longest_fit(partial(self.cache_nbytes, slots), longest, slots, self.model.places)
+        length = min(length, longest)
         if tell is not None:
-            size = self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
-            tell(f"The KV cache for {slots} x {length} tokens takes {gigabytes(size)}.")
+            size = gigabytes(self.cache_nbytes(slots, length))
+            tell(f"The KV cache for {slots} x {length} tokens takes {size}.")
         return self.new_engine(slots, length)
+
+    def cache_nbytes(self, slots: int, length: int) -> int:
+        """Bytes that the KV cache of such an engine takes."""
+        return self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
 
     def new_engine(self, slots: int, length: int) -> Engine:
         """An engine for `slots` requests of `length` tokens."""

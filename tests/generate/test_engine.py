@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litgpt.cache import KVCache, Span
+from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate import placement
 from litgpt.generate.engine import Engine
@@ -490,15 +490,17 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(model, monkeypat
 
 
 def test_the_longest_fit_is_a_share_of_what_is_free(model, monkeypatch):
-    config, cpu = model.config, torch.device("cpu")
-    each = KVCache.nbytes(config, 2, 1, torch.float32)
-    monkeypatch.setattr(placement, "free_bytes", lambda device: each * 40)
-    assert placement.longest_fit(config, 2, torch.float32, cpu) == 20
-    monkeypatch.setattr(placement, "free_bytes", lambda device: each * 1000)
-    assert placement.longest_fit(config, 2, torch.float32, cpu) == 64
-    monkeypatch.setattr(placement, "free_bytes", lambda device: each - 1)
-    with pytest.raises(LitGPTError, match="KV cache"):
-        placement.longest_fit(config, 2, torch.float32, cpu)
+    def fit(devices: int = 1) -> int:
+        places = [torch.device("cuda", number) for number in range(devices)]
+        return placement.longest_fit(lambda length: 10 * length, 64, 2, places)
+
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 400)
+    assert (fit(), fit(devices=2)) == (20, 40)
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 10_000)
+    assert fit() == 64
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 9)
+    with pytest.raises(LitGPTError, match="KV cache for 2 x 1 tokens .* free on cuda:0;"):
+        fit()
 
 
 def test_a_failing_step_ends_its_requests_and_not_the_engine(monkeypatch):
