@@ -174,9 +174,7 @@ class SpeculativeEngine(Engine):
     def _guess(self, hidden: Tensor, requests: list[Request], drafts: Drafts, number: int) -> Tensor:
         """Token `number` of each draft, `(n,)`, from the draft's hidden states `(n, C)`."""
         scores = self.draft.head(hidden).float()
-        V = (
-            self.model.transformer.wte.num_embeddings
-        )  # the draft may have been padded to more, which we can't say
+        V = self.model.transformer.wte.num_embeddings  # the draft may have been padded to more, which we can't say
         scores = F.pad(scores[:, :V], (0, max(0, V - scores.size(1))), value=-torch.inf)
         guesses = scores.argmax(dim=-1)
         for row, request in enumerate(requests):
