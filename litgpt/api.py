@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import atomic_folder
-from litgpt.checkpoint.finetuned import find_finetuned
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
-from litgpt.checkpoint.reader import load_model
+from litgpt.checkpoint.trainer import trainer_weights
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.engine import Engine
 from litgpt.generate.report import Speed
+from litgpt.generate.report import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
+from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
+from litgpt.generate.several import Placement, Strategy
 from litgpt.generate.speaker import MIXED, Speaker
-from litgpt.generate.text import Reply
+from litgpt.generate.text import Reply, stop_strings
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
@@ -80,7 +83,8 @@ class LLM(nn.Module):
         self._engine: Engine | None = None
         self._has_parts_beside = False
         """Whether an adapter is attached: such a model has parts that a checkpoint of it has no names for."""
-        self._as_loaded: tuple[Checkpoint, GPT, list[int]] | None = None
+        self._as_loaded: tuple[Checkpoint | Finetuned, GPT, list[int]] | None = None
+        self._placement: Placement | None = None
         self._register_load_state_dict_pre_hook(_under_model)
 
     # -- making one
@@ -126,17 +130,14 @@ class LLM(nn.Module):
 
     @classmethod
     def _pretrained(cls, folder: Path, tokenizer_dir: str | Path | None) -> LLM:
-        finetuned = find_finetuned(folder)
-        if finetuned is not None:
-            tokenizer = Tokenizer(tokenizer_dir or finetuned.base.dir)
-            llm = cls(finetuned.load_model(), Preprocessor(tokenizer), finetuned.prompt_style(), finetuned.base.dir)
-            llm._has_parts_beside = not isinstance(finetuned.method, LoRA)
-            return llm
-        checkpoint = find_checkpoint(folder)
-        style = prompt_style_for(checkpoint.dir, checkpoint.config)
-        tokenizer = Tokenizer(tokenizer_dir or checkpoint.dir)
-        llm = cls(load_model(checkpoint), Preprocessor(tokenizer), style, checkpoint.dir)
-        llm._note_loaded(checkpoint)
+        source = find_finetuned(folder) or find_checkpoint(folder)
+        if isinstance(source, Finetuned):
+            style, base = source.prompt_style(), source.base.dir
+        else:
+            style, base = prompt_style_for(source.dir, source.config), source.dir
+        llm = cls(open_model(source), Preprocessor(Tokenizer(tokenizer_dir or base)), style, base)
+        llm._has_parts_beside = isinstance(source, Finetuned) and not isinstance(source.method, LoRA)
+        llm._note_loaded(source)
         return llm
 
     def distribute(
@@ -145,28 +146,26 @@ class LLM(nn.Module):
         devices: int | Literal["auto"] = "auto",
         precision: str | None = None,
         quantize: str | None = None,
-        generate_strategy: Literal["sequential", "tensor_parallel"] | None = None,
+        generate_strategy: Strategy | None = None,
         fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
     ) -> None:
         """Moves the model to where it is to generate; weights that are still as loaded are read again in the precision.
 
         Args:
             accelerator: The kind of device.
-            devices: 1 or `auto`; several are not built yet.
+            devices: How many, at most one a layer; `auto`: one, or with a `generate_strategy` all that there are.
             precision: `32-true`, `bf16-true`, `16-true`, `bf16-mixed` or `16-mixed`; None: 16 bits where the device has
                 them.
             quantize: Keep linear layers in 4 or 8 bits: `bnb.nf4`, `bnb.nf4-dq`, `bnb.fp4`, `bnb.fp4-dq`, `bnb.int8`,
                 `int8` or `int4`. Such a model generates; it can be neither trained nor saved.
-            generate_strategy: Not built yet; it is for several devices.
+            generate_strategy: How several devices share the model. `sequential`: each GPU has a run of its layers.
+                `tensor_parallel`: each process has its share of every layer; those of `torchrun`, on CPUs too, or one
+                for each GPU, started here, that runs the whole program as this one does.
             fixed_kv_cache_size: Tokens to make room for once and for all; None: as each call needs.
 
         Raises:
-            LitGPTError: The device, the precision or the size can't be had, or what is asked for is not built yet.
+            LitGPTError: The devices, the precision or the size can't be had, or they can't share this model.
         """
-        if devices not in (1, "auto") or generate_strategy is not None:
-            raise LitGPTError(
-                "Generating on several devices is not built yet; leave out devices and generate_strategy."
-            )
         place = pick_device(accelerator)
         precision = quantized_precision(quantize, precision, training=False, device=place)
         dtype = parameter_dtype(precision)
@@ -175,16 +174,20 @@ class LLM(nn.Module):
             raise LitGPTError(
                 f"fixed_kv_cache_size is {size}; this model's context is {self.config.block_size} tokens."
             )
-        if checkpoint := self._unchanged_checkpoint():
-            self.model = load_model(checkpoint, place, dtype, quantize)
-            self._note_loaded(checkpoint)
+        placement = Placement.of(place, devices, generate_strategy)
+        first = placement.loads_on(quantize)
+        if source := self._unchanged_source():
+            self.model = placement.apply(open_model(source, first, dtype, quantize))
+            self._note_loaded(source)
         else:
-            self._refuse_quantized("distributed again")
-            self.model.to(device=place, dtype=dtype).eval()
+            self._refuse_gone("distributed again")
+            self.model.to(device=first, dtype=dtype).eval()
             if quantize is not None:
                 quantize_model(self.model, quantize, dtype)
+            placement.apply(self.model)
+        self._placement = placement
         self._dtype = MIXED.get(precision, dtype)
-        self.preprocessor.device = place
+        self.preprocessor.device = self.device
         self.fixed_kv_cache_size = size
         self._engine = None
 
@@ -197,14 +200,14 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The file has no weights for this model.
         """
-        if checkpoint := self._unchanged_checkpoint():
-            self.model = load_model(checkpoint, dtype=torch.float32)
-        self._refuse_quantized("trained")
+        if source := self._unchanged_source():
+            self.model, self._placement = open_model(source, dtype=torch.float32), None
+        self._refuse_gone("trained")
         self.model.to(device="cpu", dtype=torch.float32).train().requires_grad_(True)
         self._as_loaded, self._engine, self._dtype = None, None, None
         self.preprocessor.device = torch.device("cpu")
         if trainer_ckpt is not None:
-            self.model.load_state_dict(_trainer_weights(Path(trainer_ckpt), list(self.model.state_dict())))
+            self.model.load_state_dict(trainer_weights(Path(trainer_ckpt), list(self.model.state_dict())))
 
     # -- what it is made of
 
@@ -242,7 +245,7 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The folder can't be written.
         """
-        self._refuse_quantized("saved")
+        self._refuse_gone("saved")
         if self._has_parts_beside:
             raise LitGPTError("A model with an adapter can't be saved as a whole one; copy the folder it came from.")
         with atomic_folder(out_dir) as folder:
@@ -313,18 +316,20 @@ class LLM(nn.Module):
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if stream and not isinstance(prompt, str):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
-        stop = settings.pop("stop", ())
+        stop = _stop(settings, return_as_token_ids)
         sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
         prompts = [self._speaker.encode(text, sys_prompt) for text in texts]
         replies = self._submit(prompts, sampling, max_new_tokens, stop)
         if stream:
             return self._stream(replies[0], return_as_token_ids)
-        if return_as_token_ids:
-            if stop:
-                raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
-            answers: list[Any] = [torch.tensor(reply.request.result(), device=self.device) for reply in replies]
-        else:
-            answers = ["".join(reply) for reply in replies]
+        try:
+            if return_as_token_ids:
+                answers: list[Any] = [self._ids(reply.request.result()) for reply in replies]
+            else:
+                answers = ["".join(reply) for reply in replies]
+        finally:  # whatever ends this early, Ctrl-C too, leaves no request behind
+            for reply in replies:
+                reply.request.cancel()
         return answers[0] if isinstance(prompt, str) else answers
 
     def chat(
@@ -351,10 +356,11 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The prompt style can't write this conversation, it is too long, or an argument makes no sense.
         """
-        stop = settings.pop("stop", ())
+        stop = _stop(settings)
         sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
         (reply,) = self._submit([self._speaker.encode_messages(messages)], sampling, max_new_tokens, stop)
-        return self._stream(reply, as_ids=False) if stream else "".join(reply)
+        pieces = self._stream(reply, as_ids=False)
+        return pieces if stream else "".join(pieces)
 
     def benchmark(self, num_iterations: int = 1, **kwargs: Any) -> tuple[Any, dict[str, list[float]]]:
         """Generates and measures.
@@ -363,20 +369,25 @@ class LLM(nn.Module):
             num_iterations: How often.
             kwargs: What `generate` takes, for a single prompt.
 
+        Raises:
+            LitGPTError: As `generate`; or there is nothing to measure.
+
         Returns:
             The last answer and, one value an iteration: "Seconds total", "Seconds to first token", "Tokens generated",
             "Inference speed in tokens/sec", "Total GPU memory allocated in GB".
         """
         stream, as_ids = kwargs.pop("stream", False), kwargs.pop("return_as_token_ids", False)
-        prompt, sys_prompt = kwargs.pop("prompt"), kwargs.pop("sys_prompt", None)
-        max_new_tokens = kwargs.pop("max_new_tokens", 50)
+        prompt, sys_prompt = kwargs.pop("prompt", None), kwargs.pop("sys_prompt", None)
+        max_new_tokens, stop = kwargs.pop("max_new_tokens", 50), _stop(kwargs, as_ids)
+        if not isinstance(prompt, str) or num_iterations < 1:
+            raise LitGPTError("A benchmark needs one prompt, a text, and 1 iteration or more.")
         rows: dict[str, list[float]] = {}
         answer: Any = None
         for _ in range(num_iterations):
             encoded = self._speaker.encode(prompt, sys_prompt)
-            (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens)
+            (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens, stop)
             pieces = list(self._stream(reply, as_ids))
-            answer = pieces if stream else torch.cat(pieces) if as_ids else "".join(pieces)
+            answer = pieces if stream else self._ids(reply.request.output) if as_ids else "".join(pieces)
             speed = Speed.of(reply.request)
             gpu = torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
             for name, value in {
@@ -394,16 +405,15 @@ class LLM(nn.Module):
         return Speaker(self.model, self.tokenizer, self.prompt_style, self._dtype)
 
     def _submit(
-        self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str] = ()
+        self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: tuple[str, ...]
     ) -> list[Reply]:
-        speaker, stops = self._speaker, (stop,) if isinstance(stop, str) else tuple(stop)
-        longest = max(map(len, prompts), default=0)
-        if longest > self.config.block_size:
-            raise LitGPTError(
-                f"The prompt has {longest} tokens and the model's context {self.config.block_size}; shorten the prompt."
-            )
+        if not prompts:
+            return []
+        for prompt in prompts:  # all of them, before the first is put in line
+            check_tokens(prompt, sampling, self.model)
+        speaker, longest = self._speaker, max(map(len, prompts))
         engine = self._engine_for(speaker, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
-        return [speaker.reply(engine, prompt, sampling, max_new_tokens, stops) for prompt in prompts]
+        return [speaker.reply(engine, prompt, sampling, max_new_tokens, stop) for prompt in prompts]
 
     def _engine_for(self, speaker: Speaker, slots: int, length: int) -> Engine:
         """The engine of the last call where it is large enough, else a larger one; streams still open keep theirs."""
@@ -419,30 +429,35 @@ class LLM(nn.Module):
         self._engine = speaker.engine(slots, length)
         return self._engine
 
+    def _ids(self, tokens: list[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.long, device=self.device)
+
     def _stream(self, reply: Reply, as_ids: bool) -> Iterator[Any]:
         try:
             if as_ids:
                 for token in reply.request:
-                    yield torch.tensor([token], device=self.device)
+                    yield self._ids([token])
             else:
                 yield from reply
         finally:  # an iterator that is given up ends its request
             reply.request.cancel()
 
-    def _refuse_quantized(self, done: str) -> None:
-        """Raises a LitGPTError where the weights that it was made of are gone."""
+    def _refuse_gone(self, done: str) -> None:
+        """Raises a LitGPTError where the weights that it was made of are gone, or only a share of them there."""
         if is_quantized(self.model):
             raise LitGPTError(f"A quantized model can't be {done}; load it again without quantize.")
+        if self._placement is not None and not self._placement.alone:
+            raise LitGPTError(f"A model on several devices can't be {done}; load it again.")
 
-    def _note_loaded(self, checkpoint: Checkpoint) -> None:
-        self._as_loaded = checkpoint, self.model, _versions(self.model)
+    def _note_loaded(self, source: Checkpoint | Finetuned) -> None:
+        self._as_loaded = source, self.model, _versions(self.model)
 
-    def _unchanged_checkpoint(self) -> Checkpoint | None:
+    def _unchanged_source(self) -> Checkpoint | Finetuned | None:
         """Where the weights came from, if nothing was written to them since."""
         if self._as_loaded is None:
             return None
-        checkpoint, model, versions = self._as_loaded
-        return checkpoint if model is self.model and versions == _versions(model) else None
+        source, model, versions = self._as_loaded
+        return source if model is self.model and versions == _versions(model) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_engine": None}
@@ -457,6 +472,14 @@ def _sampling(**settings: Any) -> Sampling:
     return Sampling(**settings)
 
 
+def _stop(settings: dict[str, Any], as_ids: bool = False) -> tuple[str, ...]:
+    """Takes `stop` out of the settings."""
+    stop = stop_strings(settings.pop("stop", None))
+    if stop and as_ids:
+        raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
+    return stop
+
+
 def _versions(model: GPT) -> list[int]:
     """Counts that change whenever a parameter is written to."""
     return [parameter._version for parameter in model.parameters()]
@@ -467,34 +490,7 @@ def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long(), ignore_index=-100)
 
 
-def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
-    """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
-    lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
-    for name, values in rows.items():
-        numbers = torch.tensor(values, dtype=torch.float64)
-        deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
-        lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")
-    return "\n".join(lines) + "\n"
-
-
 def _under_model(state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Lets a module that holds an `LLM` load what its own `state_dict` gave: the names have no `model.` in them."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
-
-
-def _trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint of Lightning's Trainer, whatever attribute the model was there."""
-    if not path.is_file():
-        raise LitGPTError(f"There is no Trainer checkpoint {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise LitGPTError(f"{path} is no Trainer checkpoint ({str(error).splitlines()[0]}).") from None
-    found = {}
-    for name in names:
-        matches = [key for key in state if key == name or key.endswith(f".{name}")]
-        if not matches:
-            raise LitGPTError(f"{path} has no tensor {name!r}.")
-        found[name] = state[min(matches, key=len)]
-    return found

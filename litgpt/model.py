@@ -223,13 +223,17 @@ class GPT(nn.Module):
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
+    @property
+    def places(self) -> list[torch.device]:
+        """The device of each layer."""
+        return [next(block.parameters()).device for block in self.transformer.h]
+
     def new_cache(
         self, slots: int, length: int, dtype: torch.dtype | None = None, at_once: int | None = None
     ) -> KVCache:
         """Room for `slots` sequences of `length` tokens, `at_once` at most in one pass, each layer's where it is."""
-        places = [next(block.parameters()).device for block in self.transformer.h]
         dtype = dtype or self.transformer.wte.weight.dtype
-        return KVCache(self.config, slots, length, places, dtype, self.ranks, at_once)
+        return KVCache(self.config, slots, length, self.places, dtype, self.ranks, at_once)
 
     def cache_nbytes(self, slots: int, length: int, dtype: torch.dtype, at_once: int | None = None) -> int:
         """Bytes that `new_cache` takes in this process."""

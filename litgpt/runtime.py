@@ -11,7 +11,7 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -180,14 +180,38 @@ def make_fabric(
     return fabric
 
 
-def join_processes() -> tuple[torch.device, DeviceMesh | None]:
+def local_devices(place: torch.device, devices: int | Literal["auto"] = "auto") -> list[torch.device]:
+    """So many devices of the kind of `place` on this machine; `auto`: all that there are.
+
+    Raises:
+        LitGPTError: There are fewer.
+    """
+    present = torch.cuda.device_count() if place.type == "cuda" else 1
+    wanted = present if devices == "auto" else devices
+    if not (isinstance(wanted, int) and 1 <= wanted <= present):
+        raise LitGPTError(f"{devices} devices were asked for, but this machine has {present} ({place.type}).")
+    return [torch.device("cuda", number) for number in range(wanted)] if place.type == "cuda" else [place]
+
+
+def join_processes(
+    place: torch.device, devices: int | Literal["auto"] = "auto"
+) -> tuple[torch.device, DeviceMesh | None]:
     """One process a GPU, or those of `torchrun`, on CPUs too: this process's device, and the mesh of all of them; None:
-    there is only this one. Without `torchrun`, Lightning Fabric starts the others."""
-    place = pick_device()
+    there is only this one. Without `torchrun`, Lightning Fabric starts the others.
+
+    Args:
+        place: The kind of device.
+        devices: How many processes; `auto`: one for each GPU, or all that `torchrun` started.
+
+    Raises:
+        LitGPTError: There are not so many.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+        if devices not in ("auto", world):
+            raise LitGPTError(f"{devices} devices were asked for, but torchrun started {world} processes.")
     else:
-        world, local = torch.cuda.device_count() if place.type == "cuda" else 1, 0
+        world, local = len(local_devices(place, devices)), 0
         if world > 1:
             from lightning.fabric import Fabric
 

@@ -14,6 +14,8 @@ from litgpt import LLM
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.reader import load_model
 from litgpt.errors import LitGPTError
+from litgpt.generate import several
+from litgpt.generate.engine import Engine
 from litgpt.generate.speaker import Speaker
 from litgpt.prompts import Alpaca, load_prompt_style
 from tests.generate.folder import END, make_folder
@@ -90,6 +92,8 @@ def test_token_ids_instead_of_text(llm, folder):
     ids = llm.generate("Hi", return_as_token_ids=True, **GREEDY)
     assert isinstance(ids, torch.Tensor) and ids.tolist() == expected_ids(folder, "Hi")
     assert torch.cat(list(llm.generate("Hi", return_as_token_ids=True, stream=True, **GREEDY))).equal(ids)
+    nothing = llm.generate("Hi", return_as_token_ids=True, logit_bias={END: 1000.0})
+    assert nothing.equal(torch.tensor([], dtype=torch.long))
 
 
 def test_streamed_pieces_join_to_the_whole_answer(llm):
@@ -156,8 +160,33 @@ def test_further_settings(llm):
     assert llm.generate("Hi", **random, seed=3) != llm.generate("Hi", **random, seed=4)
     with pytest.raises(LitGPTError, match="no setting 'sed'.* Closest: seed"):
         llm.generate("Hi", sed=3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_are_not_for_token_ids(llm, stream):
     with pytest.raises(LitGPTError, match="leave out stop"):
-        llm.generate("Hi", stop="a", return_as_token_ids=True)
+        llm.generate("Hi", stop="a", return_as_token_ids=True, stream=stream)
+    assert llm._engine is None
+
+
+def test_a_prompt_that_cannot_be_leaves_those_before_it_nowhere(llm, monkeypatch):
+    llm.generate("Hi", **GREEDY)
+    encode = Speaker.encode
+    monkeypatch.setattr(Speaker, "encode", lambda self, text, *args: encode(self, text, *args) if text else [])
+    with pytest.raises(LitGPTError, match="prompt is empty"):
+        llm.generate(["Hi", ""], **GREEDY)
+    assert not llm._engine.busy
+
+
+def test_what_interrupts_an_answer_leaves_no_request_behind(llm, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["Hi", "Ho"], **GREEDY)
+    assert llm.generate("Hi", **GREEDY) and not llm._engine.busy
 
 
 def test_top_p_zero_is_greedy(llm):
@@ -195,7 +224,7 @@ def test_answers_follow_the_weights_as_they_are_trained(llm):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(prompt="hay " * 300), "context 128; shorten"),
+        (dict(prompt="hay " * 300), "context only 128; shorten"),
         (dict(prompt="Hi", max_new_tokens=0), "max_new_tokens is 0"),
         (dict(prompt="Hi", temperature=-1), "temperature is -1"),
         (dict(prompt=["Hi"], stream=True), "Only a single prompt can be streamed"),
@@ -235,8 +264,11 @@ def test_loading_what_is_not_there_is_told(arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(devices=2), "several devices is not built"),
-        (dict(generate_strategy="sequential"), "several devices is not built"),
+        (dict(devices=2), "need a generate_strategy"),
+        (dict(devices=2, generate_strategy="sequential"), r"2 devices were asked for, but this machine has 1 \(cpu\)"),
+        (dict(devices=2, generate_strategy="tensor_parallel"), "2 devices were asked for"),
+        (dict(devices=0, generate_strategy="sequential"), "0 devices were asked for"),
+        (dict(generate_strategy="pipeline"), "'sequential' or 'tensor_parallel'"),
         (dict(accelerator="quantum"), "Unknown device 'quantum'"),
         (dict(precision="8"), "Unknown precision"),
         (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
@@ -245,7 +277,27 @@ def test_loading_what_is_not_there_is_told(arguments, words):
 )
 def test_placing_where_it_cannot_be_is_told(llm, arguments, words):
     with pytest.raises(LitGPTError, match=words):
-        llm.distribute(**arguments)
+        llm.distribute(**{"accelerator": "cpu", **arguments})
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "tensor_parallel"])
+def test_a_strategy_for_the_one_device_that_there_is(llm, strategy):
+    answer = llm.generate("Hi", **GREEDY)
+    llm.distribute(accelerator="cpu", precision="32-true", generate_strategy=strategy)
+    assert llm.generate("Hi", **GREEDY) == answer
+
+
+def test_layers_in_sequence(llm, monkeypatch, tmp_path):
+    answer = llm.generate("Hi", **GREEDY)
+    monkeypatch.setattr(several, "local_devices", lambda place, devices: [place] * devices)
+    llm.distribute(accelerator="cpu", devices=2, precision="32-true", generate_strategy="sequential")
+    assert all(block._forward_pre_hooks for block in llm.model.transformer.h)
+    assert llm.generate("Hi", **GREEDY) == answer
+    with pytest.raises(LitGPTError, match="on several devices can't be saved"):
+        llm.save(tmp_path / "saved")
+    llm.distribute(accelerator="cpu", precision="32-true")  # the weights are still those of the folder
+    llm.save(tmp_path / "saved")
+    assert LLM.load(tmp_path / "saved", distribute=None).generate("Hi", **GREEDY) == answer
 
 
 def test_auto_takes_16_bits_and_another_precision_is_read_from_the_files(folder, llm):
@@ -391,3 +443,13 @@ def test_benchmark_measures_every_iteration_once(llm, monkeypatch, stream):
     for total, first, speed in zip(*list(rows.values())[:2], rows["Inference speed in tokens/sec"], strict=True):
         assert 0 < first <= total and speed == pytest.approx(12 / total)
     assert benchmark_dict_to_markdown_table(rows).count("\n") == 7
+
+
+def test_benchmark_takes_what_generate_takes(llm):
+    whole = llm.generate("Hi", **GREEDY)
+    assert llm.benchmark(prompt="Hi", stop=whole[3:5], **GREEDY)[0] == whole[: whole.index(whole[3:5])]
+    ids, _ = llm.benchmark(prompt="Hi", return_as_token_ids=True, **GREEDY)
+    assert ids.equal(llm.generate("Hi", return_as_token_ids=True, **GREEDY))
+    for wrong in (dict(), dict(prompt=["Hi"]), dict(prompt="Hi", num_iterations=0)):
+        with pytest.raises(LitGPTError, match="needs one prompt"):
+            llm.benchmark(**wrong)

@@ -56,4 +56,6 @@ def main(
     engine = speaker.engine(tell=note)
     note(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
     prepare_input()
-    Terminal(Conversation(speaker, engine, sampling, max_new_tokens, sys_prompt), multiline).run()
+    conversation = Conversation(speaker, engine, sampling, max_new_tokens)
+    conversation.begin(sys_prompt)
+    Terminal(conversation, multiline).run()

@@ -76,6 +76,17 @@ class Conversation:
         """Forgets all turns; the system prompt stays."""
         self.messages = []
 
+    def begin(self, system: str | None) -> None:
+        """Forgets all turns, and the system prompt for another one.
+
+        Raises:
+            LitGPTError: The prompt style has no place for one; the conversation is as before.
+        """
+        if system:
+            self.speaker.encode_messages([{"role": "system", "content": system}, {"role": "user", "content": "Hi"}])
+        self.system = system or None
+        self.reset()
+
     def set(self, name: str, text: str) -> None:
         """Changes a setting of the answers to come, written as text; `null` leaves it out.
 
@@ -93,11 +104,8 @@ class Conversation:
                 raise LitGPTError(f"max_new_tokens is {text}; it must be 1 or more.")
             self.max_new_tokens = value
             return
-        try:
-            changes: dict[str, Any] = {name: value}
-            self.sampling = replace(self.sampling, **changes)
-        except TypeError:
-            raise LitGPTError(f"{name} can't be left out; give a number.") from None
+        changes: dict[str, Any] = {name: value}
+        self.sampling = replace(self.sampling, **changes)
 
     @property
     def settings(self) -> dict[str, float | None]:

@@ -103,11 +103,7 @@ class Terminal:
         elif name == "/reset":
             self.conversation.reset()
             note("The conversation starts over.")
-        elif name == "/system":
-            self.conversation.system = argument or None
-            self.conversation.reset()
-            note("The system prompt is set; the conversation starts over.")
-        elif name in ("/save", "/load", "/set"):
+        elif name in ("/save", "/load", "/set", "/system"):
             try:
                 note(self._obey_with(name, argument))
             except LitGPTError as error:
@@ -127,6 +123,10 @@ class Terminal:
                 conversation.set(setting, value.strip())
             shown = {setting: conversation.settings[setting]} if setting else conversation.settings
             return "\n".join(f"{key} is {'null' if value is None else value}" for key, value in shown.items())
+        if name == "/system":
+            conversation.begin(argument)
+            whose = "set" if argument else "the model's own"
+            return f"The system prompt is {whose}; the conversation starts over."
         if not argument:
             raise LitGPTError(f"{name} needs a file: {name} FILE.")
         if name == "/save":
@@ -147,16 +147,26 @@ class Terminal:
         print(self._bold(">> Reply: "), end="", flush=True)
         pieces: list[str] = []
         style = MarkdownStyle() if self.colourful else None
-        with stopped_by_ctrl_c(reply):
-            for piece in reply:
-                pieces.append(piece)
-                print(piece if style is None else style.push(piece), end="", flush=True)
+        problem = ""
+        try:
+            with stopped_by_ctrl_c(reply):
+                for piece in reply:
+                    pieces.append(piece)
+                    print(piece if style is None else style.push(piece), end="", flush=True)
+        except LitGPTError as error:
+            problem = str(error)
         print(style.close() if style else "", end="\n\n", flush=True)
         self.conversation.note("".join(pieces))
-        note(f"Time for inference: {Speed.of(reply.request)}")
-        if reply.finish_reason == "length" and not self._cut_told:
+        note(problem or f"Time for inference: {Speed.of(reply.request)}")
+        if reply.finish_reason == "length":
+            self._tell_cut(reply.request.n_generated)
+
+    def _tell_cut(self, n_tokens: int) -> None:
+        if n_tokens < self.conversation.max_new_tokens:
+            note("(The context is full, so the answer ends here.)")
+        elif not self._cut_told:
             self._cut_told = True
-            note(f"(The answer was cut at {reply.request.n_generated} tokens; --max_new_tokens allows more.)")
+            note(f"(The answer was cut at {n_tokens} tokens; /set max_new_tokens allows more.)")
 
 
 @contextmanager

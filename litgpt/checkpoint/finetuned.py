@@ -88,6 +88,18 @@ class Finetuned:
         return prompt_style_for(folder if tells else self.base.dir, self.base.config)
 
 
+def open_model(
+    source: Checkpoint | Finetuned,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
+) -> GPT:
+    """The model of a checkpoint, or what a method made of one; as `load_model` and `Finetuned.load_model`."""
+    if isinstance(source, Finetuned):
+        return source.load_model(device, dtype, quantize)
+    return load_model(source, device, dtype, quantize)
+
+
 def cast_owned(model: GPT, owns: Callable[[str], bool], dtype: torch.dtype | None) -> None:
     """Gives what was learned the dtype that the rest is computed in: beside a quantized weight it has its own."""
     for name, parameter in model.named_parameters():

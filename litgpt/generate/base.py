@@ -64,21 +64,11 @@ def answer(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> Speaker
     once they are found to make sense; returns that model."""
     from dataclasses import replace
 
-    from litgpt.errors import LitGPTError
-    from litgpt.generate.prompt_file import Job, answer_file
+    from litgpt.generate.prompt_file import answer_file
 
-    for name in ("num_samples", "max_new_tokens"):
-        if arguments[name] < 1:
-            raise LitGPTError(f"{name} is {arguments[name]}; it must be 1 or more.")
+    speaker, job = prepare(arguments, load)
     options: Options = arguments["options"]
     prompt, sys_prompt, num_samples = (arguments[name] for name in ("prompt", "sys_prompt", "num_samples"))
-    if options.prompt_file is not None and prompt != PROMPT:
-        raise LitGPTError("prompt and prompt_file are both given; leave one out.")
-    sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
-    speaker = load()
-    job = Job(
-        [], replace(sampling, grammar=options.grammar(speaker.tokenizer)), arguments["max_new_tokens"], options.stops
-    )
     if options.prompt_file is not None:
         answer_file(speaker, options, job, sys_prompt, num_samples)
     else:
@@ -86,14 +76,32 @@ def answer(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> Speaker
     return speaker
 
 
-def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
-    """Prints prompt and answer of every sample as they come, all of them generated together."""
-    import sys
+def prepare(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> tuple[Speaker, Job]:
+    """The model that `load` opens once the arguments of a command are found to make sense, and how they say to answer:
+    a job that lacks only its prompt."""
     from dataclasses import replace
 
-    from litgpt.generate.report import Speed, note
+    from litgpt.errors import LitGPTError
+    from litgpt.generate.prompt_file import Job
+
+    options: Options = arguments["options"]
+    for name in ("num_samples", "max_new_tokens"):
+        if arguments.get(name, 1) < 1:
+            raise LitGPTError(f"{name} is {arguments[name]}; it must be 1 or more.")
+    if options.prompt_file is not None and arguments["prompt"] != PROMPT:
+        raise LitGPTError("prompt and prompt_file are both given; leave one out.")
+    sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
+    speaker = load()
+    grammar = options.grammar(speaker.tokenizer)
+    return speaker, Job([], replace(sampling, grammar=grammar), arguments["max_new_tokens"], options.stop)
+
+
+def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
+    """Prints prompt and answer of every sample as they come, all of them generated together."""
+    from dataclasses import replace
+
+    from litgpt.generate.report import Speed, note, note_memory
     from litgpt.generate.text import Reply
-    from litgpt.runtime import peak_memory
 
     engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
     seed = job.sampling.seed or 0
@@ -107,8 +115,8 @@ def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
         for piece in Reply(request, decoder, job.stop):
             print(piece, end="", flush=True)
         print()
-        print(f"Time for inference {number}: {Speed.of(request)}", file=sys.stderr)
-    print(f"Memory used: {peak_memory(engine.device) / 1e9:.2f} GB", file=sys.stderr)
+        note(f"Time for inference {number}: {Speed.of(request)}")
+    note_memory(engine.device)
 
 
 def generate(

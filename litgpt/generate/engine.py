@@ -21,7 +21,7 @@ from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate.compiled import CompiledStep
 from litgpt.generate.placement import check_cache_fits, spare_bytes
-from litgpt.generate.request import Request, StopMatcher
+from litgpt.generate.request import Request, StopMatcher, check_tokens
 from litgpt.generate.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.kernels.narrow import quicken
 from litgpt.model import GPT
@@ -72,7 +72,7 @@ class Engine:
         self.chunk = chunk
         self.at_once = max(chunk, LEAST_AT_ONCE)
         quicken(model, spare_bytes(self.device))
-        check_cache_fits(model.config, slots, length, self.dtype, self.device, self.at_once)
+        check_cache_fits(self.cache_nbytes, slots, length, model.places)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None
         self.error: BaseException | None = None
@@ -148,22 +148,11 @@ class Engine:
         Raises:
             LitGPTError: The prompt is empty, too long or not of this vocabulary, or another argument makes no sense.
         """
-        tokens = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
-        if not tokens:
-            raise LitGPTError("The prompt is empty; give at least one token.")
-        if len(tokens) > self.length:
-            raise LitGPTError(
-                f"The prompt has {len(tokens)} tokens and the context only {self.length}; shorten the prompt."
-            )
-        rows = self.model.transformer.wte.num_embeddings
-        if not (min(tokens) >= 0 and max(tokens) < rows):
-            raise LitGPTError(f"The prompt has token ids outside 0 ... {rows - 1}; is this the model's own tokenizer?")
         sampling = sampling or Sampling()
-        if wrong := [token for token in sampling.logit_bias if not 0 <= token < rows]:
-            raise LitGPTError(f"logit_bias has the token id {wrong[0]}, which is outside 0 ... {rows - 1}.")
+        tokens = check_tokens(prompt, sampling, self.model, self.length)
+        if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
+            raise LitGPTError(f"max_new_tokens is {max_new_tokens!r}; it must be 1 or more.")
         room = self.length - len(tokens) + 1  # the last token generated is not fed back
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise LitGPTError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         if variant is not None and (self.bank is None or variant not in self.bank.names):
             raise LitGPTError(f"There is no adapter {variant!r} beside this model.")

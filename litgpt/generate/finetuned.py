@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,12 @@ from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL, find_checkpoint
 from litgpt.data.base import with_input_placed
 from litgpt.errors import LitGPTError
+from litgpt.generate.base import prepare
 from litgpt.generate.options import Options
-from litgpt.generate.prompt_file import Job, answer_file
-from litgpt.generate.report import Speed, note
+from litgpt.generate.prompt_file import answer_file
+from litgpt.generate.report import Speed, note, note_memory
 from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
-from litgpt.runtime import peak_memory
-
-PROMPT = "What food do llamas eat?"
 
 
 def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
@@ -32,29 +28,24 @@ def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
     Raises:
         LitGPTError: A file or an argument can't be used.
     """
-    options: Options = arguments["options"]
-    if options.prompt_file is not None and arguments["prompt"] != PROMPT:
-        raise LitGPTError("prompt and prompt_file are both given; leave one out.")
-    sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
-    speaker = Speaker.open(
-        Finetuned(weights_file(path, method), method, find_checkpoint(arguments["checkpoint_dir"])),
-        precision=arguments["precision"],
-        quantize=arguments["quantize"],
+    source = Finetuned(weights_file(path, method), method, find_checkpoint(arguments["checkpoint_dir"]))
+    speaker, job = prepare(
+        arguments,
+        lambda: Speaker.open(source, precision=arguments["precision"], quantize=arguments["quantize"]),
     )
-    sampling = replace(sampling, grammar=options.grammar(speaker.tokenizer))
-    max_new_tokens, stops = arguments["max_new_tokens"], options.stops
+    options: Options = arguments["options"]
     if options.prompt_file is not None:
-        answer_file(speaker, options, Job([], sampling, max_new_tokens, stops), arguments["sys_prompt"])
+        answer_file(speaker, options, job, arguments["sys_prompt"])
         return
     sample = {"instruction": arguments["prompt"], "input": arguments["input"], "sys_prompt": arguments["sys_prompt"]}
     prompt = speaker.encode_sample(with_input_placed(speaker.style, sample))
-    engine = speaker.engine(1, len(prompt) + max_new_tokens, note)
-    reply = speaker.reply(engine, prompt, sampling, max_new_tokens, stops)
+    engine = speaker.engine(1, len(prompt) + job.max_new_tokens, note)
+    reply = speaker.reply(engine, prompt, job.sampling, job.max_new_tokens, job.stop)
     for piece in reply:
         print(piece, end="", flush=True)
     print()
-    print(f"Time for inference: {Speed.of(reply.request)}", file=sys.stderr)
-    print(f"Memory used: {peak_memory(engine.device) / 1e9:.2f} GB", file=sys.stderr)
+    note(f"Time for inference: {Speed.of(reply.request)}")
+    note_memory(engine.device)
 
 
 def weights_file(path: Path, method: Method) -> Path:

@@ -58,19 +58,16 @@ class Options:
             LitGPTError: A value is out of its range, or flags that don't go together are given.
         """
         from litgpt.generate.sampling import Sampling
-        from litgpt.generate.text import check_stop_strings
+        from litgpt.generate.text import stop_strings
 
         if self.out_file is not None and self.prompt_file is None:
             raise LitGPTError("out_file is for the answers to prompt_file; give that too.")
-        check_stop_strings(self.stops)
+        if self.prompt_file is not None and self.out_file == self.prompt_file:
+            raise LitGPTError("out_file would replace prompt_file; give another name.")
+        stop_strings(self.stop)
         names = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
         own = {name: getattr(self, name) for name in names}
         return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, **own)
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The texts of `stop`."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def grammar(self, tokenizer: Tokenizer) -> Grammar | None:
         """What `json_schema` or `regex` asks for."""

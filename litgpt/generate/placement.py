@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
-from litgpt.cache import KVCache
-from litgpt.config import Config
+from litgpt.checkpoint.atomic import gigabytes
 from litgpt.errors import LitGPTError
 
 MEMINFO = Path("/proc/meminfo")
@@ -53,43 +53,42 @@ def _left_in_group() -> int | None:
         return None
 
 
-def check_cache_fits(
-    config: Config,
-    slots: int,
-    length: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    at_once: int | None = None,
-) -> None:
-    """Raises a LitGPTError when there is no room for a KV cache of `slots` sequences of `length` tokens."""
-    needed, free = KVCache.nbytes(config, slots, length, dtype, at_once=at_once), free_bytes(device)
+def check_cache_fits(needed: int, slots: int, length: int, devices: Iterable[torch.device]) -> None:
+    """Raises a LitGPTError when a KV cache of `slots` sequences of `length` tokens, which takes `needed` bytes, is more
+    than what is free on `devices` together."""
+    places = set(devices)
+    free = _free_on(places)
     if free is not None and needed > free:
         raise LitGPTError(
-            f"The KV cache for {slots} x {length} tokens takes {needed / 1e9:.2f} GB and {max(free, 0) / 1e9:.2f} GB"
-            f" are free on {device}; ask for fewer tokens or fewer requests at a time."
+            f"The KV cache for {slots} x {length} tokens takes {gigabytes(needed)} and {gigabytes(max(free, 0))} are"
+            f" free on {', '.join(sorted(map(str, places)))}; ask for fewer tokens or fewer requests at a time."
         )
 
 
 def longest_fit(
-    config: Config,
-    slots: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    at_once: int | None = None,
-    share: float = 0.5,
+    nbytes: Callable[[int], int], longest: int, slots: int, devices: Iterable[torch.device], share: float = 0.5
 ) -> int:
-    """The tokens a sequence can have, up to the model's context, if `slots` take a `share` of the free memory.
+    """The tokens a sequence can have, up to `longest`, if `slots` take a `share` of the free memory.
+
+    Args:
+        nbytes: What the caches take if a sequence has so many tokens.
+        longest: The model's context.
+        slots: Sequences.
+        devices: Where the caches are.
+        share: Of the free memory.
 
     Raises:
         LitGPTError: Not even one token a slot fits.
     """
-    free = free_bytes(device)
+    places = set(devices)
+    free = _free_on(places)
     if free is None:
-        return config.block_size
-    length = bisect(
-        range(1, config.block_size + 1),
-        free * share,
-        key=lambda length: KVCache.nbytes(config, slots, length, dtype, at_once=at_once),
-    )
-    check_cache_fits(config, slots, max(1, length), dtype, device, at_once)
-    return max(1, length)
+        return longest
+    length = max(1, bisect(range(1, longest + 1), free * share, key=nbytes))
+    check_cache_fits(nbytes(length), slots, length, places)
+    return length
+
+
+def _free_on(devices: Iterable[torch.device]) -> int | None:
+    free = [free_bytes(device) for device in devices]
+    return None if None in free else sum(n for n in free if n is not None)

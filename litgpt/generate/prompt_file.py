@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any, TextIO
 from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.base import with_input_placed
+from litgpt.data.files import kind_of, read_rows
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.options import Options, grammar_of
-from litgpt.generate.report import note
+from litgpt.generate.report import note, note_memory
+from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
-from litgpt.generate.text import Reply, check_stop_strings
-from litgpt.runtime import peak_memory
+from litgpt.generate.text import Reply, stop_strings
 
 MOST_AT_ONCE = 16
 """Answers that are generated together."""
@@ -35,7 +36,7 @@ class Job:
     prompt: list[int]
     sampling: Sampling
     max_new_tokens: int
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] | None = None
     id: Any = None
     """What the line calls itself, or its number from 0."""
 
@@ -78,33 +79,26 @@ def read_jobs(
     Raises:
         LitGPTError: The file can't be read, or a line makes no sense; the sentence names the line.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LitGPTError(
-            f"The prompt file {file} can't be read: {getattr(error, 'strerror', None) or error}."
-        ) from None
     jobs: list[Job] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                given = _object(line) if file.suffix == ".jsonl" else {"prompt": line}
-                jobs.append(_job({"id": len(jobs), **given}, default, speaker, encode))
-            except LitGPTError as error:
-                raise LitGPTError(f"{file}, line {number}: {error}") from None
+    for number, given in read_rows(file) if kind_of(file) == ".jsonl" else _lines(file):
+        try:
+            jobs.append(_job({"id": len(jobs), **given}, default, speaker, encode))
+        except LitGPTError as error:
+            raise LitGPTError(f"{file}, line {number}: {error}") from None
     if not jobs:
         raise LitGPTError(f"The prompt file {file} has no prompts.")
     return jobs
 
 
-def _object(line: str) -> dict[str, Any]:
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a text file that are not empty, as what a line of JSON would say."""
     try:
-        given = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LitGPTError(f"This is not valid JSON: {error}.") from None
-    if not isinstance(given, dict):
-        raise LitGPTError('A line is a JSON object like {"prompt": "..."}.')
-    return given
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` knows ends that editors don't
+    except (OSError, UnicodeDecodeError) as error:
+        raise LitGPTError(
+            f"The prompt file {file} can't be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    yield from ((number, {"prompt": line}) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _job(
@@ -117,30 +111,32 @@ def _job(
             raise LitGPTError(f"There is no setting {name!r}.{closest(name, (*CONTENT, *of_sampling))}")
     if ("prompt" in given) == ("messages" in given):
         raise LitGPTError("Give `prompt` or `messages`, one of them.")
-    changes = {name: value for name, value in given.items() if name in of_sampling}
-    if "logit_bias" in changes:
-        changes["logit_bias"] = {int(token): bias for token, bias in changes["logit_bias"].items()}
-    if "json_schema" in given or "regex" in given:
-        changes["grammar"] = grammar_of(speaker.tokenizer, given.get("json_schema"), given.get("regex"))
-    stop = given.get("stop", default.stop)
-    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    check_stop_strings(stop)
+    for name, kind in (("prompt", str), ("input", str), ("sys_prompt", str | None)):
+        if name in given and not isinstance(given[name], kind):
+            raise LitGPTError(f"{name} is {given[name]!r}; it must be a text.")
     limit = given.get("max_new_tokens", default.max_new_tokens)
-    try:
-        if "messages" in given:
-            prompt = speaker.encode_messages(checked_messages(given["messages"]))
-        else:
-            sample = {"instruction": given["prompt"], "input": given.get("input", "")}
-            prompt = encode({**sample, "sys_prompt": given.get("sys_prompt")} if "sys_prompt" in given else sample)
-        sampling = replace(default.sampling, **changes)
-    except (TypeError, AttributeError, KeyError) as error:
-        raise LitGPTError(f"A value is of the wrong kind ({str(error).splitlines()[0]}).") from None
-    if not (isinstance(limit, int) and limit >= 1):
+    if not (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
         raise LitGPTError(f"max_new_tokens is {limit!r}; it must be 1 or more.")
-    context = speaker.model.max_seq_length
-    if not 0 < len(prompt) <= context:
-        raise LitGPTError(f"The prompt has {len(prompt)} tokens; it must have some, and the context is {context}.")
+    stop = stop_strings(given.get("stop", default.stop))
+    sampling = _sampling({name: value for name, value in given.items() if name in of_sampling}, default.sampling)
+    if "json_schema" in given or "regex" in given:
+        grammar = grammar_of(speaker.tokenizer, given.get("json_schema"), given.get("regex"))
+        sampling = replace(sampling, grammar=grammar)
+    if "messages" in given:
+        prompt = speaker.encode_messages(checked_messages(given["messages"]))
+    else:
+        sample = {"instruction": given["prompt"], "input": given.get("input", "")}
+        prompt = encode({**sample, "sys_prompt": given.get("sys_prompt")} if "sys_prompt" in given else sample)
+    check_tokens(prompt, sampling, speaker.model)
     return Job(prompt, sampling, limit, stop, given["id"])
+
+
+def _sampling(changes: dict[str, Any], default: Sampling) -> Sampling:
+    """The default with what a line says; the token ids of its `logit_bias` are texts, as JSON has no other keys."""
+    biases = changes.get("logit_bias")
+    if isinstance(biases, dict):
+        changes = {**changes, "logit_bias": {int(id) if id.isdecimal() else id: bias for id, bias in biases.items()}}
+    return replace(default, **changes)
 
 
 def checked_messages(messages: Any) -> list[Message]:
@@ -175,12 +171,11 @@ def answer_all(speaker: Speaker, jobs: list[Job], out_file: Path | None, num_sam
         for line in _results(replies, num_samples):
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
     seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
-    print(
+    note(
         f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
-        f" {n_tokens / seconds:.2f} tokens/sec",
-        file=sys.stderr,
+        f" {n_tokens / seconds:.2f} tokens/sec"
     )
-    print(f"Memory used: {peak_memory(engine.device) / 1e9:.2f} GB", file=sys.stderr)
+    note_memory(engine.device)
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from litgpt.generate.request import Request
+from litgpt.runtime import peak_memory
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,18 @@ class Speed:
 def note(text: str) -> None:
     """Tells the user something beside the answer; piped output stays clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_memory(device: torch.device) -> None:
+    """Tells the user the most memory that was used so far."""
+    note(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
+
+
+def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
+    """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
+    lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
+    for name, values in rows.items():
+        numbers = torch.tensor(values, dtype=torch.float64)
+        deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
+        lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")
+    return "\n".join(lines) + "\n"

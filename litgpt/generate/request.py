@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -16,8 +17,35 @@ from litgpt.generate.sampling import Logprob, Sampling
 
 if TYPE_CHECKING:
     from litgpt.generate.engine import Engine
+    from litgpt.model import GPT
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+def check_tokens(
+    prompt: Sequence[int] | Tensor, sampling: Sampling, model: GPT, length: int | None = None
+) -> list[int]:
+    """The prompt as a list.
+
+    Raises:
+        LitGPTError: It is empty, longer than `length` (None: the model's context), or not of the model's vocabulary; or
+            `logit_bias` is not.
+    """
+    length = model.max_seq_length if length is None else length
+    try:
+        tokens = [index(token) for token in (prompt.tolist() if isinstance(prompt, Tensor) else prompt)]
+    except TypeError:
+        raise LitGPTError("A prompt is token ids, whole numbers in one row; a tokenizer makes them of text.") from None
+    if not tokens:
+        raise LitGPTError("The prompt is empty; give at least one token.")
+    if len(tokens) > length:
+        raise LitGPTError(f"The prompt has {len(tokens)} tokens and the context only {length}; shorten the prompt.")
+    rows = model.transformer.wte.num_embeddings
+    if not (min(tokens) >= 0 and max(tokens) < rows):
+        raise LitGPTError(f"The prompt has token ids outside 0 ... {rows - 1}; is this the model's own tokenizer?")
+    if wrong := [token for token in sampling.logit_bias if not 0 <= token < rows]:
+        raise LitGPTError(f"logit_bias has the token id {wrong[0]}, which is outside 0 ... {rows - 1}.")
+    return tokens
 
 
 @dataclass
@@ -40,6 +68,8 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[int | Sequence[int]]) -> None:
+        if not isinstance(stops, Sequence) or isinstance(stops, str):
+            raise LitGPTError(f"Stops are a list of token ids and of lists of token ids, not {stops!r}.")
         found = [[stop] if isinstance(stop, int) else stop for stop in stops]
         for stop in found:
             is_list = isinstance(stop, Sequence) and not isinstance(stop, str)
@@ -98,8 +128,8 @@ class Request:
         self._stops = stops
         self._ready = self._taken = 0
         # Greedy requests leave torch's random state alone: training runs take samples and must stay repeatable.
-        seed = sampling.seed if sampling.seed is not None or sampling.greedy else int(torch.randint(2**62, ()))
-        self._random = random.Random(seed)
+        drawn = sampling.seed is None and not sampling.greedy
+        self._random = random.Random(_fresh_seed(engine.model.ranks) if drawn else sampling.seed)
         self._match = None if sampling.grammar is None else sampling.grammar.start()
 
     @property
@@ -186,3 +216,14 @@ class Request:
         self.finish_reason = reason  # last: a reader that sees it set sees everything else
         if self.watch is not None:
             self.watch()
+
+
+def _fresh_seed(ranks: int) -> int:
+    """A number from torch's random state; processes that share a model take the first one's, or they would draw
+    different tokens."""
+    seed = int(torch.randint(2**62, ()))
+    if ranks > 1:
+        agreed = [seed]
+        torch.distributed.broadcast_object_list(agreed, src=0)
+        (seed,) = agreed
+    return seed

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MOST_LOGPROBS = 20
 """Alternatives that `Sampling.logprobs` may ask for."""
+LARGEST = torch.finfo(torch.float32).max
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Settings are numbers that float32, which scores are in, can hold."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +58,23 @@ class Sampling:
     """Makes the draws repeatable, whatever else is in the batch; None: taken from torch's random state."""
 
     def __post_init__(self) -> None:
+        biases: Mapping[Any, Any] = self.logit_bias if isinstance(self.logit_bias, Mapping) else {None: None}
+        are_biases = all(map(_is_whole, biases)) and all(map(_is_number, biases.values()))
         rules = (
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more tokens; leave it out for all"),
-            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0; 1 is none"),
-            ("presence_penalty", math.isfinite(self.presence_penalty), "a number; 0 is none"),
-            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a number; 0 is none"),
-            ("logit_bias", all(math.isfinite(bias) for bias in self.logit_bias.values()), "finite numbers by token id"),
-            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2**64 - 1"),
+            ("temperature", _is_number(self.temperature, 0), "a number, 0 or more"),
+            ("top_k", self.top_k is None or _is_whole(self.top_k, 1), "1 or more tokens; leave it out for all"),
+            ("top_p", _is_number(self.top_p, 0, 1), "a number between 0 and 1"),
+            ("min_p", _is_number(self.min_p, 0, 1), "a number between 0 and 1"),
+            ("repetition_penalty", _is_number(self.repetition_penalty, SMALLEST), "a number, more than 0; 1 is none"),
+            ("presence_penalty", _is_number(self.presence_penalty), "a number; 0 is none"),
+            ("frequency_penalty", _is_number(self.frequency_penalty), "a number; 0 is none"),
+            ("logit_bias", are_biases, "numbers by token id"),
+            ("logprobs", self.logprobs is None or _is_whole(self.logprobs, 0, MOST_LOGPROBS), f"0 to {MOST_LOGPROBS}"),
+            ("seed", self.seed is None or _is_whole(self.seed, 0, 2**64 - 1), "a whole number from 0 to 2**64 - 1"),
         )
         for name, holds, what in rules:
             if not holds:
-                raise LitGPTError(f"{name} is {getattr(self, name)}; it must be {what}.")
+                raise LitGPTError(f"{name} is {repr(getattr(self, name))[:80]}; it must be {what}.")
 
     @property
     def greedy(self) -> bool:
@@ -80,6 +86,18 @@ class Sampling:
         """Whether `penalize` changes the scores."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
+
+
+def _is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> bool:
+    return _is_of(Real, value) and bool(least <= value <= most)
+
+
+def _is_whole(value: Any, least: int = 0, most: float = LARGEST) -> bool:
+    return _is_of(Integral, value) and bool(least <= value <= most)
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -187,10 +205,11 @@ def _shares(scores: Tensor, settings: Sequence[Sampling], ranked: bool) -> Tenso
     K = scores.size(1)
     if ranked:
         ranks = torch.arange(K, device=scores.device)
-        scores = scores.masked_fill(ranks >= column([setting.top_k or K for setting in settings]), -math.inf)
+        scores = scores.masked_fill(ranks >= column([min(setting.top_k or K, K) for setting in settings]), -math.inf)
     best = scores.max(dim=-1, keepdim=True).values
-    # The best score becomes 0 first, so that no temperature overflows.
-    p = ((scores - best) / column([setting.temperature for setting in settings])).softmax(dim=-1)  # (R, K)
+    # The best score becomes 0 first, so that no temperature overflows; a very small one must not round to 0.
+    temperature = column([setting.temperature for setting in settings]).clamp(min=SMALLEST)
+    p = ((scores - best) / temperature).softmax(dim=-1)  # (R, K)
     top = p.max(dim=-1, keepdim=True).values
     dropped = p < top * column([setting.min_p for setting in settings])
     if ranked:

@@ -8,60 +8,111 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
-from litgpt.generate.sequential import spread_layers
 from litgpt.generate.speaker import CHUNK, Speaker
 from litgpt.generate.speculative import SpeculativeEngine
-from litgpt.generate.tensor_parallel import split_over_ranks
 from litgpt.model import GPT
-from litgpt.runtime import default_precision, join_processes, pick_device
+from litgpt.runtime import default_precision, join_processes, local_devices, pick_device
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-def spread_speaker(
-    checkpoint_dir: str | Path, precision: str | None = None, quantize: str | None = None, compile: bool = False
+Strategy = Literal["sequential", "tensor_parallel"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model goes: to one device, its layers to several, or each layer to several processes."""
+
+    devices: list[torch.device]
+    """Of this process."""
+    mesh: DeviceMesh | None = None
+    """The processes that share every layer."""
+
+    @classmethod
+    def of(cls, place: torch.device, devices: int | Literal["auto"], strategy: Strategy | None) -> Placement:
+        """What a user asks for.
+
+        Args:
+            place: The kind of device.
+            devices: How many, at most one a layer; `auto`: all that there are, or one without a strategy.
+            strategy: How several share a model.
+
+        Raises:
+            LitGPTError: There are not so many devices, or several and no strategy.
+        """
+        if strategy == "tensor_parallel":
+            own, mesh = join_processes(place, devices)
+            return cls([own], mesh)
+        if strategy == "sequential":
+            return cls(local_devices(place, devices))
+        if strategy is not None:
+            raise LitGPTError(f"generate_strategy is {strategy!r}; it must be 'sequential' or 'tensor_parallel'.")
+        if devices not in (1, "auto"):
+            raise LitGPTError(
+                f"{devices} devices need a generate_strategy: 'sequential' or 'tensor_parallel'; or leave out devices."
+            )
+        return cls([place])
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one device of one process."""
+        return len(self.devices) == 1 and self.mesh is None
+
+    def loads_on(self, quantize: str | None) -> torch.device:
+        """Where the weights are read to, before `apply`: they are quantized where they are used."""
+        if self.mesh is not None and quantize is not None:
+            raise LitGPTError(
+                f"quantize is {quantize}, which {self.mesh.size()} processes can't share; leave it out, or spread the"
+                " layers over devices (generate_sequentially)."
+            )
+        return self.devices[0] if self.alone or quantize is not None else torch.device("cpu")
+
+    def apply(self, model: GPT) -> GPT:
+        """Brings a model there; gives it back.
+
+        Raises:
+            LitGPTError: It can't be shared by so many.
+        """
+        if self.mesh is not None:
+            from litgpt.generate.tensor_parallel import split_over_ranks
+
+            split_over_ranks(model, self.mesh)
+            return model.to(self.devices[0])
+        if len(self.devices) > 1:
+            from litgpt.generate.sequential import spread_layers
+
+            spread_layers(model, self.devices[: model.config.n_layer])
+        return model
+
+
+def placed_speaker(
+    checkpoint_dir: str | Path,
+    strategy: Strategy,
+    precision: str | None = None,
+    quantize: str | None = None,
+    compile: bool = False,
 ) -> Speaker:
-    """A speaker whose layers are spread over all GPUs that there are.
+    """A speaker whose model is on all GPUs that there are, or shared by all processes.
 
     Raises:
-        LitGPTError: As `Speaker.load`; or `compile` with several devices.
+        LitGPTError: As `Speaker.load`; they can't share this model, or what is asked for is for one device alone.
     """
     place = pick_device()
-    devices = [torch.device(place.type, number) for number in range(_count(place))] if place.type == "cuda" else [place]
-    if len(devices) == 1:
+    placement = Placement.of(place, "auto", strategy)
+    if placement.alone:
         return Speaker.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile)
-    _refuse_compilation(compile)
-    loaded_on = "cuda" if quantize is not None else "cpu"  # weights are quantized where they are used
-    speaker = Speaker.load(
-        checkpoint_dir, loaded_on, precision or default_precision(training=False, device=place), quantize
-    )
-    spread_layers(speaker.model, devices[: speaker.model.config.n_layer])
-    return speaker
-
-
-def shared_speaker(
-    checkpoint_dir: str | Path, precision: str | None = None, quantize: str | None = None, compile: bool = False
-) -> Speaker:
-    """A speaker whose every layer is split over all processes.
-
-    Raises:
-        LitGPTError: As `Speaker.load`; the processes can't share this model, or what is asked for is for one alone.
-    """
-    place, mesh = join_processes()
-    if mesh is None:
-        return Speaker.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile)
-    _refuse_compilation(compile)
-    if quantize is not None:
-        raise LitGPTError(
-            f"--quantize {quantize} is for one device, and here are {mesh.size()}; leave it out, or use"
-            " generate_sequentially."
-        )
-    speaker = Speaker.load(checkpoint_dir, "cpu", precision or default_precision(training=False, device=place))
-    split_over_ranks(speaker.model, mesh)
-    return replace(speaker, model=speaker.model.to(place))
+    if compile:
+        raise LitGPTError("--compile true is for one device; leave it out.")
+    precision = precision or default_precision(training=False, device=place)
+    speaker = Speaker.load(checkpoint_dir, str(placement.loads_on(quantize)), precision, quantize)
+    return replace(speaker, model=placement.apply(speaker.model))
 
 
 @dataclass
@@ -86,6 +137,12 @@ class DraftedSpeaker(Speaker):
         self.engines.append(SpeculativeEngine(self.model, self.draft, self.k, slots, length, self.dtype, CHUNK))
         return self.engines[-1]
 
+    def cache_nbytes(self, slots: int, length: int) -> int:
+        """As of any speaker, with the draft's."""
+        assert self.draft is not None
+        draft = Speaker(self.draft, self.tokenizer, self.style, self.dtype)
+        return super().cache_nbytes(slots, length) + draft.cache_nbytes(slots, length)
+
     @property
     def acceptance(self) -> str:
         """How good the drafts were."""
@@ -108,12 +165,3 @@ def first_rank_speaks() -> Iterator[None]:
             sys.stdout, sys.stderr = kept
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-
-
-def _count(place: torch.device) -> int:
-    return torch.cuda.device_count() if place.type == "cuda" else 1
-
-
-def _refuse_compilation(compile: bool) -> None:
-    if compile:
-        raise LitGPTError("--compile true is for one device; leave it out.")

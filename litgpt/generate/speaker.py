@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from litgpt.chat_template import Message
-from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
+from litgpt.checkpoint.atomic import gigabytes
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.checkpoint.reader import load_model
 from litgpt.errors import LitGPTError
 from litgpt.generate.compiled import check_compiler
 from litgpt.generate.engine import Engine
 from litgpt.generate.placement import longest_fit
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import Reply, check_stop_strings
+from litgpt.generate.text import Reply, stop_strings
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
@@ -84,10 +84,9 @@ class Speaker:
         dtype = parameter_dtype(precision)
         if isinstance(source, Finetuned):
             tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
-            model = source.load_model(place, dtype, quantize)
         else:
             tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
-            model = load_model(source, place, dtype, quantize)
+        model = open_model(source, place, dtype, quantize)
         return cls(model, tokenizer, style, MIXED.get(precision, dtype), compile)
 
     @cached_property
@@ -114,18 +113,25 @@ class Speaker:
         """
         text = self.style.apply_sample(sample)
         if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
-            raise LitGPTError(
-                f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
-            )
+            raise self._no_system_prompt()
         return self.encode_text(text)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the next answer begins.
 
         Raises:
-            LitGPTError: The style cannot write this conversation.
+            LitGPTError: The style cannot write this conversation, or has no place for its system prompt.
         """
-        return self.encode_text(self.style.apply_messages(messages, add_generation_prompt=True))
+        text = self.style.apply_messages(messages)
+        first, others = messages[0], messages[1:]
+        if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
+            raise self._no_system_prompt()
+        return self.encode_text(text)
+
+    def _no_system_prompt(self) -> LitGPTError:
+        return LitGPTError(
+            f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
+        )
 
     def encode_text(self, text: str) -> list[int]:
         """The token ids of a prompt that is in the model's style already."""
@@ -139,14 +145,18 @@ class Speaker:
             length: Tokens a sequence may have, cut to the model's context; None: the context, or what fits into memory.
             tell: Called, before the KV cache is made, with a sentence about its size.
         """
+        longest = self.model.max_seq_length
         if length is None:
-            weight = self.model.transformer.wte.weight
-            length = longest_fit(self.model.config, slots, self.dtype or weight.dtype, weight.device, CHUNK)
-        length = min(length, self.model.max_seq_length)
+            length = longest_fit(partial(self.cache_nbytes, slots), longest, slots, self.model.places)
+        length = min(length, longest)
         if tell is not None:
-            size = self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
-            tell(f"The KV cache for {slots} x {length} tokens takes {size / 1e9:.2f} GB.")
+            size = gigabytes(self.cache_nbytes(slots, length))
+            tell(f"The KV cache for {slots} x {length} tokens takes {size}.")
         return self.new_engine(slots, length)
+
+    def cache_nbytes(self, slots: int, length: int) -> int:
+        """Bytes that the KV cache of such an engine takes."""
+        return self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
 
     def new_engine(self, slots: int, length: int) -> Engine:
         """An engine for `slots` requests of `length` tokens."""
@@ -158,10 +168,10 @@ class Speaker:
         prompt: list[int],
         sampling: Sampling,
         max_new_tokens: int | None = None,
-        stop_strings: Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         watch: Callable[[], None] | None = None,
     ) -> Reply:
         """Puts a prompt in line and returns its answer to come, as text."""
-        check_stop_strings(stop_strings)  # before there is a request to clean up
+        stops = stop_strings(stop)  # before there is a request to clean up
         request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
-        return Reply(request, self.tokenizer.stream(), stop_strings)
+        return Reply(request, self.tokenizer.stream(), stops)

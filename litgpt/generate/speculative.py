@@ -75,8 +75,8 @@ class SpeculativeEngine(Engine):
                 "Wrong guesses are taken back, and the state of linear attention can't go back; use no draft model."
             )
         shorter = min(model.max_seq_length, draft.max_seq_length)
-        super().__init__(model, slots, shorter if length is None else min(length, shorter), dtype, chunk)
         self.draft = draft
+        super().__init__(model, slots, shorter if length is None else min(length, shorter), dtype, chunk)
         self.k = k
         self.n_drafted = 0
         """Tokens that were drafted and checked so far."""
@@ -88,6 +88,11 @@ class SpeculativeEngine(Engine):
         self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.at_once)
         self._known: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """How many tokens of a request the draft's cache holds."""
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes that the KV caches of both models take."""
+        return super().cache_nbytes + self.draft.cache_nbytes(self.slots, self.length, self.dtype, self.at_once)
 
     def _step(self) -> None:
         self._release()
@@ -169,7 +174,7 @@ class SpeculativeEngine(Engine):
     def _guess(self, hidden: Tensor, requests: list[Request], drafts: Drafts, number: int) -> Tensor:
         """Token `number` of each draft, `(n,)`, from the draft's hidden states `(n, C)`."""
         scores = self.draft.head(hidden).float()
-        V = self.model.lm_head.out_features  # padded vocabularies may differ; what is beyond ours can't be said
+        V = self.model.transformer.wte.num_embeddings  # the draft may have been padded to more, which we can't say
         scores = F.pad(scores[:, :V], (0, max(0, V - scores.size(1))), value=-torch.inf)
         guesses = scores.argmax(dim=-1)
         for row, request in enumerate(requests):

@@ -87,6 +87,8 @@ class Grammar:
             LitGPTError: The pattern is none, or uses what can't be enforced (look-around, backreferences); llguidance
                 is not installed.
         """
+        if not isinstance(pattern, str):
+            raise LitGPTError(f"A regular expression is a text, not {pattern!r}.")
         rules = _llguidance().LLMatcher.grammar_from_regex(pattern)
         return cls(rules, tokenizer, f"The regular expression {pattern!r}")
 
@@ -187,7 +189,8 @@ def _refused(what: str, problem: str) -> LitGPTError:
 
 
 def _one_sentence(problem: str) -> str:
-    """What llguidance says, on one line and without its own preface."""
-    lines = [line for line in problem.splitlines() if line.strip()] or ["unknown reason"]
-    line = f"{lines[0]} {lines[-1].removeprefix('error: ')}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    return re.sub(r"\s+", " ", line).strip().removeprefix("ERROR: ")[:200].rstrip(".")
+    """What llguidance says, on one line and without its own preface; of the drawings that it makes of a regular
+    expression, the line with the reason."""
+    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("error: ")), (lines or ["unknown reason"])[0])
+    return re.sub(r"^error: |\s+(?=\s)", "", reason, flags=re.IGNORECASE)[:200].rstrip(".")

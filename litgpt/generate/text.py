@@ -9,10 +9,16 @@ from litgpt.generate.request import FinishReason, Request
 from litgpt.token_stream import StreamDecoder
 
 
-def check_stop_strings(stop_strings: Sequence[str]) -> None:
-    """Raises a LitGPTError if one of them is empty or no text."""
-    if not all(isinstance(stop, str) and stop for stop in stop_strings):
+def stop_strings(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One stop string, several or none, as a tuple.
+
+    Raises:
+        LitGPTError: One of them is empty or no text.
+    """
+    stops = (given,) if isinstance(given, str) else () if given is None else given
+    if not (isinstance(stops, Sequence) and all(isinstance(stop, str) and stop for stop in stops)):
         raise LitGPTError("A stop string is empty or no text; leave it out or give at least one character.")
+    return tuple(stops)
 
 
 def begun(text: str, marks: Sequence[str]) -> int:
@@ -26,17 +32,16 @@ class Reply:
     Args:
         request: Where the tokens come from.
         decoder: A fresh one, or one that the prompt's tokens went through where the text continues the prompt's.
-        stop_strings: Texts that end the answer and are not part of it; they may span tokens.
+        stop: Texts that end the answer and are not part of it; they may span tokens.
 
     Raises:
         LitGPTError: A stop string is empty.
     """
 
-    def __init__(self, request: Request, decoder: StreamDecoder, stop_strings: Sequence[str] = ()) -> None:
-        check_stop_strings(stop_strings)
+    def __init__(self, request: Request, decoder: StreamDecoder, stop: str | Sequence[str] | None = None) -> None:
         self.request = request
         self._decoder = decoder
-        self._stops = tuple(stop_strings)
+        self._stops = stop_strings(stop)
         self._held = ""
         """Text that may turn out to begin a stop string."""
         self._stopped = False

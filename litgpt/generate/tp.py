@@ -44,7 +44,7 @@ def main(
         compile: Compile the model first; on one device alone.
     """
     arguments = dict(locals())
-    from litgpt.generate.several import first_rank_speaks, shared_speaker
+    from litgpt.generate.several import first_rank_speaks, placed_speaker
 
     with first_rank_speaks():
-        answer(arguments, lambda: shared_speaker(checkpoint_dir, precision, quantize, compile))
+        answer(arguments, lambda: placed_speaker(checkpoint_dir, "tensor_parallel", precision, quantize, compile))

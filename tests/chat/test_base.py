@@ -51,9 +51,9 @@ def test_it_answers_with_the_conversation_in_mind(chat, folder):
     answers, err = chat("Hello\nAnd now?\n")
     first = alone(folder, ("user", "Hello"))
     assert answers == [first, alone(folder, ("user", "Hello"), ("assistant", first), ("user", "And now?"))]
-    assert "The KV cache for 1 x 128 tokens takes 0.00 GB.\n" in err and "a conversation may have 128 tokens" in err
+    assert "The KV cache for 1 x 128 tokens takes 0.03 MB.\n" in err and "a conversation may have 128 tokens" in err
     assert err.count("tokens/sec") == 2
-    assert err.count("--max_new_tokens allows more") == 1
+    assert err.count("/set max_new_tokens allows more") == 1
 
 
 @pytest.mark.parametrize("ending", ["\n", "!quit\n", "!exit\n", "!QUIT\n", ""])
@@ -197,6 +197,28 @@ def test_what_is_no_saved_conversation_is_told(chat, folder, tmp_path, content, 
 def test_a_system_prompt_flag(chat, folder):
     answers, _ = chat("Hello\n", sys_prompt="Be brief.")
     assert answers == [alone(folder, ("system", "Be brief."), ("user", "Hello"))]
+
+
+def test_a_style_with_no_place_for_a_system_prompt_says_so(monkeypatch, capsys, tmp_path):
+    folder = make_folder(tmp_path / "plain", template=None)
+    with pytest.raises(LitGPTError, match="Default has no place for a system prompt"):
+        main(folder, precision="32-true", sys_prompt="Be brief.")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/system Be brief.\nAnd now?\n"))
+    main(folder, precision="32-true", temperature=0.0, max_new_tokens=6)
+    out, err = capsys.readouterr()
+    assert "Default has no place for a system prompt" in err and "starts over" not in err
+    first, second = (part.partition("\n\n>> Prompt: ")[0] for part in out.split(">> Reply: ")[1:])
+    assert second == alone(folder, ("user", "Hello"), ("assistant", first), ("user", "And now?"))
+
+
+def test_an_answer_that_fills_the_context_says_so(chat):
+    _, err = chat("Hello\n", max_new_tokens=500)
+    assert "context is full, so the answer ends" in err and "allows more" not in err
+
+
+def test_an_answer_that_fails_does_not_end_the_chat(chat):
+    answers, err = chat("/set top_k 1\n/set presence_penalty -3e38\n/set frequency_penalty -3e38\nHello\n/set seed 1\n")
+    assert len(answers) == 1 and "leave no token to choose" in err and "seed is 1" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

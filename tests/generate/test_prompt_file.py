@@ -74,6 +74,12 @@ def test_samples_of_each_prompt(answers):
     assert rows[0]["output"] != rows[1]["output"]
 
 
+def test_lines_end_where_an_editor_ends_them(answers, tmp_path):
+    lines = ["\ufeffHi\u2028there", "Ho"]
+    for suffix, content in ((".txt", lines), (".jsonl", [f'\ufeff{{"prompt": "{lines[0][1:]}"}}', {"prompt": "Ho"}])):
+        assert answers(*content, suffix=suffix) == answers({"prompt": lines[0][1:]}, {"prompt": "Ho"})
+
+
 def test_answers_go_to_a_file(answers, folder, tmp_path):
     out = tmp_path / "answers.jsonl"
     assert answers("Hi", suffix=".txt", out_file=out) == []
@@ -91,17 +97,26 @@ def test_a_finetuned_model_takes_a_file_too(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["{"], "line 1: This is not valid JSON"),
-        ([{"prompt": "a"}, [1]], "line 2: A line is a JSON object"),
+        (["{"], "line 1: not valid JSON"),
+        ([{"prompt": "a"}, [1]], "line 2: a sample must be an object"),
         ([{"promt": "a"}], "no setting 'promt'. Closest: prompt"),
         ([{"prompt": "a", "messages": []}], "one of them"),
         ([{"prompt": "a", "temperature": -1}], "line 1: temperature is -1"),
-        ([{"prompt": "a", "temperature": "hot"}], "line 1: A value is of the wrong kind"),
-        ([{"prompt": 5}], "line 1: A value is of the wrong kind"),
+        ([{"prompt": "a", "temperature": "hot"}], "line 1: temperature is 'hot'"),
+        ([{"prompt": "a", "top_k": 2.5}], "top_k is 2.5"),
+        ([{"prompt": "a", "logprobs": True}], "logprobs is True"),
+        ([{"prompt": 5}], "line 1: prompt is 5; it must be a text"),
+        ([{"prompt": "a", "input": ["b"]}], r"input is \['b'\]"),
         ([{"prompt": "a", "max_new_tokens": 0}], "max_new_tokens is 0"),
+        ([{"prompt": "a", "max_new_tokens": True}], "max_new_tokens is True"),
         ([{"prompt": "a", "stop": [""]}], "stop string is empty"),
-        ([{"prompt": "a", "regex": "("}], "line 1: The regular expression"),
-        ([{"prompt": "hay " * 200}], "the context is 128"),
+        ([{"prompt": "a", "stop": 5}], "stop string is empty or no text"),
+        ([{"prompt": "a", "logit_bias": [1]}], r"logit_bias is \[1\]; it must be numbers by token id"),
+        ([{"prompt": "a", "logit_bias": {"x": 1}}], "it must be numbers by token id"),
+        ([{"prompt": "a", "logit_bias": {"9999": 1}}], "line 1: logit_bias has the token id 9999"),
+        ([{"prompt": "a", "regex": "("}], r"line 1: The regular expression '\(' can't be used: unclosed group\."),
+        ([{"prompt": "a", "regex": 5}], "is a text, not 5"),
+        ([{"prompt": "hay " * 200}], "the context only 128"),
         ([{"messages": [{"role": "user"}]}], "has no `content`"),
         ([{"messages": "Hi"}], "is a list like"),
         ([""], "has no prompts"),
@@ -119,6 +134,7 @@ def test_what_is_wrong_is_told_by_line(answers, tmp_path, lines, words):
         (dict(prompt="Hi", prompt_file=Path("x.txt")), "both given"),
         (dict(prompt_file=Path("nowhere.txt")), "nowhere.txt can't be read: No such file"),
         (dict(out_file=Path("x.jsonl")), "out_file is for the answers to prompt_file"),
+        (dict(prompt_file=Path("x.txt"), out_file=Path("x.txt")), "out_file would replace prompt_file"),
         (dict(json_schema='{"type": "object"}', regex="a"), "not to both"),
         (dict(json_schema="nowhere.json"), "neither JSON nor a file"),
         (dict(stop=""), "stop string is empty"),

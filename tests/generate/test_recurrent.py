@@ -75,9 +75,11 @@ def test_after_a_failed_step_nothing_of_it_is_used(model, monkeypatch):
 
 
 def test_the_longest_sequence_that_fits_counts_states_once(model, monkeypatch):
-    room = placement.KVCache.nbytes(model.config, 2, 20, torch.float32)
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * room + 9)
-    assert placement.longest_fit(model.config, 2, torch.float32, torch.device("cpu")) == 20
+    def nbytes(length: int) -> int:
+        return model.cache_nbytes(2, length, torch.float32)
+
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * nbytes(20) + 9)
+    assert placement.longest_fit(nbytes, 64, 2, model.places) == 20
 
 
 def test_guessing_ahead_is_refused(model):

@@ -44,6 +44,7 @@ SETTINGS = [
     Sampling(min_p=0.1, top_k=6),
     Sampling(min_p=0.2, top_p=0.9),
     Sampling(temperature=1e-30),
+    Sampling(temperature=3e38, top_k=3),
 ]
 
 
@@ -106,10 +107,23 @@ def test_no_penalties_are_told_from_some():
     assert Sampling(presence_penalty=0.1).penalizing
 
 
+def test_a_temperature_that_float32_rounds_to_nothing_takes_the_best():
+    assert choose(LOGITS.flip(0)[None], [Sampling(temperature=1e-50)], [0.3]).tolist() == [7]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", None),
+        ("temperature", True),
+        ("temperature", 10**400),
+        ("top_k", 2.5),
+        ("min_p", [0.1]),
+        ("logit_bias", {1.5: 0.0}),
+        ("logit_bias", [3]),
+        ("logprobs", True),
+        ("seed", 1.5),
         ("temperature", math.nan),
         ("temperature", math.inf),
         ("top_k", 0),
@@ -129,5 +143,5 @@ def test_no_penalties_are_told_from_some():
     ],
 )
 def test_a_value_out_of_range_is_told(name, value):
-    with pytest.raises(LitGPTError, match=re.escape(f"{name} is {value}; it must be ")):
+    with pytest.raises(LitGPTError, match=re.escape(f"{name} is {repr(value)[:80]}; it must be ")):
         Sampling(**{name: value})

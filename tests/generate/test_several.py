@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from litgpt import LLM
 from litgpt.errors import LitGPTError
 from litgpt.generate import base, sequentially, speculatively, tp
 
 from .folder import make_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 GREEDY = dict(max_new_tokens=25, temperature=0.0, precision="32-true")
 
 
@@ -59,23 +62,56 @@ def test_compilation_of_drafts_is_refused(folder):
         speculatively.main(folder, folder, compile=True)
 
 
+def run_two(*arguments: str) -> str:
+    """What two processes that `torchrun` starts print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PROGRAM = """
+import json, os, sys
+import torch
+from litgpt import LLM
+
+folder, out = sys.argv[1:]
+rank = int(os.environ["RANK"])
+llm = LLM.load(folder, distribute=None)
+llm.distribute(accelerator="cpu", devices=2, precision="32-true", generate_strategy="tensor_parallel")
+greedy = llm.generate(["What food?", "Hi"], max_new_tokens=25, temperature=0.0)
+torch.manual_seed(rank)
+drawn = llm.generate("What food?", max_new_tokens=25, temperature=2.0)
+share = llm.model.lm_head.weight.numel()
+problems = []
+for attempt in (lambda: llm.save(out + "saved"), lambda: llm.distribute("cpu", 3, None, None, "tensor_parallel")):
+    try:
+        attempt()
+    except Exception as error:
+        problems.append(str(error))
+with open(f"{out}{rank}.json", "w") as file:
+    json.dump(dict(greedy=greedy, drawn=drawn, share=share, problems=problems), file)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_llm(folder, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    run_two(str(program), str(folder), f"{tmp_path}/")
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    alone = LLM.load(folder, distribute=None)
+    assert first["greedy"] == alone.generate(["What food?", "Hi"], max_new_tokens=25, temperature=0.0)
+    assert first == second, "processes that share a model must draw the same"
+    assert first["share"] == alone.model.lm_head.weight.numel() // 2
+    assert "several devices can't be saved" in first["problems"][0]
+    assert "3 devices were asked for, but torchrun started 2" in first["problems"][1]
+
+
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(folder, plain):
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "litgpt", "generate_tp"]
-    flags = [
-        str(folder),
-        "--prompt",
-        "What food?",
-        "--max_new_tokens",
-        "25",
-        "--temperature",
-        "0",
-        "--precision",
-        "32-true",
-    ]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command, *flags], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == plain
+    flags = "--max_new_tokens 25 --temperature 0 --precision 32-true".split()
+    assert run_two("-m", "litgpt", "generate_tp", str(folder), "--prompt", "What food?", *flags) == plain

@@ -79,7 +79,7 @@ def test_an_engine_has_room_for_the_models_context(speaker):
 def test_a_bad_stop_string_leaves_no_request_behind(speaker):
     engine = speaker.engine()
     with pytest.raises(LitGPTError, match="stop string"):
-        speaker.reply(engine, [1], _greedy(), stop_strings=[""])
+        speaker.reply(engine, [1], _greedy(), stop=[""])
     assert not engine.busy
 
 

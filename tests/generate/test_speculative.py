@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from litgpt.errors import LitGPTError
+from litgpt.generate import placement
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import SpeculativeEngine
@@ -142,6 +143,16 @@ def test_a_larger_padded_vocabulary_of_either_model_does_no_harm(model):
         draft = tiny_model(vocab_size=96, padded_vocab_size=padded)
         engine = SpeculativeEngine(model, draft, 3)
         assert engine.submit(prompt, GREEDY, max_new_tokens=12).result() == naive(model, prompt, 12)
+
+
+def test_the_caches_of_both_models_are_counted_and_refused_together(model, monkeypatch):
+    engine = SpeculativeEngine(model, model, slots=2)
+    alone = Engine(model, slots=2).cache_nbytes
+    assert engine.cache_nbytes == 2 * alone
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * alone - 1)
+    assert Engine(model, slots=2)
+    with pytest.raises(LitGPTError, match="KV cache for 2 x 64 tokens"):
+        SpeculativeEngine(model, model, slots=2)
 
 
 def test_models_of_other_vocabularies_are_refused(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def rank(number: int, port: int, folder: Path) -> None:
         found[name] = heard(model)
         found[name]["share"] = sum(parameter.numel() for parameter in model.transformer.h.parameters()) / whole
         found[name]["cache"] = Engine(model).cache_nbytes
+        found[name]["config"] = asdict(model.config)
     torch.save(found, folder / f"{number}.pt")
     distributed.destroy_process_group()
 
@@ -106,6 +108,11 @@ def test_each_rank_holds_its_share(ranks, name):
     assert ranks[0][name]["share"] < (0.75 if name == "DeepSeek-V3" else 0.55)
     latent = tiny(name).config.latent_attention is not None  # every head needs the whole of a latent
     assert ranks[0][name]["cache"] == Engine(tiny(name)).cache_nbytes // (1 if latent else 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_config_stays_as_it_is(ranks, name):
+    assert all(found[name]["config"] == asdict(tiny(name).config) for found in ranks)
 
 
 @pytest.mark.parametrize("ranks", [3, 4])
