@@ -71,6 +71,7 @@ class Engine:
         self.device = weight.device
         self.chunk = chunk
         self.at_once = max(chunk, LEAST_AT_ONCE)
+        model.train(model.training)  # what was added to the model since, too
         quicken(model, spare_bytes(self.device))
         check_cache_fits(self.cache_nbytes, slots, length, model.places)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
@@ -235,8 +236,9 @@ class Engine:
         Whatever goes wrong ends the running requests with that error; the engine can go on.
         """
         with self._stepping:
-            evaluating = not self.model.training
-            self.model.eval()
+            training = self.model.training
+            if training:  # to ask every module of a large model takes as long as a layer's work
+                self.model.eval()
             self.step_began = perf_counter()
             try:
                 with torch.no_grad(), self._autocast():
@@ -251,7 +253,7 @@ class Engine:
                 self._filled = [[] for _ in range(self.slots)]
                 raise
             finally:
-                if not evaluating:
+                if training:
                     self.model.train()
                 self.step_began = None
                 self.wake()
