@@ -207,13 +207,15 @@ class Config:
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
-                if size == 0 or not _fits(size, int | None if part == "q_lora_rank" else int):
+                if not _fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
                     raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {size!r}.")
         if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
             raise LitGPTError(
                 f"A mixture needs n_expert_per_token from 1 to n_expert, and has {self.n_expert_per_token} and "
                 f"{self.n_expert}."
             )
+        if self.n_shared_expert and self.moe_intermediate_size is None:
+            raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")
 
     # -- derived values
 
@@ -394,7 +396,11 @@ OWN_DEFAULTS: dict[str, Any] = {
 """The fields LitGPT doesn't have."""
 
 
-SIZES = ("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padding_multiple")
+SIZES = (
+    *("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padding_multiple"),
+    *("intermediate_size", "moe_intermediate_size"),
+)
+"""Fields that are at least 1 where they are set."""
 BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
 """Fields with an entry for each layer."""
 PARTS = {

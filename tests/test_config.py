@@ -267,6 +267,12 @@ def test_a_narrowed_pythia_has_a_narrower_mlp():
         ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 5}, "n_expert_per_token"),
         ({"latent_attention": {}}, "latent_attention needs a size as its q?"),
         ({"linear_attention": {"n_key_heads": 0}}, "linear_attention needs a size as its n_key_heads"),
+        ({"latent_attention": {"q_lora_rank": -1}}, "latent_attention needs a size as its q_lora_rank, and has -1"),
+        ({"intermediate_size": -1}, "intermediate_size is -1"),
+        (
+            {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 1, "n_shared_expert": 1},
+            "need moe_intermediate_size",
+        ),
     ],
 )
 def test_a_value_that_no_model_can_have_is_told_with_its_name(change, word):
@@ -286,6 +292,20 @@ def test_a_bad_value_in_a_file_is_told_with_the_file(tmp_path):
     path.write_text("n_embd: wide\n")
     with pytest.raises(LitGPTError, match=r"model_config\.yaml can't be used: The model setting n_embd is 'wide'"):
         Config.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"quantization_config": "fp8"}, "a value that no LlamaForCausalLM can have"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "`factor`: None in its RoPE settings, which yarn can't have"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "`factor`: 'two'"),
+    ],
+)
+def test_a_strange_setting_of_a_config_json_is_told_with_its_name(change, word):
+    hf_config = Config.from_name("Llama-3.2-1B").family.write_hf(Config.from_name("Llama-3.2-1B"))
+    with pytest.raises(LitGPTError, match=word):
+        Config.from_hf({**hf_config, **change})
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES.values()}))
