@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError
+from litgpt.prompt_style import joined
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -218,9 +219,8 @@ def _one_text(parts: list[Any], role: str) -> Any:
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
     if media := [kind for kind in kinds if kind in MEDIA]:
         raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
-    if any(kind != "text" or not isinstance(part.get("text"), str) for kind, part in zip(kinds, parts, strict=True)):
-        return parts
-    return "".join(part["text"] for part in parts)
+    text = joined(parts)
+    return parts if text is None else text
 
 
 def _call(call: Any) -> Mapping[str, Any]:
