@@ -164,8 +164,7 @@ def answer_all(speaker: Speaker, jobs: list[Job], out_file: Path | None, num_sam
     replies: list[tuple[Job, int, Reply]] = []
     for job in jobs:
         for sample in range(num_samples):
-            seed = None if job.sampling.seed is None else job.sampling.seed + sample
-            sampling = replace(job.sampling, seed=seed)
+            sampling = job.sampling.of_sample(sample)
             replies.append((job, sample, speaker.reply(engine, job.prompt, sampling, job.max_new_tokens, job.stop)))
     with nullcontext(sys.stdout) if out_file is None else _opened(out_file) as out:
         for line in _results(replies, num_samples):
