@@ -26,7 +26,7 @@ from litgpt.generate.report import benchmark_dict_to_markdown_table as benchmark
 from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.several import Placement, Strategy
-from litgpt.generate.speaker import MIXED, Speaker
+from litgpt.generate.speaker import MIXED, MOST_AT_ONCE, Speaker
 from litgpt.generate.text import Reply, stop_strings
 from litgpt.lora import LoRA
 from litgpt.model import GPT
@@ -35,8 +35,6 @@ from litgpt.quantize import is_quantized, quantize_model
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 
-MOST_AT_ONCE = 16
-"""Prompts of a list that are answered together."""
 CACHE_STEP = 256
 """The KV cache grows in steps of this many tokens."""
 

@@ -20,11 +20,9 @@ from litgpt.generate.options import Options, grammar_of
 from litgpt.generate.report import note, note_memory
 from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
+from litgpt.generate.speaker import MOST_AT_ONCE, Speaker
 from litgpt.generate.text import Reply, stop_strings
 
-MOST_AT_ONCE = 16
-"""Answers that are generated together."""
 CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", "stop", "json_schema", "regex")
 """What a line may say beside the fields of `Sampling`."""
 

@@ -28,6 +28,8 @@ from litgpt.tokenizer import Tokenizer
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precisions whose weights stay float32 and what is computed in instead."""
+MOST_AT_ONCE = 16
+"""Answers that are generated together where one call asks for many: samples, or prompts of a list or a file."""
 CHUNK = 512
 """Prompt tokens that an engine processes between two steps of the running requests."""
 
