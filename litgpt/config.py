@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
@@ -339,12 +340,9 @@ class Config:
         hf_config = read_json(path / HF_CONFIG_FILE) if (path / HF_CONFIG_FILE).is_file() else None
         if (path / CONFIG_FILE).is_file():
             config = cls.from_file(path / CONFIG_FILE, **overrides)
-            if (
-                config.name not in name_to_config
-                and hf_config
-                and set(hf_config.get("architectures") or ()) & {*families.BY_ARCHITECTURE}
-            ):
-                config.family_name = families.by_architecture(hf_config).name
+            if config.name not in name_to_config and hf_config and hf_config.get("architectures"):
+                with suppress(LitGPTError):  # one that is not known here, or none, tells nothing
+                    config.family_name = families.by_architecture(hf_config).name
             return config
         if hf_config is not None:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
@@ -361,10 +359,8 @@ class Config:
         values = asdict(self)
         derived = {**OWN_DEFAULTS, **self._derived()}
         own = {key for key in OWN_DEFAULTS if values[key] != derived[key]} - {"tie_embeddings"}
-        if own == {
-            "family_name"
-        }:  # it computes like the derived family; its own config.json lies beside where that is to be kept
-            own = set()
+        if own == {"family_name"}:
+            own = set()  # it computes like the derived family; its config.json lies beside where that is to be kept
         return {key: value for key, value in values.items() if key not in OWN_DEFAULTS or key in own}
 
     def save(self, folder: str | Path) -> None:
@@ -442,7 +438,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     known = [entry.name for entry in fields(Config)]
     for key in values:
         if key not in known:
-            raise LitGPTError(f"{key!r} is not a model setting.{closest(key, known)}")
+            raise LitGPTError(f"{key!r} is not a model setting.{closest(str(key), known)}")
     return values
 
 

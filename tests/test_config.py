@@ -287,11 +287,23 @@ def test_a_number_without_a_point_is_a_number_all_the_same(tmp_path):
     assert (config.norm_eps, config.attention_logit_softcapping) == (1e-6, 50.0)
 
 
-def test_a_bad_value_in_a_file_is_told_with_the_file(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("n_embd: wide", "The model setting n_embd is 'wide'"), ("5: 1", "5 is not a model setting")],
+)
+def test_a_bad_value_in_a_file_is_told_with_the_file(content, told, tmp_path):
     path = tmp_path / "model_config.yaml"
-    path.write_text("n_embd: wide\n")
-    with pytest.raises(LitGPTError, match=r"model_config\.yaml can't be used: The model setting n_embd is 'wide'"):
+    path.write_text(content)
+    with pytest.raises(LitGPTError, match=rf"model_config\.yaml can't be used: {told}"):
         Config.from_file(path)
+
+
+@pytest.mark.parametrize("architectures", [5, [["x"]], ["NobodyKnowsForCausalLM"]])
+def test_a_config_json_beside_that_tells_of_no_family_changes_nothing(architectures, tmp_path):
+    config = Config(name="mine", n_layer=2, n_embd=8, n_head=2)
+    config.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+    assert Config.from_checkpoint(tmp_path) == config
 
 
 @pytest.mark.parametrize(
