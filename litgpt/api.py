@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from litgpt.generate.report import benchmark_dict_to_markdown_table as benchmark
 from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.several import Placement, Strategy
-from litgpt.generate.speaker import MIXED, Speaker
+from litgpt.generate.speaker import MIXED, MOST_AT_ONCE, Speaker
 from litgpt.generate.text import Reply, stop_strings
 from litgpt.lora import LoRA
 from litgpt.model import GPT
@@ -35,8 +35,6 @@ from litgpt.quantize import is_quantized, quantize_model
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 
-MOST_AT_ONCE = 16
-"""Prompts of a list that are answered together."""
 CACHE_STEP = 256
 """The KV cache grows in steps of this many tokens."""
 
@@ -170,9 +168,9 @@ class LLM(nn.Module):
         precision = quantized_precision(quantize, precision, training=False, device=place)
         dtype = parameter_dtype(precision)
         size = self.config.block_size if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
-        if size is not None and not 0 < size <= self.config.block_size:
+        if size is not None and not (isinstance(size, int) and 0 < size <= self.config.block_size):
             raise LitGPTError(
-                f"fixed_kv_cache_size is {size}; this model's context is {self.config.block_size} tokens."
+                f"fixed_kv_cache_size is {size!r}; this model's context is {self.config.block_size} tokens."
             )
         placement = Placement.of(place, devices, generate_strategy)
         first = placement.loads_on(quantize)
@@ -313,7 +311,9 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: A prompt is too long, or another argument makes no sense.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
+        if not all(isinstance(text, str) for text in texts):
+            raise LitGPTError(f"A prompt is a text, or a list of texts, not {prompt!r:.80}.")
         if stream and not isinstance(prompt, str):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
         stop = _stop(settings, return_as_token_ids)
@@ -409,6 +409,8 @@ class LLM(nn.Module):
     ) -> list[Reply]:
         if not prompts:
             return []
+        if not isinstance(max_new_tokens, int):
+            raise LitGPTError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, 1 or more.")
         for prompt in prompts:  # all of them, before the first is put in line
             check_tokens(prompt, sampling, self.model)
         speaker, longest = self._speaker, max(map(len, prompts))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.config import read_json
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 
 if TYPE_CHECKING:
     import jinja2
@@ -77,7 +77,7 @@ class Template:
         try:
             _compiled(self.source)
         except Exception as error:  # Whatever the parser, or Python's, makes of it
-            raise LitGPTError(f"{self.where} is no Jinja template: {_one_line(error)}.") from None
+            raise LitGPTError(f"{self.where} is no Jinja template: {one_line(error)}.") from None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any) -> str:
         """The text of a conversation.
@@ -126,7 +126,7 @@ class Template:
             with budget():
                 yield from _compiled(self.source).generate(context)
         except Exception as error:  # A template may fail like any program: a missing key, text + number, recursion
-            raise LitGPTError(f"{self.where} refuses this conversation: {_one_line(error)}.") from None
+            raise LitGPTError(f"{self.where} refuses this conversation: {one_line(error)}.") from None
 
 
 @lru_cache(maxsize=32)
@@ -165,7 +165,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value)) if type(value) in (list, tuple) else [_plain(item) for item in value]
     return f"<{type(value).__name__}>"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")

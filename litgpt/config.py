@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
@@ -207,13 +208,15 @@ class Config:
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
-                if size == 0 or not _fits(size, int | None if part == "q_lora_rank" else int):
+                if not _fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
                     raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {size!r}.")
         if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
             raise LitGPTError(
                 f"A mixture needs n_expert_per_token from 1 to n_expert, and has {self.n_expert_per_token} and "
                 f"{self.n_expert}."
             )
+        if self.n_shared_expert and self.moe_intermediate_size is None:
+            raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")
 
     # -- derived values
 
@@ -337,12 +340,9 @@ class Config:
         hf_config = read_json(path / HF_CONFIG_FILE) if (path / HF_CONFIG_FILE).is_file() else None
         if (path / CONFIG_FILE).is_file():
             config = cls.from_file(path / CONFIG_FILE, **overrides)
-            if (
-                config.name not in name_to_config
-                and hf_config
-                and set(hf_config.get("architectures") or ()) & {*families.BY_ARCHITECTURE}
-            ):
-                config.family_name = families.by_architecture(hf_config).name
+            if config.name not in name_to_config and hf_config and hf_config.get("architectures"):
+                with suppress(LitGPTError):  # one that is not known here, or none, tells nothing
+                    config.family_name = families.by_architecture(hf_config).name
             return config
         if hf_config is not None:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
@@ -359,10 +359,8 @@ class Config:
         values = asdict(self)
         derived = {**OWN_DEFAULTS, **self._derived()}
         own = {key for key in OWN_DEFAULTS if values[key] != derived[key]} - {"tie_embeddings"}
-        if own == {
-            "family_name"
-        }:  # it computes like the derived family; its own config.json lies beside where that is to be kept
-            own = set()
+        if own == {"family_name"}:
+            own = set()  # it computes like the derived family; its config.json lies beside where that is to be kept
         return {key: value for key, value in values.items() if key not in OWN_DEFAULTS or key in own}
 
     def save(self, folder: str | Path) -> None:
@@ -394,7 +392,11 @@ OWN_DEFAULTS: dict[str, Any] = {
 """The fields LitGPT doesn't have."""
 
 
-SIZES = ("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padding_multiple")
+SIZES = (
+    *("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padding_multiple"),
+    *("intermediate_size", "moe_intermediate_size"),
+)
+"""Fields that are at least 1 where they are set."""
 BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
 """Fields with an entry for each layer."""
 PARTS = {
@@ -436,7 +438,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     known = [entry.name for entry in fields(Config)]
     for key in values:
         if key not in known:
-            raise LitGPTError(f"{key!r} is not a model setting.{closest(key, known)}")
+            raise LitGPTError(f"{key!r} is not a model setting.{closest(str(key), known)}")
     return values
 
 

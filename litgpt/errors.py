@@ -14,6 +14,11 @@ class UsageError(LitGPTError):
     """A command line that cannot be understood (exit code 2)."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, to stand inside a sentence."""
+    return " ".join((str(error) or type(error).__name__).split())[:200].rstrip(".")
+
+
 def closest(word: str, options: Iterable[str], n: int = 3) -> str:
     """` Closest: a, b.` with the `n` best matches for `word` (ignoring case), or an empty string when none is near."""
     by_lower = {option.lower(): option for option in options}

@@ -291,8 +291,10 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    if STATUS.is_file():  # getrusage would count the program that started this one as well
-        return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if "VmHWM" in line)
+    told = STATUS.read_text().splitlines() if STATUS.is_file() else []
+    for line in told:  # getrusage would count the program that started this one as well
+        if line.startswith("VmHWM"):  # not all that call themselves Linux have it
+            return 1024 * int(line.split()[1])
     try:
         import resource
     except ImportError:  # Windows

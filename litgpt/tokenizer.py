@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.chat_template import special_tokens
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 from litgpt.token_stream import StreamDecoder
-from litgpt.tokenizer_backends import Backend, SentencePieceBackend, TokenizersBackend, one_line, optional_json
+from litgpt.tokenizer_backends import Backend, SentencePieceBackend, TokenizersBackend, optional_json
 
 if TYPE_CHECKING:
     import tokenizers

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from litgpt.config import read_json
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 from litgpt.token_stream import ByteStream, PieceStream, StreamDecoder, byte_level_bytes
 
 if TYPE_CHECKING:
@@ -261,8 +261,3 @@ def byte_of(token: str) -> bytes:
 def optional_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one where there is no file."""
     return read_json(file) if file.is_file() else {}
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, to stand inside a sentence."""
-    return " ".join(str(error).split())[:200].rstrip(".")

@@ -226,6 +226,9 @@ def test_answers_follow_the_weights_as_they_are_trained(llm):
     [
         (dict(prompt="hay " * 300), "context only 128; shorten"),
         (dict(prompt="Hi", max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(prompt="Hi", max_new_tokens="5"), "max_new_tokens is '5'"),
+        (dict(prompt=None), "A prompt is a text, or a list of texts, not None"),
+        (dict(prompt=["Hi", 5]), r"not \['Hi', 5\]"),
         (dict(prompt="Hi", temperature=-1), "temperature is -1"),
         (dict(prompt=["Hi"], stream=True), "Only a single prompt can be streamed"),
     ],
@@ -273,6 +276,7 @@ def test_loading_what_is_not_there_is_told(arguments, words):
         (dict(precision="8"), "Unknown precision"),
         (dict(quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(fixed_kv_cache_size=4096), "context is 128"),
+        (dict(fixed_kv_cache_size="all"), "fixed_kv_cache_size is 'all'"),
     ],
 )
 def test_placing_where_it_cannot_be_is_told(llm, arguments, words):
@@ -371,6 +375,7 @@ def test_trainer_setup_takes_the_weights_of_a_trainer_checkpoint(llm, tmp_path):
     [
         (None, "no Trainer checkpoint"),
         (b"junk", "is no Trainer checkpoint"),
+        (b"", "is no Trainer checkpoint \\(EOFError\\)"),
         ({"state_dict": {}}, "has no tensor 'lm_head.weight'"),
     ],
 )

@@ -267,6 +267,12 @@ def test_a_narrowed_pythia_has_a_narrower_mlp():
         ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 5}, "n_expert_per_token"),
         ({"latent_attention": {}}, "latent_attention needs a size as its q?"),
         ({"linear_attention": {"n_key_heads": 0}}, "linear_attention needs a size as its n_key_heads"),
+        ({"latent_attention": {"q_lora_rank": -1}}, "latent_attention needs a size as its q_lora_rank, and has -1"),
+        ({"intermediate_size": -1}, "intermediate_size is -1"),
+        (
+            {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 1, "n_shared_expert": 1},
+            "need moe_intermediate_size",
+        ),
     ],
 )
 def test_a_value_that_no_model_can_have_is_told_with_its_name(change, word):
@@ -281,11 +287,37 @@ def test_a_number_without_a_point_is_a_number_all_the_same(tmp_path):
     assert (config.norm_eps, config.attention_logit_softcapping) == (1e-6, 50.0)
 
 
-def test_a_bad_value_in_a_file_is_told_with_the_file(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("n_embd: wide", "The model setting n_embd is 'wide'"), ("5: 1", "5 is not a model setting")],
+)
+def test_a_bad_value_in_a_file_is_told_with_the_file(content, told, tmp_path):
     path = tmp_path / "model_config.yaml"
-    path.write_text("n_embd: wide\n")
-    with pytest.raises(LitGPTError, match=r"model_config\.yaml can't be used: The model setting n_embd is 'wide'"):
+    path.write_text(content)
+    with pytest.raises(LitGPTError, match=rf"model_config\.yaml can't be used: {told}"):
         Config.from_file(path)
+
+
+@pytest.mark.parametrize("architectures", [5, [["x"]], ["NobodyKnowsForCausalLM"]])
+def test_a_config_json_beside_that_tells_of_no_family_changes_nothing(architectures, tmp_path):
+    config = Config(name="mine", n_layer=2, n_embd=8, n_head=2)
+    config.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+    assert Config.from_checkpoint(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"quantization_config": "fp8"}, "a value that no LlamaForCausalLM can have"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "`factor`: None in its RoPE settings, which yarn can't have"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "`factor`: 'two'"),
+    ],
+)
+def test_a_strange_setting_of_a_config_json_is_told_with_its_name(change, word):
+    hf_config = Config.from_name("Llama-3.2-1B").family.write_hf(Config.from_name("Llama-3.2-1B"))
+    with pytest.raises(LitGPTError, match=word):
+        Config.from_hf({**hf_config, **change})
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES.values()}))

@@ -162,6 +162,12 @@ def test_memory_is_this_process_s():
     assert peak_memory(torch.device("cpu")) >= max(before, block.nbytes)
 
 
+def test_memory_is_told_where_the_kernel_has_no_such_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "STATUS", tmp_path / "status")
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    assert peak_memory(torch.device("cpu")) > 0
+
+
 @pytest.mark.skipif(not runtime.STATUS.is_file(), reason="elsewhere the system counts the parent as well")
 def test_memory_of_the_program_that_started_this_one_does_not_count():
     block = torch.ones(2**28)  # 1 GiB, held while the other program starts

@@ -22,6 +22,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     target = _real_path(path)
     with explained(target):
+        if target.is_dir():
+            raise LitGPTError(f"{path} is a folder; give the name of a file to write to.")
         temporary = _temporary(target)
         temporary.touch()
     try:

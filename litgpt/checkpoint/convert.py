@@ -18,6 +18,7 @@ from litgpt.checkpoint.layout import (
     copy_config_files,
     existing_folder,
     find_checkpoint,
+    gguf_files,
     hf_weight_files,
 )
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, load_pth, open_weights
@@ -68,12 +69,12 @@ def to_litgpt(
 
 def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
     """The Hugging Face weights of a folder, whatever LitGPT files lie beside them."""
-    if folder.is_file():
+    files = () if folder.is_file() else hf_weight_files(folder)
+    if folder.is_file() or (not files and gguf_files(folder)):
         raise LitGPTError(
             f"{folder} can be used as it is; `litgpt convert_from_litgpt {folder} OUTPUT_DIR` makes a Hugging Face "
             "folder of it."
         )
-    files = hf_weight_files(folder)
     if not files and (folder / LIT_MODEL).is_file():
         raise LitGPTError(f"{folder} is a LitGPT folder ({LIT_MODEL}) already and has no other weights to convert.")
     if not files:

@@ -27,12 +27,11 @@ from litgpt.checkpoint.gguf_tokenizer import write_tokenizer
 from litgpt.checkpoint.layout import GGUF_SUFFIX
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import Config, name_to_config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, one_line
 from litgpt.families.base import Family
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.model import GPT
 from litgpt.rope import inverse_frequencies
-from litgpt.tokenizer_backends import one_line
 
 if TYPE_CHECKING:
     import gguf

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 
 
 def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:
-        raise LitGPTError(f"{path} is no Trainer checkpoint ({str(error).splitlines()[0]}).") from None
+        raise LitGPTError(f"{path} is no Trainer checkpoint ({one_line(error)}).") from None
     found = {}
     for name in names:
         matches = [key for key in state if key == name or key.endswith(f".{name}")]

@@ -70,14 +70,17 @@ class WeightTable:
             for name in names:
                 if name not in present:
                     raise LitGPTError(
-                        f"The checkpoint has no tensor {name!r}, which {ours} is made of.{closest(name, present)}"
+                        f"The checkpoint has no tensor {name!r}, which {ours} is made of."
+                        f"{closest(name, present.values())}"
                     )
         used = {name for names in sources.values() for name in names} | {*self.dropped, self.head_name()}
         beginnings = tuple(name[:-1] for name in self.dropped if name.endswith("*"))
         for name in present:
             if name not in used and not name.startswith(beginnings):
                 architecture = self.family.architectures[0]
-                raise LitGPTError(f"The checkpoint has a tensor {name!r} that {architecture} has no place for.")
+                raise LitGPTError(
+                    f"The checkpoint has a tensor {present[name]!r} that {architecture} has no place for."
+                )
 
         shapes = {name: tensor.shape for name, tensor in wanted.items()} if isinstance(wanted, Mapping) else {}
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError
+from litgpt.prompt_style import joined
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -162,7 +163,7 @@ def shared_message(turn: Any) -> Message:
     if role is None:
         raise LitGPTError(f"{turn['from']!r} speaks in `conversations`; known are {', '.join(SHARED_ROLES)}.")
     others = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    if turn["from"] != "function_call":
+    if turn["from"].lower() != "function_call":
         return {"role": role, "content": turn["value"], **others}
     try:
         calls = json.loads(turn["value"])
@@ -206,7 +207,7 @@ def _plain(message: Message) -> Message:
         plain["content"] = _one_text(content, plain["role"])
     if calls and not isinstance(calls, list):
         raise LitGPTError(f"`tool_calls` is a list, not {calls!r:.80}.")
-    return {**plain, "tool_calls": [_with_arguments(_call(call), _object) for call in calls]} if calls else plain
+    return {**plain, "tool_calls": [_with_arguments(_call(call), as_object) for call in calls]} if calls else plain
 
 
 def _one_text(parts: list[Any], role: str) -> Any:
@@ -218,9 +219,8 @@ def _one_text(parts: list[Any], role: str) -> Any:
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
     if media := [kind for kind in kinds if kind in MEDIA]:
         raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
-    if any(kind != "text" or not isinstance(part.get("text"), str) for kind, part in zip(kinds, parts, strict=True)):
-        return parts
-    return "".join(part["text"] for part in parts)
+    text = joined(parts)
+    return parts if text is None else text
 
 
 def _call(call: Any) -> Mapping[str, Any]:
@@ -253,10 +253,11 @@ def _with_arguments(call: Mapping[str, Any], change: Callable[[Any], Any]) -> Ma
     return {**call, "function": {**function, "arguments": change(function["arguments"])}}
 
 
-def _object(arguments: Any) -> Any:
+def as_object(arguments: Any) -> Any:
+    """A call's arguments as an object, which templates expect, where they are one as JSON text."""
     try:
         found = json.loads(arguments)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return arguments
     return found if isinstance(found, dict) else arguments
 

@@ -152,10 +152,7 @@ def understand(service: Service, body: ChatRequest) -> Order:
 
 def works_of(work: Work, n: int) -> list[Work]:
     """The same work `n` times; seeds count up."""
-    seed = work.sampling.seed
-    if seed is None:
-        return [work] * n
-    return [replace(work, sampling=replace(work.sampling, seed=(seed + i) % 2**64)) for i in range(n)]
+    return [replace(work, sampling=work.sampling.of_sample(i)) for i in range(n)]
 
 
 def variables_of(body: ChatRequest, voice: Voice) -> dict[str, Any]:

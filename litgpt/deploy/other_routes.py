@@ -65,7 +65,7 @@ def make_router(service: Service) -> APIRouter:
         voice = service.base if body.model is None else service.voice(body.model)
         service.check_length(len(body.tokens), "tokens")
         if any(not 0 <= token < 2**31 for token in body.tokens):
-            raise Problem(400, "A token id is 0 or more.", "tokens")
+            raise Problem(400, "A token id is from 0 to 2147483647.", "tokens")
         return JSON({"prompt": voice.speaker.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     return router

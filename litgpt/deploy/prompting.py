@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from litgpt.data.formats import as_object
 from litgpt.deploy.adapters import Voice
 from litgpt.deploy.problems import Problem
 from litgpt.deploy.schemas import Drawn, JSONObject, JSONSchema, Message, PlainText, Tool
@@ -122,7 +123,7 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": _object(call)},
+                    "function": {"name": call.function.name, "arguments": as_object(call.function.arguments)},
                 }
                 for call in message.tool_calls
             ]
@@ -130,14 +131,6 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         given["reasoning_content"] = message.reasoning_content
         plain.append(entry | {key: value for key, value in given.items() if value is not None})
     return plain
-
-
-def _object(call: Any) -> Any:
-    """A call's arguments as an object, which templates expect, where they are one."""
-    try:
-        return json.loads(call.function.arguments)
-    except ValueError:
-        return call.function.arguments
 
 
 def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -116,8 +116,9 @@ def run_server(
     if openai_spec:
         print("OpenAI's routes are always on; --openai_spec changes nothing.", file=sys.stderr)
     _refuse(devices, replicas, generate_strategy, server)
-    for name, value in {"max_new_tokens": max_new_tokens, "slots": slots, "shutdown_timeout": shutdown_timeout}.items():
-        if value < 1:
+    counts = {"max_new_tokens": max_new_tokens, "slots": slots, "max_length": max_length}
+    for name, value in {**counts, "shutdown_timeout": shutdown_timeout}.items():
+        if value is not None and value < 1:
             raise LitGPTError(f"{name} is {value}; it must be 1 or more.")
     limits = Limits(
         queue=max_queue,

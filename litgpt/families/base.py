@@ -191,7 +191,6 @@ class Family:
             # Where nothing is said of head tying, the weights tell.
             top = {**top[self.nested], "tie_word_embeddings": True, **whole}
         left = {**self.hf_defaults, **top}
-        pop_quantization(left)
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
             kwargs[ours] = self._number(left, theirs)
@@ -200,6 +199,7 @@ class Family:
             if found not in (None, value):
                 raise LitGPTError(f"config.json has `{key}`: {found!r}; {self.name} models here have {value!r} only.")
         try:
+            pop_quantization(left)
             kwargs.update(self.from_hf(left))
         except KeyError as missing:
             what = f"config.json has no `{missing.args[0]}`, which a {self.architectures[0]} needs."
@@ -395,6 +395,9 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
         )
     if kind != "default":
         given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
+        for key, value in {"factor": None, **given}.items():
+            if not isinstance(value, list if key in ("short_factor", "long_factor") else int | float):
+                raise LitGPTError(f"config.json has `{key}`: {value!r} in its RoPE settings, which {kind} can't have.")
         found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
     known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
     for key, value in rope.items():

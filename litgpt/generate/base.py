@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from litgpt.model import GPT
 
 PROMPT = "What food do llamas eat?"
-MOST_AT_ONCE = 16
-"""Samples that are generated together."""
 
 
 @with_options
@@ -98,15 +96,13 @@ def prepare(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> tuple[
 
 def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
     """Prints prompt and answer of every sample as they come, all of them generated together."""
-    from dataclasses import replace
-
     from litgpt.generate.report import Speed, note, note_memory
+    from litgpt.generate.speaker import MOST_AT_ONCE
     from litgpt.generate.text import Reply
 
     engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
-    seed = job.sampling.seed or 0
     requests = [
-        engine.submit(job.prompt, replace(job.sampling, seed=seed + i), speaker.stops, job.max_new_tokens)
+        engine.submit(job.prompt, job.sampling.of_sample(i), speaker.stops, job.max_new_tokens)
         for i in range(num_samples)
     ]
     for number, request in enumerate(requests, 1):

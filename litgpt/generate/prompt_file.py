@@ -20,11 +20,9 @@ from litgpt.generate.options import Options, grammar_of
 from litgpt.generate.report import note, note_memory
 from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
+from litgpt.generate.speaker import MOST_AT_ONCE, Speaker
 from litgpt.generate.text import Reply, stop_strings
 
-MOST_AT_ONCE = 16
-"""Answers that are generated together."""
 CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", "stop", "json_schema", "regex")
 """What a line may say beside the fields of `Sampling`."""
 
@@ -164,8 +162,7 @@ def answer_all(speaker: Speaker, jobs: list[Job], out_file: Path | None, num_sam
     replies: list[tuple[Job, int, Reply]] = []
     for job in jobs:
         for sample in range(num_samples):
-            seed = None if job.sampling.seed is None else job.sampling.seed + sample
-            sampling = replace(job.sampling, seed=seed)
+            sampling = job.sampling.of_sample(sample)
             replies.append((job, sample, speaker.reply(engine, job.prompt, sampling, job.max_new_tokens, job.stop)))
     with nullcontext(sys.stdout) if out_file is None else _opened(out_file) as out:
         for line in _results(replies, num_samples):

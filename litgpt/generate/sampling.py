@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class Sampling:
         are_biases = all(map(_is_whole, biases)) and all(map(_is_number, biases.values()))
         rules = (
             ("temperature", _is_number(self.temperature, 0), "a number, 0 or more"),
-            ("top_k", self.top_k is None or _is_whole(self.top_k, 1), "1 or more tokens; leave it out for all"),
+            ("top_k", self.top_k is None or _is_whole(self.top_k, 1), "1 or more tokens, or null for all"),
             ("top_p", _is_number(self.top_p, 0, 1), "a number between 0 and 1"),
             ("min_p", _is_number(self.min_p, 0, 1), "a number between 0 and 1"),
             ("repetition_penalty", _is_number(self.repetition_penalty, SMALLEST), "a number, more than 0; 1 is none"),
@@ -80,6 +80,10 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the best token is always taken."""
         return self.temperature == 0 or self.top_p == 0
+
+    def of_sample(self, number: int) -> Sampling:
+        """The settings of a sample of several: its seed is so many further, from the largest on to 0."""
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**64)
 
     @property
     def penalizing(self) -> bool:

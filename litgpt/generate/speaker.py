@@ -21,12 +21,15 @@ from litgpt.generate.placement import longest_fit
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import Reply, stop_strings
 from litgpt.model import GPT
+from litgpt.prompt_style import joined
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precisions whose weights stay float32 and what is computed in instead."""
+MOST_AT_ONCE = 16
+"""Answers that are generated together where one call asks for many: samples, or prompts of a list or a file."""
 CHUNK = 512
 """Prompt tokens that an engine processes between two steps of the running requests."""
 
@@ -122,6 +125,7 @@ class Speaker:
         Raises:
             LitGPTError: The style cannot write this conversation, or has no place for its system prompt.
         """
+        messages = [_with_one_text(message) for message in messages]
         text = self.style.apply_messages(messages)
         first, others = messages[0], messages[1:]
         if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
@@ -175,3 +179,10 @@ class Speaker:
         stops = stop_strings(stop)  # before there is a request to clean up
         request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
         return Reply(request, self.tokenizer.stream(), stops)
+
+
+def _with_one_text(message: Message) -> Message:
+    """A message whose content, if it is in parts of text, is one text: few templates take parts."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    text = joined(content) if isinstance(content, list) else None
+    return message if text is None else {**message, "content": text}

@@ -17,7 +17,7 @@ memory. A single token is faster as it is: half as much is read. Measured on a p
 from __future__ import annotations
 
 import threading
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,14 @@ _scratch = threading.local()
 """Where they go: each thread's own memory, used again and again (fresh memory would cost more than the widening)."""
 
 
-@cache
+_known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+BFLOAT16 = bool(_known and _known())
+"""Found out here: torch's compiler warns of what a function remembers."""
+
+
 def has_bfloat16() -> bool:
     """Whether products in bfloat16 are no slower than in float32 on this CPU, as oneDNN knows it."""
-    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(known and known())
+    return BFLOAT16
 
 
 def product_dtype(rows: Tensor) -> torch.dtype:
@@ -96,7 +99,7 @@ def linear(layer: nn.Linear, lying: bool, x: Tensor) -> Tensor:
     else:
         y = torch.mm(weight, tokens.t()) if bias is None else torch.addmm(bias[:, None], weight, tokens.t())
         y = y.t() if lying else y.t().contiguous()
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*x.shape[:-1], y.size(-1))
 
 
 def _widened_product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

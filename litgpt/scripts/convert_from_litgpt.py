@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,10 @@ def convert_from_litgpt(
 
         print(f"Wrote {to_peft(checkpoint_dir, output_dir)}, for `peft.PeftModel.from_pretrained`.")
     else:
+        from litgpt.checkpoint.atomic import gigabytes
         from litgpt.checkpoint.gguf_writer import write_gguf
 
         dtype = output_format.removeprefix("gguf-")
-        write_gguf(checkpoint_dir, output_dir / f"model-{dtype}.gguf", dtype)
+        file = output_dir / f"model-{dtype}.gguf"
+        write_gguf(checkpoint_dir, file, dtype)
+        print(f"Wrote {file}, {gigabytes(file.stat().st_size)}.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -16,4 +17,4 @@ def convert_pretrained_checkpoint(checkpoint_dir: Path, output_dir: Path) -> Non
     """
     from litgpt.checkpoint.convert import to_weights_only
 
-    to_weights_only(checkpoint_dir, output_dir)
+    print(f"Wrote the weights alone to {to_weights_only(checkpoint_dir, output_dir)}.", file=sys.stderr)

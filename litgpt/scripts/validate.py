@@ -158,9 +158,10 @@ def validate(
         try:
             outcome = f"ok: {check()}"
         except LitGPTError as error:
-            again = str(error) in failed.values()
-            failed[name] = str(error)
-            outcome = "not checked, see above." if again else f"FAILED: {error}"
+            if str(error) in failed.values():
+                outcome = "not checked, see above."
+            else:
+                failed[name], outcome = str(error), f"FAILED: {error}"
         print(f"[{number}/{len(checks)}] {name}: {outcome}")
     if failed:
         raise LitGPTError(f"{subject.folder} is not valid: see above what is wrong with its {_and(failed)}.")

@@ -95,6 +95,9 @@ def test_tensor_names_without_the_prefix(tmp_path):
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 8, 8)  # a causal mask, as the files of OpenAI's GPT-2 have
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     torch.testing.assert_close(load_model(folder)(TOKENS), expected)
+    save_file({**tensors, "h.0.extra": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LitGPTError, match="a tensor 'h.0.extra' that"):  # as the file calls it
+        load_model(folder)
 
 
 @pytest.mark.parametrize(

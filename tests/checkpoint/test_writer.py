@@ -231,6 +231,11 @@ def test_a_file_is_no_folder_to_write_to(tmp_path):
         pass
 
 
+def test_a_folder_is_no_file_to_write_to(tmp_path):
+    with pytest.raises(LitGPTError, match="is a folder"), atomic_file(tmp_path):
+        pass
+
+
 def test_room_is_asked_for_beforehand(tmp_path):
     require_space(tmp_path / "not" / "yet" / "there", 1000, "A thing")
     with pytest.raises(LitGPTError, match=r"A thing needs .* GB of disk"):

@@ -60,7 +60,7 @@ def test_tools_reasoning_and_further_keys_reach_the_template() -> None:
 def test_a_function_call_becomes_a_tool_call_and_an_observation_a_tools_answer() -> None:
     turns = [
         {"from": "human", "value": "q"},
-        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+        {"from": "Function_Call", "value": '{"name": "f", "arguments": {"x": 1}}'},
         {"from": "observation", "value": "7"},
     ]
     _, called, answered = conversation_of({"conversations": turns}).messages

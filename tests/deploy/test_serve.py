@@ -107,6 +107,7 @@ def test_a_port_that_is_taken_is_told():
         (dict(port=0, accelerator="quantum"), "Unknown device 'quantum'"),
         (dict(port=0, quantize="bnb.nf4", precision="bf16-mixed"), "bnb.nf4 computes in one dtype"),
         (dict(port=0, slots=0), "slots is 0"),
+        (dict(port=0, max_length=0), "max_length is 0"),
         (dict(checkpoint_dir=Path("nowhere"), port=0), "nowhere"),
     ],
 )

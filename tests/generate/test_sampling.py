@@ -145,3 +145,8 @@ def test_a_temperature_that_float32_rounds_to_nothing_takes_the_best():
 def test_a_value_out_of_range_is_told(name, value):
     with pytest.raises(LitGPTError, match=re.escape(f"{name} is {repr(value)[:80]}; it must be ")):
         Sampling(**{name: value})
+
+
+def test_the_seeds_of_samples_count_up_and_stay_seeds():
+    assert [Sampling(seed=2**64 - 1).of_sample(number).seed for number in range(3)] == [2**64 - 1, 0, 1]
+    assert Sampling().of_sample(3).seed is None

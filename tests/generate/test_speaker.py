@@ -39,6 +39,19 @@ def test_the_chat_template_writes_prompts_and_conversations(speaker):
     assert speaker.multi_turn
 
 
+def test_parts_of_text_are_one_text(speaker):
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    for style in (speaker.style, Shout()):
+        same = Speaker(speaker.model, speaker.tokenizer, style)
+        ids = [same.encode_messages([{"role": "user", "content": content}]) for content in (parts, "Hello")]
+        assert ids[0] == ids[1]
+
+
+def test_content_that_is_no_text_is_told(speaker):
+    with pytest.raises(LitGPTError, match="A user message holds something other than text: 5"):
+        Speaker(speaker.model, speaker.tokenizer, Shout()).encode_messages([{"role": "user", "content": 5}])
+
+
 def test_answers_end_at_the_tokenizers_and_the_styles_stops(speaker):
     assert END in speaker.stops
     exclamation = speaker.tokenizer.token_to_id("!")

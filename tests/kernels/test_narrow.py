@@ -25,7 +25,7 @@ def bfloat16(request, monkeypatch) -> bool:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(24,), (1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (2, MANY, 24)])
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (2, MANY, 24)])
 def test_the_same_numbers(bias, shape):
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias).bfloat16()
@@ -102,6 +102,15 @@ def test_an_mlp_whose_gates_are_left_lying_gives_the_same(tokens, bfloat16):
     with torch.no_grad():
         assert (quick.fc_1(x).stride(-1) != 1) is bfloat16 and quick.proj(plain.fc_1(x)).is_contiguous()
         torch.testing.assert_close(quick(x), plain(x), rtol=2**-6, atol=2**-7)
+
+
+def test_torchs_compiler_warns_of_nothing(monkeypatch):
+    monkeypatch.undo()  # what it would warn of is how the processor's instructions are found out
+    layer = nn.Linear(24, 41).bfloat16()
+    quicken(layer, PLENTY)
+    x = torch.randn(7, 24, dtype=torch.bfloat16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
 
 
 def test_a_weight_of_many_rows_is_widened_in_parts(monkeypatch):

@@ -208,13 +208,20 @@ def test_a_named_model_gets_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8_0"])
-def test_a_gguf_file_opens_as_the_model_it_was_made_from(dtype, stories260k, tmp_path):
+def test_a_gguf_file_opens_as_the_model_it_was_made_from(dtype, stories260k, tmp_path, capsys):
     convert_from_litgpt(stories260k, tmp_path / "new", f"gguf-{dtype}")
+    assert f"Wrote {tmp_path / 'new' / f'model-{dtype}.gguf'}, 0." in capsys.readouterr().err
     tokens = torch.arange(3, 40)[None]
     with torch.inference_mode():
         ours = load_model(tmp_path / "new" / f"model-{dtype}.gguf", dtype=torch.float32)(tokens)
         exact = load_model(stories260k)(tokens)
     assert (ours - exact).abs().max() < (0.02 if dtype == "f16" else 0.5) < exact.abs().max()
+
+
+def test_a_folder_with_a_gguf_file_needs_no_conversion(stories260k, tmp_path, capsys):
+    convert_from_litgpt(stories260k, tmp_path, "gguf-f16")
+    assert main(["convert_to_litgpt", str(tmp_path)]) == 1
+    assert f"{tmp_path} can be used as it is; `litgpt convert_from_litgpt" in capsys.readouterr().err
 
 
 def test_a_pretraining_checkpoint_is_stripped_to_its_weights(tmp_path):

@@ -55,6 +55,8 @@ def test_all_that_is_wrong_is_told_and_the_exit_code_is_1(folder, spoil, failing
     lines = [line for line in captured.out.splitlines() if line.startswith("[")]
     assert {line[6:].split(":")[0] for line in lines if ": ok: " not in line} == failing
     assert word in captured.out and len(captured.err.strip().splitlines()) == 1
+    wrong = {line[6:].split(":")[0] for line in lines if ": FAILED: " in line}
+    assert {name for name in failing if name in captured.err.partition("what is wrong with")[2]} == wrong
 
 
 def test_wrong_names_and_shapes_are_listed(folder, capsys):
