@@ -30,14 +30,16 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
 
 
 def slowed(service, seconds: float):
-    """The service, each step of whose engine takes a while longer."""
-    step = service.base.engine._step
+    """The service, each step of whose engine takes a while longer, and is counted: `service.base.engine.n_steps`."""
+    engine = service.base.engine
+    step, engine.n_steps = engine._step, 0
 
     def slow_step() -> None:
+        engine.n_steps += 1
         time.sleep(seconds)
         step()
 
-    service.base.engine._step = slow_step
+    engine._step = slow_step
     return service
 
 
@@ -66,20 +68,17 @@ def test_what_exceeds_the_queue_is_told_to_come_again_at_once(speaker):
     assert service.in_flight == 0
 
 
-def test_a_hundred_requests_too_many_are_each_told_in_no_time(speaker):
+def test_a_hundred_requests_too_many_are_told_while_another_is_answered(speaker):
     service = slowed(make_service(speaker, slots=1, limits=Limits(queue=0)), 0.2)
     with running(service) as url, httpx.Client(timeout=30) as client:
         body = HI | {"stream": True, "ignore_eos": True, "max_tokens": 100}
         with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
             pieces = answer.iter_bytes()  # let go of, it would end the answer
             next(pieces)
-            seconds = []
             for _ in range(100):
-                started = time.perf_counter()
                 refused = client.post(f"{url}/v1/chat/completions", json=HI)
-                seconds.append(time.perf_counter() - started)
                 assert refused.status_code == 429 and refused.headers["retry-after"]
-    assert sorted(seconds)[50] < 0.05
+            assert service.in_flight == 1
 
 
 def test_more_answers_than_there_will_ever_be_room_for_are_a_mistake(speaker):
@@ -122,26 +121,18 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(speaker):
             body |= {"messages": HI["messages"]} if "chat" in path else {"prompt": "Hi"}
             with httpx.stream("POST", url + path, json=body, timeout=30) as answer:
                 next(answer.iter_bytes())
-            started = time.perf_counter()
+            before = service.base.engine.n_steps
             assert post(url, HI | {"max_tokens": 1}).status_code == 200
-            assert time.perf_counter() - started < 0.6
+            assert service.base.engine.n_steps - before < 60
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/chat/completions", json=HI | {"ignore_eos": True, "max_tokens": 100}, timeout=0.2)
-        started = time.perf_counter()
+        before = service.base.engine.n_steps
         assert post(url, HI | {"max_tokens": 1}).status_code == 200
-        assert time.perf_counter() - started < 0.6
+        assert service.base.engine.n_steps - before < 60
 
 
 def test_ten_clients_that_went_away_cost_the_next_one_nothing(speaker):
     service = slowed(make_service(speaker, slots=2), 0.005)
-    step, n_steps = service.base.engine._step, 0
-
-    def counted() -> None:
-        nonlocal n_steps
-        n_steps += 1
-        step()
-
-    service.base.engine._step = counted
     body = json.dumps(HI | {"ignore_eos": True, "max_tokens": 100}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(body)}\r\n\r\n"
@@ -154,9 +145,9 @@ def test_ten_clients_that_went_away_cost_the_next_one_nothing(speaker):
             time.sleep(0.001)
         for connection in gone:
             connection.close()
-        before = n_steps
+        before = service.base.engine.n_steps
         assert post(url, HI | {"ignore_eos": True, "max_tokens": 20}).status_code == 200
-        assert n_steps - before <= 30
+        assert service.base.engine.n_steps - before <= 30
 
 
 # -- sizes
