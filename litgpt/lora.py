@@ -214,6 +214,12 @@ class LoRA(Method):
                 raise LitGPTError(f"lora_modules_to_save: no module of this model matches {pattern!r}.{near}")
 
     def _update(self, *names: str) -> Update:
+        for name, parameter in model.named_parameters():
+            if self.saves(name) and not parameter.is_floating_point():
+                raise LitGPTError(
+                    f"lora_modules_to_save: {name} is kept in few bits, which can't be trained; leave --quantize or "
+                    "this module out."
+                )
         """The update of a layer, of that name or those."""
 
         def chosen(values: dict[str, Any] | None, default: Any) -> Any:
