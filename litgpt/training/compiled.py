@@ -15,14 +15,16 @@ from litgpt.errors import LitGPTError
 from litgpt.model import GPT, Block
 from litgpt.moe import Experts
 from litgpt.peft import Wrapped, WrappedExperts
+from litgpt.quantize import QuantizedLinear
 from litgpt.training.memory import replace
 
 COMPILERS = ("g++", "c++", "clang++")
 
 
 def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compiles what a block computes, but for what depends on more than shapes: attention over packed samples, and
-    which expert gets which token, run as they are between two compiled pieces.
+    """Compiles what a block computes, but for what depends on more than shapes (attention over packed samples, which
+    expert gets which token) and what is no torch code (quantized layers): these run as they are between two compiled
+    pieces.
 
     The first pass compiles for its number of tokens; the first one with another number compiles once more, for any.
     Passes with a KV cache are not compiled.
@@ -35,7 +37,7 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
     for module in model.modules():
         if isinstance(module, Attention):
             replace(module, "look", torch.compiler.disable(module.look))
-        elif isinstance(module, Experts | WrappedExperts) or (
+        elif isinstance(module, Experts | WrappedExperts | QuantizedLinear) or (
             isinstance(module, Wrapped) and getattr(module, "dropout", False)  # whose mask torch's compiler cannot draw
         ):
             replace(module, "forward", torch.compiler.disable(module.forward))
