@@ -25,6 +25,7 @@ import torch
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
+from litgpt.kernels.narrow import quicken
 from litgpt.peft import parameter_counts
 from litgpt.training.batches import Batching, sum_over_ranks
 from litgpt.training.descent import Descent, shape_blocks
@@ -222,6 +223,8 @@ class _Loop:
             fused=self.fabric.strategy.precision.precision != "16-mixed",
             decay_all=run.train.decay_norms_and_biases,
             parts=fused_parts(run.model),
+        if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
+            quicken(run.model, spare=0)  # as the engine of an example will: validations before and after it are alike
         )
         scale_rates(optimizer, self._trained(), run.rate_factor)
         self.optimizer = self.fabric.setup_optimizers(optimizer)

@@ -14,8 +14,10 @@ from litgpt.args import EvalArgs
 from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.loggers import read_metrics
+from litgpt.kernels.narrow import quicken
 from litgpt.lora import LoRA
 from litgpt.training import journal, loop, report
+from litgpt.runtime import make_fabric
 from litgpt.training.keeping import Identity
 from litgpt.training.loop import Interrupted, Run, fit
 from litgpt.training.optim import make_optimizer
@@ -124,6 +126,25 @@ def test_validation_in_between_reads_its_first_micro_batches_and_the_last_one_al
 
 
 @pytest.mark.parametrize("val_dataset", [None, Samples()])
+def test_a_bfloat16_validation_is_the_same_before_and_after_text_is_generated(tmp_path):
+    """Whose engine lets linear layers compute in another way."""
+    model = tiny_model(n_embd=64, intermediate_size=96).bfloat16()
+    run = make_run(
+        tmp_path,
+        model=model,
+        fabric=make_fabric(1, precision="bf16-true", device="cpu"),
+        val_dataset=make_samples(LENGTHS),
+        train={"max_steps": 2},
+        eval=EvalArgs(interval=1),
+        optimizer={"class_path": "SGD", "init_args": {"lr": 0.0}},
+        sample=lambda step: quicken(model, spare=0),
+        whole_final_validation=False,
+    )
+    fit(run)
+    before, after = losses(tmp_path, "val_loss")
+    assert before == after
+
+
 def test_without_validation_data_nothing_is_validated(tmp_path, val_dataset):
     run = make_run(tmp_path, val_dataset=val_dataset, eval=EvalArgs(interval=1, initial_validation=True))
     assert fit(run).val_loss is None
