@@ -103,6 +103,8 @@ def pretrain(job: Pretraining) -> Result:
             fabric=fabric,
             optimizer=job.optimizer,
             sample=continuation(job, model, tokenizer, fabric),
+            settings=job.hyperparameters,
+            fixed={"train.tie_embeddings": bool(model.config.tie_embeddings)},
             loggers=logging,
             seed=job.seed,
             resume=resume,
