@@ -19,6 +19,7 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.args import flat
+from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.peft import load_owned
@@ -206,7 +207,11 @@ def save_state(folder: Path, run: Run, optimizer: Optimizer, progress: Progress)
         "optimizer": optimizer.state_dict(),
         "precision": run.fabric.strategy.precision.state_dict(),
     }
-    torch.save(content, folder / STATE_FILE)
+    with atomic_file(folder / STATE_FILE) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch closes its archive all the same, and complains of that
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_weights(run: Run, folder: Path) -> None:

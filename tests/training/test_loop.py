@@ -509,6 +509,26 @@ def test_a_resumed_run_takes_the_optimizers_settings_from_its_own_command(tmp_pa
     assert len(optimizer.state) == len(list(run.model.parameters()))
 
 
+def test_a_disk_too_full_for_the_state_is_one_sentence_and_leaves_no_step(tmp_path):
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    run = make_run(tmp_path, train={"save_interval": 2})
+    save = run.save
+
+    def save_and_fill(folder: Path) -> None:
+        save(folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+
+    run.save = save_and_fill
+    try:
+        with pytest.raises(LitGPTError, match=r"The disk is full: \S+training_state\.pt could not be written"):
+            fit(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [path for path in tmp_path.iterdir() if path.name != "logs"]
+
+
 def settings_of(rank: int, **train: int) -> dict[str, Any]:
     """A command's."""
     data = {"class_path": "litgpt.data.JSON", "init_args": {"json_path": "a.json"}}
