@@ -19,6 +19,9 @@ from litgpt.quantize import QuantizedLinear
 from litgpt.training.memory import replace
 
 COMPILERS = ("g++", "c++", "clang++")
+VERSIONS = 64
+"""Of a block's code that torch may compile: with and without gradients, for updates that train and those that don't,
+for one number of tokens and for any. Beyond its own limit, 8, it would go on without compiling."""
 
 
 def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -34,6 +37,8 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
     """
     if backend == "inductor":
         _check_compiler(device)
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     for module in model.modules():
         if isinstance(module, Attention):
             replace(module, "look", torch.compiler.disable(module.look))
