@@ -250,6 +250,16 @@ def plain(value: Any) -> Any:
     return {"class_path": import_path(type(value)), **({"init_args": init_args} if init_args else {})}
 
 
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """What `hyperparameters` returns, by flag: `train.max_steps`, `data.json_path`; a class that was chosen is the
+    value of the flag that chooses it, `data`."""
+    flags: dict[str, Any] = {}
+    for name, value in settings.items():
+        flag = above if name in ("class_path", "init_args") else f"{above}.{name}" if above else name
+        flags.update(flat(value, flag) if isinstance(value, Mapping) else {flag: value})
+    return flags
+
+
 def import_path(thing: Any) -> str:
     """The shortest dotted path that a class or function can be imported from, such as `litgpt.data.JSON`."""
     parts = thing.__module__.split(".")

@@ -29,19 +29,31 @@ class CSVLog:
     Args:
         folder: Where the versions are; this one gets the next number.
         resume_step: Go on after so many steps.
+        validated: The step after which the last validation was that the run to go on with knows of; None: all are.
         resume_from: The version to go on with, a folder; None: the newest in `folder`. Of one elsewhere, the rows are
             copied.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None, resume_from: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resume_step: int | None = None,
+        resume_from: Path | None = None,
+        validated: int | None = None,
+    ) -> None:
         versions = sorted(int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit())
         self.rows: list[Row] = []
         self.samples: list[tuple[int, str]] = []
         next_version = folder / f"version_{versions[-1] + 1 if versions else 0}"
         before = resume_from or (folder / f"version_{versions[-1]}" if versions else None)
         if resume_step is not None and before is not None:
-            self.rows = [row for row in read_metrics(before / "metrics.csv") if row["step"] <= resume_step]
-            self.samples = [sample for sample in read_samples(before / "samples.jsonl") if sample[0] <= resume_step]
+            validated = resume_step if validated is None else min(validated, resume_step)
+            self.rows = [
+                row
+                for row in read_metrics(before / "metrics.csv")
+                if row["step"] <= (validated if "val_loss" in row else resume_step)
+            ]
+            self.samples = [sample for sample in read_samples(before / "samples.jsonl") if sample[0] <= validated]
             here = before.parent.resolve() == folder.resolve() and before.is_dir()
             version = before if here else next_version
         else:

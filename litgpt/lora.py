@@ -35,6 +35,8 @@ SWITCHES = {
 }
 """Switch → the patterns it stands for."""
 QKV_PARTS = ("query", "key", "value")
+FREE = ("dropout", "plus_ratio")
+"""Settings of how updates learn, not of what they are: training may go on with others."""
 INITS = ("default", "pissa", "pissa-fast")
 
 
@@ -155,12 +157,12 @@ class LoRA(Method):
         if not isinstance(found, LoRA):
             return super().going_on(found)
         for name, value in asked.items():
-            if name not in ("dropout", "plus_ratio") and value != getattr(found, name):
+            if name not in FREE and value != getattr(found, name):
                 raise LitGPTError(
                     f"lora_{name} is {value}, but the updates to go on with have {getattr(found, name)}; leave it out, "
                     "or merge them first (`litgpt merge_lora`) and start from the result."
                 )
-        return dataclasses.replace(found, **{name: asked[name] for name in ("dropout", "plus_ratio") if name in asked})
+        return dataclasses.replace(found, **{name: asked[name] for name in FREE if name in asked})
 
     # -- which layers
 
@@ -212,6 +214,12 @@ class LoRA(Method):
             if not any(matches(name, pattern) for name in names):
                 near = closest(pattern, {name.rpartition(".")[2] for name in names})
                 raise LitGPTError(f"lora_modules_to_save: no module of this model matches {pattern!r}.{near}")
+        for name, parameter in model.named_parameters():
+            if self.saves(name) and not parameter.is_floating_point():
+                raise LitGPTError(
+                    f"lora_modules_to_save: {name} is kept in few bits, which can't be trained; leave --quantize or "
+                    "this module out."
+                )
 
     def _update(self, *names: str) -> Update:
         """The update of a layer, of that name or those."""

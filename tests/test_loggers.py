@@ -38,6 +38,18 @@ def test_a_resumed_run_goes_on_in_the_newest_and_drops_what_came_after(tmp_path)
     assert [row["loss"] for row in read_metrics(log.path)] == [1.0, 2.0, 3.0, 40.0]
 
 
+def test_a_validation_that_the_resumed_run_makes_anew_is_dropped(tmp_path):
+    """A run that a signal stops before its validation has saved that step without it."""
+    log = CSVLog(tmp_path)
+    for step in (2, 4):
+        log.log_metrics({"loss": 1.0}, step=step)
+        log.log_metrics({"val_loss": 1.0}, step=step)
+        log.log_sample(step, "said")
+    again = CSVLog(tmp_path, resume_step=4, validated=2)
+    assert [(row["step"], "val_loss" in row) for row in again.rows] == [(2, False), (2, True), (4, False)]
+    assert [step for step, _ in again.samples] == [2]
+
+
 def test_no_file_has_no_rows(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv") == []
 

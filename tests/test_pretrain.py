@@ -132,6 +132,13 @@ def test_another_model_than_the_checkpoints_is_refused(trained, tmp_path):
         setup(**arguments(tmp_path, model_config=tiny(n_layer=2), initial_checkpoint_dir=trained / "final"))
 
 
+def test_a_head_of_its_own_is_not_thrown_away(tmp_path):
+    setup(**arguments(tmp_path, model_config=tiny(tie_embeddings=False), train={"max_steps": 1}))
+    start = dict(initial_checkpoint_dir=tmp_path / "out" / "final", model_config=tiny(tie_embeddings=False))
+    with pytest.raises(LitGPTError, match=r"train\.tie_embeddings would throw away the head"):
+        setup(**arguments(tmp_path, out_dir=tmp_path / "tied", train={"tie_embeddings": True}, **start))
+
+
 def test_embeddings_are_tied_on_request(tmp_path):
     setup(
         **arguments(tmp_path, model_config=tiny(tie_embeddings=False), train={"tie_embeddings": True, "max_steps": 1})

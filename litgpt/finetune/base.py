@@ -21,7 +21,7 @@ from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.loggers import named_loggers
-from litgpt.lora import LoRA
+from litgpt.lora import FREE, LoRA
 from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
 from litgpt.prompts import save_prompt_style
@@ -89,6 +89,8 @@ def finetune(job: Job) -> Result:
     if update is not None:
         update.load_into(model)
     prepare(data, job, tokenizer, model, fabric)
+    of_method = {f"lora_{name}": value for name, value in job.method.settings().items()}
+    settings = hyperparameters({**job.arguments, "checkpoint_dir": checkpoint.path, **of_method})
     run = Run(
         model=model,
         train_dataset=data.train_dataset,
@@ -96,7 +98,7 @@ def finetune(job: Job) -> Result:
         train=job.train,
         eval=job.eval,
         out_dir=job.out_dir,
-        save=lambda folder: save(folder, job, data, model, checkpoint),
+        save=lambda folder: save(folder, job, data, model, checkpoint, settings),
         fabric=fabric,
         owns=job.method.owns,
         rate_factor=job.method.rate_factor,
@@ -104,6 +106,8 @@ def finetune(job: Job) -> Result:
         optimizer=job.optimizer,
         sample=Example(job, data, tokenizer, model, fabric),
         loggers=named_loggers(job.logger_name, job.out_dir, job.log) if fabric.is_global_zero else (),
+        settings=settings,
+        fixed={name: value for name, value in of_method.items() if name.removeprefix("lora_") not in FREE},
         seed=job.seed,
         resume=resume,
     )
@@ -180,7 +184,9 @@ def _size(dataset: Sized | None) -> int:
     return 0 if dataset is None else len(dataset)
 
 
-def save(folder: Path, job: Job, data: DataModule, model: GPT, checkpoint: Checkpoint) -> None:
+def save(
+    folder: Path, job: Job, data: DataModule, model: GPT, checkpoint: Checkpoint, settings: dict[str, Any]
+) -> None:
     """Writes what was trained into `folder`, with all that is needed to use it."""
     save_state(
         folder / f"{LIT_MODEL}{job.method.suffix}",
@@ -189,9 +195,7 @@ def save(folder: Path, job: Job, data: DataModule, model: GPT, checkpoint: Check
     )
     copy_config_files(checkpoint.dir, folder)
     model.config.save(folder)
-    settings = {f"lora_{name}": value for name, value in job.method.settings().items()}
-    content = hyperparameters({**job.arguments, "checkpoint_dir": checkpoint.path, **settings})
-    (folder / HYPERPARAMETERS).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    (folder / HYPERPARAMETERS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     style = getattr(data, "prompt_style", None)
     if style is not None:
         save_prompt_style(style, folder)

@@ -56,7 +56,7 @@ def widened(weight: Tensor) -> Tensor:
     """A weight on the CPU in float32, until the next call in this thread."""
     memory = getattr(_scratch, "memory", None)
     if memory is None or memory.numel() < weight.numel():
-        _scratch.memory = memory = torch.empty(max(WIDENED, weight.numel()))
+        _scratch.memory = memory = torch.empty(max(WIDENED, weight.numel()), dtype=torch.float32)
     return memory[: weight.numel()].view(weight.shape).copy_(weight)
 
 

@@ -28,6 +28,11 @@ def merge_lora(
     dtype = parameter_dtype(precision) if precision else None
     folder = existing_folder(checkpoint_dir)
     if (folder / LIT_MODEL).is_file():
+        if precision or pretrained_checkpoint_dir:
+            raise LitGPTError(
+                f"{folder} has its merged {LIT_MODEL} already; remove that to merge anew, in another precision or with "
+                "another model."
+            )
         print(f"{folder} has its merged {LIT_MODEL} already; nothing to do.")
         return
     update = find_update(folder, pretrained_checkpoint_dir)

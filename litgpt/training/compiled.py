@@ -15,14 +15,19 @@ from litgpt.errors import LitGPTError
 from litgpt.model import GPT, Block
 from litgpt.moe import Experts
 from litgpt.peft import Wrapped, WrappedExperts
+from litgpt.quantize import QuantizedLinear
 from litgpt.training.memory import replace
 
 COMPILERS = ("g++", "c++", "clang++")
+VERSIONS = 64
+"""Of a block's code that torch may compile: with and without gradients, for updates that train and those that don't,
+for one number of tokens and for any. Beyond its own limit, 8, it would go on without compiling."""
 
 
 def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compiles what a block computes, but for what depends on more than shapes: attention over packed samples, and
-    which expert gets which token, run as they are between two compiled pieces.
+    """Compiles what a block computes, but for what depends on more than shapes (attention over packed samples, which
+    expert gets which token) and what is no torch code (quantized layers): these run as they are between two compiled
+    pieces.
 
     The first pass compiles for its number of tokens; the first one with another number compiles once more, for any.
     Passes with a KV cache are not compiled.
@@ -32,10 +37,12 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
     """
     if backend == "inductor":
         _check_compiler(device)
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     for module in model.modules():
         if isinstance(module, Attention):
             replace(module, "look", torch.compiler.disable(module.look))
-        elif isinstance(module, Experts | WrappedExperts) or (
+        elif isinstance(module, Experts | WrappedExperts | QuantizedLinear) or (
             isinstance(module, Wrapped) and getattr(module, "dropout", False)  # whose mask torch's compiler cannot draw
         ):
             replace(module, "forward", torch.compiler.disable(module.forward))

@@ -45,7 +45,7 @@ class Journal:
             self.csv = CSVLog(folder)
         else:
             source = self.run.resume.parent / "logs" / "csv" / progress.log if progress.log else None
-            self.csv = CSVLog(folder, progress.counters.step, source)
+            self.csv = CSVLog(folder, progress.counters.step, source, progress.validations.step)
         progress.log = self.csv.name
 
     def line(self, text: str) -> None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,7 @@ import torch
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
+from litgpt.kernels.narrow import quicken
 from litgpt.peft import parameter_counts
 from litgpt.training.batches import Batching, sum_over_ranks
 from litgpt.training.descent import Descent, shape_blocks
@@ -39,7 +40,7 @@ from litgpt.training.packing import input_length
 from litgpt.training.pairs import Setting, check_pairs
 from litgpt.training.progress import duration
 from litgpt.training.schedule import Counters, Limits, make_schedule
-from litgpt.training.state import STATE_FILE, Progress, load_state, load_weights, save_state
+from litgpt.training.state import STATE_FILE, Progress, Saved, load_state, load_weights, save_state
 from litgpt.training.stopping import StopRequest
 from litgpt.training.validation import Validations, validate
 
@@ -109,6 +110,10 @@ class Run:
     sample: Callable[[int], str | None] | None = None
     """Shows what the model says after each validation; gets the step. Called on every rank with the model in eval
     mode and no gradients; prints through `fabric.print`, and returns what the report shows, if anything."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The command's arguments, as `args.hyperparameters` has them; a resumed run tells which have changed."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Those of them, by flag, that a resumed run must not change: what the model computes depends on them."""
     loggers: Sequence[Logger] = ()
     """Besides CSV, which is always written: `loggers.named_loggers(logger_name, out_dir, log)`."""
     seed: int = 1337
@@ -210,12 +215,16 @@ class _Loop:
         self.limits = Limits.of(run.train, len(run.train_dataset))
         self.samples, self.batching = Shuffled(run.train_dataset, run.seed), Batching.of(run.train)
         self.journal = Journal(run, self.limits)
-        if run.resume is not None:
-            load_weights(run, run.resume)
+        saved = None if run.resume is None else Saved.read(run.resume)
+        self.changes = "" if saved is None else saved.changes(run)
+        if saved is not None:
+            load_weights(run, saved.folder)
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad = run.owns(name) and parameter.is_floating_point()
         shape_blocks(run)
         self.objective = self.fabric.setup_module(NextToken(run.model, run.train.z_loss, run.train.label_smoothing))
+        if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
+            quicken(run.model, spare=0)  # as the engine of an example will: validations before and after it are alike
         optimizer = make_optimizer(
             run.optimizer,
             self._trained(),
@@ -232,8 +241,8 @@ class _Loop:
         )
         if notice:
             self.journal.line(notice)
-        if run.resume is not None:
-            load_state(run, run.resume, optimizer, self.progress)
+        if saved is not None:
+            load_state(run, saved, optimizer, self.progress)
         self.resumed = replace(self.counters)
         self.loss = float("nan")
         self.start = time.perf_counter()
@@ -263,7 +272,7 @@ class _Loop:
         total = sum(parameter_counts(run.model, run.owns))
         self.journal.line(f"Training {trained:,} of {total:,} parameters on {len(run.train_dataset):,} samples.")
         if run.resume:
-            self.journal.line(f"Going on after step {self.counters.step}, from {run.resume}.")
+            self.journal.line(f"Going on after step {self.counters.step}, from {run.resume}. {self.changes}".strip())
         self.objective.train()
         if self.counters.step:
             if self.progress.validations.step != self.counters.step:

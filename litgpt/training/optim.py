@@ -19,6 +19,12 @@ FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 BITSANDBYTES = "AdEMAMix LAMB LARS Lion".split()
 """Classes of bitsandbytes without `8bit`, `32bit` or `Paged` in their names that torch does not have."""
 
+UNFIT: dict[type[Optimizer], str] = {
+    torch.optim.LBFGS: "evaluates the model several times a step, which this loop doesn't",
+    torch.optim.SparseAdam: "takes sparse gradients alone, and this model's are dense",
+}
+"""Optimizers that can't be used, and why."""
+
 
 def make_optimizer(
     spec: str | dict[str, Any],
@@ -75,7 +81,7 @@ def make_optimizer(
         groups = _groups(decaying, others) if decay else [{"params": [parameter for _, parameter in named]}]
     try:
         return optimizer_class(groups, **init_args, **faster)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise LitGPTError(f"optimizer: {class_path} refuses its arguments {init_args}: {error}.") from None
 
 
@@ -123,7 +129,7 @@ def find_class(class_path: str) -> type[Optimizer]:
     has AdamW for what is no hidden matrix.
 
     Raises:
-        LitGPTError: There is none, or its step needs a closure.
+        LitGPTError: There is none, or it is none for this loop.
     """
     if class_path in ("Muon", "torch.optim.Muon"):
         return Muon
@@ -140,10 +146,9 @@ def find_class(class_path: str) -> type[Optimizer]:
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Optimizer)]
         raise UsageError(f"There is no optimizer {class_path!r}.{closest(name, names)}")
-    if issubclass(found, torch.optim.LBFGS):
-        raise LitGPTError(
-            f"{class_path} evaluates the model several times a step, which this loop doesn't; use AdamW, for example."
-        )
+    for unfit, why in UNFIT.items():
+        if issubclass(found, unfit):
+            raise LitGPTError(f"{class_path} {why}; use AdamW, for example.")
     return found
 
 

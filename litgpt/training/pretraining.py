@@ -103,6 +103,8 @@ def pretrain(job: Pretraining) -> Result:
             fabric=fabric,
             optimizer=job.optimizer,
             sample=continuation(job, model, tokenizer, fabric),
+            settings=job.hyperparameters,
+            fixed={"train.tie_embeddings": bool(model.config.tie_embeddings)},
             loggers=logging,
             seed=job.seed,
             resume=resume,
@@ -141,9 +143,19 @@ def _shape(config: Config) -> dict[str, Any]:
 
 
 def starting_model(job: Pretraining, config: Config, fabric: Fabric) -> GPT:
-    """The model with the weights that training starts from, on the CPU."""
+    """The model with the weights that training starts from, on the CPU.
+
+    Raises:
+        LitGPTError: The checkpoint to start from can't be read, or has a head of its own that should be tied.
+    """
     if job.initial_checkpoint_dir is not None:
-        return load_model(job.initial_checkpoint_dir, dtype=parameter_dtype(fabric.strategy.precision.precision))
+        model = load_model(job.initial_checkpoint_dir, dtype=parameter_dtype(fabric.strategy.precision.precision))
+        if job.train.tie_embeddings and not model.tied:
+            raise LitGPTError(
+                f"train.tie_embeddings would throw away the head that {job.initial_checkpoint_dir} has of its own; "
+                "leave it out."
+            )
+        return model
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device="cpu")

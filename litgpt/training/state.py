@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
+from litgpt.args import flat
+from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.peft import load_owned
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from litgpt.training.loop import Run
 
 STATE_FILE = "training_state.pt"
+ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})
+"""Settings that are none of the model's business."""
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError)
 """What `torch.load` raises for a file that is cut off or something else."""
 
@@ -85,7 +90,8 @@ def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
     newest = _newest_step(folder)
     if newest is None:
         why = (
-            f"has no {STATE_FILE}; to start from its weights use --initial_checkpoint_dir"
+            f"has no {STATE_FILE}; to start anew from its weights, give it as the checkpoint folder "
+            "(--initial_checkpoint_dir in pretraining)"
             if folder.is_dir()
             else "does not exist"
         )
@@ -115,18 +121,97 @@ class Progress:
     """See `Header`."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a `training_state.pt` holds, its tensors in memory."""
+
+    folder: Path
+    run_name: str
+    """See `Header`."""
+    log: str
+    counters: Counters
+    validations: Validations
+    fingerprint: dict[str, Any]
+    """What must not change between a run and its resumption."""
+    settings: dict[str, Any] | None
+    """All arguments of the command, see `args.flat`; None: written before they were kept."""
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Saved:
+        """Of a `step-*` folder.
+
+        Raises:
+            LitGPTError: It is damaged.
+        """
+        path = folder / STATE_FILE
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            counters, header = Counters(**content["counters"]), content.get("header") or {}
+            return cls(
+                folder,
+                str(header.get("run_name", "")),
+                str(header.get("log", "")),
+                counters,
+                Validations(**content.get("validations", {"step": counters.step})),
+                content["run"],
+                content.get("settings"),
+                content["optimizer"],
+                content["precision"],
+            )
+        except UNREADABLE:
+            raise LitGPTError(f"{path} is damaged: torch cannot read it; resume from an earlier step.") from None
+
+    def changes(self, run: Run) -> str:
+        """Says which settings `run` has others of; empty: none.
+
+        Raises:
+            LitGPTError: One of those that must not change has.
+        """
+        fingerprint = _fingerprint(run) if self.settings is None else {**_fingerprint(run), **run.fixed}
+        for name, before, now in _differences(self.fingerprint, fingerprint):
+            raise LitGPTError(
+                f"Cannot resume from {self.folder}: its run had {name} = {before}, this one has {now}; "
+                "it would be another run."
+            )
+        if self.settings is None:
+            return ""
+        told = [
+            f"{name} {now} (was {before})"
+            for name, before, now in _differences(self.settings, flat(run.settings))
+            if name.partition(".")[0] not in ELSEWHERE
+        ]
+        return f"Other settings than before: {', '.join(told)}." if told else ""
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Names with two values, both as YAML has them; what is absent is null."""
+    for name in dict.fromkeys((*before, *now)):
+        if before.get(name) != now.get(name):
+            yield name, _written(before.get(name)), _written(now.get(name))
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def save_state(folder: Path, run: Run, optimizer: Optimizer, progress: Progress) -> None:
     """Writes `training_state.pt` into a folder that has the weights already."""
-    header = {"run_name": progress.identity.name, "log": progress.log, "written": time.time()}
-    state = {
-        "header": header,
+    content = {
+        "header": asdict(Header(progress.identity.name, progress.log, time.time())),
         "counters": asdict(progress.counters),
         "validations": asdict(progress.validations),
-        "run": _fingerprint(run),
+        "run": {**_fingerprint(run), **run.fixed},
+        "settings": flat(run.settings),
         "optimizer": optimizer.state_dict(),
         "precision": run.fabric.strategy.precision.state_dict(),
     }
-    torch.save(state, folder / STATE_FILE)
+    with atomic_file(folder / STATE_FILE) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch closes its archive all the same, and complains of that
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_weights(run: Run, folder: Path) -> None:
@@ -139,43 +224,27 @@ def load_weights(run: Run, folder: Path) -> None:
     load_owned(run.model, run.owns, load_pth(path), str(path))
 
 
-def load_state(run: Run, folder: Path, optimizer: Optimizer, progress: Progress) -> None:
+def load_state(run: Run, saved: Saved, optimizer: Optimizer, progress: Progress) -> None:
     """Restores the optimizer and `progress`.
 
     Raises:
-        LitGPTError: The state is damaged, or of a run that differs in what decides the order of samples or in what
-            trains.
+        LitGPTError: Other parameters train than did before.
     """
-    path = folder / STATE_FILE
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        counters, was = Counters(**state["counters"]), state["run"]
-        validations = Validations(**state.get("validations", {"step": counters.step}))
-        header = state.get("header")
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LitGPTError(f"{path} is damaged ({reason}); resume from an earlier step.") from None
-    for setting, now in _fingerprint(run).items():
-        if was.get(setting) != now:
-            raise LitGPTError(
-                f"Cannot resume from {folder}: its run had {setting} = {was.get(setting)}, this one has {now}; "
-                "it would be another run."
-            )
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(saved.optimizer)
     except ValueError as error:
-        raise LitGPTError(f"Cannot resume from {folder}: its optimizer is another one ({error}).") from None
+        raise LitGPTError(f"Cannot resume from {saved.folder}: its optimizer is another one ({error}).") from None
     for group, asked in zip(optimizer.param_groups, settings, strict=True):
         group.update(asked)  # a weight decay, say, that the user has changed since
-    run.fabric.strategy.precision.load_state_dict(state["precision"])
-    progress.counters, progress.validations = counters, validations
-    if header is not None:
-        progress.identity.name, progress.log = header["run_name"], header["log"]
+    run.fabric.strategy.precision.load_state_dict(saved.precision)
+    progress.counters, progress.validations = saved.counters, saved.validations
+    if saved.run_name:
+        progress.identity.name, progress.log = saved.run_name, saved.log
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:
-    """What must not change between a run and its resumption."""
+    """What must not change: it decides what trains, on what, and in which order."""
     optimizer = run.optimizer if isinstance(run.optimizer, str) else run.optimizer.get("class_path")
     return {
         "seed": run.seed,

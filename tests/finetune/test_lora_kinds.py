@@ -110,6 +110,10 @@ def test_updates_are_trained_on(kind: str, lit_folder: Path, data_file: Path, tm
         ({"lora_target": "nothing.*"}, "no linear layer of this model matches"),
         ({"lora_target": "mlp.*", "lora_mlp": True}, "leave lora_mlp out"),
         ({"lora_modules_to_save": "nothing"}, "no module of this model matches"),
+        (
+            {"lora_modules_to_save": "mlp.proj", "quantize": "bnb.nf4", "precision": "bf16-true"},
+            r"lora_modules_to_save: transformer\.h\.0\.mlp\.proj\.\S+ is kept in few bits",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_training(

@@ -87,6 +87,10 @@ def test_what_is_merged_already_stays(trained: Path, capsys: pytest.CaptureFixtu
     merge_lora(trained)
     assert (trained / "lit_model.pth").read_bytes() == b"as it was"
     assert "already" in capsys.readouterr().out
+    for change in ({"precision": "bf16-true"}, {"pretrained_checkpoint_dir": trained}):
+        with pytest.raises(LitGPTError, match="already; remove that to merge anew"):
+            merge_lora(trained, **change)
+    assert (trained / "lit_model.pth").read_bytes() == b"as it was"
 
 
 def test_the_base_may_have_moved(base: Path, trained: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ import torch
 from litgpt.args import EvalArgs
 from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
+from litgpt.kernels.narrow import quicken
 from litgpt.loggers import read_metrics
 from litgpt.lora import LoRA
+from litgpt.runtime import make_fabric
 from litgpt.training import journal, loop, report
 from litgpt.training.keeping import Identity
 from litgpt.training.loop import Interrupted, Run, fit
 from litgpt.training.optim import make_optimizer
 from litgpt.training.schedule import Counters
-from litgpt.training.state import Progress, load_state, resume_point
+from litgpt.training.state import Progress, Saved, load_state, resume_point
 from litgpt.training.validation import Validations
 from tests.training.runs import LENGTHS, Samples, make_run, make_samples, tiny_model
 
@@ -121,6 +124,25 @@ def test_validation_in_between_reads_its_first_micro_batches_and_the_last_one_al
     result = fit(run)
     assert shown == [(1, 4), (2, 4 + len(LENGTHS))]
     assert result.val_loss == losses(tmp_path, "val_loss")[-1]
+
+
+def test_a_bfloat16_validation_is_the_same_before_and_after_text_is_generated(tmp_path):
+    """Whose engine lets linear layers compute in another way."""
+    model = tiny_model(n_embd=64, intermediate_size=96).bfloat16()
+    run = make_run(
+        tmp_path,
+        model=model,
+        fabric=make_fabric(1, precision="bf16-true", device="cpu"),
+        val_dataset=make_samples(LENGTHS),
+        train={"max_steps": 2},
+        eval=EvalArgs(interval=1),
+        optimizer={"class_path": "SGD", "init_args": {"lr": 0.0}},
+        sample=lambda step: quicken(model, spare=0),
+        whole_final_validation=False,
+    )
+    fit(run)
+    before, after = losses(tmp_path, "val_loss")
+    assert before == after
 
 
 @pytest.mark.parametrize("val_dataset", [None, Samples()])
@@ -480,11 +502,69 @@ def test_a_resumed_run_takes_the_optimizers_settings_from_its_own_command(tmp_pa
     run = make_run(tmp_path, resume=tmp_path / "step-000002", optimizer=changed)
     optimizer = make_optimizer(changed, run.model.named_parameters())
     progress = Progress(Counters(), Validations(), Identity())
-    load_state(run, tmp_path / "step-000002", optimizer, progress)
+    load_state(run, Saved.read(tmp_path / "step-000002"), optimizer, progress)
     assert progress.counters.step == 2
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
     assert len(optimizer.state) == len(list(run.model.parameters()))
+
+
+def test_a_disk_too_full_for_the_state_is_one_sentence_and_leaves_no_step(tmp_path):
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    run = make_run(tmp_path, train={"save_interval": 2})
+    save = run.save
+
+    def save_and_fill(folder: Path) -> None:
+        save(folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+
+    run.save = save_and_fill
+    try:
+        with pytest.raises(LitGPTError, match=r"The disk is full: \S+training_state\.pt could not be written"):
+            fit(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [path for path in tmp_path.iterdir() if path.name != "logs"]
+
+
+def settings_of(rank: int, **train: int) -> dict[str, Any]:
+    """A command's."""
+    data = {"class_path": "litgpt.data.JSON", "init_args": {"json_path": "a.json"}}
+    return {"train": train, "lora_r": rank, "data": data, "out_dir": f"out{rank}", "betas": [0.9, 0.95]}
+
+
+def test_a_resumed_run_tells_which_settings_are_others(tmp_path, capsys):
+    fit(make_run(tmp_path, train={"save_interval": 2}, settings=settings_of(4, max_steps=3)))
+    step = tmp_path / "step-000002"
+    capsys.readouterr()
+    fit(make_run(tmp_path, resume=step, settings=settings_of(4, max_steps=3)))
+    assert f"Going on after step 2, from {step}.\n" in capsys.readouterr().out, "nothing to tell"
+    fit(make_run(tmp_path, resume=step, settings=settings_of(8, log_interval=5)))
+    changes = (
+        "Other settings than before: train.max_steps null (was 3), lora_r 8 (was 4), train.log_interval 5 (was null)."
+    )
+    assert changes in capsys.readouterr().out
+
+
+def test_settings_that_change_what_is_computed_must_not_be_others(tmp_path):
+    fit(
+        make_run(tmp_path, train={"save_interval": 2}, settings=settings_of(4), fixed={"lora_r": 4, "lora_dora": False})
+    )
+    change = dict(settings=settings_of(4), fixed={"lora_r": 4, "lora_dora": True})
+    with pytest.raises(LitGPTError, match="lora_dora = false, this one has true"):
+        fit(make_run(tmp_path, resume=tmp_path / "step-000002", **change))
+
+
+def test_a_state_from_before_settings_were_kept_is_gone_on_with(tmp_path, capsys):
+    fit(make_run(tmp_path, train={"save_interval": 2}))
+    path = tmp_path / "step-000002" / "training_state.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in content.items() if name not in ("header", "settings")}, path)
+    capsys.readouterr()
+    result = fit(make_run(tmp_path, resume=path.parent, settings=settings_of(4), fixed={"lora_r": 4}))
+    assert result.steps == 3 and "Other settings" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"", b"junk\n", b"\x80\x02cos\nsystem\n."])

@@ -58,6 +58,7 @@ def test_fused_where_torch_has_it_and_nobody_chose():
         ("no_such_package.Adam", "no_such_package cannot be imported"),
         ("torch.nn.Linear", "no optimizer 'torch.nn.Linear'"),
         ("LBFGS", "LBFGS evaluates the model several times"),
+        ("SparseAdam", "SparseAdam takes sparse gradients alone"),
         ({"class_path": "AdamW", "init_args": {"learning_rat": 1}}, "no argument 'learning_rat'"),
         ({"class_path": "AdamW", "init_args": {"lr": -1.0}}, "refuses its arguments"),
         ({"lr": 0.1}, "needs a class_path"),
