@@ -26,6 +26,9 @@ from litgpt.moe import Experts
 from litgpt.quantize import QuantizedLinear, make_room
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+BROKEN = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
+"""What `torch.load` raises for a file that is cut off or something else; `UNREADABLE`: or that can't or mustn't be."""
+UNREADABLE = (*BROKEN, OSError, pickle.UnpicklingError)
 
 
 def load_model(
@@ -205,7 +208,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
         raise LitGPTError(
             f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
         ) from None
-    except (RuntimeError, EOFError, LookupError, ValueError, struct.error) as error:
+    except BROKEN as error:
         raise LitGPTError(f"{path} is damaged: torch cannot read it; make or download it again.") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

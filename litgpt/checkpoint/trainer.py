@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from litgpt.checkpoint.reader import UNREADABLE
 from litgpt.errors import LitGPTError, one_line
 
 
@@ -20,7 +21,7 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
         raise LitGPTError(f"There is no Trainer checkpoint {path}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
+    except UNREADABLE as error:
         raise LitGPTError(f"{path} is no Trainer checkpoint ({one_line(error)}).") from None
     found = {}
     for name in names:

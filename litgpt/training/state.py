@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
-from litgpt.checkpoint.reader import load_pth
+from litgpt.checkpoint.reader import UNREADABLE, load_pth
 from litgpt.errors import LitGPTError
 from litgpt.peft import load_owned
 from litgpt.training.schedule import Counters
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 STATE_FILE = "training_state.pt"
 ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})
 """Settings that are none of the model's business."""
-UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, UnpicklingError)
-"""What `torch.load` raises for a file that is cut off or something else."""
 
 
 @dataclass(frozen=True)

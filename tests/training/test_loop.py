@@ -567,7 +567,7 @@ def test_a_state_from_before_settings_were_kept_is_gone_on_with(tmp_path, capsys
     assert result.steps == 3 and "Other settings" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"", b"junk\n", b"\x80\x02cos\nsystem\n."])
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"", b"junk\n", b"junk", b"\x80\x02cos\nsystem\n."])
 def test_a_damaged_state_is_one_sentence(tmp_path, content):
     fit(make_run(tmp_path, train={"save_interval": 2}))
     (tmp_path / "step-000002" / "training_state.pt").write_bytes(content)
