@@ -15,6 +15,7 @@ from litgpt.generate.sampling import Sampling
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import owned_state, unwrap_modules
+from tests.deploy.lora_runs import attach_random
 from tests.test_lora import EXPERTS, LLAMA, NEOX
 
 METHODS = {
@@ -27,12 +28,7 @@ METHODS = {
 def adapted(base: GPT, method: LoRA, seed: int) -> GPT:
     """The model with an adapter of random values attached."""
     model = copy.deepcopy(base)
-    method.attach(model)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if method.owns(name):
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    attach_random(model, method, seed)
     return model.eval()
 
 
