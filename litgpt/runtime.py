@@ -5,7 +5,9 @@ Only `make_fabric` imports Lightning, so commands that run on one device without
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -21,7 +23,6 @@ from litgpt.quantize import check_quantization
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-    from torch.distributed.device_mesh import DeviceMesh
 
 PRECISIONS: dict[str, torch.dtype] = {
     "32-true": torch.float32,
@@ -175,6 +176,8 @@ def make_fabric(
     if kind == "cpu":
         keep_freed_memory()
     fabric.launch()
+    if several:
+        atexit.register(leave_processes)
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
@@ -195,9 +198,9 @@ def local_devices(place: torch.device, devices: int | Literal["auto"] = "auto") 
 
 def join_processes(
     place: torch.device, devices: int | Literal["auto"] = "auto"
-) -> tuple[torch.device, DeviceMesh | None]:
-    """One process a GPU, or those of `torchrun`, on CPUs too: this process's device, and the mesh of all of them; None:
-    there is only this one. Without `torchrun`, Lightning Fabric starts the others.
+) -> tuple[torch.device, int]:
+    """One process a GPU, or those of `torchrun`, on CPUs too: this process's device, and how many they are. They form
+    torch's default process group. Without `torchrun`, Lightning Fabric starts the others.
 
     Args:
         place: The kind of device.
@@ -219,13 +222,25 @@ def join_processes(
             fabric.launch()
             local = fabric.local_rank
     if world == 1:
-        return place, None
-    from torch.distributed.device_mesh import init_device_mesh
-
+        return place, 1
     if place.type == "cuda":
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
-    return place, init_device_mesh(place.type, (world,))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group()
+    atexit.register(leave_processes)
+    return place, world
+
+
+def leave_processes() -> None:
+    """Ends the process group, if there is one.
+
+    Gloo's threads give back tensors after a collective is over and need the interpreter for it: one that is still at
+    it when the interpreter ends aborts the process. They end with the group, once nobody holds it.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def _processes(devices: int | str, num_nodes: int, kind: str) -> tuple[int, int]:

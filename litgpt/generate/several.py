@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -17,11 +17,7 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.speaker import CHUNK, Speaker
 from litgpt.generate.speculative import SpeculativeEngine
 from litgpt.model import GPT
-from litgpt.runtime import default_precision, join_processes, local_devices, pick_device
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
+from litgpt.runtime import default_precision, join_processes, leave_processes, local_devices, pick_device
 
 Strategy = Literal["sequential", "tensor_parallel"]
 
@@ -32,8 +28,8 @@ class Placement:
 
     devices: list[torch.device]
     """Of this process."""
-    mesh: DeviceMesh | None = None
-    """The processes that share every layer."""
+    processes: int = 1
+    """That share every layer."""
 
     @classmethod
     def of(cls, place: torch.device, devices: int | Literal["auto"], strategy: Strategy | None) -> Placement:
@@ -48,8 +44,8 @@ class Placement:
             LitGPTError: There are not so many devices, or several and no strategy.
         """
         if strategy == "tensor_parallel":
-            own, mesh = join_processes(place, devices)
-            return cls([own], mesh)
+            own, processes = join_processes(place, devices)
+            return cls([own], processes)
         if strategy == "sequential":
             return cls(local_devices(place, devices))
         if strategy is not None:
@@ -63,13 +59,13 @@ class Placement:
     @property
     def alone(self) -> bool:
         """Whether it is one device of one process."""
-        return len(self.devices) == 1 and self.mesh is None
+        return len(self.devices) == 1 and self.processes == 1
 
     def loads_on(self, quantize: str | None) -> torch.device:
         """Where the weights are read to, before `apply`: they are quantized where they are used."""
-        if self.mesh is not None and quantize is not None:
+        if self.processes > 1 and quantize is not None:
             raise LitGPTError(
-                f"quantize is {quantize}, which {self.mesh.size()} processes can't share; leave it out, or spread the"
+                f"quantize is {quantize}, which {self.processes} processes can't share; leave it out, or spread the"
                 " layers over devices (generate_sequentially)."
             )
         return self.devices[0] if self.alone or quantize is not None else torch.device("cpu")
@@ -80,10 +76,10 @@ class Placement:
         Raises:
             LitGPTError: It can't be shared by so many.
         """
-        if self.mesh is not None:
+        if self.processes > 1:
             from litgpt.generate.tensor_parallel import split_over_ranks
 
-            split_over_ranks(model, self.mesh)
+            split_over_ranks(model)
             return model.to(self.devices[0])
         if len(self.devices) > 1:
             from litgpt.generate.sequential import spread_layers
@@ -163,5 +159,4 @@ def first_rank_speaks() -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = kept
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            leave_processes()

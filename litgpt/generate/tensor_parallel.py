@@ -2,20 +2,19 @@
 https://arxiv.org/abs/1909.08053).
 
 Attention is split by head group, MLPs by their hidden units, so that a rank computes with its own rows alone and one
-sum over the ranks after each half of a block makes the whole. `DTensor` says which rows are whose and brings them
-together again; products run on the local tensors, because its dispatch costs more than a small product does.
+sum over the ranks after each half of a block makes the whole. Rows are shared as `DTensor` would share them, on plain
+tensors: its dispatch costs more than a small product does, and its caches keep the process group alive for good.
 
 N: `n_head`, G: `n_query_groups`, H: `head_size`, C: `n_embd`, E: experts, I: hidden units.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch import Tensor, distributed, nn
 
 from litgpt.attention import CausalSelfAttention, MultiheadLatentAttention
 from litgpt.errors import LitGPTError
@@ -24,23 +23,21 @@ from litgpt.model import GPT
 from litgpt.moe import Experts
 
 
-def split_over_ranks(model: GPT, mesh: DeviceMesh) -> None:
+def split_over_ranks(model: GPT) -> None:
     """Leaves this rank its share of a model that every rank has whole, and makes the ranks compute together.
 
     The config stays as it is; what changes is in the layers: their tensors, `attn.heads`, and sums after them.
-    Weights that are memory-mapped are read only where they are this rank's.
+    Weights that are memory-mapped are read only where they are this rank's. The ranks are those of torch's default
+    process group.
 
     Args:
         model: With plain layers, on the CPU or on its device.
-        mesh: One dimension: the ranks that share the model. Its device is where the ranks speak to each other.
 
     Raises:
         LitGPTError: The ranks don't divide the heads or key-value groups, or a layer is of a kind that isn't split.
     """
-    if mesh.size() == 1:
-        return
-    ranks = _Ranks(mesh)
-    check_divides(model, mesh.size())
+    ranks = _Ranks(distributed.get_rank(), distributed.get_world_size())
+    check_divides(model, ranks.count)
     with torch.no_grad():
         for block in model.transformer.h:
             assert isinstance(block.attn, CausalSelfAttention | MultiheadLatentAttention)
@@ -54,7 +51,7 @@ def split_over_ranks(model: GPT, mesh: DeviceMesh) -> None:
                 ranks.split_experts(module)
         if not model.tied:
             ranks.split_head(model.lm_head)
-    model.ranks = mesh.size()
+    model.ranks = ranks.count
 
 
 def check_divides(model: GPT, ranks: int) -> None:
@@ -77,18 +74,20 @@ def check_divides(model: GPT, ranks: int) -> None:
         )
 
 
+@dataclass(frozen=True)
 class _Ranks:
-    """The ranks of a mesh, as this one sees them."""
+    """The ranks of the default process group, as this one sees them."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        self.mesh = mesh
-        self.group = mesh.get_group()
-        self.first = mesh.get_local_rank() == 0
+    number: int
+    """This one's."""
+    count: int
 
     def part(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """This rank's share of a tensor along `dim`; every rank has the tensor, so none is sent."""
-        local = distribute_tensor(tensor, self.mesh, [Shard(dim)], src_data_rank=None).to_local()
-        return local.clone()  # a view would keep the whole
+        """This rank's share of a tensor along `dim`: as much as any other's, but for the last ones."""
+        size = tensor.size(dim)
+        width = -(-size // self.count)
+        start = min(self.number * width, size)
+        return tensor.narrow(dim, start, min(width, size - start)).clone()  # a view would keep the whole
 
     def part_of_heads(self, tensor: Tensor, heads: tuple[int, ...], size: int) -> Tensor:
         """This rank's share of rows that belong to several kinds of heads, one kind after the other."""
@@ -97,7 +96,7 @@ class _Ranks:
 
     def sum(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """A forward hook: adds up what the ranks computed."""
-        torch.distributed.all_reduce(output, group=self.group)
+        distributed.all_reduce(output)
         return output
 
     # -- layers
@@ -112,7 +111,7 @@ class _Ranks:
     def split_columns(self, linear: nn.Linear) -> None:
         """Each rank has some of the inputs, and the outputs are summed; the bias counts once."""
         linear.weight = _frozen(self.part(linear.weight, 1))
-        if linear.bias is not None and not self.first:
+        if linear.bias is not None and self.number:
             linear.register_parameter("bias", None)
         linear.in_features = linear.weight.size(1)
         linear.register_forward_hook(self.sum)
@@ -130,7 +129,7 @@ class _Ranks:
             if hasattr(experts, f"{name}_bias"):
                 setattr(experts, f"{name}_bias", _frozen(self.part(getattr(experts, f"{name}_bias"), 1)))
         experts.proj = _frozen(self.part(experts.proj, 2))  # (E, C, I)
-        if hasattr(experts, "proj_bias") and not self.first:
+        if hasattr(experts, "proj_bias") and self.number:
             experts.proj_bias = _frozen(torch.zeros_like(experts.proj_bias))
         experts.register_forward_hook(self.sum)
 
@@ -142,7 +141,7 @@ class _Ranks:
             queries = attention.q_proj if hasattr(attention, "q_proj") else attention.q_b_proj
             self.split_rows(queries)
             self.split_rows(attention.kv_b_proj)
-            attention.n_head //= self.mesh.size()
+            attention.n_head //= self.count
         else:
             self.split_qkv(attention)
         self.split_columns(attention.proj)
@@ -155,7 +154,7 @@ class _Ranks:
         if qkv.bias is not None:
             qkv.bias = _frozen(self.part_of_heads(qkv.bias, heads, size))
         qkv.out_features = qkv.weight.size(0)
-        attention.heads = (heads[0] // self.mesh.size(), heads[1] // self.mesh.size(), heads[2] // self.mesh.size())
+        attention.heads = (heads[0] // self.count, heads[1] // self.count, heads[2] // self.count)
         if attention.config.norm_qk and attention.config.norm_qk_type == "olmo2":
             attention.norm_q, attention.norm_k = (
                 _NormOverRanks(norm, self) for norm in (attention.norm_q, attention.norm_k)
@@ -169,11 +168,10 @@ class _Ranks:
 
     def gathered(self, local: Tensor, size: int) -> Tensor:
         """The ranks' shares of a last dimension of `size`, put together on each of them."""
-        world = self.mesh.size()
-        width = -(-size // world)  # shares are of this size but for the last ones
+        width = -(-size // self.count)  # as in `part`
         padded = nn.functional.pad(local, (0, width - local.size(-1))).contiguous()
-        shares = [torch.empty_like(padded) for _ in range(world)]
-        torch.distributed.all_gather(shares, padded, group=self.group)
+        shares = [torch.empty_like(padded) for _ in range(self.count)]
+        distributed.all_gather(shares, padded)
         return torch.cat(shares, dim=-1)[..., :size]
 
 
@@ -187,8 +185,8 @@ class _NormOverRanks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, share of heads · H)` → the same."""
-        share, number = x.size(-1), self.ranks.mesh.get_local_rank()
-        whole = self.norm(self.ranks.gathered(x, share * self.ranks.mesh.size()))
+        share, number = x.size(-1), self.ranks.number
+        whole = self.norm(self.ranks.gathered(x, share * self.ranks.count))
         return whole[..., share * number : share * (number + 1)]
 
 

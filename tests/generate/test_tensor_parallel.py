@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, multiprocessing
-from torch.distributed.device_mesh import init_device_mesh
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.tensor_parallel import check_divides, split_over_ranks
+from litgpt.generate.tensor_parallel import _Ranks, check_divides, split_over_ranks
 from litgpt.model import GPT
 
 from .oracle import prompts
@@ -70,12 +69,12 @@ def heard(model: GPT) -> dict[str, Any]:
 def rank(number: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(number))
     torch.set_num_threads(1)
-    mesh = init_device_mesh("cpu", (2,))
+    distributed.init_process_group("gloo")
     found = {}
     for name in MODELS:
         model = tiny(name)
         whole = sum(parameter.numel() for parameter in model.transformer.h.parameters())
-        split_over_ranks(model, mesh)
+        split_over_ranks(model)
         found[name] = heard(model)
         found[name]["share"] = sum(parameter.numel() for parameter in model.transformer.h.parameters()) / whole
         found[name]["cache"] = Engine(model).cache_nbytes
@@ -119,3 +118,12 @@ def test_the_config_stays_as_it_is(ranks, name):
 def test_ranks_that_do_not_divide_the_key_value_groups_are_refused(ranks):
     with pytest.raises(LitGPTError, match=f"{ranks} devices can't share 2 key-value groups"):
         check_divides(tiny("Llama-3.2-1B"), ranks)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("size", [1, 5, 6, 8])
+def test_rows_are_shared_as_a_sharded_dtensor_shares_them(size, count):
+    whole = torch.arange(size * 3).view(size, 3)
+    chunks = [*whole.chunk(count), *[whole[:0]] * count]  # what `Shard` calls
+    for number in range(count):
+        assert torch.equal(_Ranks(number, count).part(whole), chunks[number])
