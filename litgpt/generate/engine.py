@@ -24,6 +24,7 @@ from litgpt.generate.placement import check_cache_fits, spare_bytes
 from litgpt.generate.request import Request, StopMatcher, check_tokens
 from litgpt.generate.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.kernels.narrow import quicken
+from litgpt.kernels.wide import rearrange
 from litgpt.model import GPT
 
 LEAST_AT_ONCE = 16
@@ -47,6 +48,9 @@ class Engine:
     Raises:
         LitGPTError: The KV cache does not fit into memory, or `length` not into the model's context.
     """
+
+    tokens_a_step = 1
+    """That are computed at once of each running request."""
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Engine:
         self.at_once = max(chunk, LEAST_AT_ONCE)
         model.train(model.training)  # what was added to the model since, too
         quicken(model, spare_bytes(self.device))
+        rearrange(model, slots * self.tokens_a_step, spare_bytes(self.device))
         check_cache_fits(self.cache_nbytes, slots, length, model.places)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None

@@ -23,6 +23,7 @@ from litgpt.generate.placement import spare_bytes
 from litgpt.generate.request import Request
 from litgpt.generate.sampling import measure, pick, probabilities
 from litgpt.kernels.narrow import quicken
+from litgpt.kernels.wide import rearrange
 from litgpt.model import GPT
 
 
@@ -76,6 +77,7 @@ class SpeculativeEngine(Engine):
             )
         shorter = min(model.max_seq_length, draft.max_seq_length)
         self.draft = draft
+        self.tokens_a_step = k + 1
         super().__init__(model, slots, shorter if length is None else min(length, shorter), dtype, chunk)
         self.k = k
         self.n_drafted = 0
@@ -85,6 +87,7 @@ class SpeculativeEngine(Engine):
         if k >= self.at_once:
             raise LitGPTError(f"speculative_k is {k}; it must be less than {self.at_once}.")
         quicken(draft, spare_bytes(self.device))
+        rearrange(draft, slots, spare_bytes(self.device))
         self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.at_once)
         self._known: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """How many tokens of a request the draft's cache holds."""
