@@ -200,10 +200,10 @@ class Config:
             if not _fits(value, hint):
                 wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
                 raise LitGPTError(f"The model setting {name} is {value!r}; it must be of the kind {wanted}.")
-        for name in SIZES:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LitGPTError(f"The model setting {name} is {value}; it must be at least 1.")
+        for name in (*SIZES, *COUNTS):
+            value, least = getattr(self, name), int(name in SIZES)
+            if value is not None and value < least:
+                raise LitGPTError(f"The model setting {name} is {value}; it must be at least {least}.")
         for name, parts in PARTS.items():
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
@@ -397,6 +397,15 @@ SIZES = (
     *("intermediate_size", "moe_intermediate_size"),
 )
 """Fields that are at least 1 where they are set."""
+COUNTS = (
+    "n_expert",
+    "n_expert_per_token",
+    "n_shared_expert",
+    "n_expert_groups",
+    "n_topk_groups",
+    "first_k_dense_replace",
+)
+"""Fields that are at least 0 where they are set."""
 BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
 """Fields with an entry for each layer."""
 PARTS = {

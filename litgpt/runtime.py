@@ -196,9 +196,7 @@ def local_devices(place: torch.device, devices: int | Literal["auto"] = "auto") 
     return [torch.device("cuda", number) for number in range(wanted)] if place.type == "cuda" else [place]
 
 
-def join_processes(
-    place: torch.device, devices: int | Literal["auto"] = "auto"
-) -> tuple[torch.device, int]:
+def join_processes(place: torch.device, devices: int | Literal["auto"] = "auto") -> tuple[torch.device, int]:
     """One process a GPU, or those of `torchrun`, on CPUs too: this process's device, and how many they are. They form
     torch's default process group. Without `torchrun`, Lightning Fabric starts the others.
 

@@ -334,3 +334,11 @@ def test_no_config_json_ends_in_a_traceback(kind):
         for hf_config in broken:
             with suppress(LitGPTError):
                 Config.from_hf(hf_config)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("n_layer", 1), ("intermediate_size", 1), ("n_shared_expert", 0), ("n_expert", 0)]
+)
+def test_counts_that_no_model_can_have_are_refused_by_name(name, least):
+    with pytest.raises(LitGPTError, match=f"{name} is {least - 1}; it must be at least {least}"):
+        Config(**{name: least - 1})

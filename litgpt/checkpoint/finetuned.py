@@ -140,6 +140,11 @@ def find_update(folder: Path, base: Path | None = None) -> Finetuned | None:
     return None
 
 
+def has_update(folder: Path, method: type[Method]) -> bool:
+    """Whether what was learned by a method lies in a folder."""
+    return (folder / f"{LIT_MODEL}{method.suffix}").is_file() or (method is LoRA and is_peft(folder))
+
+
 def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
     """The method of what a finetuning run saved, and the folder of the model it started from.
 

@@ -102,6 +102,11 @@ def test_the_base_may_have_moved(base: Path, trained: Path, tmp_path: Path) -> N
     assert load_model(trained)(torch.arange(4)[None]).isfinite().all()
 
 
+def test_a_model_that_no_lora_was_trained_on_is_refused(base: Path) -> None:
+    with pytest.raises(LitGPTError, match=r"has no lit_model\.pth\.lora to merge"):
+        merge_lora(base)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
