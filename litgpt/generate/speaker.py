@@ -89,7 +89,7 @@ class Speaker:
             tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
         else:
             tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
-        model = open_model(source, place, dtype, quantize)
+        model = open_model(source, place, dtype, quantize).requires_grad_(False)
         return cls(model, tokenizer, style, MIXED.get(precision, dtype), compile)
 
     @cached_property

@@ -1,12 +1,12 @@
 """float32 linear layers on CPUs with AVX2 and no AVX-512, in less time than as they are loaded.
 
 A single token is a matrix times a vector, and takes as long as the matrix is read. MKL reads it fastest where the
-numbers of an *input* lie side by side, if there are at least as many outputs: 0.6 to 0.8 of the time there, half as
-much for two tokens, as long for four and more. So such weights are stored transposed; their shape stays.
+numbers of an *input* lie side by side, if there are at least as many outputs: 0.6 to 0.8 of the time there, half for
+two tokens. So such weights are stored transposed, where at most three tokens are expected; their shape stays.
 
-The head is wide enough that this costs something from four tokens on, and that MKL's own product of several tokens is
-far from the processor's peak. Where many tokens are expected it stays as it is and is multiplied some rows at a time,
-which stay in the cache: 0.6 to 0.75 of the time for 2 to 64 tokens.
+From four tokens on that costs something. Weights then stay as they are, and a head, with its many outputs, is
+multiplied some rows at a time, which stay in the cache: 0.6 to 0.75 of the time of MKL's own product for 2 to 64
+tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW = 3
-"""Tokens up to which a transposed head is the faster one."""
+"""Tokens up to which transposed weights are the faster ones."""
 MANY = 128
 """Tokens up to which a head is multiplied in parts."""
 WIDE = 8
@@ -33,10 +33,11 @@ FITS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 def rearrange(model: nn.Module, tokens: int, spare: int) -> None:
     """Stores the weights of plain float32 layers the way that serves `tokens` tokens at a time best.
 
-    A weight is copied for it; all such take at most `spare` bytes, or else none is. What is in a mapped file can then
-    no longer be dropped by the system and shared by other processes.
+    Only of a model that isn't trained: an optimizer's state lies as the weights did when it was made, and fused ones
+    take both as they lie. A weight is copied; all such take at most `spare` bytes, or else none is. What is in a mapped
+    file can then no longer be dropped by the system and shared by other processes.
     """
-    if not FITS:
+    if not FITS or any(parameter.requires_grad for parameter in model.parameters()):
         return
     found: dict[int, Tensor] = {}
     for module in model.modules():

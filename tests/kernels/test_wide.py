@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from litgpt import LLM
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
+from litgpt.generate.speaker import Speaker
 from litgpt.kernels import wide
 from litgpt.kernels.wide import FEW, MANY, is_transposed, rearrange
 
@@ -33,7 +35,7 @@ def test_the_same_numbers(bias, tokens, shape, rows, monkeypatch):
     monkeypatch.setattr(wide, "ROWS", 100)
     torch.manual_seed(0)
     plain = nn.Linear(24, rows, bias=bias)
-    other = copy.deepcopy(plain)
+    other = copy.deepcopy(plain).requires_grad_(False)
     rearrange(other, tokens, PLENTY)
     assert is_transposed(other.weight) is (rows >= 24 and tokens == 1)
     x = torch.randn(shape)
@@ -41,13 +43,13 @@ def test_the_same_numbers(bias, tokens, shape, rows, monkeypatch):
         y = other(x)
         torch.testing.assert_close(y, plain(x))
     assert y.is_contiguous()
-    other(x).sum().backward()
-    plain(x).sum().backward()
-    torch.testing.assert_close(other.weight.grad, plain.weight.grad)
+    x.requires_grad_()
+    (ours,), (theirs,) = (torch.autograd.grad(layer(x).sum(), x) for layer in (other, plain))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_few_tokens_after_many_and_many_after_few():
-    layer = nn.Linear(4, 40)
+    layer = nn.Linear(4, 40).requires_grad_(False)
     before = layer.weight.detach().clone()
     for tokens in (1, 8, 8, 1, 1):
         where = layer.weight.data_ptr()
@@ -62,7 +64,7 @@ def test_only_plain_layers_of_float32_with_more_outputs_are_transposed():
         pass
 
     model = nn.ModuleList([nn.Linear(4, 8), Other(4, 8), nn.Linear(4, 8).double(), nn.Linear(8, 4), nn.Embedding(8, 4)])
-    rearrange(model, 1, PLENTY)
+    rearrange(model.requires_grad_(False), 1, PLENTY)
     assert [is_transposed(module.weight) for module in model] == [True, False, False, False, False]
 
 
@@ -70,35 +72,49 @@ def test_only_plain_layers_of_float32_with_more_outputs_are_transposed():
 def test_all_stay_where_copies_would_take_more_than_can_be_spared(spare):
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 8))
     model[2].weight = model[0].weight  # one, which counts once
-    rearrange(model, 1, spare)
+    rearrange(model.requires_grad_(False), 1, spare)
     assert [is_transposed(layer.weight) for layer in model] == [spare == 2 * 128] * 3
     assert model[2].weight is model[0].weight
 
 
-def test_other_processors_are_left_alone(monkeypatch):
-    monkeypatch.setattr(wide, "FITS", False)
-    layer = nn.Linear(4, 40)
+@pytest.mark.parametrize(("fits", "trained"), [(False, False), (True, True)])
+def test_other_processors_and_models_that_are_trained_are_left_alone(fits, trained, monkeypatch):
+    monkeypatch.setattr(wide, "FITS", fits)
+    layer = nn.Linear(4, 40).requires_grad_(trained)
     rearrange(layer, 1, PLENTY)
     assert layer.weight.is_contiguous() and "forward" not in vars(layer)
 
 
-def test_a_model_that_has_spoken_is_saved_as_it_was(tmp_path):
-    folder = make_folder(tmp_path / "tiny")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("wide") / "tiny")
+
+
+def test_commands_compute_this_way_and_models_that_may_be_trained_do_not(folder):
+    speaker = Speaker.load(folder, precision="32-true")
+    speaker.engine()
+    assert is_transposed(speaker.model.lm_head.weight)
     llm = LLM.load(folder, distribute=None)
-    llm.distribute(accelerator="cpu", precision="32-true")
+    llm.generate("What food?", max_new_tokens=2)
+    assert all(parameter.is_contiguous() for parameter in llm.model.parameters())
+
+
+def test_a_model_that_has_spoken_is_saved_as_it_was(folder, tmp_path):
+    llm = LLM.load(folder, distribute=None)
+    llm.model.requires_grad_(False)
     said = llm.generate("What food?", max_new_tokens=8, temperature=0.0)
     assert is_transposed(llm.model.lm_head.weight) and is_transposed(llm.model.transformer.h[0].attn.qkv.weight)
     llm.save(tmp_path / "saved")
-    again = LLM.load(tmp_path / "saved", distribute=None)
-    fresh = LLM.load(folder, distribute=None)
-    for (name, saved), old in zip(again.model.state_dict().items(), fresh.model.state_dict().values(), strict=True):
-        assert torch.equal(saved, old), name
-    again.distribute(accelerator="cpu", precision="32-true")
-    assert again.generate("What food?", max_new_tokens=8, temperature=0.0) == said
+    saved, loaded = (LLM.load(where, distribute=None) for where in (tmp_path / "saved", folder))
+    for (name, tensor), before in zip(
+        saved.model.state_dict().items(), loaded.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(tensor, before) and tensor.is_contiguous(), name
+    assert saved.generate("What food?", max_new_tokens=8, temperature=0.0) == said
 
 
-def test_engines_of_few_and_many_take_turns(tmp_path):
-    model = LLM.load(make_folder(tmp_path / "tiny"), distribute=None).model.float()
+def test_engines_of_few_and_many_take_turns(folder):
+    model = LLM.load(folder, distribute=None).model.requires_grad_(False)
     answers = []
     for slots in (1, 8, 1):
         engine = Engine(model, slots=slots)
