@@ -140,9 +140,9 @@ def find_update(folder: Path, base: Path | None = None) -> Finetuned | None:
     return None
 
 
-def has_update(folder: Path, method: type[Method]) -> bool:
-    """Whether what was learned by a method lies in a folder."""
-    return (folder / f"{LIT_MODEL}{method.suffix}").is_file() or (method is LoRA and is_peft(folder))
+def has_lora(folder: Path) -> bool:
+    """Whether what LoRA learned lies in a folder, LitGPT's way or PEFT's."""
+    return (folder / f"{LIT_MODEL}{LoRA.suffix}").is_file() or is_peft(folder)
 
 
 def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:

@@ -69,8 +69,8 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`(…, in)` → `(…, out)`, as the layer's own `forward`."""
     weight, bias = layer.weight, layer.bias
     tokens = x.reshape(-1, x.size(-1))  # (M, in)
-    few = tokens.size(0) < 2 or tokens.size(0) > MANY
-    if few or torch.is_grad_enabled() or x.dtype != torch.float32 or not applies(weight) or is_transposed(weight):
+    several = 2 <= tokens.size(0) <= MANY and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    if not several or not applies(weight) or is_transposed(weight):
         return F.linear(x, weight, bias)
     y = x.new_empty(weight.size(0), tokens.size(0))
     for start in range(0, weight.size(0), ROWS):

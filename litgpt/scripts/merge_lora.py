@@ -18,7 +18,7 @@ def merge_lora(
         pretrained_checkpoint_dir: Folder of the model that was finetuned; null: as the folder itself says.
         precision: What the result is kept in, such as 32-true or bf16-true; null: as the finetuned model.
     """
-    from litgpt.checkpoint.finetuned import find_update, has_update
+    from litgpt.checkpoint.finetuned import find_update, has_lora
     from litgpt.checkpoint.layout import CONFIG_FILE, LIT_MODEL, complete_folder, existing_folder
     from litgpt.checkpoint.merge import merge
     from litgpt.errors import LitGPTError
@@ -27,7 +27,7 @@ def merge_lora(
 
     dtype = parameter_dtype(precision) if precision else None
     folder = existing_folder(checkpoint_dir)
-    if (folder / LIT_MODEL).is_file() and has_update(folder, LoRA):
+    if (folder / LIT_MODEL).is_file() and has_lora(folder):
         if precision or pretrained_checkpoint_dir:
             raise LitGPTError(
                 f"{folder} has its merged {LIT_MODEL} already; remove that to merge anew, in another precision or with "
