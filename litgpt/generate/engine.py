@@ -23,8 +23,7 @@ from litgpt.generate.compiled import CompiledStep
 from litgpt.generate.placement import check_cache_fits, spare_bytes
 from litgpt.generate.request import Request, StopMatcher, check_tokens
 from litgpt.generate.sampling import Logprob, Sampling, choose, measure, penalize
-from litgpt.kernels.narrow import quicken
-from litgpt.kernels.wide import rearrange
+from litgpt.kernels.linear import quicken
 from litgpt.model import GPT
 
 LEAST_AT_ONCE = 16
@@ -76,8 +75,7 @@ class Engine:
         self.chunk = chunk
         self.at_once = max(chunk, LEAST_AT_ONCE)
         model.train(model.training)  # what was added to the model since, too
-        quicken(model, spare_bytes(self.device))
-        rearrange(model, slots * self.tokens_a_step, spare_bytes(self.device))
+        quicken(model, spare_bytes(self.device), slots * self.tokens_a_step)
         check_cache_fits(self.cache_nbytes, slots, length, model.places)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None

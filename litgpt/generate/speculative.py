@@ -22,8 +22,7 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.placement import spare_bytes
 from litgpt.generate.request import Request
 from litgpt.generate.sampling import measure, pick, probabilities
-from litgpt.kernels.narrow import quicken
-from litgpt.kernels.wide import rearrange
+from litgpt.kernels.linear import quicken
 from litgpt.model import GPT
 
 
@@ -86,8 +85,7 @@ class SpeculativeEngine(Engine):
         """Those of them that were right."""
         if k >= self.at_once:
             raise LitGPTError(f"speculative_k is {k}; it must be less than {self.at_once}.")
-        quicken(draft, spare_bytes(self.device))
-        rearrange(draft, slots, spare_bytes(self.device))
+        quicken(draft, spare_bytes(self.device), slots)
         self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.at_once)
         self._known: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """How many tokens of a request the draft's cache holds."""

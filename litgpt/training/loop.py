@@ -25,7 +25,7 @@ import torch
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
-from litgpt.kernels.narrow import quicken
+from litgpt.kernels.linear import quicken
 from litgpt.peft import parameter_counts
 from litgpt.training.batches import Batching, sum_over_ranks
 from litgpt.training.descent import Descent, shape_blocks

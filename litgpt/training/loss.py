@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from litgpt.kernels.onednn import product, serves
+
 IGNORED = -100
 """The target of a token that has no loss."""
 
@@ -208,15 +210,19 @@ class _Sums:
         """Adds the rows of `hidden` that `chunk` names."""
         settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
-        products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
-        torch.mm(rows, self.matrix.T, out=products)  # (R, V)
+        if serves(rows, self.matrix):
+            products = product(rows, self.matrix)  # (R, V)
+        else:
+            products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
+            torch.mm(rows, self.matrix.T, out=products)
         few = len(rows)
         if products.device.type == "cpu":
             few = max(1, CACHED_BYTES // (V * settings.wide.itemsize))
         for some, their_targets in zip(products.split(few), targets.split(few), strict=True):
             self._to_gradient(some, their_targets)
         if self.hidden is not None:
-            self.hidden.index_copy_(0, chunk, torch.mm(products, self.matrix).to(self.hidden.dtype))
+            multiplied = product(products, self.matrix.T) if serves(products, self.matrix.T) else products @ self.matrix
+            self.hidden.index_copy_(0, chunk, multiplied.to(self.hidden.dtype))
         if self.weight:
             self._add_to_weight(products, rows)
 

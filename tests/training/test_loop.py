@@ -14,7 +14,7 @@ import torch
 from litgpt.args import EvalArgs
 from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
-from litgpt.kernels.narrow import quicken
+from litgpt.kernels.linear import quicken
 from litgpt.loggers import read_metrics
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
