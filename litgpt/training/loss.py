@@ -210,7 +210,8 @@ class _Sums:
         """Adds the rows of `hidden` that `chunk` names."""
         settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
-        if serves(rows, self.matrix):
+        quick = serves(rows, self.matrix)
+        if quick:
             products = product(rows, self.matrix)  # (R, V)
         else:
             products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
@@ -221,7 +222,7 @@ class _Sums:
         for some, their_targets in zip(products.split(few), targets.split(few), strict=True):
             self._to_gradient(some, their_targets)
         if self.hidden is not None:
-            multiplied = product(products, self.matrix.T) if serves(products, self.matrix.T) else products @ self.matrix
+            multiplied = product(products, self.matrix.T) if quick else products @ self.matrix
             self.hidden.index_copy_(0, chunk, multiplied.to(self.hidden.dtype))
         if self.weight:
             self._add_to_weight(products, rows)
