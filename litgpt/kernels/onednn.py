@@ -8,6 +8,7 @@ MKL's, and half as much for large weights.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from torch.autograd.function import once_differentiable
 
 FEWEST = 4
 """Tokens below which a product takes as long to prepare as to compute."""
+LEAST = 2**22
+"""Multiplications below which it does, too."""
+KEPT = 128
+"""Products whose code is kept."""
+
+for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read when the first is made
+    os.environ.setdefault(_variable, str(KEPT))
 
 
 def _fits() -> bool:
@@ -39,7 +47,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return (
         FITS
         and x.size(0) >= FEWEST
-        and weight.numel() > 0
+        and x.size(0) * weight.numel() >= LEAST
         and all(
             type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
             for tensor in (x, weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from litgpt.training import loss as loss_module
 from litgpt.training.loop import fit
 from litgpt.training.loss import linear_cross_entropy
 
+from ..checkpoint.anonymous import peak_growth
 from ..training.runs import make_run, make_samples, tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
@@ -28,8 +30,9 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise
 
 @pytest.fixture(autouse=True)
 def fits(monkeypatch) -> None:
-    """Every processor computes this way, if not faster."""
+    """Every processor computes this way, if not faster, and small products, too."""
     monkeypatch.setattr(onednn, "FITS", True)
+    monkeypatch.setattr(onednn, "LEAST", 1)
 
 
 @pytest.fixture
@@ -165,3 +168,34 @@ def test_engines_compute_this_way(monkeypatch, products):
         answers.append(engine.submit(list(range(3, 11)), Sampling(temperature=0), max_new_tokens=6).result())
         counts.append(len(products))
     assert answers[0] == answers[1] and counts[0] == counts[1] > 0
+
+
+def test_small_products_are_torchs_own(monkeypatch, products):
+    monkeypatch.setattr(onednn, "LEAST", 8 * 24 * 40)
+    _, layer = pair()
+    layer(torch.randn(7, 24))
+    assert not products
+    layer(torch.randn(8, 24))
+    assert products
+
+
+MANY_LENGTHS = """
+import torch
+from litgpt.kernels.onednn import product
+
+torch.set_num_threads(1)
+x, weight = torch.randn(2000, 64), torch.randn(64, 64)
+
+def run(first, last):
+    for length in range(first, last):
+        product(x[:length], weight)
+        torch.mm(x[:length].bfloat16(), weight.bfloat16())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells a process's own memory")
+def test_many_lengths_leave_memory_where_it_was():
+    """In a process of its own; without bounds it is a gigabyte."""
+    first, others = peak_growth(MANY_LENGTHS, "run(1, 200)", "run(200, 1200)")
+    assert others < 100e6, f"{others} bytes more, after {first} for the first two hundred"
