@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from litgpt.attention import CausalSelfAttention, Reach
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from litgpt.model.attention import CausalSelfAttention, Reach
 from litgpt.peft import Method, empty_beside, freeze_others
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from litgpt.adapter import add_prompts
 from litgpt.model import GPT
-from litgpt.moe import Experts
+from litgpt.model.moe import Experts
 from litgpt.peft import (
     EXPERT_PARTS,
     Method,

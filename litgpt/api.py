@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
 from litgpt.checkpoint.hub import auto_download
@@ -31,6 +30,7 @@ from litgpt.generate.text import Reply, stop_strings
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
+from litgpt.prompts.base import Message
 from litgpt.quantize import is_quantized, quantize_model
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer

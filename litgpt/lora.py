@@ -1,4 +1,4 @@
-"""LoRA: which layers get a low-rank update, and of what kind (`litgpt.lora_layers` has what a layer does with it).
+"""LoRA: which layers get a low-rank update, and of what kind (`litgpt.peft.lora_layers` has what a layer does with it).
 
 Layers are chosen by switches, as in LitGPT, or by patterns over their names. In names, `attn.query`, `attn.key` and
 `attn.value` stand for the rows of the fused `attn.qkv`, which get an update each; `attn.qkv` for one update of all of
@@ -20,10 +20,10 @@ from torch import nn
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
-from litgpt.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
 from litgpt.model import GPT
-from litgpt.moe import Experts
+from litgpt.model.moe import Experts
 from litgpt.peft import EXPERT_PARTS, Method, Wrapped, freeze_others, wrap_modules
+from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
 
 SWITCHES = {
     "query": ("attn.query", "attn.q_*", "attn.gate"),

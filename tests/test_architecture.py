@@ -18,16 +18,14 @@ import pytest
 
 from litgpt import data
 from litgpt.__main__ import COMMANDS
+from tests.paths import GOLDEN, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "litgpt"
-GOLDEN = Path(__file__).parent / "golden"
 
 LAYERS = {
-    1: "litgpt config families prompts prompt_style chat_template template_sandbox args errors hub_client",
-    2: "model attention delta_net mlp norm rope moe cache kernels peft lora lora_layers adapter adapter_v2 quantize "
-    "adapter_bank",
-    3: "checkpoint tokenizer tokenizer_backends token_stream",
+    1: "litgpt config families args errors hub_client",
+    2: "model kernels peft lora adapter adapter_v2 quantize",
+    3: "checkpoint tokenizer prompts",
     4: "runtime loggers data",
     5: "training "
     "generate.engine generate.request generate.text generate.sampling generate.placement generate.speculative "
@@ -60,7 +58,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
 def module_name(path: Path) -> str:
-    """`model` for litgpt/model.py, `data.base` for litgpt/data/base.py, `litgpt` for the package itself."""
+    """`model` for litgpt/model/gpt.py, `data.base` for litgpt/data/base.py, `litgpt` for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__") or "litgpt"
 

@@ -9,14 +9,15 @@ import pytest
 
 from litgpt.args import EvalArgs, LogArgs, TrainArgs, hyperparameters
 from litgpt.errors import LitGPTError
+from tests.paths import GOLDEN
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "args.json").read_text())
+TABLE = json.loads((GOLDEN / "args.json").read_text())
 
 
 @pytest.mark.parametrize("group", [TrainArgs, EvalArgs, LogArgs], ids=lambda group: group.__name__)
 def test_fields_have_litgpt_types_and_defaults(group):
     values, hints = group(), typing.get_type_hints(group)
-    for name, (hint, default) in GOLDEN[group.__name__].items():
+    for name, (hint, default) in TABLE[group.__name__].items():
         assert getattr(values, name) == default, name
         assert hints[name] == eval(hint), name
 

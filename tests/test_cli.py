@@ -23,8 +23,8 @@ from litgpt.cli import parse
 from litgpt.config import Config
 from litgpt.data import JSON, DataModule
 from litgpt.errors import LitGPTError, UsageError
+from tests.paths import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 TOKEN = "hf_thisIsASecret"
 
 

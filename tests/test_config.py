@@ -6,7 +6,6 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,9 @@ import yaml
 from litgpt.config import Config, configs, name_to_config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from tests.paths import GOLDEN
 from tests.tiny import CASES
 
-GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = json.loads((GOLDEN / "configs.json").read_text())
 STATE_DICTS = json.loads((GOLDEN / "state_dict_one_layer.json").read_text())
 LITGPT_NAMES = sorted(CONFIGS["configs"])

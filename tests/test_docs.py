@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from litgpt.__main__ import COMMANDS, split_command
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
 SET_UP = "python3 -m venv .venv && "
 

@@ -17,9 +17,9 @@ from litgpt.errors import LitGPTError, UsageError
 from litgpt.plan import COMMANDS
 from litgpt.pretrain import setup
 from litgpt.training.pairs import REFUSED
+from tests.paths import ROOT
 from tests.test_pretrain import TEXT, tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "litgpt" / "assets" / "austen-2m"
 SHORT = ["--train.max_seq_length", "32", "--train.micro_batch_size", "2", "--precision", "32-true"]
 

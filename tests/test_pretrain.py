@@ -21,8 +21,9 @@ from litgpt.pretrain import setup
 from litgpt.runtime import make_fabric
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.loop import Run, fit
+from tests.paths import ROOT
 
-RECIPE = Path(__file__).resolve().parents[1] / "config_hub" / "pretrain" / "shakespeare_char.yaml"
+RECIPE = ROOT / "config_hub" / "pretrain" / "shakespeare_char.yaml"
 TEXT = "".join(f"The {noun} {verb} the {noun}.\n" for noun in ("cat", "dog", "fox") for verb in ("saw", "met")) * 20
 
 

@@ -32,11 +32,10 @@ from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantize
 from litgpt.quantize.linear import Int8Linear, QuantizedLinear, rounded
 from litgpt.runtime import quantized_precision
 from litgpt.training.objective import NextToken
-
-from .finetune.conftest import data_file, lit_folder  # noqa: F401  (fixtures)
-from .finetune.test_finetune import run
-from .generate.folder import make_folder
-from .generate.oracle import LLAMA, MODELS, naive, tiny_model
+from tests.finetune.conftest import data_file, lit_folder  # noqa: F401  (fixtures)
+from tests.finetune.test_finetune import run
+from tests.generate.folder import make_folder
+from tests.generate.oracle import LLAMA, MODELS, naive, tiny_model
 
 LOSES = {"bnb.nf4": 0.11, "bnb.fp4": 0.14, "bnb.int8": 0.01, "int8": 0.01, "int4": 0.09}
 """Mode → the most that normal weights change by, of their norm."""

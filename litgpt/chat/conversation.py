@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.generate.text import Reply
+from litgpt.prompts.base import Message
 
 SETTINGS: dict[str, Callable[[str], float]] = {
     "temperature": float,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from litgpt.adapter import Adapter
 from litgpt.adapter_v2 import AdapterV2
-from litgpt.chat_template import read_templates
 from litgpt.checkpoint.layout import (
     HYPERPARAMETERS,
     LIT_MODEL,
@@ -29,6 +28,7 @@ from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Full, Method, load_owned, unwrap_modules
 from litgpt.prompts import PromptStyle, has_prompt_style, prompt_style_for
+from litgpt.prompts.chat_template import read_templates
 
 METHODS: dict[str, type[Method]] = {method.suffix: method for method in (LoRA, AdapterV2, Adapter)}
 """What follows `lit_model.pth` in the name of a file → the method that learned what is in it."""

@@ -31,7 +31,7 @@ from litgpt.errors import LitGPTError, closest, one_line
 from litgpt.families.base import Family
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.model import GPT
-from litgpt.rope import inverse_frequencies
+from litgpt.model.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     import gguf

@@ -14,10 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.chat_template import read_templates, special_tokens
 from litgpt.errors import LitGPTError, closest
-from litgpt.tokenizer import TOKENIZER_MODEL, Tokenizer, save_tokenizer
-from litgpt.tokenizer_backends import BYTE_TOKEN
+from litgpt.prompts.chat_template import read_templates
+from litgpt.tokenizer import Tokenizer, save_tokenizer
+from litgpt.tokenizer.backends import BYTE_TOKEN
+from litgpt.tokenizer.files import TOKENIZER_MODEL, special_tokens
 
 if TYPE_CHECKING:
     import tokenizers

@@ -33,7 +33,7 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.model import GPT
-from litgpt.rope import attention_factor, attention_scale, inverse_frequencies
+from litgpt.model.rope import attention_factor, attention_scale, inverse_frequencies
 
 if TYPE_CHECKING:
     import gguf

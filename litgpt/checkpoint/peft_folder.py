@@ -31,8 +31,8 @@ from litgpt.config import Config, read_json
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
 from litgpt.lora import QKV_PARTS, SWITCHES, LoRA, candidates, matches
-from litgpt.lora_layers import UPDATES
 from litgpt.model import GPT
+from litgpt.peft.lora_layers import UPDATES
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

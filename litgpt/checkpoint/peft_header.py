@@ -13,9 +13,9 @@ from torch import Tensor
 
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA, Target, qkv_parts
-from litgpt.lora_layers import UPDATES, Update
 from litgpt.model import GPT
-from litgpt.moe import Experts
+from litgpt.model.moe import Experts
+from litgpt.peft.lora_layers import UPDATES, Update
 
 HEADER = "litgpt"
 """The key of our settings in the header of a safetensors file."""

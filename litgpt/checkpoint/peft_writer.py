@@ -37,9 +37,9 @@ from litgpt.config import HF_CONFIG_FILE, Config
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Same, Split
 from litgpt.lora import LoRA
-from litgpt.lora_layers import LoRAExperts, LoRALinear, full_rows, row_norms
 from litgpt.model import GPT
 from litgpt.peft import load_owned
+from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, full_rows, row_norms
 
 
 def to_peft(path: str | Path, output: str | Path) -> Path:

@@ -22,7 +22,7 @@ from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, la
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.moe import Experts
+from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, make_room
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from litgpt.chat_template import special_tokens
 from litgpt.data.base import split_sizes
 from litgpt.data.blocks import TokenBlocks
 from litgpt.data.download import KINDS, fetch_data_set
@@ -17,6 +16,7 @@ from litgpt.data.instructions import SFTModule
 from litgpt.data.mixing import Joined
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
+from litgpt.tokenizer.files import special_tokens
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer

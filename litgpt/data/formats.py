@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.prompt_style import joined
+from litgpt.prompts.base import joined
 
 Row = Mapping[str, Any]
 """One entry of a data file."""

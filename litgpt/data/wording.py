@@ -17,7 +17,7 @@ from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 
 if TYPE_CHECKING:
-    from litgpt.chat_template import Template
+    from litgpt.prompts.chat_template import Template
 
 MARK = re.compile(r"\{%[-+]?\s*generation\b")
 WORD = re.compile(r"\w+")

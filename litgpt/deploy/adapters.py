@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from litgpt.adapter_bank import AdapterBank
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, find_update
 from litgpt.checkpoint.layout import existing_folder
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.speaker import Speaker
 from litgpt.lora import LoRA
+from litgpt.peft.adapter_bank import AdapterBank
 
 
 @dataclass

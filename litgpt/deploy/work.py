@@ -15,8 +15,8 @@ from litgpt.generate.request import FinishReason, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.structured import Grammar
 from litgpt.generate.text import Reply
-from litgpt.token_stream import StreamDecoder
 from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer.stream import StreamDecoder
 
 
 @dataclass(frozen=True)

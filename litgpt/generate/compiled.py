@@ -18,10 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from litgpt.attention import Reach
-from litgpt.cache import KVCache, Span
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from litgpt.model.attention import Reach
+from litgpt.model.cache import KVCache, Span
 
 LEAST_POSITIONS = 256
 """Attention looks at this many positions, or twice, four times … as many."""

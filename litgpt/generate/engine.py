@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.adapter_bank import AdapterBank
-from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate.compiled import CompiledStep
 from litgpt.generate.placement import check_cache_fits, spare_bytes
@@ -25,6 +23,8 @@ from litgpt.generate.request import Request, StopMatcher, check_tokens
 from litgpt.generate.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.kernels.linear import quicken
 from litgpt.model import GPT
+from litgpt.model.cache import Span
+from litgpt.peft.adapter_bank import AdapterBank
 
 LEAST_AT_ONCE = 16
 """Tokens beyond its window that a layer with a sliding one keeps at least: so far can a sequence go back."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
 
-from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.base import with_input_placed
 from litgpt.data.files import kind_of, read_rows
@@ -22,6 +21,7 @@ from litgpt.generate.request import check_tokens
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import MOST_AT_ONCE, Speaker
 from litgpt.generate.text import Reply, stop_strings
+from litgpt.prompts.base import Message
 
 CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", "stop", "json_schema", "regex")
 """What a line may say beside the fields of `Sampling`."""

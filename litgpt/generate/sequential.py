@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.attention import Reach
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
+from litgpt.model.attention import Reach
 
 
 def spread_layers(model: GPT, devices: Sequence[torch.device]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from litgpt.chat_template import Message
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
@@ -21,8 +20,8 @@ from litgpt.generate.placement import longest_fit
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import Reply, stop_strings
 from litgpt.model import GPT
-from litgpt.prompt_style import joined
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
+from litgpt.prompts.base import Message, joined
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 

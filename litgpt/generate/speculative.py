@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.placement import spare_bytes
@@ -24,6 +23,7 @@ from litgpt.generate.request import Request
 from litgpt.generate.sampling import measure, pick, probabilities
 from litgpt.kernels.linear import quicken
 from litgpt.model import GPT
+from litgpt.model.cache import Span
 
 
 @dataclass

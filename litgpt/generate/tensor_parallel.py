@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from litgpt.attention import CausalSelfAttention, MultiheadLatentAttention
 from litgpt.errors import LitGPTError
-from litgpt.mlp import GptNeoxMLP, LLaMAMLP
 from litgpt.model import GPT
-from litgpt.moe import Experts
+from litgpt.model.attention import CausalSelfAttention, MultiheadLatentAttention
+from litgpt.model.mlp import GptNeoxMLP, LLaMAMLP
+from litgpt.model.moe import Experts
 
 
 def split_over_ranks(model: GPT) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from litgpt.errors import LitGPTError
 from litgpt.generate.request import FinishReason, Request
-from litgpt.token_stream import StreamDecoder
+from litgpt.tokenizer.stream import StreamDecoder
 
 
 def stop_strings(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Attention inside each of many packed documents in one kernel, on CUDA: torch's FlashAttention for varying lengths.
 
-One call for all documents, where the way that works everywhere (`litgpt.attention.Attention.look`) makes one for each.
+One call for all documents, where the way that works everywhere (`model.attention.Attention`) makes one for each.
 
 T: tokens of all documents, N: heads, G: key-value heads, H: head size, D: documents.
 """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError, closest
-from litgpt.moe import Experts, LLaMAMoE
+from litgpt.model.moe import Experts, LLaMAMoE
 from litgpt.quantize.bnb import EightBitLinear, FourBitLinear, bitsandbytes
 from litgpt.quantize.kernels import check_kernels, int4_fits
 from litgpt.quantize.linear import Int4Linear, Int8Linear, QuantizedExperts, QuantizedLinear

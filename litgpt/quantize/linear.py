@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
 from litgpt.kernels.narrow import product_dtype
-from litgpt.moe import Experts
+from litgpt.model.moe import Experts
 from litgpt.quantize import kernels
 
 AT_ONCE = 2**20

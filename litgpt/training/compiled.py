@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from litgpt.attention import Attention
-from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT, Block
-from litgpt.moe import Experts
+from litgpt.model.attention import Attention
+from litgpt.model.cache import Span
+from litgpt.model.moe import Experts
 from litgpt.peft import Wrapped, WrappedExperts
 from litgpt.quantize import QuantizedLinear
 from litgpt.training.memory import replace

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from litgpt.attention import CausalSelfAttention
 from litgpt.errors import LitGPTError
-from litgpt.lora_layers import LoRALinear
+from litgpt.model.attention import CausalSelfAttention
+from litgpt.peft.lora_layers import LoRALinear
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 """Of the quintic that brings every singular value near 1 (https://kellerjordan.github.io/posts/muon)."""

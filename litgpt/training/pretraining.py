@@ -22,10 +22,10 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.loggers import named_loggers
 from litgpt.model import GPT
+from litgpt.model.initialization import initialize
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.documents import by_documents
-from litgpt.training.initial import initialize
 from litgpt.training.loop import Result, Run, fit
 from litgpt.training.state import resume_point
 from litgpt.training.validation import example_index

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from litgpt.model import GPT
-from litgpt.moe import Experts
+from litgpt.model.moe import Experts
 from litgpt.peft import Wrapped
 
 

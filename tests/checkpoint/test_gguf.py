@@ -556,7 +556,7 @@ def test_the_tokenizer_in_a_file_gives_the_same_ids(folder, file):
 
 
 def test_chat_templates_go_through(tmp_path, folder, bpe):
-    from litgpt.chat_template import read_templates
+    from litgpt.prompts.chat_template import read_templates
 
     assert read_templates(find_checkpoint(folder).dir) == read_templates(bpe)
     copy = shutil.copytree(folder, tmp_path / "named")
@@ -761,7 +761,7 @@ def test_the_real_files_tokenizer_is_the_folders(real, smollm2, shared_assets):
     lines = [line for line in (shared_assets / "text" / "tinyshakespeare.txt").read_text().splitlines() if line][:1000]
     found, expected = find_checkpoint(real).dir, smollm2
     same_tokenizer(Tokenizer(expected), Tokenizer(found), [*lines, *TEXTS])
-    from litgpt.chat_template import read_templates
+    from litgpt.prompts.chat_template import read_templates
 
     assert read_templates(found) == read_templates(expected)
 

@@ -14,8 +14,8 @@ import pytest
 
 from litgpt.checkpoint.layout import find_checkpoint
 from tests.hub_server import COMMIT, Hub, serve
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = "import sys; from litgpt.__main__ import main; sys.exit(main(sys.argv[1:]))"
 BARE = ("--convert_checkpoint", "false")
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.cache import KVCache, Span
 from litgpt.checkpoint.convert import to_litgpt
 from litgpt.checkpoint.gguf_writer import write_gguf
 from litgpt.checkpoint.reader import load_model
 from litgpt.model import GPT
+from litgpt.model.cache import KVCache, Span
 
 N_GREEDY = 64
 

@@ -21,8 +21,7 @@ from litgpt.checkpoint.reader import load_pth
 from litgpt.checkpoint.weights import Tensors, lazy
 from litgpt.checkpoint.writer import kinds_of, save_state, write_lit, write_safetensors
 from litgpt.errors import LitGPTError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def tensors() -> dict[str, torch.Tensor]:

@@ -18,8 +18,7 @@ from litgpt.data.formats import Conversation, Row
 from litgpt.data.token_cache import MAGIC, TokenFile
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def turn(role: str, content: str, **more: Any) -> dict[str, Any]:

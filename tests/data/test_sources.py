@@ -34,8 +34,7 @@ from litgpt.data.download import fetch_file
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 from tests.hub_server import serve
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 class Site:

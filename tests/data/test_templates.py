@@ -19,6 +19,7 @@ from litgpt.data.wording import MARK, Writer
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate
 from litgpt.tokenizer import Tokenizer
+from tests.paths import ROOT
 
 
 def user(said: str) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def test_alike_turns_are_found_alike(shared_assets: Path, number: int) -> None:
 def test_templates_with_marks_have_the_mask_of_transformers(shared_assets: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    assets = Path(__file__).parents[2] / "litgpt" / "assets" / "austen-2m"
+    assets = ROOT / "litgpt" / "assets" / "austen-2m"
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(assets / "tokenizer.json"))
     tokenizer, compared = Tokenizer(assets), 0
     for file in sorted((shared_assets / "chat_templates").glob("*.jinja")):

@@ -13,6 +13,7 @@ from litgpt.data.wording import Writer
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer import Tokenizer
+from tests.paths import ROOT
 
 TURNS = [
     {"role": "user", "content": "Hi"},
@@ -139,7 +140,7 @@ def test_marks_and_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     """`transformers` is the oracle: ids, and the mask of the assistant's tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    assets = Path(__file__).parents[2] / "litgpt" / "assets" / "austen-2m"
+    assets = ROOT / "litgpt" / "assets" / "austen-2m"
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(assets / "tokenizer.json"))
     messages = [
         {"role": "user", "content": "Où est Mr. Darcy? 😀"},

@@ -18,8 +18,7 @@ from litgpt.finetune import adapter, adapter_v2
 from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
 from litgpt.prompts import ChatTemplate
-
-from .test_finetune import run
+from tests.finetune.test_finetune import run
 
 COMMANDS = {".adapter": (adapter.setup, Adapter()), ".adapter_v2": (adapter_v2.setup, AdapterV2())}
 

@@ -19,8 +19,7 @@ from litgpt.errors import LitGPTError
 from litgpt.finetune import lora
 from litgpt.generate.speaker import Speaker
 from litgpt.lora import LoRA
-
-from .test_finetune import run
+from tests.finetune.test_finetune import run
 
 KINDS: dict[str, dict[str, Any]] = {
     "dora": {"lora_dora": True, "lora_rslora": True, "lora_plus_ratio": 4.0, "lora_target": "attn.*,mlp.fc"},

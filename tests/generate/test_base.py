@@ -14,9 +14,8 @@ from litgpt.errors import LitGPTError
 from litgpt.generate.base import generate, main
 from litgpt.generate.speaker import Speaker
 from litgpt.tokenizer import Tokenizer
-
-from .folder import END, make_folder
-from .oracle import naive, tiny_model
+from tests.generate.folder import END, make_folder
+from tests.generate.oracle import naive, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from types import NoneType
 import pytest
 
 from litgpt.__main__ import target_of
+from tests.paths import GOLDEN
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "commands.json").read_text())
-COMMANDS = [name for name in GOLDEN if name.startswith(("generate", "chat"))]
+TABLE = json.loads((GOLDEN / "commands.json").read_text())
+COMMANDS = [name for name in TABLE if name.startswith(("generate", "chat"))]
 MENDED = {("generate_full", "finetuned_path"): "out/finetune/full/final/lit_model.pth"}
 """What LitGPT's own finetuning doesn't write to."""
 
@@ -25,7 +26,7 @@ def test_flags_are_litgpts(name):
     module, _, function = target_of(name).partition(":")
     command = getattr(importlib.import_module(module), function)
     flags, hints = inspect.signature(command).parameters, typing.get_type_hints(command)
-    golden = GOLDEN[GOLDEN[name]] if isinstance(GOLDEN[name], str) else GOLDEN[name]
+    golden = TABLE[TABLE[name]] if isinstance(TABLE[name], str) else TABLE[name]
     assert [flag for flag in flags if flag in golden] == list(golden)
     for flag, (kind, *default) in golden.items():
         if default:

@@ -12,8 +12,7 @@ from litgpt.errors import LitGPTError
 from litgpt.generate.compiled import check_compiler
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
-
-from .oracle import MODELS, naive, prompts, tiny_model
+from tests.generate.oracle import MODELS, naive, prompts, tiny_model
 
 GREEDY = Sampling(temperature=0)
 

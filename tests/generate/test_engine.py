@@ -12,16 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate import placement
 from litgpt.generate.engine import Engine
 from litgpt.generate.request import Request
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT
+from litgpt.model.cache import Span
 from tests.checkpoint.anonymous import peak_growth
-
-from .oracle import MODELS, naive, prompts, tiny_model
+from tests.generate.oracle import MODELS, naive, prompts, tiny_model
 
 GREEDY = Sampling(temperature=0)
 

@@ -13,9 +13,8 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.request import Request
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT
+from tests.generate.oracle import prompts
 from tests.tiny import CASES, hf_folder
-
-from .oracle import prompts
 
 GREEDY = Sampling(temperature=0)
 LENGTH = 48  # within the original context of every case with two kinds of RoPE

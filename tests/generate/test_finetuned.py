@@ -25,9 +25,8 @@ from litgpt.model import GPT
 from litgpt.peft import Full, Method, owned_state
 from litgpt.prompts import Alpaca, PromptStyle, save_prompt_style
 from litgpt.tokenizer import Tokenizer
-
-from .folder import END, make_folder
-from .oracle import naive
+from tests.generate.folder import END, make_folder
+from tests.generate.oracle import naive
 
 METHODS: dict[str, tuple[Callable[..., None] | None, str, Callable[[], Method]]] = {
     "full": (full.main, "finetuned_path", Full),

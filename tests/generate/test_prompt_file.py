@@ -12,8 +12,7 @@ from litgpt.generate import full
 from litgpt.generate.base import main
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
-
-from .folder import make_folder
+from tests.generate.folder import make_folder
 
 EXACT = dict(temperature=0.0, precision="32-true", max_new_tokens=8)
 

@@ -10,8 +10,7 @@ from litgpt.generate import placement
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import SpeculativeEngine
-
-from .oracle import naive, prompts, tiny_model
+from tests.generate.oracle import naive, prompts, tiny_model
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from litgpt.cache import Span
 from litgpt.errors import LitGPTError
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequential import runs, spread_layers
-
-from .oracle import MODELS, naive, prompts, tiny_model
+from litgpt.model.cache import Span
+from tests.generate.oracle import MODELS, naive, prompts, tiny_model
 
 CPU = torch.device("cpu")
 

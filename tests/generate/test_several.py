@@ -13,10 +13,9 @@ import pytest
 from litgpt import LLM
 from litgpt.errors import LitGPTError
 from litgpt.generate import base, sequentially, speculatively, tp
+from tests.generate.folder import make_folder
+from tests.paths import ROOT
 
-from .folder import make_folder
-
-ROOT = Path(__file__).resolve().parents[2]
 GREEDY = dict(max_new_tokens=25, temperature=0.0, precision="32-true")
 
 

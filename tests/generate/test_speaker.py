@@ -8,8 +8,7 @@ import torch
 from litgpt.errors import LitGPTError
 from litgpt.generate.speaker import Speaker
 from litgpt.prompts import Alpaca, PromptStyle
-
-from .folder import END, make_folder
+from tests.generate.folder import END, make_folder
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import SpeculativeEngine
 from litgpt.model import GPT
-
-from .oracle import MODELS, naive, prompts, tiny_model
+from tests.generate.oracle import MODELS, naive, prompts, tiny_model
 
 GREEDY = Sampling(temperature=0)
 REWINDABLE = [case for case, settings in MODELS.items() if "linear_attention" not in settings]

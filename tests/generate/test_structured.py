@@ -15,10 +15,9 @@ from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.generate.structured import Grammar
 from litgpt.tokenizer import Tokenizer, char_tokenizer, save_tokenizer
-
-from .. import tokenizers_made_here
-from .folder import make_folder
-from .oracle import naive, tiny_model
+from tests import tokenizers_made_here
+from tests.generate.folder import make_folder
+from tests.generate.oracle import naive, tiny_model
 
 pytest.importorskip("llguidance")
 PERSON = {

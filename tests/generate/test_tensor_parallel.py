@@ -18,8 +18,7 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.tensor_parallel import _Ranks, check_divides, split_over_ranks
 from litgpt.model import GPT
-
-from .oracle import prompts
+from tests.generate.oracle import prompts
 
 SIZE = dict(n_layer=2, vocab_size=95, padded_vocab_size=95, block_size=64)
 """A vocabulary that two ranks don't divide."""

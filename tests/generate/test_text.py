@@ -9,9 +9,8 @@ from litgpt.generate.engine import Engine
 from litgpt.generate.request import StopMatcher
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import Reply
-from litgpt.token_stream import ByteStream
-
-from .oracle import tiny_model
+from litgpt.tokenizer.stream import ByteStream
+from tests.generate.oracle import tiny_model
 
 
 def reply(stop_strings: tuple[str, ...] = ()) -> Reply:

@@ -12,7 +12,7 @@ from torch import nn
 from litgpt.config import Config
 from litgpt.kernels import narrow
 from litgpt.kernels.narrow import ALIGNED, MANY, quicken
-from litgpt.mlp import LLaMAMLP
+from litgpt.model.mlp import LLaMAMLP
 
 PLENTY = 2**30
 

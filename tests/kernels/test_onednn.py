@@ -21,9 +21,8 @@ from litgpt.loggers import read_metrics
 from litgpt.training import loss as loss_module
 from litgpt.training.loop import fit
 from litgpt.training.loss import linear_cross_entropy
-
-from ..checkpoint.anonymous import peak_growth
-from ..training.runs import make_run, make_samples, tiny_model
+from tests.checkpoint.anonymous import peak_growth
+from tests.training.runs import make_run, make_samples, tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.attention import Attention, Reach
 from litgpt.config import Config
 from litgpt.kernels import varlen
+from litgpt.model.attention import Attention, Reach
 
 LENGTHS = (5, 1, 16, 8)
 

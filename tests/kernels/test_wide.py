@@ -15,8 +15,7 @@ from litgpt.generate.sampling import Sampling
 from litgpt.generate.speaker import Speaker
 from litgpt.kernels import wide
 from litgpt.kernels.wide import FEW, MANY, is_transposed, rearrange
-
-from ..generate.folder import make_folder
+from tests.generate.folder import make_folder
 
 PLENTY = 2**30
 

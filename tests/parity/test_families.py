@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from litgpt.cache import KVCache, Span
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.weights import WeightTable, lazy
+from litgpt.model.cache import KVCache, Span
 from tests.tiny import CASES, hf_model
 
 COMPLEX = {"deepseek_v2", "llama4_text"}

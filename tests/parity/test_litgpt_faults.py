@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from litgpt.cache import KVCache, Span
 from litgpt.checkpoint.convert import to_hf, to_litgpt
 from litgpt.checkpoint.reader import load_model
 from litgpt.config import Config
 from litgpt.model import GPT
+from litgpt.model.cache import KVCache, Span
 from tests.parity.test_families import relative
 from tests.tiny import hf_model
 

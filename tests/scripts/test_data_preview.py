@@ -9,6 +9,7 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.data.preview import GREEN, histogram
+from tests.paths import ROOT
 from tests.tiny_tokenizer import write_tokenizer
 
 ROWS = [{"prompt": f"Say {word}.", "completion": word} for word in ("one", "two", "twenty-three") * 5]
@@ -49,7 +50,7 @@ def test_colour_is_for_screens(folder: Path, color: str, expected: bool, capsys:
 
 def test_what_would_command_the_screen_is_shown_instead(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "train.jsonl").write_text(json.dumps({"text": "a\033[2Jb"}) + "\n")
-    assets = Path(__file__).parents[2] / "litgpt" / "assets" / "austen-2m"
+    assets = ROOT / "litgpt" / "assets" / "austen-2m"
     assert main(["data", "preview", str(assets), "--data", "Conversations", "--data.path", "train.jsonl",
                  "--data.val_path", "train.jsonl"]) == 0  # fmt: skip
     out = capsys.readouterr().out

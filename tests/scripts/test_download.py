@@ -14,9 +14,8 @@ import torch
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from tests.hub_server import serve
+from tests.paths import ROOT
 from tests.tiny import hf_folder
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

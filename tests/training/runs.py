@@ -12,9 +12,9 @@ from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.model import GPT
+from litgpt.model.initialization import initialize
 from litgpt.peft import owned_state
 from litgpt.runtime import make_fabric
-from litgpt.training.initial import initialize
 from litgpt.training.loop import Run, everything
 
 VOCABULARY = 40

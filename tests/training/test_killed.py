@@ -16,8 +16,8 @@ import torch
 
 from litgpt.checkpoint.reader import load_pth
 from litgpt.loggers import read_metrics
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "litgpt" / "assets" / "austen-2m"
 TRAIN = (
     "--train.max_steps 30 --train.save_interval 3 --train.global_batch_size 4 --train.micro_batch_size 2 "

@@ -22,9 +22,9 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
+from litgpt.model.initialization import initialize
 from litgpt.peft import Full, Method
 from litgpt.quantize import quantize_model
-from litgpt.training.initial import initialize
 from litgpt.training.memory import checkpoint_blocks
 from litgpt.training.objective import NextToken
 from litgpt.training.optim import make_optimizer

@@ -1,0 +1,290 @@
+"""Attention: what a token may look at, and the two ways of looking (grouped queries, latent keys and values).
+
+B: batch, T: tokens, C: `n_embd`, N: `n_head`, G: `n_query_groups` (key-value heads), H: `head_size`,
+S: positions that attention looks at, R: dimensions of a head that rotate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.config import Config
+from litgpt.kernels import varlen
+from litgpt.model.cache import Span
+from litgpt.model.norm import RMSNorm, make_norm, rms_norm
+from litgpt.model.rope import apply_rope, attention_scale
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What every layer of one forward pass shares: where the tokens stand and what each of them may look at."""
+
+    ropes: tuple[tuple[Tensor, Tensor], ...]
+    """`cos` and `sin`, `(T, R)` or `(B, 1, T, R)`, for global and for local layers; none with learned positions."""
+    masks: dict[int | None, Tensor | None]
+    """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: plain causal."""
+    lengths: tuple[int, ...] | None = None
+    """Packed documents: attention stays inside each."""
+    span: Span | None = None
+    tuning: Tensor | None = None
+    """What queries are multiplied with (`config.query_tuning`), `(T, 1)` or `(B, 1, T, 1)`, float32."""
+
+    def to(self, device: torch.device) -> Reach:
+        """The same on another device; the span's cache stays where it is."""
+        return replace(
+            self,
+            ropes=tuple((cos.to(device), sin.to(device)) for cos, sin in self.ropes),
+            masks={window: None if mask is None else mask.to(device) for window, mask in self.masks.items()},
+            tuning=None if self.tuning is None else self.tuning.to(device),
+        )
+
+
+class Attention(nn.Module):
+    """What both kinds share: scale, window, soft cap, sinks, and attending to a cache, a batch or packed documents."""
+
+    def __init__(self, config: Config, layer: int, scale: float) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        self.window = config.window(layer)
+        self.scale = scale
+        self.rotates = not config.learned_positions and (config.rope_layers is None or bool(config.rope_layers[layer]))
+        tuning = config.query_tuning
+        self.tuned = tuning is not None and not (tuning["unturned_only"] and self.rotates)
+        self.rope_kind = config.rope_indices[layer] if config.rope_indices else 0
+        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+
+    def turn(self, x: Tensor, reach: Reach) -> Tensor:
+        """Rotates queries or keys `(B, heads, T, H)` to their positions."""
+        cos, sin = reach.ropes[self.rope_kind]
+        return apply_rope(x, cos, sin, self.config.rope_interleave)
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
+        """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `reach` allows."""
+        if reach.lengths is None:
+            return self.attend(q, k, v, reach.masks[self.window])
+        plain = self.window is None and self.config.attention_logit_softcapping is None and self.sinks is None
+        if plain and varlen.applies(q, k, v):
+            return varlen.attend(q, k, v, reach.lengths, self.scale)
+        # Document by document: the work grows with the square of each, not of all.
+        documents = zip(q.split(reach.lengths, 2), k.split(reach.lengths, 2), v.split(reach.lengths, 2), strict=True)
+        chunked = self.config.chunked_windows
+        return torch.cat(
+            [self.attend(*document, causal_mask(document[0], self.window, chunked)) for document in documents], 2
+        )
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """As `look`, with a mask, or causal without one."""
+        causal = mask is None and q.size(2) > 1
+        if self.config.attention_logit_softcapping is None and self.sinks is None:
+            if trains_faster_in_float32(q, k):
+                with torch.autocast("cpu", enabled=False):
+                    return self.attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
+            )
+        repeats = q.size(1) // k.size(1)
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        scores = softcap(q @ k.mT * self.scale, self.config.attention_logit_softcapping)  # (B, N, T, S)
+        if causal:
+            mask = attention_mask(torch.arange(q.size(2), device=q.device), k.size(2), None, always=True)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        if self.sinks is None:
+            return scores.softmax(dim=-1, dtype=wide).to(q.dtype) @ v
+        # A sink takes its share of the attention and gives nothing (https://arxiv.org/abs/2309.17453).
+        sinks = self.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        shares = torch.cat((scores, sinks), dim=-1).softmax(dim=-1, dtype=wide)
+        return shares[..., :-1].to(q.dtype) @ v
+
+
+class CausalSelfAttention(Attention):
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245); multi-head and multi-query are its ends."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        assert config.head_size is not None and config.n_query_groups is not None
+        super().__init__(config, layer, (config.attention_scores_scalar or config.head_size) ** -0.5)
+        queries = 2 * config.n_head if config.attention_gate else config.n_head
+        self.heads = (queries, config.n_query_groups, config.n_query_groups)
+        rows, width = sum(self.heads) * config.head_size, config.n_head * config.head_size
+        self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
+        self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
+        if config.norm_qk:
+            whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
+            self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))
+            self.norm_k = make_norm(config, config.head_size * (config.n_query_groups if whole else 1))
+
+    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+        """`(B, T, C)` → `(B, T, C)`."""
+        B, T, _ = x.shape
+        q, k, v, gate = self.project(x)
+        if self.rotates:
+            q, k = self.turn(torch.cat((q, k), dim=1), reach).split((q.size(1), k.size(1)), dim=1)
+            if self.config.norm_turned:
+                q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
+        if self.tuned:
+            assert reach.tuning is not None
+            q = (q * reach.tuning).to(q.dtype)
+        if reach.span is not None:
+            k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
+        y = self.look(q, k, v, reach)
+        if gate is not None:
+            y = y * gate.sigmoid()
+        return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they turn to their
+        positions; and the queries' gates, `(B, N, T, H)`."""
+        qkv = self.qkv(x)
+        if self.config.qkv_clip is not None:
+            qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
+        qkv = qkv.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
+        q, k, v = qkv.split(self.heads, dim=1)
+        gate = None
+        if self.config.attention_gate:
+            q, gate = q[:, ::2], q[:, 1::2]
+        if self.config.norm_qk:
+            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
+        return q, k, v, gate
+
+    def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
+        if self.config.norm_qk_type == "default":
+            return norm(x)
+        B, heads, T, H = x.shape
+        return norm(x.transpose(1, 2).reshape(B, T, heads * H)).view(B, T, heads, H).transpose(1, 2)
+
+
+class MultiheadLatentAttention(Attention):
+    """Keys and values made from one small latent a token, which is all that a cache holds (DeepSeek-V2,
+    https://arxiv.org/abs/2405.04434).
+
+    L: `kv_lora_rank`, P: `qk_nope_head_dim`, R: `qk_rope_head_dim`, D: `v_head_dim`.
+    """
+
+    def __init__(self, config: Config, layer: int) -> None:
+        assert config.latent_attention is not None
+        sizes = config.latent_attention
+        self.n_head = config.n_head
+        self.rank, self.plain = sizes["kv_lora_rank"], sizes["qk_nope_head_dim"]
+        self.turned, self.value = sizes["qk_rope_head_dim"], sizes["v_head_dim"]
+        super().__init__(config, layer, (self.plain + self.turned) ** -0.5 * attention_scale(config))
+        query = config.n_head * (self.plain + self.turned)
+        if sizes["q_lora_rank"] is None:
+            self.q_proj = nn.Linear(config.n_embd, query, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(config.n_embd, sizes["q_lora_rank"], bias=config.attn_bias)
+            self.q_a_norm = RMSNorm(sizes["q_lora_rank"], eps=1e-6)
+            self.q_b_proj = nn.Linear(sizes["q_lora_rank"], query, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(config.n_embd, self.rank + self.turned, bias=config.attn_bias)
+        self.kv_a_norm = RMSNorm(self.rank, eps=1e-6)
+        self.kv_b_proj = nn.Linear(self.rank, config.n_head * (self.plain + self.value), bias=False)
+        self.proj = nn.Linear(config.n_head * self.value, config.n_embd, bias=config.attn_bias)
+
+    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+        """`(B, T, C)` → `(B, T, C)`."""
+        B, T, _ = x.shape
+        low_rank = self.config.latent_attention is not None and self.config.latent_attention["q_lora_rank"] is not None
+        q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if low_rank else self.q_proj(x)
+        q = q.view(B, T, -1, self.plain + self.turned).transpose(1, 2)
+        q_plain, q_turned = q.split((self.plain, self.turned), dim=-1)  # (B, N, T, P), (B, N, T, R)
+        latent, k_turned = self.kv_a_proj_with_mqa(x).split((self.rank, self.turned), dim=-1)
+        q_turned, k_turned = self.turn(q_turned, reach), self.turn(k_turned[:, None], reach)  # (B, 1, T, R)
+        held = torch.cat((self.kv_a_norm(latent)[:, None], k_turned), dim=-1)  # (B, 1, T, L + R)
+        if reach.span is not None:
+            held, _ = reach.span.extend(self.layer, held)  # (B, 1, S, L + R)
+        if T == 1 and type(self.kv_b_proj) is nn.Linear:
+            y = self.look_at_latents(q_plain, q_turned, held, reach)
+        else:
+            y = self.look(torch.cat((q_plain, q_turned), dim=-1), *self.expand(held), reach)
+        return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, D) → (B, T, C)
+
+    def expand(self, held: Tensor) -> tuple[Tensor, Tensor]:
+        """What is held of each token `(B, 1, S, L + R)` → keys `(B, N, S, P + R)` and values `(B, N, S, D)`."""
+        latent, k_turned = held.split((self.rank, self.turned), dim=-1)
+        made = self.kv_b_proj(latent[:, 0])
+        made = made.view(*made.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, N, S, P + D)
+        k_plain, v = made.split((self.plain, self.value), dim=-1)
+        return torch.cat((k_plain, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1), v
+
+    def look_at_latents(self, q_plain: Tensor, q_turned: Tensor, held: Tensor, reach: Reach) -> Tensor:
+        """The same for one new token a row, without making the keys and values of all before it: their making is moved
+        to the query and to the result."""
+        made = self.kv_b_proj.weight.view(self.n_head, self.plain + self.value, self.rank)
+        to_keys, to_values = made.split((self.plain, self.value), dim=1)  # (N, P, L), (N, D, L)
+        q = torch.cat((q_plain @ to_keys, q_turned), dim=-1)  # (B, N, 1, L + R)
+        return self.look(q, held, held[..., : self.rank], reach) @ to_values.mT  # (B, N, 1, D)
+
+
+SHORT = 256
+"""Tokens from which on bfloat16 is as fast as float32 where gradients are wanted of a CPU."""
+
+
+def trains_faster_in_float32(q: Tensor, k: Tensor) -> bool:
+    """Whether attention's backward pass is slower than in float32: torch's own for bfloat16 on CPUs takes two to four
+    times as long over short documents (16 to 160 tokens, on one with AMX), the casts included."""
+    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.size(2) < SHORT
+    return narrow and q.requires_grad and torch.is_grad_enabled()
+
+
+def query_factors(config: Config, positions: Tensor) -> Tensor | None:
+    """What queries at `positions`, `(T,)` or `(B, T)`, are multiplied with (`config.query_tuning`), so that attention
+    stays as sharp over many tokens (https://arxiv.org/abs/2501.19399): `(T, 1)` or `(B, 1, T, 1)`."""
+    tuning = config.query_tuning
+    if tuning is None:
+        return None
+    blocks = ((positions + tuning["offset"]).float() / tuning["floor"]).floor()
+    factors = (1 + tuning["scale"] * blocks.log1p())[..., None]
+    return factors if positions.dim() == 1 else factors[:, None]
+
+
+def causal_mask(q: Tensor, window: int | None, chunked: bool = False) -> Tensor | None:
+    """The mask of a whole document seen from its start; None where plain causal attention does."""
+    if window is None:
+        return None
+    return attention_mask(torch.arange(q.size(2), device=q.device), q.size(2), window, chunked=chunked)
+
+
+def attention_mask(
+    positions: Tensor,
+    end: int,
+    window: int | None,
+    always: bool = False,
+    chunked: bool = False,
+    held: Tensor | None = None,
+) -> Tensor | None:
+    """True where a query sees a key.
+
+    Args:
+        positions: Of the queries, `(T,)` or `(B, T)`.
+        end: Keys stand at positions 0 … `end` - 1.
+        window: A query sees itself and the `window` - 1 tokens before it; None: all before it.
+        always: Make the mask even where SDPA's own causal one does.
+        chunked: The window doesn't slide: a query sees what is in its own block of `window` positions.
+        held: The keys' positions, `(1 or B, S)`, where they are others; below 0: nothing.
+
+    Returns:
+        `(1 or B, 1, T, S)`; None where plain causal attention, or one last token that sees everything, needs no mask.
+    """
+    T = positions.size(-1)
+    if held is None and positions.dim() == 1 and (window is None or window >= end) and not always and T in (1, end):
+        return None
+    keys = torch.arange(end, device=positions.device) if held is None else held[:, None, None]
+    distance = positions.reshape(-1, 1, T, 1) - keys
+    seen = distance >= 0 if held is None else (distance >= 0) & (keys >= 0)
+    if window is None:
+        return seen
+    if chunked:
+        return seen & (keys >= positions.reshape(-1, 1, T, 1) // window * window)
+    return seen & (distance < window)
+
+
+def softcap(x: Tensor, cap: float | None) -> Tensor:
+    """`cap · tanh(x / cap)` (Gemma 2, https://arxiv.org/abs/2408.00118); without `cap`, `x`."""
+    return x if cap is None else torch.tanh(x / cap) * cap

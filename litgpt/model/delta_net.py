@@ -1,0 +1,150 @@
+"""Attention without keys and values: each head keeps one matrix, which every token corrects a little.
+
+Gated delta networks (Yang et al. 2024, https://arxiv.org/abs/2412.06464):
+
+    S_t = a_t S_{t-1} + k_t b_t (v_t - (a_t S_{t-1})ᵀ k_t)ᵀ        y_t = S_tᵀ q_t
+
+a: how much is kept, b: how much is corrected, both between 0 and 1 and made of the token.
+
+B: batch, T: tokens, C: `n_embd`, N: value heads, K: key heads, P: key size, D: value size, W: channels of the
+convolution (all queries, keys and values), L: tokens of a chunk, M: chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.config import Config
+from litgpt.model.attention import Reach
+from litgpt.model.norm import RMSNorm, widened
+
+CHUNK = 64
+"""Tokens that are computed together, by products of matrices."""
+
+
+class GatedDeltaNet(nn.Module):
+    """A layer of such heads; queries, keys and values pass through a short causal convolution first."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        assert config.linear_attention is not None
+        sizes = config.linear_attention
+        self.layer = layer
+        self.keys, self.key_size = sizes["n_key_heads"], sizes["key_size"]
+        self.values, self.value_size = sizes["n_value_heads"], sizes["value_size"]
+        self.rows = config.qkv_rows(layer)
+        channels, width = sum(self.rows), self.rows[2]
+        self.qkv = nn.Linear(config.n_embd, channels, bias=False)  # rows: [Q | K | V]
+        self.gate = nn.Linear(config.n_embd, width, bias=False)
+        self.beta = nn.Linear(config.n_embd, self.values, bias=False)
+        self.decay = nn.Linear(config.n_embd, self.values, bias=False)
+        self.conv = nn.Conv1d(channels, channels, sizes["kernel_size"], groups=channels, bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(self.values))
+        self.A_log = nn.Parameter(torch.empty(self.values))
+        self.norm = RMSNorm(self.value_size, config.norm_eps)
+        self.proj = nn.Linear(width, config.n_embd, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start of training: heads that forget at speeds of their own (Mamba 2, https://arxiv.org/abs/2405.21060)."""
+        nn.init.ones_(self.dt_bias)
+        with torch.no_grad():
+            nn.init.uniform_(self.A_log, 1.0, 16.0).log_()
+
+    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+        """`(B, T, C)` → `(B, T, C)`."""
+        B, T, _ = x.shape
+        decay = self.decay(x)
+        kept = -widened(self.A_log).exp() * F.softplus(widened(decay) + self.dt_bias)  # log a, (B, T, N)
+        qkv, corrected = self.qkv(x), widened(self.beta(x)).sigmoid()  # (B, T, W), (B, T, N)
+        if reach.lengths is None:
+            y = self.mix(qkv, kept, corrected, reach)
+        else:  # each document begins with nothing
+            documents = zip(*(part.split(reach.lengths, dim=1) for part in (qkv, kept, corrected)), strict=True)
+            y = torch.cat([self.mix(q, a, b, reach) for q, a, b in documents], dim=1)
+        gate = self.gate(x).view(B, T, self.values, self.value_size)
+        y = self.norm(y.to(x.dtype)) * F.silu(widened(gate))  # (B, T, N, D)
+        return self.proj(y.to(x.dtype).flatten(2))
+
+    def mix(self, qkv: Tensor, kept: Tensor, corrected: Tensor, reach: Reach) -> Tensor:
+        """What the heads find, `(B, T, N, D)`, going on from the state in the cache, if there is one."""
+        B, T, _ = qkv.shape
+        new = qkv.mT  # (B, W, T)
+        if reach.span is None:
+            tail = new.new_zeros(B, new.size(1), self.conv.kernel_size[0] - 1)
+            memory = kept.new_zeros(B, self.values, self.key_size, self.value_size)
+        else:
+            tail, memory = reach.span.state(self.layer)
+        seen = torch.cat((tail.to(new.dtype), new), dim=-1)
+        mixed = F.silu(self.conv(seen)).mT  # (B, T, W)
+        q, k, v = (
+            part.unflatten(-1, (-1, size)) for part, size in zip(mixed.split(self.rows, -1), self.sizes, strict=True)
+        )
+        repeats = self.values // self.keys
+        q, k = (unit(part).repeat_interleave(repeats, dim=2).transpose(1, 2) for part in (q, k))  # (B, N, T, P)
+        with torch.autocast(qkv.device.type, enabled=False):  # sums over all tokens so far
+            y, memory = gated_delta_rule(
+                q * self.key_size**-0.5, k, widened(v).transpose(1, 2), kept.mT, corrected.mT, memory
+            )
+        if reach.span is not None:
+            reach.span.keep(self.layer, seen[..., T:], memory)
+        return y.transpose(1, 2)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Of a head's query, key and value."""
+        return self.key_size, self.key_size, self.value_size
+
+
+def unit(x: Tensor) -> Tensor:
+    """`x` at length 1, in float32 at least."""
+    x = widened(x)
+    return x * (x.square().sum(dim=-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, corrected: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Queries on a memory that every token corrects first, chunk by chunk (section 3.3 of the paper).
+
+    Args:
+        q: `(B, N, T, P)`.
+        k: As `q`, of length 1.
+        v: `(B, N, T, D)`.
+        kept: The logarithm of how much of the memory each token keeps, `(B, N, T)`.
+        corrected: How much of what is wrong in the memory each token corrects, `(B, N, T)`.
+        memory: Before the first token, `(B, N, P, D)`.
+
+    Returns:
+        What was found, `(B, N, T, D)`, and the memory after the last token.
+    """
+    T = q.size(2)
+    length = min(CHUNK, T)
+    if T == 1:
+        memory = kept.exp()[..., None] * memory
+        wrong = v - k @ memory  # (B, N, 1, D)
+        memory = memory + k.mT @ (corrected[..., None] * wrong)
+        return q @ memory, memory
+    q, k, v = (F.pad(part, (0, 0, 0, -T % length)).unflatten(2, (-1, length)) for part in (q, k, v))  # (B, N, M, L, …)
+    kept, corrected = (F.pad(part, (0, -T % length)).unflatten(2, (-1, length)) for part in (kept, corrected))
+    fading = kept.cumsum(dim=-1)  # (B, N, M, L): since the chunk began
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    between = (fading[..., None] - fading[..., None, :]).masked_fill(future, -torch.inf).exp()  # (B, N, M, L, L)
+    # A token's correction depends on those before it in the chunk: a triangular system, solved for all at once: for
+    # the values, and for what the chunk's first memory has at their keys.
+    eager = corrected[..., None] * k
+    sought = torch.cat((corrected[..., None] * v, fading.exp()[..., None] * eager), dim=-1)
+    system = eager @ k.mT * between
+    solved = torch.linalg.solve_triangular(system, sought, upper=False, unitriangular=True)
+    wanted, known = solved.split((v.size(-1), k.size(-1)), dim=-1)
+    inside, q = q @ k.mT * between, q * fading.exp()[..., None]
+    rest = fading[..., -1:]
+    k = k * (rest - fading).exp()[..., None]
+    found = []
+    for chunk in range(q.size(2)):
+        correction = wanted[:, :, chunk] - known[:, :, chunk] @ memory  # (B, N, L, D)
+        found.append(q[:, :, chunk] @ memory + inside[:, :, chunk] @ correction)
+        memory = rest[:, :, chunk].exp()[..., None] * memory + k[:, :, chunk].mT @ correction
+    return torch.cat(found, dim=2)[:, :, :T], memory

@@ -1,0 +1,323 @@
+"""The transformer: one decoder-only model that every family is a setting of.
+
+B: batch, T: tokens, C: `n_embd`, N: `n_head`, G: `n_query_groups` (key-value heads), H: `head_size`,
+S: positions that attention looks at, V: `padded_vocab_size`. State-dict names are LitGPT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from litgpt.config import Config
+from litgpt.errors import LitGPTError
+from litgpt.model.attention import (
+    CausalSelfAttention,
+    MultiheadLatentAttention,
+    Reach,
+    attention_mask,
+    query_factors,
+    softcap,
+)
+from litgpt.model.cache import KVCache, Span
+from litgpt.model.delta_net import GatedDeltaNet
+from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
+from litgpt.model.moe import Experts, LLaMAMoE
+from litgpt.model.norm import make_norm
+from litgpt.model.rope import RopeTable
+
+
+class GPT(nn.Module):
+    """A decoder-only language model.
+
+    `GPT.skeleton` builds it without memory; load weights into that with `assign=True`: nothing is initialised in vain.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.padded_vocab_size is not None
+        self.config = config
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
+        self.transformer = Backbone(config)
+        self.tie()
+        bases: list[float | None] = [] if config.learned_positions else [None]
+        if config.rope_local_base_freq is not None:
+            bases.append(config.rope_local_base_freq)
+        self.ropes = [RopeTable(config, base) for base in bases]
+        self.max_seq_length = config.block_size
+        self.kv_cache: KVCache | None = None
+        self.ranks = 1
+        """Processes that share every layer of this model (tensor parallel)."""
+
+    @classmethod
+    def from_name(cls, name: str, **overrides: Any) -> Self:
+        """A model of a named size, with fresh weights."""
+        return cls(Config.from_name(name, **overrides))
+
+    @classmethod
+    def skeleton(cls, config: Config) -> Self:
+        """A model on `meta`: names and shapes, but neither memory nor time for values.
+
+        (To initialise on `meta` would do nothing, at the price of torch's symbolic machinery: a CPU second to import.)
+        """
+        with torch.device("meta"), _Uninitialised():
+            return cls(config)
+
+    def n_parameters(self, active: bool = False) -> int:
+        """How many numbers the model has learned, a tied head once; `active`: those that one token is computed with."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        if active:
+            idle = self.config.n_expert - self.config.n_expert_per_token
+            for module in self.modules():
+                if isinstance(module, Experts):
+                    count -= sum(part.numel() for part in module.parameters()) * idle // self.config.n_expert
+        return count
+
+    # -- tying
+
+    def tie(self) -> None:
+        """Makes the head the embedding where the config says so; again after anything that replaces parameters."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding are one parameter."""
+        return self.lm_head.weight is self.transformer.wte.weight
+
+    # -- the longest sequence
+
+    @property
+    def max_seq_length(self) -> int:
+        """The longest sequence accepted, in tokens."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        if not 0 < value <= self.config.block_size:
+            raise LitGPTError(
+                f"A sequence length of {value} does not fit this model: its context is {self.config.block_size} tokens."
+            )
+        self._max_seq_length = value
+
+    # -- forward
+
+    def forward(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = None,
+        input_pos_maxp1: int | None = None,
+        lm_head_chunk_size: int = 0,
+    ) -> Tensor | list[Tensor]:
+        """Token ids `(B, T)` → logits `(B, T, V)`.
+
+        Args:
+            idx: Token ids.
+            input_pos: With a KV cache (`set_kv_cache`): the consecutive positions of the tokens, `(T,)` or `(B, T)`.
+            input_pos_maxp1: For LitGPT's callers; attention reads the filled part of the cache without being told.
+            lm_head_chunk_size: Above 0: a list of logits, this many positions each.
+        """
+        del input_pos_maxp1
+        span = None
+        if input_pos is not None:
+            if self.kv_cache is None:
+                raise LitGPTError("There is no KV cache for input_pos; call set_kv_cache() first.")
+            firsts = input_pos.reshape(-1, input_pos.size(-1))[:, 0].tolist()
+            span = Span(self.kv_cache, slice(0, idx.size(0)), firsts * idx.size(0) if len(firsts) == 1 else firsts)
+        hidden = self.hidden(idx, span=span)
+        if lm_head_chunk_size > 0:
+            return [self.head(chunk) for chunk in hidden.split(lm_head_chunk_size, dim=1)]
+        return self.head(hidden)
+
+    def hidden(self, idx: Tensor, lengths: Sequence[int] | None = None, span: Span | None = None) -> Tensor:
+        """Token ids `(B, T)` → hidden states after the last norm `(B, T, C)`; `head` makes logits of them.
+
+        Args:
+            idx: Token ids.
+            lengths: Packed documents (B is 1, the lengths sum to T): positions restart and attention stays inside each.
+            span: The part of a KV cache to read and extend.
+
+        Raises:
+            LitGPTError: A sequence is longer than `max_seq_length`.
+        """
+        if lengths is not None and len(set(lengths)) == 1:  # documents of one length are an ordinary batch
+            return self.hidden(idx.view(len(lengths), lengths[0])).view(1, idx.size(1), -1)
+        longest = max(lengths) if lengths is not None else span.end(idx.size(1)) if span is not None else idx.size(1)
+        if longest > self.max_seq_length:
+            raise LitGPTError(
+                f"A sequence of {longest} tokens does not fit this model; its limit is {self.max_seq_length} tokens."
+            )
+        positions = self._positions(idx, lengths, span)
+        x = self.embed(idx, positions)
+        reach = self.reach(positions, longest, lengths, span)
+        if span is not None:
+            span.begin()
+        for block in self.transformer.h:
+            x = block(x, reach)
+        if span is not None:
+            span.finish(idx.size(1))
+        return self.transformer.ln_f(x)
+
+    def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
+        """Token ids `(B, T)` at `positions`, `(T,)` or `(B, T)` → what the first block works on `(B, T, C)`."""
+        x = self.transformer.wte(idx)  # (B, T, C)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
+        elif self.config.embedding_multiplier != 1:
+            x = x * self.config.embedding_multiplier
+        if self.config.learned_positions:
+            x = x + self.transformer.wpe(positions)
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states `(…, C)` → logits `(…, V)`."""
+        logits = self.lm_head(hidden)
+        if self.config.logits_divisor != 1:
+            logits = logits / self.config.logits_divisor
+        return softcap(logits, self.config.final_logit_softcapping)
+
+    def _positions(self, idx: Tensor, lengths: Sequence[int] | None, span: Span | None) -> Tensor:
+        """Where each token stands in its sequence, `(T,)`, or `(B, T)` for rows at different positions."""
+        T = idx.size(1)
+        if lengths is not None:
+            return torch.cat([torch.arange(length, device=idx.device) for length in lengths])
+        if span is not None:
+            if len(set(span.starts)) > 1:
+                return span.positions(T, idx.device)
+            return torch.arange(span.starts[0], span.starts[0] + T, device=idx.device)
+        return torch.arange(T, device=idx.device)
+
+    def reach(
+        self, positions: Tensor, longest: int, lengths: Sequence[int] | None = None, span: Span | None = None
+    ) -> Reach:
+        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, look at keys at 0 … `longest` - 1."""
+        ropes = []
+        extent = longest if span is None else span.cache.length
+        for rope in self.ropes:
+            cos, sin = (
+                table[positions] for table in rope.upto(longest, positions.device, extent)
+            )  # (T, R) or (B, T, R)
+            ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
+        windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
+        chunked = self.config.chunked_windows
+        masks = (
+            {}
+            if lengths is not None
+            else {
+                window: attention_mask(
+                    positions,
+                    longest,
+                    window,
+                    chunked=chunked,
+                    held=None if span is None else span.held(window, positions.size(-1)),
+                )
+                for window in windows
+            }
+        )
+        tuning = query_factors(self.config, positions)
+        return Reach(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, tuning)
+
+    # -- the cache of LitGPT's callers; the engine keeps its own
+
+    @property
+    def places(self) -> list[torch.device]:
+        """The device of each layer."""
+        return [next(block.parameters()).device for block in self.transformer.h]
+
+    def new_cache(
+        self, slots: int, length: int, dtype: torch.dtype | None = None, at_once: int | None = None
+    ) -> KVCache:
+        """Room for `slots` sequences of `length` tokens, `at_once` at most in one pass, each layer's where it is."""
+        dtype = dtype or self.transformer.wte.weight.dtype
+        return KVCache(self.config, slots, length, self.places, dtype, self.ranks, at_once)
+
+    def cache_nbytes(self, slots: int, length: int, dtype: torch.dtype, at_once: int | None = None) -> int:
+        """Bytes that `new_cache` takes in this process."""
+        return KVCache.nbytes(self.config, slots, length, dtype, self.ranks, at_once)
+
+    def set_kv_cache(
+        self,
+        batch_size: int,
+        max_seq_length: int | None = None,
+        rope_cache_length: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Makes room for `batch_size` sequences, so that `forward` takes `input_pos`; RoPE's table grows by itself."""
+        del rope_cache_length
+        weight = self.transformer.wte.weight
+        length = max_seq_length or self.max_seq_length
+        self.kv_cache = KVCache(self.config, batch_size, length, device or weight.device, dtype or weight.dtype)
+
+    def clear_kv_cache(self) -> None:
+        """Gives the cache's memory back."""
+        self.kv_cache = None
+
+
+MLPS: dict[str, type[nn.Module]] = {
+    "GptNeoxMLP": GptNeoxMLP,
+    "LLaMAMLP": LLaMAMLP,
+    "GemmaMLP": GemmaMLP,
+    "LLaMAMoE": LLaMAMoE,
+}
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what the functions of `torch.nn.init` do."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+class Backbone(nn.Module):
+    """Everything but the head."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.padded_vocab_size is not None
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.learned_positions:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = make_norm(config)
+
+
+class Block(nn.Module):
+    """Attention and MLP, one after the other or side by side (`parallel_residual`)."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
+        attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
+        self.attn = GatedDeltaNet(config, layer) if config.linear(layer) else attention(config, layer)
+        self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
+        self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
+        if not config.shared_attention_norm:
+            self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
+        self.mlp = (LLaMAMLP if config.dense(layer) else MLPS[config.mlp_class_name])(config)
+        self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
+
+    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+        """`(B, T, C)` → `(B, T, C)`."""
+        normed = self.norm_1(x)
+        attended = self.post_attention_norm(self.attn(normed, reach))
+        if self.config.parallel_residual:
+            normed = normed if self.norm_2 is None else self.norm_2(x)
+            return self.post_mlp_norm(self.mlp(normed)) + attended + x
+        x = self.damped(attended) + x
+        assert self.norm_2 is not None
+        return self.damped(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
+
+    def damped(self, x: Tensor) -> Tensor:
+        """What a half of the block adds to the residual stream."""
+        return x if self.config.residual_multiplier == 1 else x * self.config.residual_multiplier

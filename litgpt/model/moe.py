@@ -1,0 +1,236 @@
+"""Mixtures of experts: a router sends each token to a few of many MLPs (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538).
+
+A: assignments (tokens x experts a token), C: `n_embd`, E: `n_expert`, I: width of an expert, K: `n_expert_per_token`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litgpt.config import Config
+from litgpt.model.mlp import LLaMAMLP, swiglu
+
+PartLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""As `Experts.linear`."""
+
+
+class LLaMAMoE(nn.Module):
+    """A router, the experts it chooses from (Mixtral, https://arxiv.org/abs/2401.04088), and some for all."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        grouped = config.n_expert_groups is not None
+        self.gate = (
+            GroupedTopkRouter(config) if grouped else nn.Linear(config.n_embd, config.n_expert, bias=config.expert_bias)
+        )
+        self.experts = Experts(config)
+        self.shared_experts: nn.Module | None = None
+        if config.n_shared_expert:
+            assert config.moe_intermediate_size is not None
+            self.shared_experts = LLaMAMLP(config, config.moe_intermediate_size * config.n_shared_expert)
+        # No linear layer: of one row, it is nothing to quantize or to have a low rank.
+        self.shared_gate = nn.Parameter(torch.empty(1, config.n_embd)) if config.shared_expert_gate else None
+        self.config = config
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does."""
+        if self.shared_gate is not None:
+            nn.init.uniform_(self.shared_gate, -(self.config.n_embd**-0.5), self.config.n_embd**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, C)` → `(B, T, C)`."""
+        tokens = x.reshape(-1, x.size(-1))  # (B·T, C)
+        weights, chosen = self.route(tokens)
+        y = self.experts(tokens, weights, chosen).view_as(x)
+        if self.shared_experts is None:
+            return y
+        shared = self.shared_experts(x)
+        return y + (shared if self.shared_gate is None else shared * F.linear(x, self.shared_gate).sigmoid())
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
+        if isinstance(self.gate, GroupedTopkRouter):
+            weights, chosen = self.gate(tokens)
+        else:
+            logits = self.gate(tokens)
+            if self.config.router_scores == "sigmoid":
+                best, chosen = logits.topk(self.config.n_expert_per_token, dim=-1)
+                return best.sigmoid() * self.config.routed_scaling_factor, chosen
+            shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            weights, chosen = shares.topk(self.config.n_expert_per_token, dim=-1)
+            if not self.config.router_softmax_over_all:
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+            weights = weights * self.config.routed_scaling_factor
+        return weights.to(tokens.dtype), chosen
+
+
+class GroupedTopkRouter(nn.Module):
+    """Chooses groups of experts first, then experts in them (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2).
+
+    `e_score_correction_bias` balances the load: it has a say in the choice and none in the weights.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.sigmoid = config.router_scores == "sigmoid"
+        if self.sigmoid:
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
+        self.config = config
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""
+        bias = self.e_score_correction_bias if self.sigmoid else None
+        super()._apply(fn, recurse)
+        if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:
+            self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
+        return self
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens `(B·T, C)` → weights and numbers of their experts, `(B·T, K)` both."""
+        config = self.config
+        assert config.n_expert_groups is not None and config.n_topk_groups is not None
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        logits = F.linear(tokens.to(wide), self.weight.to(wide))
+        scores = logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1)
+        wanted = scores + self.e_score_correction_bias if self.sigmoid else scores
+        grouped = wanted.view(len(tokens), config.n_expert_groups, -1)
+        of_group = grouped.topk(config.n_topk_scores_per_group or 1, dim=-1).values.sum(dim=-1)
+        best = of_group.topk(config.n_topk_groups, dim=-1).indices
+        outside = torch.ones_like(of_group, dtype=torch.bool).scatter(1, best, False)[..., None]
+        nothing = -torch.inf if self.sigmoid else 0.0
+        chosen = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
+        weights = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return weights * config.routed_scaling_factor, chosen
+
+
+class Experts(nn.Module):
+    """E gated MLPs, computed together: tokens sorted by expert, then one grouped matrix product a layer of the MLPs.
+
+    In memory each part is one tensor; a state dict names them expert by expert (`0.fc_1.weight`), as LitGPT does.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        E, C, width = config.n_expert, config.n_embd, config.moe_intermediate_size or config.intermediate_size
+        self.fc_1 = nn.Parameter(torch.empty(E, width, C))
+        self.fc_2 = nn.Parameter(torch.empty(E, width, C))
+        self.proj = nn.Parameter(torch.empty(E, C, width))
+        self.parts = {f"{part}.weight": part for part in ("fc_1", "fc_2", "proj")}
+        """What a state dict calls the parts of an expert, and what they are here."""
+        if config.expert_bias:
+            self.fc_1_bias = nn.Parameter(torch.empty(E, width))
+            self.fc_2_bias = nn.Parameter(torch.empty(E, width))
+            self.proj_bias = nn.Parameter(torch.empty(E, C))
+            self.parts.update({f"{part}.bias": f"{part}_bias" for part in ("fc_1", "fc_2", "proj")})
+        self.limit = config.swiglu_limit
+        self.scales_inputs = config.router_scales_inputs
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does for each expert."""
+        for part in (self.fc_1, self.fc_2, self.proj):
+            bound = part.size(-1) ** -0.5
+            nn.init.uniform_(part, -bound, bound)
+        for name, part in self.named_parameters(recurse=False):
+            if name.endswith("_bias"):
+                nn.init.zeros_(part)
+
+    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor, linear: PartLinear | None = None) -> Tensor:
+        """Tokens `(B·T, C)`, with the weights and numbers of their experts `(B·T, K)` → `(B·T, C)`.
+
+        `linear` computes the parts in place of `self.linear`.
+        """
+        linear = linear or self.linear
+        order = chosen.flatten().argsort(stable=True)  # (A,): assignments, expert by expert
+        source, expert = order // chosen.size(1), chosen.flatten()[order]  # (A,): the token and the expert of each
+        ends = torch.bincount(expert, minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
+        scale = weights.flatten()[order, None]  # (A, 1)
+        x = tokens[source] * scale if self.scales_inputs else tokens[source]  # (A, C)
+        hidden = self.gated(linear("fc_1", x, expert, ends), linear("fc_2", x, expert, ends))  # (A, I)
+        y = linear("proj", hidden, expert, ends)  # (A, C)
+        y = y if self.scales_inputs else y * scale
+        return torch.zeros_like(tokens).index_add(0, source, y)
+
+    def linear(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """`part` of every expert for its own rows of `x`; `expert` has each row's expert, `ends` where each ends."""
+        y = grouped_linear(x, getattr(self, part), ends)
+        return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
+
+    def gated(self, gate: Tensor, carrier: Tensor) -> Tensor:
+        """SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        if self.limit is None:
+            return swiglu(gate, carrier)
+        gate, carrier = gate.clamp(max=self.limit), carrier.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(1.702 * gate) * (carrier + 1)
+
+    def take(self, name: str, expert: int, tensor: Tensor) -> None:
+        """One expert's part, as a state dict names it; on `meta`, the first makes room for all, where and as it is."""
+        stacked = getattr(self, self.parts[name])
+        if stacked.is_meta:
+            stacked = nn.Parameter(tensor.new_empty(stacked.shape), requires_grad=stacked.requires_grad)
+            setattr(self, self.parts[name], stacked)
+        with torch.no_grad():
+            stacked[expert].copy_(tensor)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, part in self.parts.items():
+            stacked = getattr(self, part)
+            for expert, tensor in enumerate(stacked if keep_vars else stacked.detach()):
+                destination[f"{prefix}{expert}.{name}"] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name, part in self.parts.items():
+            stacked = getattr(self, part)
+            names = [f"{prefix}{expert}.{name}" for expert in range(len(stacked))]
+            absent = [name for name in names if name not in state_dict]
+            if absent:
+                missing_keys.extend(absent if strict else [])
+            elif local_metadata.get("assign_to_params_buffers", False):
+                tensor = torch.stack([state_dict[name] for name in names])
+                setattr(self, part, nn.Parameter(tensor, requires_grad=stacked.requires_grad))
+            else:
+                with torch.no_grad():
+                    for row, name in zip(stacked, names, strict=True):
+                        row.copy_(state_dict[name])
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows of `x` times the weights of their group.
+
+    Args:
+        x: `(A, in)`, sorted by group.
+        weight: `(E, out, in)`.
+        ends: `(E,)` int32, one past the last row of each group.
+
+    Returns:
+        `(A, out)`.
+    """
+    grouped = torch.float32, torch.bfloat16, torch.float16
+    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
+    if x.dtype in (grouped if x.device.type == "cpu" else grouped[1:2]) and x.dtype == weight.dtype and aligned:
+        return F.grouped_mm(x.contiguous(), weight.mT, offs=ends)
+    starts = [0, *ends.tolist()]
+    groups = [x[start:end] @ matrix.T for start, end, matrix in zip(starts, starts[1:], weight, strict=False)]
+    return torch.cat(groups)

@@ -1,0 +1,18 @@
+"""What training methods have in common: how one changes a model, what it owns, and several LoRA adapters at once."""
+
+from litgpt.peft.method import EXPERT_PARTS as EXPERT_PARTS
+from litgpt.peft.method import Full as Full
+from litgpt.peft.method import Method as Method
+from litgpt.peft.method import Wrapped as Wrapped
+from litgpt.peft.method import WrappedExperts as WrappedExperts
+from litgpt.peft.method import WrappedLinear as WrappedLinear
+from litgpt.peft.method import base_name as base_name
+from litgpt.peft.method import base_state as base_state
+from litgpt.peft.method import empty_beside as empty_beside
+from litgpt.peft.method import freeze_others as freeze_others
+from litgpt.peft.method import load_owned as load_owned
+from litgpt.peft.method import merged_weights as merged_weights
+from litgpt.peft.method import owned_state as owned_state
+from litgpt.peft.method import parameter_counts as parameter_counts
+from litgpt.peft.method import unwrap_modules as unwrap_modules
+from litgpt.peft.method import wrap_modules as wrap_modules

@@ -1,0 +1,195 @@
+"""What a prompt style is: how an instruction or a conversation becomes the text that a model was trained to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from litgpt.errors import LitGPTError, closest
+
+if TYPE_CHECKING:
+    from litgpt.config import Config
+    from litgpt.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+"""`{"role": "system" | "user" | "assistant" | …, "content": text, …}`."""
+
+prompt_styles: dict[str, type[PromptStyle]] = {}
+"""Name on the command line → style."""
+by_path: dict[str, type[PromptStyle]] = {}
+"""`litgpt.prompts.Alpaca` → style; what a `prompt_style.yaml` may name."""
+
+
+class PromptStyle:
+    """A way to write prompts. Subclass it with a row like those below, or with an `apply` of your own."""
+
+    begin: ClassVar[str] = ""
+    """What a conversation begins with."""
+    system: ClassVar[str] = ""
+    """How a system message is written (`{text}`); nothing where the style has no place for one."""
+    default_system: str | None = None
+    """The system message where none is given."""
+    user: ClassVar[str] = ""
+    """How a user's message (`{prompt}`) is written; `{system}`: the system message as written, in the first one."""
+    reply: ClassVar[str] = ""
+    """What stands before an answer."""
+    end: ClassVar[str] = "\n\n"
+    """What stands after an answer that another message follows."""
+    stops: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Sequences of tokens that end an answer, besides the tokenizer's own EOS; those it hasn't got don't count."""
+    adds_bos: bool = False
+    """Whether the text carries its own BOS: encode it with `bos=False`."""
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        by_path[public_path(cls)] = cls
+        if name is not None:
+            prompt_styles[name] = cls
+
+    @classmethod
+    def from_name(cls, name: str) -> PromptStyle:
+        """The style called `name` on the command line (`alpaca`), or its class (`Alpaca`).
+
+        Raises:
+            LitGPTError: There is none.
+        """
+        found = prompt_styles.get(name) or by_path.get(f"litgpt.prompts.{name}")
+        if found is None:
+            raise LitGPTError(
+                f"Unknown prompt style {name!r}.{closest(name, prompt_styles)} Known: {', '.join(prompt_styles)}."
+            )
+        return found()
+
+    @classmethod
+    def from_config(cls, config: Config) -> PromptStyle:
+        """The style that the model's family knows for its name, else `Default`."""
+        name = config.family.prompt_style(config.name)
+        return PromptStyle.from_name(name or "default")
+
+    def apply(self, prompt: str | Sequence[Message], *, sys_prompt: str | None = None, **kwargs: Any) -> str:
+        """The text that an answer follows.
+
+        Args:
+            prompt: An instruction, or a conversation as messages.
+            sys_prompt: A system message instead of the style's own; styles without a place for one leave it out.
+            kwargs: The other keys of a sample; `Alpaca` reads `input`.
+        """
+        if not isinstance(prompt, str):
+            messages = list(prompt)
+            if sys_prompt and split_system(messages)[0] is None:
+                messages.insert(0, {"role": "system", "content": sys_prompt})
+            return self.apply_messages(messages)
+        return self.begin + self._user(prompt, self._system(sys_prompt, kwargs), kwargs) + self.reply
+
+    def apply_sample(self, sample: Mapping[str, Any]) -> str:
+        """The prompt of an instruction sample: its `instruction`, with its other keys, whatever they are called."""
+        others = {key: value for key, value in sample.items() if key not in ("instruction", "prompt", "self", "output")}
+        return self.apply(sample["instruction"], **others)
+
+    def apply_messages(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: At most one system message, at the start, then the user and the assistant in turn.
+            add_generation_prompt: End with what stands before the next answer.
+            tools: Only `ChatTemplate` has a place for them.
+
+        Raises:
+            LitGPTError: The style cannot write this conversation.
+        """
+        if tools:
+            raise LitGPTError(
+                f"The prompt style {type(self).__name__} has no place for tools; `chat`, the tokenizer's own, may have."
+            )
+        system, turns = split_system(messages)
+        if not self.user:
+            if len(turns) != 1 or not add_generation_prompt:
+                raise LitGPTError(f"The prompt style {type(self).__name__} writes single prompts, not conversations.")
+            return self.apply(_text(turns[0]), sys_prompt=system)
+        text, waiting = self.begin, self._system(system, {})
+        for message in turns:
+            content = _text(message)
+            if message["role"] == "user":
+                text, waiting = text + self._user(content, waiting, {}), ""
+            elif message["role"] == "assistant":
+                text += self.reply + content + self.end
+            else:
+                raise LitGPTError(
+                    f"The prompt style {type(self).__name__} knows the roles system (first), user and assistant, "
+                    f"not {message['role']!r}."
+                )
+        return text + self.reply if add_generation_prompt else text
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> tuple[list[int], ...]:
+        """The sequences of ids that end an answer: the tokenizer's own, then the style's."""
+        found = [[index] for index in tokenizer.stop_ids]
+        for tokens in self.stops:
+            try:
+                ids = [tokenizer.token_to_id(token) for token in tokens]
+            except LitGPTError:
+                continue
+            if ids not in found:
+                found.append(ids)
+        return tuple(found)
+
+    def for_checkpoint(self, checkpoint_dir: str | Path) -> PromptStyle:
+        """The style as it is with this checkpoint's tokenizer; only `ChatTemplate` differs."""
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments that make this style again."""
+        return {}
+
+    def _system(self, given: str | None, sample: Mapping[str, Any]) -> str:
+        """The system message as it stands in the first user's message."""
+        text = given or self.default_system
+        return self.system.format(text=text) if text is not None else ""
+
+    def _user(self, prompt: str, system: str, sample: Mapping[str, Any]) -> str:
+        return self.user.format(system=system, prompt=prompt)
+
+
+def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+    """The system message that a conversation begins with, if any, and the rest.
+
+    Raises:
+        LitGPTError: No message, or one without a role.
+    """
+    if not messages:
+        raise LitGPTError("A conversation needs at least one message.")
+    for message in messages:
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise LitGPTError(f"A message is a table with `role` and `content`, not {message!r}.")
+    if messages[0]["role"] == "system":
+        return _text(messages[0]), messages[1:]
+    return None, messages
+
+
+def _text(message: Message) -> str:
+    """A message's text: a string, or the text parts of a list."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    text = joined(content) if isinstance(content, list | tuple) else None
+    if text is None:
+        raise LitGPTError(f"A {message['role']} message holds something other than text: {content!r:.80}.")
+    return text
+
+
+def joined(parts: Sequence[Any]) -> str | None:
+    """The parts of a message's content as one text; None where one is something else."""
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if len(known) == len(parts) else None
+
+
+def public_path(style: type[PromptStyle]) -> str:
+    """Where a style is imported from: `litgpt.prompts.Alpaca`, whichever of the package's files has it."""
+    module = "litgpt.prompts" if style.__module__.startswith("litgpt.prompts.") else style.__module__
+    return f"{module}.{style.__qualname__}"

@@ -1,0 +1,150 @@
+"""A tokenizer's own chat template: Jinja text that came with a checkpoint, rendered as `transformers` renders it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from litgpt.config import read_json
+from litgpt.errors import LitGPTError, one_line
+from litgpt.prompts.base import Message
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from litgpt.prompts.sandbox import Sandbox
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which messages carry their reasoning; templates read the first, gpt-oss' the second."""
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a folder by name, `default` among them; empty when it has none.
+
+    `chat_template.jinja` and `additional_chat_templates/` come before `chat_template.json` and `tokenizer_config.json`.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        files = {"default": folder / "chat_template.jinja"} | {file.stem: file for file in others}
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(found, str):
+            return {"default": found}
+        if isinstance(found, list):
+            return {entry["name"]: entry["template"] for entry in found}
+        if found:
+            return dict(found)
+    return {}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template, ready to render.
+
+    Raises:
+        LitGPTError: It is no Jinja template.
+    """
+
+    source: str
+    """Its Jinja text."""
+    tokens: Mapping[str, str]
+    """The special tokens it may name (`bos_token`, …)."""
+    where: str
+    """What an error says about where it came from."""
+
+    def __post_init__(self) -> None:
+        try:
+            _compiled(self.source)
+        except Exception as error:  # Whatever the parser, or Python's, makes of it
+            raise LitGPTError(f"{self.where} is no Jinja template: {one_line(error)}.") from None
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: The conversation; keys whose value is None count as absent.
+            add_generation_prompt: Go on to where the assistant's next answer begins.
+            variables: What else the template reads: `tools`, `documents`, `enable_thinking` …
+
+        Raises:
+            LitGPTError: No message, or the template refuses the conversation or misbehaves.
+        """
+        return "".join(self._blocks(messages, add_generation_prompt, variables))
+
+    def render_with_spans(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """`render`'s text, and where in it the assistant's words stand: characters `[start, end)`.
+
+        That is what the template has inside `{% generation %}` blocks; few templates have any.
+        """
+        from litgpt.prompts.sandbox import noting_spans
+
+        blocks: list[str] = []
+        with noting_spans(blocks) as spans:
+            for block in self._blocks(messages, add_generation_prompt, variables):
+                blocks.append(block)  # One by one: the places are counted from what is there already.
+        return "".join(blocks), spans
+
+    def _blocks(
+        self, messages: Sequence[Message], add_generation_prompt: bool, variables: dict[str, Any]
+    ) -> Iterator[str]:
+        """The text, in pieces as they come."""
+        from litgpt.prompts.sandbox import budget
+
+        if not messages:
+            raise LitGPTError("A conversation needs at least one message.")
+        given = {"tools": None, "documents": None} | variables
+        context = {
+            **self.tokens,
+            **{key: _plain(value) for key, value in given.items()},
+            "messages": [_message(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            with budget():
+                yield from _compiled(self.source).generate(context)
+        except Exception as error:  # A template may fail like any program: a missing key, text + number, recursion
+            raise LitGPTError(f"{self.where} refuses this conversation: {one_line(error)}.") from None
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> jinja2.Template:
+    from litgpt.prompts.sandbox import budget
+
+    with budget():
+        return _sandbox().compile_template(source)
+
+
+@lru_cache(maxsize=1)
+def _sandbox() -> Sandbox:
+    from litgpt.prompts.sandbox import Sandbox
+
+    return Sandbox()
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """A message as templates see it: plain, without empty entries, its reasoning under every name in use."""
+    if not isinstance(message, Mapping):
+        raise LitGPTError(f"A message is a table with `role` and `content`, not {message!r}.")
+    plain = {key: _plain(value) for key, value in message.items() if value is not None}
+    reasoning = next((plain[key] for key in REASONING if key in plain), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """`value` made of str, int, float, bool, None, list, tuple and dict alone: a template may call what it reaches."""
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value) if type(value) is not kind else value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else [_plain(item) for item in value]
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,258 @@
+"""The two libraries behind `Tokenizer`, with one face: text to ids and back, nothing that opens or closes a text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from litgpt.errors import LitGPTError, one_line
+from litgpt.tokenizer.files import optional_json
+from litgpt.tokenizer.stream import ByteStream, PieceStream, StreamDecoder, byte_level_bytes
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BOS_BY_DEFAULT = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"})
+"""Tokenizer classes that open a text with BOS where nothing says (`tokenizer.model` alone)."""
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Backend(Protocol):
+    """What `Tokenizer` needs of a library."""
+
+    name: str
+    processor: Any
+    vocab_size: int
+
+    def __len__(self) -> int: ...
+    def token_to_id(self, token: str) -> int | None: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
+    def stream(self, skip_special_tokens: bool) -> StreamDecoder: ...
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes: ...
+    def opening(self) -> list[int]: ...
+    def own_ids(self, kind: str) -> list[int]: ...
+
+
+class TokenizersBackend:
+    """A `tokenizers.Tokenizer` as its file has it, but for the length limit and the padding that some files ask for."""
+
+    name = "huggingface"
+
+    def __init__(self, processor: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+        self.processor = processor
+        processor.no_truncation()
+        processor.no_padding()
+        self._add_missing(settings.get("added_tokens_decoder") or {})
+        self.vocab_size: int = processor.get_vocab_size(with_added_tokens=False)
+        self._added = processor.get_added_tokens_decoder()
+        self._special_ids = frozenset(index for index, token in self._added.items() if token.special)
+
+    def __len__(self) -> int:
+        return self.processor.get_vocab_size(with_added_tokens=True)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.processor.token_to_id(token)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if len(texts) == 1:  # Its thread pool stays asleep: processes that are forked later may use it.
+            return [self.processor.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in self.processor.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return self.processor.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool) -> StreamDecoder:
+        if self._is_byte_level:
+            return ByteStream(lambda index: byte_level_bytes(self._shown(index, skip_special_tokens)))
+        return PieceStream(
+            decode=lambda ids: self.decode(list(ids), skip_special_tokens),
+            is_byte=lambda index: self._is_byte(self._shown(index, skip_special_tokens)),
+            is_silent=lambda index: not self._shown(index, skip_special_tokens),
+            anchor=self._anchor,
+        )
+
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes:
+        shown = self._shown(index, skip_special_tokens)
+        if not shown or index in self._added:
+            return shown.encode()
+        if self._is_byte_level:
+            return byte_level_bytes(shown)
+        if self._is_byte(shown):
+            return byte_of(shown)
+        before = [] if self._anchor is None else [self._anchor]
+        return self.decode([*before, index], False)[len(self.decode(before, False)) :].encode()
+
+    def _shown(self, index: int, skip_special_tokens: bool) -> str:
+        """The token that an id shows; empty where it shows nothing."""
+        skipped = skip_special_tokens and index in self._special_ids
+        return "" if skipped else self.processor.id_to_token(index) or ""
+
+    def _is_byte(self, token: str) -> bool:
+        return "ByteFallback" in self._decoders and BYTE_TOKEN.fullmatch(token) is not None
+
+    def opening(self) -> list[int]:
+        """What the post-processor puts before a text."""
+        if self.processor.post_processor is None:
+            return []
+        text = self.processor.encode("a", add_special_tokens=False).ids
+        whole = self.processor.encode("a", add_special_tokens=True).ids
+        at = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
+        return whole[:at]
+
+    def own_ids(self, kind: str) -> list[int]:
+        """`tokenizer.json` doesn't say which of its tokens are `bos` and `eos`."""
+        return []
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return bool(self._decoders) and self._decoders <= {"ByteLevel", "Fuse"}
+
+    @cached_property
+    def _decoders(self) -> set[str]:
+        """The kinds of decoder that make text of the tokens."""
+        if self.processor.decoder is None:
+            return set()
+        state = json.loads(self.processor.decoder.__getstate__())
+        return {part["type"] for part in state.get("decoders", [state])}
+
+    @cached_property
+    def _anchor(self) -> int | None:
+        for index in range(len(self)):
+            token = self.processor.id_to_token(index)
+            if token and index not in self._special_ids and token[-1].isalnum() and self.decode([index], False):
+                return index
+        return None
+
+    def _add_missing(self, added: dict[str, Any]) -> None:
+        """Tokens that `tokenizer_config.json` lists and `tokenizer.json` lacks, where their ids come next."""
+        import tokenizers
+
+        for index, token in sorted((int(index), token) for index, token in added.items()):
+            if self.token_to_id(token["content"]) is None and index == len(self):
+                self.processor.add_tokens([tokenizers.AddedToken(**token)])
+
+
+class SentencePieceBackend:
+    """A sentencepiece model; the special tokens written out in a text become their ids, as with `tokenizer.json`."""
+
+    name = "sentencepiece"
+
+    def __init__(self, file: Path, settings: dict[str, Any], special: dict[str, str]) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self.processor = SentencePieceProcessor(model_file=str(file))
+        except (OSError, RuntimeError) as error:
+            raise LitGPTError(
+                f"{file} is no sentencepiece model ({one_line(error)}); download the checkpoint again."
+            ) from None
+        self._bos_by_default = str(settings.get("tokenizer_class", "")).removesuffix("Fast") in BOS_BY_DEFAULT
+        self._bos_token = special.get("bos_token", "")
+        self.vocab_size: int = self.processor.vocab_size()
+        self._special = {
+            index: self.processor.id_to_piece(index)
+            for index in range(self.vocab_size)
+            if self.processor.is_control(index) or self.processor.is_unknown(index)
+        }
+        self._added: dict[int, str] = {}
+        self._add(file.parent, settings)
+        self._ids = {token: index for index, token in (self._special | self._added).items()}
+        longest_first = sorted(self._ids, key=len, reverse=True)
+        self._written_out = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def _add(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Tokens beyond the model's own: `added_tokens.json`, `added_tokens_decoder`."""
+        for content, index in optional_json(folder / "added_tokens.json").items():
+            self._added[int(index)] = content
+        for index, token in (settings.get("added_tokens_decoder") or {}).items():
+            if int(index) >= self.vocab_size:
+                self._added[int(index)] = token["content"]
+                if token.get("special"):
+                    self._special[int(index)] = token["content"]
+
+    def __len__(self) -> int:
+        return max([self.vocab_size, *(index + 1 for index in self._added)])
+
+    def token_to_id(self, token: str) -> int | None:
+        if token in self._ids:
+            return self._ids[token]
+        index = self.processor.piece_to_id(token)
+        return index if self.processor.id_to_piece(index) == token else None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        for found in self._written_out.finditer(text):
+            ids += self.processor.encode(text[at : found.start()])
+            ids.append(self._ids[found[0]])
+            at = found.end()
+        return ids + self.processor.encode(text[at:])
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        if skip_special_tokens:
+            ids = [index for index in ids if index not in self._special]
+        text, run = "", list[int]()
+        for index in ids:
+            if index in self._special or index in self._added:
+                text += self._join(run, bool(text)) + (self._added.get(index) or self._special[index])
+                run = []
+            elif 0 <= index < self.vocab_size:
+                run.append(index)
+        return text + self._join(run, bool(text))
+
+    def _join(self, run: list[int], follows: bool) -> str:
+        """The text of a run of the model's own pieces; one that follows other text keeps its leading space."""
+        if follows and self._anchor is not None:
+            return self.processor.decode([self._anchor, *run])[len(self.processor.decode([self._anchor])) :]
+        return self.processor.decode(run) if run else ""
+
+    def stream(self, skip_special_tokens: bool) -> StreamDecoder:
+        def is_silent(index: int) -> bool:
+            return (skip_special_tokens and index in self._special) or not (
+                0 <= index < self.vocab_size or index in self._added
+            )
+
+        return PieceStream(
+            decode=lambda ids: self.decode(list(ids), skip_special_tokens),
+            is_byte=lambda index: index < self.vocab_size and self.processor.is_byte(index),
+            is_silent=is_silent,
+            anchor=self._anchor,
+        )
+
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes:
+        if index in self._special or index in self._added or not 0 <= index < self.vocab_size:
+            return self.decode([index], skip_special_tokens).encode()
+        if self.processor.is_byte(index):
+            return byte_of(self.processor.id_to_piece(index))
+        return self._join([index], follows=True).encode()
+
+    def opening(self) -> list[int]:
+        bos = self.token_to_id(self._bos_token)
+        return ([bos] if bos is not None else self.own_ids("bos")) if self._bos_by_default else []
+
+    def own_ids(self, kind: str) -> list[int]:
+        """The id of `bos` or `eos` in the model itself, if it has any."""
+        index = self.processor.bos_id() if kind == "bos" else self.processor.eos_id()
+        return [index] if index >= 0 else []
+
+    @cached_property
+    def _anchor(self) -> int | None:
+        def is_text(index: int) -> bool:
+            plain = index not in self._special and not self.processor.is_byte(index)
+            return plain and self.processor.id_to_piece(index)[-1:].isalnum()
+
+        return next(filter(is_text, range(self.vocab_size)), None)
+
+
+def byte_of(token: str) -> bytes:
+    """The byte that `<0xE2>` stands for."""
+    return bytes([int(token[3:-1], 16)])

@@ -1,0 +1,143 @@
+"""Hostile templates: none reaches Python, changes what it is given, or runs or grows without end."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import pytest
+
+from litgpt.errors import LitGPTError
+from litgpt.prompts import sandbox as template_sandbox
+from litgpt.prompts.chat_template import Template
+
+LONG = "{% set s = 'a' * 1000000 %}"
+MANY = "{% set many = range(100000)|list %}"
+TREE = "{% set t = ['a'] %}" + "{% set t = [t, t] %}" * 45
+"""A list that stands in itself twice, 45 levels deep: little memory, 2⁴⁵ letters as text."""
+
+ENDLESS = {
+    "loops in loops": "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
+    "text in loops": "{% for a in range(100000) %}" + "y" * 20000 + "{% endfor %}",
+    "long range": "{% for a in range(100000000) %}x{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "deep macros": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "calls": MANY + "{% for i in many %}{% for j in many %}{% set x = 'a'.upper() %}{% endfor %}{% endfor %}",
+    "filters": MANY + "{% for i in many %}{% set x = many|map('string')|list %}{% endfor %}",
+    "searches": MANY + "{% for i in many %}{% if 'a' in many %}{% endif %}{% endfor %}",
+    "copies": MANY + "{% set n = namespace(l=[]) %}{% for i in many %}{% set n.l = n.l + [many[:]] %}{% endfor %}",
+    "recursion": TREE + "{% for x in t recursive %}{% if x is not string %}{{ loop(x) }}{% endif %}{% endfor %}",
+}
+TOO_LARGE = {
+    "times": "{{ 'a' * 1000000000000 }}",
+    "times a text": "{{ 1000000000000 * 'a' }}",
+    "lists": "{{ ([1] * 1000000000000)|length }}",
+    "power": "{{ (10 ** 10) ** (10 ** 10) }}",
+    "squares": "{% set n = namespace(x=9) %}{% for i in range(1000) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "doubling by +": "{% set s = 'aa' %}" + "{% set s = s + s %}" * 45,
+    "doubling by ~": "{% set s = 'aa' %}" + "{% set s = s ~ s %}" * 45,
+    "doubling by output": "{% set s = 'aa' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 45,
+    "doubling lists": "{% set s = ['a'] %}" + "{% set s = s + s %}" * 45,
+    "printing a tree": TREE + "{{ t }}",
+    "printing a namespace": TREE + "{{ namespace(t=t) }}",
+    "a tree as JSON": TREE + "{{ t|tojson }}",
+    "a tree as text": TREE + "{% set x = t|string %}",
+    "a tree in capitals": TREE + "{% set x = t|upper %}",
+    "a tree joined": TREE + "{% set x = t|join %}",
+    "a tree appended": TREE + "{% set x = 'a' ~ t %}",
+    "a tree formatted": TREE + "{% set x = '%s' % [t] %}",
+    "a tree in braces": TREE + "{% set x = '{}'.format(t) %}",
+    "center": "{{ 'a'|center(10000000000) }}",
+    "ljust": "{{ 'a'.ljust(10000000000) }}",
+    "zfill": "{{ '1'.zfill(10000000000) }}",
+    "tabs": "{{ ('\t' * 1000).expandtabs(10000000) }}",
+    "width": "{{ '%10000000000d' % 1 }}",
+    "width given": "{{ '%*d' % (10000000000, 1) }}",
+    "width in braces": "{{ '{:>10000000000}'.format(1) }}",
+    "width given in braces": "{{ '{:>{w}}'.format(1, w=10000000000) }}",
+    "width by filter": "{{ '%10000000000d'|format(1) }}",
+    "indent": "{{ ('\n' * 100000)|indent(1000000) }}",
+    "JSON indent": "{{ messages|tojson(indent=10000000000) }}",
+    "replace": LONG + "{{ s|replace('a', s) }}",
+    "replace by method": LONG + "{{ s.replace('a', s) }}",
+    "join": LONG + "{{ range(100000)|join(s) }}",
+    "join by method": LONG + "{{ s.join(['a'] * 100000) }}",
+    "batch": "{{ ['a']|batch(10000000000, 'x')|list }}",
+    "slice": "{{ ['a']|slice(10000000000, 'x')|list }}",
+}
+FORBIDDEN = {
+    "class": "{{ ''.__class__.__mro__ }}",
+    "class by key": "{{ messages['__class__']['__mro__'] }}",
+    "class by filter": "{{ (''|attr('__class__')).__mro__ }}",
+    "class in a format": "{{ '{0.__class__.__mro__}'.format('a') }}",
+    "class in a format map": "{{ '{a.__class__.__mro__}'.format_map({'a': 1}) }}",
+    "globals": "{{ raise_exception.__globals__.keys() }}",
+    "globals of a class": "{{ cycler.__init__.__globals__.os }}",
+    "globals of a macro": "{% macro m() %}{% endmacro %}{{ m.__init__.__globals__ }}",
+    "methods of a type": "{{ dict.mro() }}",
+    "changing a list": "{{ messages.append(1) }}",
+    "changing a table": "{{ messages[0].update({'role': 'x'}) }}",
+    "changing through a type": "{{ dict.update(messages[0], {'role': 'x'}) }}",
+    "names on a namespace": "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+    "names of a namespace": "{% set n = namespace(__html__=1) %}",
+    "files": "{% import '/etc/passwd' as x %}{{ x }}",
+    "bytes": "{{ 'a'.encode('utf-8') }}",
+    "translation": "{{ 'a'.translate({97: 'b'}) }}",
+}
+
+
+def refusal(source: str) -> str:
+    with pytest.raises(LitGPTError) as raised:
+        Template("{{ 0 }}" + source, {}, "The template").render([{"role": "user", "content": "Hi"}])
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_that_never_ends_is_stopped(monkeypatch, name):
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.2)
+    start = time.process_time()
+    assert (
+        "without end" in refusal(ENDLESS[name])
+        or "Range too big" in refusal(ENDLESS[name])
+        or "recursion" in refusal(ENDLESS[name])
+    )
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_template_that_grows_without_end_is_stopped(name):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "without end" in refusal(TOO_LARGE[name])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # KiB
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_a_template_reaches_nothing_but_its_data(name):
+    assert "The template refuses this conversation" in refusal(FORBIDDEN[name])
+
+
+def test_what_a_template_is_given_stays_as_it_was():
+    messages = [{"role": "user", "content": ["a"], "more": {"b": [1]}}]
+    refusal("{{ messages[0].more.b.append(2) }}")
+    Template("{{ messages|tojson }}", {}, "The template").render(messages)
+    assert messages == [{"role": "user", "content": ["a"], "more": {"b": [1]}}]
+
+
+def test_a_long_conversation_is_within_the_limits():
+    source = (
+        "{% macro show(m) %}<{{ m.role }}>{{ m.content | trim }}{% endmacro %}"
+        "{% set n = namespace(text='', last=0) %}"
+        "{% for m in messages %}{% if 'x' in m.content.split('\n')[0] %}{% set n.last = loop.index0 %}{% endif %}"
+        "{{ show(m) ~ '\n' }}{% set n.text = n.text + m.content[:10] %}{% endfor %}{{ n.last }}{{ n.text|length }}"
+    )
+    messages = [{"role": "user", "content": "x words and more\n" * 100}] * 2000
+    text = Template(source, {}, "The template").render(messages)
+    assert text.endswith("199920000")
+
+
+def test_the_limits_are_of_one_rendering():
+    template = Template("{% for i in range(50000) %}{{ 'abcdefghij' * 100 }}{% endfor %}", {}, "The template")
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(template_sandbox, "MAX_BYTES", 150_000_000)
+            assert len(template.render([{"role": "user"}])) == 50_000_000
