@@ -57,8 +57,8 @@ for line in sys.stdin:
     print(json.dumps(dict(seconds=time.process_time() - start, tokens=tokens)), flush=True)
 """
 OURS = """
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
+from litgpt.engine.sampling import Sampling
+from litgpt.engine.inference_model import Speaker
 precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}[dtype]
 speaker = Speaker.load(folder, precision=precision, quantize=kind.partition("+")[2] or None)
 def answer(requests, room=None):

@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "evaluate": (None, "Evaluate a model on benchmark tasks."),
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
-    "plan": ("litgpt.plan:plan", "Tell what a training command will take, before it runs."),
+    "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
     "data preview": (
         "litgpt.scripts.data_preview:data_preview",
         "Show what a model would learn from data: samples, lengths, what is cut.",
@@ -119,7 +119,7 @@ def dispatch(arguments: Sequence[str]) -> None:
     else:
         name, rest = split_command(arguments)
         target = target_of(name)
-        from litgpt.cli import run
+        from litgpt.cli.parser import run
 
         run(name, target, rest)
 

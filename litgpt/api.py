@@ -18,15 +18,15 @@ from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, f
 from litgpt.checkpoint.trainer import trainer_weights
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
+from litgpt.engine.engine import Engine
+from litgpt.engine.inference_model import MIXED, MOST_AT_ONCE, Speaker
+from litgpt.engine.multi_device import Placement, Strategy
+from litgpt.engine.request import check_tokens
+from litgpt.engine.sampling import Sampling
+from litgpt.engine.speed import Speed
+from litgpt.engine.speed import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
+from litgpt.engine.text import Reply, stop_strings
 from litgpt.errors import LitGPTError, closest
-from litgpt.generate.engine import Engine
-from litgpt.generate.report import Speed
-from litgpt.generate.report import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
-from litgpt.generate.request import check_tokens
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.several import Placement, Strategy
-from litgpt.generate.speaker import MIXED, MOST_AT_ONCE, Speaker
-from litgpt.generate.text import Reply, stop_strings
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style

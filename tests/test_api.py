@@ -13,13 +13,13 @@ import torch
 from litgpt import LLM
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.reader import load_model
+from litgpt.engine import multi_device as several
+from litgpt.engine.engine import Engine
+from litgpt.engine.inference_model import Speaker
 from litgpt.errors import LitGPTError
-from litgpt.generate import several
-from litgpt.generate.engine import Engine
-from litgpt.generate.speaker import Speaker
 from litgpt.prompts import Alpaca, load_prompt_style
+from tests.engine.oracle import naive
 from tests.generate.folder import END, make_folder
-from tests.generate.oracle import naive
 
 GREEDY = dict(temperature=0.0, max_new_tokens=12)
 

@@ -179,7 +179,7 @@ def test_the_unit_is_valid(tmp_path):
 
 
 def test_the_unit_starts_what_litgpt_understands():
-    from litgpt.cli import parse
+    from litgpt.cli.parser import parse
     from litgpt.deploy.serve import run_server
 
     (unit,) = fences(PAGE, "ini")

@@ -37,7 +37,7 @@ LITGPT_COMMANDS = [
 
 @pytest.mark.parametrize("line", LITGPT_COMMANDS)
 def test_a_command_is_one_that_litgpt_understands(line, monkeypatch):
-    from litgpt.cli import parse, reads_the_command_line
+    from litgpt.cli.parser import parse, reads_the_command_line
 
     monkeypatch.chdir(ROOT)
     name, arguments = split_command(shlex.split(line)[1:])

@@ -55,7 +55,5 @@ def test_config_and_prompts_need_no_torch():
 
 
 def test_commands_without_training_import_no_lightning():
-    code = (
-        "import litgpt.api, litgpt.generate.engine, litgpt.runtime, litgpt.checkpoint.reader, litgpt.scripts.validate"
-    )
+    code = "import litgpt.api, litgpt.engine.engine, litgpt.runtime, litgpt.checkpoint.reader, litgpt.scripts.validate"
     assert not imported(code) & {"lightning", "pytorch_lightning", "litserve"}

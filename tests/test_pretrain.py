@@ -15,12 +15,12 @@ from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.config import Config
 from litgpt.data import TextFiles, TokenFiles
 from litgpt.errors import LitGPTError
-from litgpt.loggers import read_metrics
 from litgpt.model import GPT
 from litgpt.pretrain import setup
 from litgpt.runtime import make_fabric
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.loop import Run, fit
+from litgpt.training.metrics.loggers import read_metrics
 from tests.paths import ROOT
 
 RECIPE = ROOT / "config_hub" / "pretrain" / "shakespeare_char.yaml"

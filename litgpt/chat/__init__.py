@@ -1,0 +1,1 @@
+"""`litgpt chat`: a conversation in the terminal."""

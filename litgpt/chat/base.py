@@ -43,10 +43,10 @@ def main(
     from litgpt.chat.conversation import Conversation
     from litgpt.chat.terminal import Terminal, prepare_input
     from litgpt.checkpoint.hub import auto_download
+    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.sampling import Sampling
+    from litgpt.engine.speed import note
     from litgpt.errors import LitGPTError
-    from litgpt.generate.report import note
-    from litgpt.generate.sampling import Sampling
-    from litgpt.generate.speaker import Speaker
 
     if max_new_tokens < 1:
         raise LitGPTError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")

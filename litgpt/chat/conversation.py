@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file
+from litgpt.engine.engine import Engine
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
+from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError, closest
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
-from litgpt.generate.text import Reply
 from litgpt.prompts.base import Message
 
 SETTINGS: dict[str, Callable[[str], float]] = {

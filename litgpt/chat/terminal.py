@@ -14,9 +14,9 @@ from types import FrameType
 
 from litgpt.chat.conversation import Conversation
 from litgpt.chat.style import BOLD, RESET, MarkdownStyle, wants_colour
+from litgpt.engine.speed import Speed, note
+from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError, closest
-from litgpt.generate.report import Speed, note
-from litgpt.generate.text import Reply
 
 ENDINGS = ("!quit", "!exit")
 SUBMIT = "!submit"

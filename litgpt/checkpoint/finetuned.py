@@ -21,7 +21,7 @@ from litgpt.checkpoint.layout import (
     gguf_files,
     hf_weight_files,
 )
-from litgpt.checkpoint.peft_folder import base_of_peft, is_peft, peft_weights, read_peft
+from litgpt.checkpoint.peft_folder.reader import base_of_peft, is_peft, peft_weights, read_peft
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA

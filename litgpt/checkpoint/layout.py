@@ -50,7 +50,7 @@ class Checkpoint:
     def config(self) -> Config:
         """Its model's configuration."""
         if self.kind == "gguf":
-            from litgpt.checkpoint.gguf import open_gguf
+            from litgpt.checkpoint.gguf.reader import open_gguf
 
             return deepcopy(open_gguf(self.files[0]).config)
         return Config.from_checkpoint(self.dir)
@@ -173,7 +173,7 @@ def gguf_files(folder: Path) -> tuple[Path, ...]:
 
 def _gguf_checkpoint(file: Path, folder: Path | None = None) -> Checkpoint:
     """A GGUF file; where its folder was given, the tokenizer files beside it count more than what it says itself."""
-    from litgpt.checkpoint.gguf import as_folder, open_gguf
+    from litgpt.checkpoint.gguf.reader import as_folder, open_gguf
 
     names = ("generation_config.json", PROMPT_STYLE, *TOKENIZER_FILES)
     beside = [folder / name for name in names if (folder / name).is_file()] if folder else []

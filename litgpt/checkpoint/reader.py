@@ -157,7 +157,7 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
         config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
         return lazy(_modern_names(tensors, config))
     if checkpoint.kind == "gguf":
-        from litgpt.checkpoint.gguf import gguf_weights, open_gguf
+        from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 
         return gguf_weights(open_gguf(checkpoint.files[0]))
     theirs = read_files(checkpoint.files)

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule, SFTDataset, get_sft_collate_fn
-from litgpt.data.instructions import SFTModule
+from litgpt.data.sft.module import SFTModule
 
 if TYPE_CHECKING:
     from litgpt.data.alpaca import Alpaca as Alpaca

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.download import fetch_file
-from litgpt.data.instructions import SFTModule
+from litgpt.data.sft.module import SFTModule
+from litgpt.data.storage.download import fetch_file
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.alpaca import Alpaca
-from litgpt.data.download import fetch_data_set
+from litgpt.data.storage.download import fetch_data_set
 
 
 @dataclass

@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.formats import Row as Row
-from litgpt.data.samples import NothingFits as NothingFits
-from litgpt.data.samples import SFTDataset as SFTDataset
-from litgpt.data.samples import render as render
-from litgpt.data.samples import style_of as style_of
-from litgpt.data.wording import with_input_placed as with_input_placed
+from litgpt.data.sft.formats import Row as Row
+from litgpt.data.sft.rendering import with_input_placed as with_input_placed
+from litgpt.data.sft.samples import NothingFits as NothingFits
+from litgpt.data.sft.samples import SFTDataset as SFTDataset
+from litgpt.data.sft.samples import render as render
+from litgpt.data.sft.samples import style_of as style_of
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from litgpt.data.base import split_sizes
-from litgpt.data.blocks import TokenBlocks
-from litgpt.data.download import KINDS, fetch_data_set
-from litgpt.data.encoding import Store
-from litgpt.data.files import kind_of
-from litgpt.data.formats import Conversation, Row, conversation_of
-from litgpt.data.instructions import SFTModule
-from litgpt.data.mixing import Joined
+from litgpt.data.sft.encoding import Store
+from litgpt.data.sft.formats import Conversation, Row, conversation_of
+from litgpt.data.sft.module import SFTModule
+from litgpt.data.storage.blocks import TokenBlocks
+from litgpt.data.storage.download import KINDS, fetch_data_set
+from litgpt.data.storage.files import kind_of
+from litgpt.data.storage.mixing import Joined
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer.files import special_tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.files import kind_of
-from litgpt.data.instructions import SFTModule
+from litgpt.data.sft.module import SFTModule
+from litgpt.data.storage.files import kind_of
 from litgpt.errors import LitGPTError
 
 DEFAULT_VAL_FRACTION = 0.05

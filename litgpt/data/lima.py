@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.download import fetch_data_set
-from litgpt.data.formats import Conversation, Row, conversation_of
-from litgpt.data.turns import TurnsModule
+from litgpt.data.sft.formats import Conversation, Row, conversation_of
+from litgpt.data.sft.turns import TurnsModule
+from litgpt.data.storage.download import fetch_data_set
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.download import fetch_file
-from litgpt.data.formats import Conversation, Row, instruction
-from litgpt.data.instructions import SFTModule
+from litgpt.data.sft.formats import Conversation, Row, instruction
+from litgpt.data.sft.module import SFTModule
+from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
 

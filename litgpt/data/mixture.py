@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from litgpt import data
 from litgpt.data.base import DataModule
-from litgpt.data.mixing import Joined, Mixed
+from litgpt.data.storage.mixing import Joined, Mixed
 from litgpt.errors import LitGPTError, closest
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Mixture(DataModule):
 
     def _check_styles(self) -> None:
         """A model can be prompted in one way only."""
-        from litgpt.data.encoding import style_key
-        from litgpt.data.wording import Writer
+        from litgpt.data.sft.encoding import style_key
+        from litgpt.data.sft.rendering import Writer
         from litgpt.prompts import PromptStyle
 
         styles = [getattr(module, "prompt_style", None) for module in self.modules]

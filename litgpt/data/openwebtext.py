@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import split_sizes
-from litgpt.data.blocks import TokenModule
-from litgpt.data.download import fetch_data_set
-from litgpt.data.files import read_rows, unit_of
 from litgpt.data.lit_data import LitDataBlocks, below, is_remote
-from litgpt.data.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
+from litgpt.data.storage.blocks import TokenModule
+from litgpt.data.storage.download import fetch_data_set
+from litgpt.data.storage.files import read_rows, unit_of
+from litgpt.data.storage.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:

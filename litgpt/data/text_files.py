@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.data.blocks import TokenModule
-from litgpt.data.characters import character_tokenizer
-from litgpt.data.token_cache import cache_folder, cached_tokens, decoded
+from litgpt.data.storage.blocks import TokenModule
+from litgpt.data.storage.characters import character_tokenizer
+from litgpt.data.storage.token_cache import cache_folder, cached_tokens, decoded
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:

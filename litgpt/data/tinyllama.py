@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.lit_data import LitDataModule, below, is_remote
-from litgpt.data.mixing import Mixed
+from litgpt.data.storage.mixing import Mixed
 from litgpt.errors import LitGPTError
 
 WEIGHTS = (0.693584, 0.306416)

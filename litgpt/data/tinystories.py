@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.data.blocks import TokenModule
-from litgpt.data.download import fetch_file
-from litgpt.data.files import read_rows
-from litgpt.data.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
+from litgpt.data.storage.blocks import TokenModule
+from litgpt.data.storage.download import fetch_file
+from litgpt.data.storage.files import read_rows
+from litgpt.data.storage.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:

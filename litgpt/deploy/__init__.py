@@ -1,0 +1,1 @@
+"""`litgpt serve`: a model behind HTTP."""

@@ -14,10 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from litgpt import __version__
-from litgpt.deploy import chat_route, completions_route, other_routes, page_route, predict_route
 from litgpt.deploy.limits import Gate
-from litgpt.deploy.problems import Problem, explain
-from litgpt.deploy.record import Recorder
+from litgpt.deploy.protocol.errors import Problem, explain
+from litgpt.deploy.request_log import Recorder
+from litgpt.deploy.routes import chat as chat_route
+from litgpt.deploy.routes import completions as completions_route
+from litgpt.deploy.routes import others as other_routes
+from litgpt.deploy.routes import page as page_route
+from litgpt.deploy.routes import predict as predict_route
 from litgpt.deploy.service import Service, failed
 from litgpt.errors import LitGPTError
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt.deploy.keys import Keys
-from litgpt.deploy.problems import Problem
+from litgpt.deploy.protocol.errors import Problem
 from litgpt.errors import LitGPTError
 
 CHARACTERS_PER_TOKEN = 64

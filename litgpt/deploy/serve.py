@@ -11,13 +11,13 @@ from litgpt.errors import LitGPTError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from litgpt.deploy.adapters import Voice
+    from litgpt.deploy.backends.task import Backend
     from litgpt.deploy.keys import Keys
     from litgpt.deploy.limits import Limits
-    from litgpt.deploy.record import RequestLog
+    from litgpt.deploy.request_log import RequestLog
+    from litgpt.deploy.served_models import Voice
     from litgpt.deploy.service import Service
-    from litgpt.deploy.work import Backend
-    from litgpt.generate.sampling import Sampling
+    from litgpt.engine.sampling import Sampling
 
 OWN_PATHS = ("/health", "/metrics", "/tokenize", "/detokenize", "/openapi.json", "/v1", "/")
 """What `--api_path` can't be."""
@@ -110,8 +110,8 @@ def run_server(
 
     from litgpt.deploy.keys import read_keys
     from litgpt.deploy.limits import Limits
-    from litgpt.deploy.record import RequestLog
-    from litgpt.generate.sampling import Sampling
+    from litgpt.deploy.request_log import RequestLog
+    from litgpt.engine.sampling import Sampling
 
     if openai_spec:
         print("OpenAI's routes are always on; --openai_spec changes nothing.", file=sys.stderr)
@@ -146,7 +146,7 @@ def run_server(
         shutdown_timeout=shutdown_timeout,
     )
     if server == "litserve":
-        from litgpt.deploy.litserve_mode import run_litserve
+        from litgpt.deploy.backends.litserve import run_litserve
 
         run_litserve(settings, host, port, devices, replicas)
     else:
@@ -253,11 +253,11 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     import sys
 
     from litgpt.checkpoint.hub import auto_download
-    from litgpt.deploy.adapters import base_of, make_voices, parse_adapters
     from litgpt.deploy.app import make_app
-    from litgpt.deploy.listen import bind, serve
-    from litgpt.deploy.local import LocalBackend
-    from litgpt.generate.speaker import Speaker
+    from litgpt.deploy.backends.local import LocalBackend
+    from litgpt.deploy.served_models import base_of, make_voices, parse_adapters
+    from litgpt.deploy.uvicorn_server import bind, serve
+    from litgpt.engine.inference_model import Speaker
 
     loading = settings.loading
     adapters = parse_adapters(settings.adapters)

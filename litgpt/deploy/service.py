@@ -12,15 +12,15 @@ from typing import Any, Literal
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
-from litgpt.deploy.adapters import Voice
+from litgpt.deploy.backends.task import Answers, Backend, News, Work
 from litgpt.deploy.keys import Keys
 from litgpt.deploy.limits import CHARACTERS_PER_TOKEN, Limits
 from litgpt.deploy.metrics import Metrics
-from litgpt.deploy.problems import Problem
-from litgpt.deploy.record import Record, RequestLog
-from litgpt.deploy.work import Answers, Backend, News, Work
+from litgpt.deploy.protocol.errors import Problem
+from litgpt.deploy.request_log import Record, RequestLog
+from litgpt.deploy.served_models import Voice
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError, closest
-from litgpt.generate.sampling import Sampling
 
 PREPARING = 4
 """Threads that render and encode at the same time; more would only take the interpreter from each other."""

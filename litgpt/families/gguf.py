@@ -1,6 +1,6 @@
 """What GGUF, llama.cpp's file format, calls a family's settings and tensors: one row a family, read in both directions.
 
-Keys and tensors: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; `litgpt.checkpoint.gguf` opens the files.
+Keys and tensors: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; `checkpoint.gguf.reader` opens the files.
 """
 
 from __future__ import annotations

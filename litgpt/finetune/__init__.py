@@ -1,0 +1,1 @@
+"""The finetuning commands, over the one training loop."""

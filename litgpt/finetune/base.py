@@ -17,21 +17,21 @@ from litgpt.checkpoint.merge import merge
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
 from litgpt.data import Alpaca, DataModule
+from litgpt.engine.engine import Engine
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
-from litgpt.loggers import named_loggers
 from litgpt.lora import FREE, LoRA
 from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
 from litgpt.prompts import save_prompt_style
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
+from litgpt.training.incompatibilities import check_finetuning
 from litgpt.training.loop import Result, Run, fit
 from litgpt.training.loss import IGNORED
-from litgpt.training.pairs import check_finetuning
+from litgpt.training.metrics.loggers import named_loggers
+from litgpt.training.metrics.validation import example_index
 from litgpt.training.state import resume_point
-from litgpt.training.validation import example_index
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

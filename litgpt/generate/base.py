@@ -11,8 +11,8 @@ from litgpt.generate.options import Options, with_options
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from litgpt.engine.inference_model import Speaker
     from litgpt.generate.prompt_file import Job
-    from litgpt.generate.speaker import Speaker
     from litgpt.model import GPT
 
 PROMPT = "What food do llamas eat?"
@@ -52,7 +52,7 @@ def main(
         compile: Compile the model first.
     """
     arguments = dict(locals())
-    from litgpt.generate.speaker import Speaker
+    from litgpt.engine.inference_model import Speaker
 
     answer(arguments, lambda: Speaker.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile))
 
@@ -96,9 +96,9 @@ def prepare(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> tuple[
 
 def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
     """Prints prompt and answer of every sample as they come, all of them generated together."""
-    from litgpt.generate.report import Speed, note, note_memory
-    from litgpt.generate.speaker import MOST_AT_ONCE
-    from litgpt.generate.text import Reply
+    from litgpt.engine.inference_model import MOST_AT_ONCE
+    from litgpt.engine.speed import Speed, note, note_memory
+    from litgpt.engine.text import Reply
 
     engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
     requests = [
@@ -145,8 +145,8 @@ def generate(
     """
     import torch
 
-    from litgpt.generate.engine import Engine
-    from litgpt.generate.sampling import Sampling
+    from litgpt.engine.engine import Engine
+    from litgpt.engine.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     engine = Engine(model, length=min(max_returned_tokens, model.max_seq_length))

@@ -8,12 +8,12 @@ from typing import Any
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL, find_checkpoint
 from litgpt.data.base import with_input_placed
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.speed import Speed, note, note_memory
 from litgpt.errors import LitGPTError
 from litgpt.generate.base import prepare
 from litgpt.generate.options import Options
 from litgpt.generate.prompt_file import answer_file
-from litgpt.generate.report import Speed, note, note_memory
-from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
-    from litgpt.generate.sampling import Sampling
-    from litgpt.generate.structured import Grammar
+    from litgpt.engine.sampling import Sampling
+    from litgpt.engine.structured import Grammar
     from litgpt.tokenizer import Tokenizer
 
 SEED = 1234
@@ -57,8 +57,8 @@ class Options:
         Raises:
             LitGPTError: A value is out of its range, or flags that don't go together are given.
         """
-        from litgpt.generate.sampling import Sampling
-        from litgpt.generate.text import stop_strings
+        from litgpt.engine.sampling import Sampling
+        from litgpt.engine.text import stop_strings
 
         if self.out_file is not None and self.prompt_file is None:
             raise LitGPTError("out_file is for the answers to prompt_file; give that too.")
@@ -84,7 +84,7 @@ def grammar_of(tokenizer: Tokenizer, json_schema: Any = None, regex: str | None 
         return None
     if json_schema is not None and regex is not None:
         raise LitGPTError("An answer can keep to json_schema or to regex, not to both; leave one out.")
-    from litgpt.generate.structured import Grammar
+    from litgpt.engine.structured import Grammar
 
     if regex is not None:
         return Grammar.regex(regex, tokenizer)

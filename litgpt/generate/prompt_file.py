@@ -13,14 +13,14 @@ from typing import Any, TextIO
 
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.base import with_input_placed
-from litgpt.data.files import kind_of, read_rows
+from litgpt.data.storage.files import kind_of, read_rows
+from litgpt.engine.inference_model import MOST_AT_ONCE, Speaker
+from litgpt.engine.request import check_tokens
+from litgpt.engine.sampling import Sampling
+from litgpt.engine.speed import note, note_memory
+from litgpt.engine.text import Reply, stop_strings
 from litgpt.errors import LitGPTError, closest
 from litgpt.generate.options import Options, grammar_of
-from litgpt.generate.report import note, note_memory
-from litgpt.generate.request import check_tokens
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import MOST_AT_ONCE, Speaker
-from litgpt.generate.text import Reply, stop_strings
 from litgpt.prompts.base import Message
 
 CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", "stop", "json_schema", "regex")

@@ -9,7 +9,7 @@ from litgpt.generate.base import PROMPT, answer
 from litgpt.generate.options import Options, with_options
 
 if TYPE_CHECKING:
-    from litgpt.generate.speaker import Speaker
+    from litgpt.engine.inference_model import Speaker
 
 
 @with_options
@@ -53,9 +53,9 @@ def main(
     arguments = dict(locals())
     import sys
 
+    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.multi_device import DraftedSpeaker
     from litgpt.errors import LitGPTError
-    from litgpt.generate.several import DraftedSpeaker
-    from litgpt.generate.speaker import Speaker
 
     if compile:
         raise LitGPTError("--compile true is not for speculative decoding, whose steps differ in size; leave it out.")

@@ -1,0 +1,1 @@
+"""The smaller commands: download, convert, merge, validate."""

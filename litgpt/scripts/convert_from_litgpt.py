@@ -29,12 +29,12 @@ def convert_from_litgpt(
 
         to_hf(checkpoint_dir, output_dir)
     elif output_format == "peft":
-        from litgpt.checkpoint.peft_writer import to_peft
+        from litgpt.checkpoint.peft_folder.writer import to_peft
 
         print(f"Wrote {to_peft(checkpoint_dir, output_dir)}, for `peft.PeftModel.from_pretrained`.")
     else:
         from litgpt.checkpoint.atomic import gigabytes
-        from litgpt.checkpoint.gguf_writer import write_gguf
+        from litgpt.checkpoint.gguf.writer import write_gguf
 
         dtype = output_format.removeprefix("gguf-")
         file = output_dir / f"model-{dtype}.gguf"

@@ -29,7 +29,7 @@ def data_preview(
         pretraining: Show the data as `litgpt pretrain` reads it, in blocks of max_seq_length tokens.
         access_token: For checkpoints on the hub that ask for one.
     """
-    from litgpt.data.preview import Preview
+    from litgpt.data.sft.preview import Preview
     from litgpt.errors import LitGPTError
 
     if samples < 0:

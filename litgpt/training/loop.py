@@ -27,22 +27,22 @@ from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import quicken
 from litgpt.peft import parameter_counts
-from litgpt.training.batches import Batching, sum_over_ranks
-from litgpt.training.descent import Descent, shape_blocks
-from litgpt.training.journal import Journal
-from litgpt.training.keeping import Identity, claimed, files_in, prune
+from litgpt.training.batching.batches import Batching, sum_over_ranks
+from litgpt.training.batching.order import Shuffled
+from litgpt.training.batching.packing import input_length
+from litgpt.training.incompatibilities import Setting, check_pairs
 from litgpt.training.memory import restore
-from litgpt.training.muon import fused_parts
+from litgpt.training.metrics.metrics import Journal
+from litgpt.training.metrics.progress import duration
+from litgpt.training.metrics.validation import Validations, validate
 from litgpt.training.objective import NextToken
-from litgpt.training.optim import make_optimizer, scale_rates
-from litgpt.training.order import Shuffled
-from litgpt.training.packing import input_length
-from litgpt.training.pairs import Setting, check_pairs
-from litgpt.training.progress import duration
+from litgpt.training.optim.muon import fused_parts
+from litgpt.training.optim.optimizers import make_optimizer, scale_rates
+from litgpt.training.retention import Identity, claimed, files_in, prune
 from litgpt.training.schedule import Counters, Limits, make_schedule
+from litgpt.training.signals import StopRequest
 from litgpt.training.state import STATE_FILE, Progress, Saved, load_state, load_weights, save_state
-from litgpt.training.stopping import StopRequest
-from litgpt.training.validation import Validations, validate
+from litgpt.training.step import Descent, shape_blocks
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -17,18 +17,18 @@ from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config, name_to_config
 from litgpt.data import DataModule
+from litgpt.engine.engine import Engine
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
-from litgpt.loggers import named_loggers
 from litgpt.model import GPT
 from litgpt.model.initialization import initialize
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype
 from litgpt.tokenizer import Tokenizer
-from litgpt.training.documents import by_documents
+from litgpt.training.batching.documents import by_documents
 from litgpt.training.loop import Result, Run, fit
+from litgpt.training.metrics.loggers import named_loggers
+from litgpt.training.metrics.validation import example_index
 from litgpt.training.state import resume_point
-from litgpt.training.validation import example_index
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

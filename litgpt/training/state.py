@@ -22,12 +22,12 @@ from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import UNREADABLE, load_pth
 from litgpt.errors import LitGPTError
 from litgpt.peft import load_owned
+from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
-from litgpt.training.validation import Validations
 
 if TYPE_CHECKING:
-    from litgpt.training.keeping import Identity
     from litgpt.training.loop import Run
+    from litgpt.training.retention import Identity
 
 STATE_FILE = "training_state.pt"
 ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})

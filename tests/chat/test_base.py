@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from litgpt.chat.base import main
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.request import Request
+from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.request import Request
-from litgpt.generate.sampling import Logprob, Sampling
-from litgpt.generate.speaker import Speaker
 from tests.generate.folder import make_folder
 
 

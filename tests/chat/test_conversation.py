@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from litgpt.chat.conversation import Conversation
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
+from tests.engine.test_inference_model import Shout
 from tests.generate.folder import make_folder
-from tests.generate.test_speaker import Shout
 
 
 @pytest.fixture(scope="module")

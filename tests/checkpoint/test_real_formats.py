@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litgpt.checkpoint.convert import to_litgpt
-from litgpt.checkpoint.gguf_writer import write_gguf
+from litgpt.checkpoint.gguf.writer import write_gguf
 from litgpt.checkpoint.reader import load_model
 from litgpt.model import GPT
 from litgpt.model.cache import KVCache, Span

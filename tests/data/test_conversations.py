@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from litgpt.data import Conversations, SFTModule
-from litgpt.data.formats import Conversation, Row
-from litgpt.data.token_cache import MAGIC, TokenFile
+from litgpt.data.sft.formats import Conversation, Row
+from litgpt.data.storage.token_cache import MAGIC, TokenFile
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 from tests.paths import ROOT
@@ -163,7 +163,7 @@ def test_only_unlearned_samples_are_an_error(tokenizer: Tokenizer, tmp_path: Pat
 
 
 def no_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    from litgpt.data import encoding
+    from litgpt.data.sft import encoding
 
     monkeypatch.setattr(encoding.Encoder, "encode", lambda *_: pytest.fail("tokenized again"))
 
@@ -245,7 +245,8 @@ def test_a_damaged_cache_file_is_told(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from litgpt.data import Conversations, encoding
+from litgpt.data import Conversations
+from litgpt.data.sft import encoding
 from litgpt.tokenizer import Tokenizer
 write = encoding.write_samples
 def slowly(writer, samples):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.data import JSON
-from litgpt.data.files import read_rows
+from litgpt.data.storage.files import read_rows
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from litgpt.data import Mixture
-from litgpt.data.mixing import Joined, Mixed, shares
+from litgpt.data.storage.mixing import Joined, Mixed, shares
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
-from litgpt.training.order import Shuffled
+from litgpt.training.batching.order import Shuffled
 
 
 class Numbers:

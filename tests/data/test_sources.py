@@ -29,8 +29,8 @@ from litgpt.data import (
     longform,
     tinystories,
 )
-from litgpt.data import download as downloads
-from litgpt.data.download import fetch_file
+from litgpt.data.storage import download as downloads
+from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 from tests.hub_server import serve

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.data import TextFiles, token_cache
+from litgpt.data import TextFiles
+from litgpt.data.storage import token_cache
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 

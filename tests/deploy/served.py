@@ -12,15 +12,15 @@ from typing import Any
 import httpx
 import uvicorn
 
-from litgpt.deploy.adapters import Voice
 from litgpt.deploy.app import make_app
+from litgpt.deploy.backends.local import LocalBackend
 from litgpt.deploy.keys import Keys
 from litgpt.deploy.limits import Limits
-from litgpt.deploy.listen import Server, bind
-from litgpt.deploy.local import LocalBackend
+from litgpt.deploy.served_models import Voice
 from litgpt.deploy.service import Service
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
+from litgpt.deploy.uvicorn_server import Server, bind
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 

@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 import litgpt
 from litgpt.deploy.app import make_app
 from litgpt.deploy.limits import Limits
-from litgpt.deploy.predict_route import Prediction
+from litgpt.deploy.routes.predict import Prediction
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
 from tests.deploy.served import alone, asynchronous, make_service
 from tests.generate.folder import make_folder
 

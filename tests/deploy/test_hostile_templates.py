@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.deploy.app import make_app
-from litgpt.generate.speaker import Speaker
+from litgpt.engine.inference_model import Speaker
 from litgpt.prompts import sandbox as template_sandbox
 from tests.deploy.served import asynchronous, make_service
 from tests.generate.folder import make_folder

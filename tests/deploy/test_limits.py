@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 from litgpt.deploy.app import make_app
 from litgpt.deploy.keys import Keys, read_keys
 from litgpt.deploy.limits import Limits
-from litgpt.deploy.record import RequestLog
+from litgpt.deploy.request_log import RequestLog
+from litgpt.engine.inference_model import Speaker
 from litgpt.errors import LitGPTError
-from litgpt.generate.speaker import Speaker
 from tests.deploy.served import asynchronous, make_service, running
 from tests.generate.folder import make_folder
 
@@ -342,7 +342,7 @@ def test_metrics_count_requests_tokens_and_times(speaker):
 
 def test_health_tells_of_a_step_that_does_not_end(speaker, monkeypatch):
     service = slowed(make_service(speaker), 0.3)
-    monkeypatch.setattr("litgpt.deploy.local.STUCK_SECONDS", 0.1)
+    monkeypatch.setattr("litgpt.deploy.backends.local.STUCK_SECONDS", 0.1)
 
     async def work(client):
         asked = asyncio.create_task(client.post("/v1/chat/completions", json=HI | {"max_tokens": 1}))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from litgpt.deploy.service import Service
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
 from tests.deploy.served import GREEDY, alone, make_service, running
 from tests.generate.folder import make_folder
 
@@ -282,7 +282,7 @@ def test_a_mistake_has_openais_shape_and_names_the_field(client, settings, error
 
 
 def test_an_answer_that_cant_be_held_to_its_grammar_is_the_requests_fault(client, monkeypatch):
-    structured = pytest.importorskip("litgpt.generate.structured")
+    structured = pytest.importorskip("litgpt.engine.structured")
 
     def refuse(*_):
         raise LitGPTError("The grammar is too complex.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.generate.speaker import Speaker
+from litgpt.engine.inference_model import Speaker
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
 

@@ -17,9 +17,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from litgpt.deploy.page import chat_page
+from litgpt.deploy.routes.page import chat_page
 from litgpt.deploy.service import Service
-from litgpt.generate.speaker import Speaker
+from litgpt.engine.inference_model import Speaker
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
 

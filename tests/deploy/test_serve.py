@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.deploy.listen import bind
 from litgpt.deploy.serve import run_server
+from litgpt.deploy.uvicorn_server import bind
 from litgpt.errors import LitGPTError
 from tests.generate.folder import make_folder
 

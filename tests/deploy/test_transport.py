@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from litgpt.deploy.work import Answers, Counts, News
-from litgpt.generate.speaker import Speaker
+from litgpt.deploy.backends.task import Answers, Counts, News
+from litgpt.engine.inference_model import Speaker
 from tests.deploy.served import make_service, running
 from tests.generate.folder import make_folder
 

@@ -14,8 +14,8 @@ from litgpt.adapter import Adapter
 from litgpt.adapter_v2 import AdapterV2
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.reader import load_model, load_pth
+from litgpt.engine.inference_model import Speaker
 from litgpt.finetune import adapter, adapter_v2
-from litgpt.generate.speaker import Speaker
 from litgpt.peft import Method
 from litgpt.prompts import ChatTemplate
 from tests.finetune.test_finetune import run

@@ -12,12 +12,12 @@ import yaml
 
 from litgpt.api import LLM
 from litgpt.checkpoint.finetuned import find_finetuned
-from litgpt.checkpoint.peft_writer import to_peft
+from litgpt.checkpoint.peft_folder.writer import to_peft
 from litgpt.checkpoint.reader import load_model, load_pth
-from litgpt.cli import parse
+from litgpt.cli.parser import parse
+from litgpt.engine.inference_model import Speaker
 from litgpt.errors import LitGPTError
 from litgpt.finetune import lora
-from litgpt.generate.speaker import Speaker
 from litgpt.lora import LoRA
 from tests.finetune.test_finetune import run
 

@@ -15,7 +15,7 @@ import torch
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.finetuned import find_finetuned
-from litgpt.checkpoint.peft_writer import to_peft
+from litgpt.checkpoint.peft_folder.writer import to_peft
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.data import JSON
 from litgpt.finetune import lora

@@ -12,7 +12,7 @@ from litgpt.checkpoint.writer import save_state, write_hf
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.tokenizer import save_tokenizer
-from tests.generate.oracle import LLAMA
+from tests.engine.oracle import LLAMA
 
 TEXT = """The quick brown fox jumps over the lazy dog. It was the best of times, it was the worst of times. Grüße!
 What food do llamas eat? Llamas eat grass and hay. Once upon a time there was a little girl. Paris is a city."""

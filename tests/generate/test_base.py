@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from litgpt.checkpoint.reader import load_model
+from litgpt.engine.inference_model import Speaker
 from litgpt.errors import LitGPTError
 from litgpt.generate.base import generate, main
-from litgpt.generate.speaker import Speaker
 from litgpt.tokenizer import Tokenizer
+from tests.engine.oracle import naive, tiny_model
 from tests.generate.folder import END, make_folder
-from tests.generate.oracle import naive, tiny_model
 
 
 @pytest.fixture(scope="module")

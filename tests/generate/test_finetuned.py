@@ -17,16 +17,16 @@ from litgpt.api import LLM
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
+from litgpt.engine.inference_model import Speaker
 from litgpt.errors import LitGPTError
 from litgpt.generate import adapter, adapter_v2, base, full
-from litgpt.generate.speaker import Speaker
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Full, Method, owned_state
 from litgpt.prompts import Alpaca, PromptStyle, save_prompt_style
 from litgpt.tokenizer import Tokenizer
+from tests.engine.oracle import naive
 from tests.generate.folder import END, make_folder
-from tests.generate.oracle import naive
 
 METHODS: dict[str, tuple[Callable[..., None] | None, str, Callable[[], Method]]] = {
     "full": (full.main, "finetuned_path", Full),

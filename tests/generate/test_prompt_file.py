@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.generate import full
 from litgpt.generate.base import main
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
 from tests.generate.folder import make_folder
 
 EXACT = dict(temperature=0.0, precision="32-true", max_new_tokens=8)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
+from litgpt.engine.engine import Engine
+from litgpt.engine.sampling import Sampling
 from litgpt.kernels import onednn
 from litgpt.kernels.onednn import FEWEST, quicken
-from litgpt.loggers import read_metrics
 from litgpt.training import loss as loss_module
 from litgpt.training.loop import fit
 from litgpt.training.loss import linear_cross_entropy
+from litgpt.training.metrics.loggers import read_metrics
 from tests.checkpoint.anonymous import peak_growth
 from tests.training.runs import make_run, make_samples, tiny_model
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from litgpt import LLM
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.speaker import Speaker
+from litgpt.engine.engine import Engine
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
 from litgpt.kernels import wide
 from litgpt.kernels.wide import FEW, MANY, is_transposed, rearrange
 from tests.generate.folder import make_folder

@@ -10,7 +10,7 @@ from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.cache import KVCache, Span
 from litgpt.model.delta_net import CHUNK, GatedDeltaNet, gated_delta_rule
-from tests.generate.oracle import LLAMA, SIZES
+from tests.engine.oracle import LLAMA, SIZES
 
 SMALL = dict(n_key_heads=2, n_value_heads=4, key_size=6, value_size=10, kernel_size=3)
 HYBRID = dict(

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.checkpoint.gguf_tokenizer import CUTS, Cut
-from litgpt.checkpoint.gguf_writer import write_gguf
+from litgpt.checkpoint.gguf.tokenizer import CUTS, Cut
+from litgpt.checkpoint.gguf.writer import write_gguf
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.tokenizer import Tokenizer, save_tokenizer

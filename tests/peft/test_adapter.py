@@ -12,13 +12,13 @@ from torch import Tensor
 
 from litgpt.adapter import Adapter, PromptedAttention
 from litgpt.config import Config
+from litgpt.engine.engine import Engine
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT
 from litgpt.model.attention import Reach
 from litgpt.peft import load_owned, owned_state
-from tests.generate.oracle import naive, prompts
+from tests.engine.oracle import naive, prompts
 from tests.paths import GOLDEN
 from tests.peft.test_lora import EXPERTS, LATENT_SIZES, LLAMA, NEOX
 

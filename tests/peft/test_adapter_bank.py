@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from litgpt.config import Config
+from litgpt.engine.engine import Engine
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.generate.engine import Engine
-from litgpt.generate.sampling import Sampling
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import owned_state, unwrap_modules

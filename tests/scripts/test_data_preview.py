@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.data.preview import GREEN, histogram
+from litgpt.data.sft.preview import GREEN, histogram
 from tests.paths import ROOT
 from tests.tiny_tokenizer import write_tokenizer
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from litgpt.checkpoint.reader import load_pth
-from litgpt.loggers import read_metrics
+from litgpt.training.metrics.loggers import read_metrics
 from tests.paths import ROOT
 
 MODEL = ROOT / "litgpt" / "assets" / "austen-2m"

@@ -14,10 +14,10 @@ from litgpt.adapter import Adapter
 from litgpt.lora import LoRA
 from litgpt.model import GPT, Block
 from litgpt.training import compiled, memory
+from litgpt.training.batching.packing import pack, pad
 from litgpt.training.compiled import compile_blocks
 from litgpt.training.memory import Offload, checkpoint_blocks, offloading, restore
 from litgpt.training.objective import NextToken
-from litgpt.training.packing import pack, pad
 from tests.training.runs import LENGTHS, make_samples, tiny_model
 
 MIXTURE = dict(mlp_class_name="LLaMAMoE", n_expert=4, n_expert_per_token=2, moe_intermediate_size=16)

@@ -13,9 +13,9 @@ from torch import multiprocessing
 
 from litgpt.args import EvalArgs
 from litgpt.checkpoint.reader import load_pth
-from litgpt.loggers import read_metrics
 from litgpt.runtime import leave_processes, make_fabric
 from litgpt.training.loop import fit
+from litgpt.training.metrics.loggers import read_metrics
 from tests.training.runs import LENGTHS, make_run, make_samples
 
 SETTINGS: dict[str, Any] = dict(epochs=3, max_steps=None, global_batch_size=7, max_norm=1.0, save_interval=3)

@@ -1,0 +1,223 @@
+"""Writes a checkpoint as one GGUF file: metadata, tokenizer, chat template and tensors, for llama.cpp and its kin."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from litgpt import families
+from litgpt.checkpoint.atomic import atomic_file, require_space
+from litgpt.checkpoint.gguf.reader import (
+    EXPERTS,
+    config_of,
+    gguf_package,
+    gguf_table,
+    norm_offset,
+    pair,
+    paired_heads,
+    rope_factors,
+)
+from litgpt.checkpoint.gguf.tokenizer import tokenizer_metadata
+from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, open_weights
+from litgpt.checkpoint.weights import Tensors
+from litgpt.config import Config
+from litgpt.errors import LitGPTError, closest
+from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
+from litgpt.model import GPT
+from litgpt.model.rope import attention_factor, attention_scale, inverse_frequencies
+
+if TYPE_CHECKING:
+    import gguf
+
+DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+"""What the matrices can be written as ↔ what GGUF calls such a file."""
+KEPT_WIDE = ("position_embd.weight", "ffn_gate_inp.weight")
+"""Ends of the names of matrices that stay float32, as in llama.cpp's own files; so does everything of one dimension."""
+EXPERT = re.compile(r"_exps\.\d+\.")
+"""In the name of an expert's part of a tensor."""
+
+
+def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str = "f16") -> None:
+    """Writes a model with its tokenizer as one GGUF file, one tensor in memory at a time.
+
+    Args:
+        checkpoint: A checkpoint, or the path of one.
+        path: The file; it appears when it is whole.
+        dtype: Type of the matrices: `f16`, `bf16`, `f32`, or `q8_0` (8 bits a weight and a scale for every 32; where 32
+            doesn't divide a row's length, `f16`).
+
+    Raises:
+        LitGPTError: GGUF has no place for the model or its tokenizer, a weight is too large for the type, or the file
+            can't be written.
+    """
+    package = gguf_package()
+    if dtype not in DTYPES:
+        raise LitGPTError(
+            f"A GGUF file is not written as {dtype!r}; known: {', '.join(DTYPES)}.{closest(dtype, DTYPES)}"
+        )
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint)
+    weights = open_weights(checkpoint)
+    config = checkpoint.config
+    if config.family.name not in families.AS_GGUF:
+        names = ", ".join(families.AS_GGUF)
+        raise LitGPTError(f"Models of the family {config.family.name!r} are not written as GGUF here; known: {names}.")
+    tensors, shapes = exported(config, weights)
+    metadata = model_metadata(config, shapes) | tokenizer_metadata(checkpoint.dir, int(config.padded_vocab_size or 0))
+    metadata["general.file_type"] = int(package.LlamaFileType[DTYPES[dtype]])
+    require_space(path, checkpoint.nbytes, f"Writing {path}")
+    with atomic_file(path) as temporary:
+        writer = package.GGUFWriter(temporary, families.AS_GGUF[config.family.name].arch)
+        try:
+            for key, value in metadata.items():
+                writer.add_key_value(key, value, *_value_type(value, package))
+            _write_tensors(writer, tensors, shapes, dtype)
+        finally:
+            writer.close()
+
+
+def exported(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple[int, ...]]]:
+    """A model's tensors under GGUF's names, and their shapes.
+
+    Raises:
+        LitGPTError: A tensor is missing, surplus, or of another shape than the model's.
+    """
+    skeleton = GPT.skeleton(config).state_dict()
+    check_names(skeleton, weights.names, tied=bool(config.tie_embeddings))
+    if config.tie_embeddings and not families.AS_GGUF[config.family.name].head_may_be_left_out:
+        config, tied = replace(config, tie_embeddings=False), weights.fetch
+        names = tuple(dict.fromkeys((*weights.names, HEAD)))
+        weights = Tensors(names, lambda name: tied(EMBEDDING if name == HEAD else name))
+    table, heads = gguf_table(config), paired_heads(config)
+    found = table.export_from(weights)
+    expected = table.export_from(Tensors(weights.names, skeleton.__getitem__))
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected}
+    experts: dict[str, list[str]] = {}
+    for name in [name for name in shapes if EXPERTS in name]:
+        experts.setdefault(EXPERT.sub(EXPERTS, name), []).append(name)
+    factors = rope_factors(config)
+    if factors is not None:
+        shapes[ROPE_FREQUENCIES] = tuple(factors.shape)
+
+    def fetch(name: str) -> Tensor:
+        if name == ROPE_FREQUENCIES and factors is not None:
+            return factors
+        if name in experts:
+            return torch.stack([fetch(part) for part in experts[name]])
+        tensor = found.fetch(name)
+        if tensor.shape != shapes[name]:
+            raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {shapes[name]}.")
+        offset = norm_offset(config, name)
+        tensor = tensor.float() + offset if offset else tensor
+        return pair(tensor, heads[name]) if name in heads else tensor
+
+    whole = {name: (len(parts), *shapes[parts[0]]) for name, parts in experts.items()}
+    return Tensors((*(name for name in shapes if EXPERTS not in name), *whole), fetch), shapes | whole
+
+
+def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Metadata:
+    """What a file says of the model, checked by reading it back.
+
+    Raises:
+        LitGPTError: GGUF cannot say something that the config does.
+    """
+    family = config.family
+    metadata = families.AS_GGUF[family.name].write(config)
+    metadata |= {"general.type": "model", "general.name": config.name or "unnamed", "general.quantization_version": 2}
+    try:
+        again = config_of(family, metadata, dict(shapes), rope_factors(config), config.name)
+    except LitGPTError as error:
+        arch = families.AS_GGUF[family.name].arch
+        raise LitGPTError(f"This model can't be written as GGUF's architecture {arch!r}: {error}") from None
+    ours, theirs = _computation(config), _computation(again)
+    lost = [key for key in ours if not _same(ours[key], theirs[key])]
+    if lost:
+        raise LitGPTError(
+            f"GGUF's architecture {families.AS_GGUF[family.name].arch!r} has no place for `{lost[0]}`: "
+            f"{ours[lost[0]]!r}, so this model cannot be written as such a file."
+        )
+    return metadata
+
+
+def _computation(config: Config) -> dict[str, Any]:
+    """What is computed, with the same things said in the same way."""
+    values = asdict(config)
+    for label in ("name", "hf_config", "vocab_size", "padding_multiple", "tie_embeddings", "rope_condense_ratio"):
+        del values[label]
+    frequencies = inverse_frequencies(config) / config.rope_condense_ratio
+    values["rope_adjustments"] = [*frequencies.tolist(), attention_factor(config), attention_scale(config)]
+    values["rotary_percentage"] = config.rope_n_elem
+    values["rope_base"] = float(config.rope_base)
+    values["attention_scores_scalar"] = config.attention_scores_scalar or config.head_size
+    return values
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return math.isclose(a, b, rel_tol=1e-6) if isinstance(a, float) and isinstance(b, float) else bool(a == b)
+
+
+def _value_type(value: Any, package: Any) -> tuple[Any, ...]:
+    """How a value is stored: whole numbers without sign, lists with the type of what is in them."""
+    kinds = package.GGUFValueType
+    if isinstance(value, list):
+        return kinds.ARRAY, kinds.get_type(value[0])
+    return (kinds.UINT32 if type(value) is int else kinds.get_type(value),)
+
+
+# ------------------------------------------------------------------------------------------------------------ tensors
+
+
+def _write_tensors(
+    writer: gguf.GGUFWriter, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], dtype: str
+) -> None:
+    """First all names, then one tensor after another."""
+    package = gguf_package()
+    kinds = {name: stored_as(name, shapes[name], dtype) for name in tensors.names}
+    for name, kind in kinds.items():
+        stored = package.GGMLQuantizationType[kind.upper()]
+        block, nbytes = package.GGML_QUANT_SIZES[stored]  # numbers in a block, and what it takes
+        size = math.prod(shapes[name]) // block * nbytes
+        writer.add_tensor_info(name, shapes[name], np.dtype(np.float32), size, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, kind in kinds.items():
+        writer.write_tensor_data(encoded(name, tensors.fetch(name), kind))
+
+
+def stored_as(name: str, shape: tuple[int, ...], dtype: str) -> str:
+    """The type that a tensor gets in a file whose matrices are `dtype`."""
+    if len(shape) == 1 or name.endswith((*KEPT_WIDE, ".bias")):
+        return "f32"
+    return "f16" if dtype == "q8_0" and shape[-1] % 32 else dtype
+
+
+def encoded(name: str, tensor: Tensor, kind: str) -> np.ndarray:
+    """A tensor's bytes in the file.
+
+    Raises:
+        LitGPTError: A weight is larger than the type can hold.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    tensor = tensor.detach().cpu()
+    if kind == "bf16":
+        return tensor.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
+    if kind == "f16":
+        narrow = tensor.half()
+        if not torch.isfinite(narrow).all() and torch.isfinite(tensor).all():
+            raise LitGPTError(f"A weight of {name!r} is too large for float16; write the file as bf16 or q8_0.")
+        return narrow.contiguous().numpy()
+    wide = tensor.float().contiguous().numpy()
+    return quantize(wide, GGMLQuantizationType.Q8_0) if kind == "q8_0" else wide

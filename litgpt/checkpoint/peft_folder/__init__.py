@@ -1,0 +1,1 @@
+"""PEFT's folders of updates, read and written."""

@@ -1,0 +1,1 @@
+"""From a command's signature to its command line."""

@@ -1,0 +1,100 @@
+"""`litgpt plan COMMAND …`: what a training command will take, before it runs and without its weights.
+
+It reads the command line of another command, so it stands beside the one that reads them all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from litgpt.cli.parser import parse
+from litgpt.errors import LitGPTError, UsageError, closest
+
+COMMANDS = {
+    "pretrain": "litgpt.pretrain",
+    "finetune": "litgpt.finetune.lora",
+    "finetune_lora": "litgpt.finetune.lora",
+    "finetune_full": "litgpt.finetune.full",
+    "finetune_adapter": "litgpt.finetune.adapter",
+    "finetune_adapter_v2": "litgpt.finetune.adapter_v2",
+}
+"""Commands that can be planned → the modules with their `setup`."""
+
+USAGE = f"""usage: litgpt plan COMMAND [the arguments of COMMAND] [--plan.ARGUMENT VALUE ...]
+
+Tell what a training command will take, before running it and without loading weights: parameters, memory by part,
+whether it fits and what to change if it doesn't, computing, time, checkpoint sizes.
+
+COMMAND is one of {", ".join(COMMANDS)}.
+`litgpt plan COMMAND --help` shows all arguments.
+"""
+
+
+@dataclass
+class PlanArgs:
+    """What the plan is to assume."""
+
+    tokens_per_sample: int | None = None
+    """Tokens of a sample, on average; null takes `train.max_seq_length`, or the model's context."""
+    samples: int | None = None
+    """Training samples in an epoch, without which `train.epochs` tells nothing."""
+    memory_gb: float | None = None
+    """Memory of one device, in GB of 10^9 bytes; null takes what is free on this one."""
+    peak_tflops: float | None = None
+    """Peak of one device, in 10^12 operations a second; null takes this one's."""
+    peak_share: float = 0.4
+    """Share of the peak that the training reaches, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_sample", "samples", "memory_gb", "peak_tflops", "peak_share"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise LitGPTError(f"plan.{name} must be above 0, not {value}.")
+        if self.peak_share > 1:
+            raise LitGPTError(f"plan.peak_share is a share of the peak, at most 1, not {self.peak_share}.")
+
+
+def plan(*arguments: str) -> None:
+    """Tell what a training command will take, before it runs and without loading weights.
+
+    Args:
+        arguments: The name of the command and its arguments; among them `--plan.*`, see `PlanArgs`.
+
+    Raises:
+        UsageError: The command line can't be understood.
+        LitGPTError: The command could not run.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UsageError(f"`litgpt plan` knows no command {name!r}.{closest(name, COMMANDS)} See `litgpt plan --help`.")
+    values = parse(f"plan {name}", with_plan_arguments(import_module(COMMANDS[name]).setup), rest)
+    options = values.pop("plan")
+    from litgpt.training.planner.planner import make_plan, told
+
+    for line in told(make_plan(name, values, options)):
+        print(line)
+
+
+def with_plan_arguments(setup: Callable[..., None]) -> Callable[..., Any]:
+    """A function whose signature and help are those of `setup`, with `plan` added."""
+
+    def command(**values: Any) -> dict[str, Any]:
+        return values
+
+    signature = inspect.signature(setup)
+    added = inspect.Parameter("plan", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=PlanArgs(), annotation=PlanArgs)
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), added], return_annotation=signature.empty
+    )
+    command.__annotations__ = {**typing.get_type_hints(setup), "plan": PlanArgs}
+    command.__doc__ = f"{inspect.getdoc(setup)}\n    plan: What the plan is to assume."
+    command.__module__ = setup.__module__
+    return command

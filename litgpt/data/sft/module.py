@@ -1,0 +1,159 @@
+"""What all modules of instructions and conversations have in common: from files to tokenized samples.
+
+Annotations are types here, not texts: a subclass in another file takes them over with the fields.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from litgpt.data.base import DataModule, split_indices
+from litgpt.data.sft.encoding import Recipe, Store, encode_file, recipe_of
+from litgpt.data.sft.formats import Conversation, Row, instruction
+from litgpt.data.sft.rendering import Writer
+from litgpt.data.sft.samples import Fitting, NothingFits, SFTDataset, style_of
+from litgpt.data.storage.token_cache import cache_folder
+from litgpt.errors import LitGPTError
+from litgpt.prompts import PromptStyle
+
+if TYPE_CHECKING:
+    from litgpt.tokenizer import Tokenizer
+
+NEUTRAL = frozenset(
+    "mask_prompt prompt_style ignore_index seed num_workers too_long cache_dir val_split_fraction".split()
+)
+"""Arguments that no token depends on, or (the style) that are looked at by themselves."""
+
+
+@dataclass(kw_only=True)
+class SFTModule(DataModule):
+    """A source of instructions or conversations; a subclass says where files come from and what a row says."""
+
+    mask_prompt: bool = False
+    """Learn the answers only, not the prompts."""
+    prompt_style: str | PromptStyle = "alpaca"
+    """How a sample is put into words: a style's name, or `chat` for the tokenizer's own chat template."""
+    ignore_index: int = -100
+    """The label of tokens that are not learned."""
+    seed: int = 42
+    """Of the split, and of the order in `train_dataloader()`."""
+    num_workers: int = 4
+    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """What becomes of samples longer than train.max_seq_length: cut (their end token stays), or drop."""
+    cache_dir: Path | None = None
+    """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt_style, str):
+            self.prompt_style = PromptStyle.from_name(self.prompt_style)
+        if self.too_long not in ("cut", "drop"):
+            raise LitGPTError(f"data.too_long is cut or drop, not {self.too_long!r}.")
+        self._recipe: Recipe | None = None
+        self._stores: dict[Path, Store] = {}
+        self._files: tuple[list[Path], list[Path]] | None = None
+
+    # -- what a subclass says
+
+    def fetch(self) -> None:
+        """Brings the files to where `files` finds them; one process does it for all."""
+
+    @abstractmethod
+    def files(self) -> tuple[list[Path], list[Path]]:
+        """The files to train on, and those to validate on; none of the latter: `val_fraction` of the former. Called
+        once."""
+
+    def conversation(self, row: Row) -> Conversation:
+        """What a row of a file says.
+
+        Raises:
+            LitGPTError: It says nothing that can be learned.
+        """
+        return instruction(row)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that `conversation` depends on; of a class of the user's own all that may matter."""
+        if type(self).__module__.startswith("litgpt.data."):
+            return {}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in NEUTRAL}
+
+    def val_fraction(self) -> float:
+        """Share of the samples to validate on where there are no files for it."""
+        return getattr(self, "val_split_fraction", None) or 0.05
+
+    # -- what all do
+
+    def connect(
+        self, tokenizer: "Tokenizer | None" = None, batch_size: int = 1, max_seq_length: int | None = None
+    ) -> None:
+        super().connect(tokenizer, batch_size, max_seq_length)
+        self._recipe, self._stores, self._files = None, {}, None
+        if tokenizer is not None:
+            self.prompt_style = style_of(self.prompt_style, tokenizer)
+
+    def prepare_data(self) -> None:
+        self.fetch()
+        for paths in self.found():
+            if cache_folder(self.cache_dir) is not None:  # which the other processes then read
+                self.stores(paths)
+
+    def setup(self, stage: str = "") -> None:
+        train_files, val_files = self.found()
+        train, val = self.stores(train_files), self.stores(val_files)
+        chosen: tuple[list[int] | None, list[int] | None] = (None, None)
+        if not val_files:
+            chosen = split_indices(sum(map(len, train)), self.val_fraction(), self.seed)
+            val = train
+        if self.pretraining:
+            raise LitGPTError(
+                f"{type(self).__name__} has instructions, not text to pretrain on; give --data TextFiles or "
+                "Conversations."
+            )
+        self.train_dataset = self._view(train, "training", chosen[0])
+        self.val_dataset = None
+        if val_files or chosen[1]:
+            try:
+                self.val_dataset = self._view(val, "validation", chosen[1])
+            except NothingFits:
+                self.say(
+                    f"No validation: no prompt of its samples leaves room for an answer in {self.max_seq_length} "
+                    "tokens."
+                )
+
+    def found(self) -> tuple[list[Path], list[Path]]:
+        """`files`, looked for once."""
+        if self._files is None:
+            self._files = self.files()
+        return self._files
+
+    def recipe(self) -> Recipe:
+        """How rows become tokens.
+
+        Raises:
+            LitGPTError: No tokenizer is connected.
+        """
+        if self.tokenizer is None:
+            raise LitGPTError("These samples need a tokenizer: call connect(tokenizer=...) before setup().")
+        if self._recipe is None:
+            assert isinstance(self.prompt_style, PromptStyle)
+            writer = Writer(self.prompt_style, getattr(self, "turns", "all"))
+            self._recipe = recipe_of(writer, self.conversation, self.options())
+        return self._recipe
+
+    def stores(self, paths: Sequence[Path]) -> list[Store]:
+        """The samples of files as tokens; each file is read once."""
+        recipe, folder = self.recipe(), cache_folder(self.cache_dir)
+        assert self.tokenizer is not None
+        for path in paths:
+            if path not in self._stores:
+                self._stores[path] = encode_file(path, recipe, self.tokenizer, folder)
+        return [self._stores[path] for path in paths]
+
+    def _view(self, stores: list[Store], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
+        fitting = Fitting(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long)
+        dataset = SFTDataset.of(stores, self.recipe(), fitting, chosen)
+        for sentence in dataset.losses(purpose):
+            self.say(sentence)
+        return dataset

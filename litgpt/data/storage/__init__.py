@@ -1,0 +1,1 @@
+"""Data on disk: files of rows, token files, blocks, downloads, mixtures."""

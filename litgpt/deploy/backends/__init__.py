@@ -1,0 +1,1 @@
+"""Where the model runs: in the server's own process, or in LitServe's workers."""

@@ -1,0 +1,411 @@
+"""`litgpt serve --server litserve`: the same routes, with the engines in LitServe's worker processes.
+
+LitServe starts a process for each replica and one or more for HTTP. The application of `litgpt.deploy.app` stands as a
+middleware before LitServe's own, so that keys, errors, ids and streams are those of the default server. LitServe's
+queues carry the works to the replicas and the news back; they carry nothing else, so a work that has been sent runs to
+its end: when its client goes away, its slot is not freed before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import litserve as ls
+from litserve.loops.continuous_batching_loop import ContinuousBatchingLoop, Output
+from litserve.server import ResponseBufferItem
+from litserve.utils import LitAPIStatus, WorkerSetupStatus
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
+from litgpt.checkpoint.hub import auto_download
+from litgpt.checkpoint.layout import find_checkpoint
+from litgpt.deploy.app import make_app
+from litgpt.deploy.backends import embeddings as vectors
+from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
+from litgpt.deploy.serve import Loading, Settings
+from litgpt.deploy.served_models import Voice, base_of, find_adapter, make_voices, parse_adapters
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
+from litgpt.errors import LitGPTError
+from litgpt.model import GPT
+from litgpt.prompts import prompt_style_for
+from litgpt.runtime import pick_device
+from litgpt.tokenizer import Tokenizer
+
+HOSTS = ("127.0.0.1", "0.0.0.0", "::")
+PROBE_SECONDS = 20.0
+LENGTH_WITHOUT_LIMIT = 8192
+"""Tokens of a sequence on a device whose memory isn't known here, unless `--max_length` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something other than an answer, done between two steps."""
+
+    kind: Literal["embed", "score"]
+    model: str
+    tokens: list[int]
+    options: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------- in a worker process
+
+
+class EngineAPI(ls.LitAPI):
+    """An engine as LitServe's continuous batching loop drives it.
+
+    Args:
+        checkpoint: The folder of the model.
+        name: What requests call it.
+        adapters: Those beside it, as `--adapters` has them.
+        loading: How it is loaded.
+        at_once: Answers that may be given to one replica; those beyond its slots wait in its own line.
+    """
+
+    def __init__(self, checkpoint: str, name: str, adapters: tuple[str, ...], loading: Loading, at_once: int) -> None:
+        super().__init__(stream=True, loop=Loop())
+        self.settings = (checkpoint, name, adapters, loading)
+        self.at_once = at_once
+
+    def setup(self, device: str) -> None:
+        """Loads the model onto a replica's device."""
+        checkpoint, name, adapters, loading = self.settings
+        speaker = Speaker.load(checkpoint, device, loading.precision, loading.quantize)
+        folders = parse_adapters(adapters)
+        base = base_of(checkpoint) if folders else None
+        self.voices = make_voices(speaker, name, loading.slots, folders, loading.length, base)
+        self.engine = self.voices[name].engine
+        self.running: dict[str, list[Following]] = {}
+        self.told: set[str] = set()
+        """Requests whose turn has been told."""
+        self.early: deque[Output] = deque()
+        """What can be told before the next step."""
+
+    def add_request(self, uid: str, works: Sequence[Work] | Task) -> None:
+        """Takes the works of one HTTP request; while the engine may be taking a step, in another thread."""
+        try:
+            if isinstance(works, Task):
+                voice, task = self.voices[works.model], works
+                future = self.engine.between_steps(
+                    lambda: vectors.compute(task.kind, voice, task.tokens, **task.options)
+                )
+                future.add_done_callback(lambda done: self.early.append(_outcome(uid, done)))
+                self.running[uid] = []
+                return
+            self.running[uid] = [follow(self.voices[work.model], i, work) for i, work in enumerate(works)]
+        except LitGPTError as error:
+            self.early.append(Output(uid, error, LitAPIStatus.OK))
+            self.early.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
+            self.running.pop(uid, None)
+
+    def has_capacity(self) -> bool:
+        """Whether to take another HTTP request."""
+        return len(self.running) < self.at_once
+
+    def has_active_requests(self) -> bool:
+        """Whether there is anything to do or to tell."""
+        return bool(self.running or self.early)
+
+    def step(self, _: Any) -> list[Output]:
+        """As many steps of the engine as it takes until something comes out, and what that is."""
+        outputs: list[Output] = []
+        while not outputs and self.has_active_requests():
+            with suppress(Exception):  # the requests carry it to their clients
+                if self.engine.busy:
+                    self.engine.step()
+            outputs = self._outputs()
+            if not self.engine.busy:
+                break
+        return outputs
+
+    def _outputs(self) -> list[Output]:
+        outputs: list[Output] = []
+        for uid, answers in [*self.running.items()]:
+            news = [found for following in answers if (found := following.news())]
+            admitted = any(following.request.timing.admitted is not None for following in answers)
+            if news or (admitted and uid not in self.told):
+                self.told.add(uid)
+                outputs.append(Output(uid, news, LitAPIStatus.OK))
+            if answers and all(following.closed for following in answers):
+                outputs.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
+                del self.running[uid]
+                self.told.discard(uid)
+        while self.early:
+            output = self.early.popleft()
+            outputs.append(output)
+            if output.status == LitAPIStatus.FINISH_STREAMING:
+                self.running.pop(output.uid, None)
+            elif not isinstance(output.output, LitGPTError):
+                outputs.append(Output(output.uid, None, LitAPIStatus.FINISH_STREAMING))
+                self.running.pop(output.uid, None)
+        return outputs
+
+
+def _outcome(uid: str, done: Any) -> Output:
+    error = done.exception()
+    return Output(uid, Failure(str(error)) if error is not None else Outcome(done.result()), LitAPIStatus.OK)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task came to."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why it came to nothing."""
+
+    reason: str
+
+
+class Loop(ContinuousBatchingLoop):
+    """LitServe's continuous batching. What is in line is looked at once a millisecond and not for up to a second."""
+
+    def get_request(self, request_queue: Any, timeout: float = 0.05, block: bool = True) -> Any:
+        """The next request in line, if there is one soon."""
+        return super().get_request(request_queue, timeout=min(timeout, 0.05), block=block)
+
+
+# ----------------------------------------------------------------------------------------- in an HTTP process
+
+
+class QueueBackend(Backend):
+    """Engines behind LitServe's queues."""
+
+    def __init__(self, slots: int, length: int, model: str) -> None:
+        self.slots, self.length, self.model = slots, length, model
+        self.server: ls.LitServer | None = None
+        self.heard = -math.inf
+        """When something last came from a replica."""
+        self._path = ""
+        self._in_flight = 0
+
+    def connect(self, server: ls.LitServer, path: str) -> None:
+        """Takes up the queues of a server for the API at `path`."""
+        self.server, self._path = server, path
+
+    def send(self, content: Any) -> QueueAnswers:
+        """Puts something in line for whichever replica is first."""
+        assert self.server is not None
+        uid = str(uuid.uuid4())
+        item = ResponseBufferItem(event=asyncio.Event(), response_queue=deque())
+        self.server.response_buffer[uid] = item
+        answers = QueueAnswers(self, uid, item)
+        queue = self.server.litapi_request_queues[self._path]
+        self._in_flight += 1
+        # The queue is another process': to put something there is to wait for that process.
+        answers.sending = asyncio.create_task(
+            asyncio.to_thread(queue.put, (self.server.app.response_queue_id, uid, time.monotonic(), content))
+        )
+        return answers
+
+    def leave(self, uid: str) -> None:
+        """Forgets what was sent, whatever still comes of it."""
+        assert self.server is not None
+        if self.server.response_buffer.pop(uid, None) is not None:
+            self._in_flight -= 1
+
+    async def start(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        return
+
+    async def open(self, works: Sequence[Work]) -> Answers:
+        return self.send(list(works))
+
+    async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
+        answers = self.send(Task(kind, model, tokens, options))
+        try:
+            while not (found := answers.outcome()):
+                await answers.change()
+        finally:
+            answers.cancel()
+        if isinstance(found, Failure):
+            raise RuntimeError(found.reason)
+        return found.value
+
+    def gauges(self) -> dict[str, float]:
+        running = min(self._in_flight, self.slots)
+        return {"running": running, "waiting": self._in_flight - running, "slots": self.slots}
+
+    async def trouble(self) -> str | None:
+        assert self.server is not None
+        if any(state != WorkerSetupStatus.READY for state in self.server.workers_setup_status.values()):
+            return "a replica is not ready"
+        if time.monotonic() - self.heard < PROBE_SECONDS:  # a question would only wait behind what is being answered
+            return None
+        answers = await self.open([Work(self.model, [0], Sampling(temperature=0), 1)])
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                while not (news := [told for told in answers.take() if told.finish_reason]):
+                    await answers.change()
+        except TimeoutError:
+            return "the model doesn't answer"
+        finally:
+            answers.cancel()
+        return "the last step failed" if news[-1].error else None
+
+
+class QueueAnswers(Answers):
+    """Answers of a replica, as they come through LitServe's queues."""
+
+    def __init__(self, backend: QueueBackend, uid: str, item: ResponseBufferItem) -> None:
+        self._backend, self._uid, self._item = backend, uid, item
+        self._begun = False
+        self.sending: asyncio.Task[None] | None = None
+
+    async def change(self) -> None:
+        await self._item.event.wait()
+        self._item.event.clear()
+        self._begun = True
+
+    def _received(self) -> list[Any]:
+        found = []
+        while self._item.response_queue:
+            self._backend.heard = time.monotonic()
+            content, status = self._item.response_queue.popleft()
+            if status == LitAPIStatus.ERROR:
+                found.append(Failure("the replica failed"))
+            elif status != LitAPIStatus.FINISH_STREAMING:
+                found.append(content)
+        return found
+
+    def take(self) -> list[News]:
+        news: list[News] = []
+        for content in self._received():
+            if isinstance(content, LitGPTError):
+                news.append(News(0, finish_reason="error", error=str(content), fault="request"))
+            elif isinstance(content, Failure):
+                news.append(News(0, finish_reason="error", error=content.reason))
+            else:
+                news += content
+        return news
+
+    def outcome(self) -> Outcome | Failure | None:
+        """What a task came to; None: not known yet."""
+        found = next(iter(self._received()), None)
+        if isinstance(found, LitGPTError):
+            raise found
+        return found
+
+    @property
+    def begun(self) -> bool:
+        return self._begun or bool(self._item.response_queue)
+
+    def cancel(self) -> None:
+        self._backend.leave(self._uid)
+        self._item.event.set()  # nothing more comes, and whoever waits for it has to know
+
+
+class InFront:
+    """The application, before LitServe's own; LitServe keeps its `/info`.
+
+    Args:
+        app: LitServe's.
+        ours: Ours.
+    """
+
+    def __init__(self, app: ASGIApp, ours: ASGIApp) -> None:
+        self.app, self.ours = app, ours
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        theirs = scope["type"] != "http" or scope["path"] == "/info"
+        await (self.app if theirs else self.ours)(scope, receive, send)
+
+
+# -------------------------------------------------------------------------------------------- the main process
+
+
+def run_litserve(settings: Settings, host: str, port: int, devices: int, replicas: int) -> None:
+    """Serves with LitServe until it is asked to end.
+
+    Raises:
+        LitGPTError: The address can't be LitServe's, the folder can't be used, or a process of it ended by itself.
+    """
+    if host not in HOSTS or not 1024 <= port <= 65535:
+        raise LitGPTError(
+            f"LitServe can't listen on {host} port {port}; it takes the hosts {', '.join(HOSTS)} and ports from 1024."
+        )
+    parse_adapters(settings.adapters)
+    server = make_server(settings, devices, replicas)
+    # LitServe ends in order on Ctrl-C only, and leaves its processes behind on SIGTERM.
+    own, asked = os.getpid(), False
+
+    def end(number: int, frame: Any) -> None:
+        nonlocal asked
+        if os.getpid() == own:
+            asked = True
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    server.uvicorn_graceful_timeout = settings.shutdown_timeout
+    # Its key would be asked for in a header that OpenAI's clients don't send; the application has checked its own.
+    try:
+        server.run(
+            host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning", access_log=False
+        )
+    except RuntimeError as error:  # a replica didn't start; why, it has said itself
+        raise LitGPTError(f"LitServe did not start: {error}. What stands above says why.") from None
+    except (EOFError, ConnectionError):  # its processes are going already
+        pass
+    if not asked:
+        raise LitGPTError("LitServe ended, because one of its processes did. What stands above says why.")
+
+
+def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer:
+    """A LitServe server with the application before it, and `replicas` engines on each of so many devices.
+
+    Raises:
+        LitGPTError: There are no such devices, or the folder can't be used.
+    """
+    loading, kind = settings.loading, pick_device(settings.loading.accelerator).type
+    if devices > 1 and kind != "cuda":
+        raise LitGPTError(f"--devices {devices} is for several GPUs; on {kind} use --replicas {devices}.")
+    if kind == "cuda":
+        pick_device(f"cuda:{devices - 1}")
+    folder = str(auto_download(settings.checkpoint_dir, loading.access_token))
+    voices = plain_voices(folder, settings)
+    slots = loading.slots * devices * replicas
+    length = min(loading.length or LENGTH_WITHOUT_LIMIT, voices[settings.model_name].speaker.model.max_seq_length)
+    backend = QueueBackend(slots, length, settings.model_name)
+    service = settings.service(voices, backend)
+    worker = replace(loading, length=length, access_token=None)
+    api = EngineAPI(folder, settings.model_name, settings.adapters, worker, loading.slots)
+    server = ls.LitServer(
+        api,
+        accelerator=kind,
+        devices=devices,
+        workers_per_device=replicas,
+        timeout=False,
+        middlewares=[(InFront, {"ours": make_app(service)})],
+    )
+    backend.connect(server, api.api_path)
+    return server
+
+
+def plain_voices(folder: str, settings: Settings) -> dict[str, Voice]:
+    """What can be asked for, without weights: what it takes to read requests, not to answer them."""
+    source = find_finetuned(folder) or find_checkpoint(folder)
+    base = source.base if isinstance(source, Finetuned) else source
+    style = source.prompt_style() if isinstance(source, Finetuned) else prompt_style_for(base.dir, base.config)
+    speaker = Speaker(GPT.skeleton(base.config), Tokenizer(base.dir), style)
+    voices = {settings.model_name: Voice(settings.model_name, speaker, None)}
+    for name, place in parse_adapters(settings.adapters).items():
+        style = find_adapter(name, place, base_of(folder)).prompt_style()
+        voices[name] = Voice(name, replace(speaker, style=style), None, name)
+    return voices

@@ -1,0 +1,1 @@
+"""What clients send and get: schemas, parsing, errors, events, tool calls."""

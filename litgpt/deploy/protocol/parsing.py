@@ -1,0 +1,219 @@
+"""From a request's fields to the work it asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from litgpt.data.sft.formats import as_object
+from litgpt.deploy.backends.task import grammar_of
+from litgpt.deploy.protocol.errors import Problem
+from litgpt.deploy.protocol.schemas import Drawn, JSONObject, JSONSchema, Message, PlainText, Tool
+from litgpt.deploy.served_models import Voice
+from litgpt.deploy.service import Service
+from litgpt.engine.sampling import Sampling
+from litgpt.errors import LitGPTError
+from litgpt.prompts import ChatTemplate
+
+LONGEST_FORM = 120_000
+"""Characters of a JSON schema; OpenAI takes about as many."""
+
+
+def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None) -> Sampling:
+    """The server's settings with this request's in their place.
+
+    Raises:
+        Problem: A value is out of its range.
+    """
+    names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    given = {name: getattr(body, name) for name in names}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "top_k" in body.model_fields_set:
+        # -1 and 0 mean all tokens to other servers' clients.
+        changes["top_k"] = None if body.top_k in (None, -1, 0) else body.top_k
+    if body.seed is not None:
+        changes["seed"] = body.seed % 2**64
+    if body.logit_bias:
+        biases = changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+        rows = voice.speaker.model.transformer.wte.num_embeddings
+        if max(biases) >= rows:
+            raise Problem(400, f"logit_bias has a token id outside 0 ... {rows - 1}.", "logit_bias")
+    try:
+        return replace(base, logprobs=logprobs, **changes)
+    except LitGPTError as error:
+        name = str(error).partition(" ")[0]
+        raise Problem(400, str(error), name if name in type(body).model_fields else None) from None
+
+
+def stops_of(body: Drawn, service: Service) -> tuple[str, ...]:
+    """The stop strings.
+
+    Raises:
+        Problem: Too many, or an empty one.
+    """
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > service.limits.stops:
+        raise Problem(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
+    if not all(stops):
+        raise Problem(400, "A stop string is empty; leave it out or give at least one character.", "stop")
+    return tuple(stops)
+
+
+def choices_of(body: Drawn, service: Service) -> int:
+    """How many answers are asked for.
+
+    Raises:
+        Problem: Too many.
+    """
+    n = body.n or 1
+    if n > service.limits.choices:
+        raise Problem(400, f"n is {n}; at most {service.limits.choices} answers to one prompt are given.", "n")
+    return n
+
+
+def form_of(wanted: PlainText | JSONObject | JSONSchema | None, voice: Voice) -> str | None:
+    """The JSON schema that a `response_format` asks for, as text; None: any text.
+
+    Raises:
+        Problem: It can't be enforced.
+    """
+    if isinstance(wanted, JSONObject):
+        return '{"type":"object"}'
+    return check_form(wanted.json_schema.schema_, voice, "response_format") if isinstance(wanted, JSONSchema) else None
+
+
+def check_form(schema: dict[str, Any], voice: Voice, field: str) -> str:
+    """A JSON schema as text.
+
+    Raises:
+        Problem: It can't be enforced; `field` is where it stands in the request.
+    """
+    form = json.dumps(schema)
+    if len(form) > LONGEST_FORM:
+        message = f"The JSON schema has {len(form)} characters; at most {LONGEST_FORM} are taken."
+        raise Problem(400, message, field)
+    try:
+        grammar_of(form, voice.speaker.tokenizer)
+    except LitGPTError as error:
+        raise Problem(400, str(error), field) from None
+    return form
+
+
+def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The conversation as chat templates read it.
+
+    Raises:
+        Problem: A message lacks what its role needs.
+    """
+    plain = []
+    for at, message in enumerate(messages):
+        content = message.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        if content is None and not message.tool_calls and message.role != "assistant":
+            raise Problem(
+                400, f"The message has no content, which a {message.role}'s needs.", f"messages[{at}].content"
+            )
+        entry: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+        entry["content"] = content or ""
+        if message.tool_calls:
+            entry["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": as_object(call.function.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        given = {"name": message.name, "tool_call_id": message.tool_call_id}
+        given["reasoning_content"] = message.reasoning_content
+        plain.append(entry | {key: value for key, value in given.items() if value is not None})
+    return plain
+
+
+def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The tools as chat templates read them."""
+    return [
+        {"type": "function", "function": {**tool.function.model_dump(exclude_none=True, exclude={"strict"})}}
+        for tool in tools
+    ]
+
+
+def render(
+    voice: Voice,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    variables: dict[str, Any],
+    opening: bool = True,
+) -> str:
+    """The text of a conversation.
+
+    Args:
+        voice: Whose style writes it.
+        messages: The conversation.
+        tools: What the model may call.
+        variables: What else the chat template reads.
+        opening: Whether it ends where the next answer begins.
+
+    Raises:
+        Problem: The model's style cannot write it.
+    """
+    style = voice.speaker.style
+    if unread := [name for name in variables if isinstance(style, ChatTemplate) and not _reads(style, name)]:
+        raise Problem(400, f"This model's chat template doesn't read {unread[0][:50]}; leave it out.", unread[0][:50])
+    if not isinstance(style, ChatTemplate) and variables:
+        raise Problem(
+            400, f"The prompt style {type(style).__name__} takes no {next(iter(variables))}.", next(iter(variables))
+        )
+    if tools and not (isinstance(style, ChatTemplate) and "tools" in style.template("tool_use").source):
+        raise Problem(400, "This model's chat template has no place for tools; leave them out.", "tools")
+    plain = plain_messages(messages)
+    try:
+        if isinstance(style, ChatTemplate):
+            return style.apply_messages(plain, opening, tools=plain_tools(tools) or None, **variables)
+        return style.apply_messages(plain, opening)
+    except LitGPTError as error:
+        raise Problem(422, unplaced(voice, error)[:500], "messages", "template_refused") from None
+
+
+def unplaced(voice: Voice, error: LitGPTError) -> str:
+    """What is wrong, without where the server keeps its files."""
+    return str(error).replace(f" in {voice.speaker.tokenizer.checkpoint_dir}", "")
+
+
+def _reads(style: ChatTemplate, name: str) -> bool:
+    return name in style.template("tool_use").source
+
+
+def characters(messages: Sequence[Message]) -> int:
+    """How many characters a conversation has at least."""
+    found = 0
+    for message in messages:
+        content = message.content or ""
+        found += len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
+    return found
+
+
+def encode(service: Service, voice: Voice, text: str, field: str, raw: bool = False) -> list[int]:
+    """The tokens of a prompt.
+
+    Args:
+        service: Whose limits hold.
+        voice: Whose tokenizer.
+        text: The prompt.
+        field: Where it stands in the request.
+        raw: A plain text; else one that the model's style has written.
+
+    Raises:
+        Problem: It is empty, too long, or no text.
+    """
+    service.check_length(len(text), field)
+    speaker = voice.speaker
+    try:
+        tokens = speaker.tokenizer.encode_ids(text) if raw else speaker.encode_text(text)
+    except LitGPTError as error:
+        raise Problem(400, unplaced(voice, error), field) from None
+    service.check_tokens(tokens, field)
+    return tokens

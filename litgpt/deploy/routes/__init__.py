@@ -1,0 +1,1 @@
+"""One file a route, over the one service."""

@@ -1,0 +1,92 @@
+"""`POST /predict`, as LitGPT has it: `{"prompt": text}` → `{"output": text}`, whole or in lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from litgpt.deploy.backends.task import Work
+from litgpt.deploy.protocol.errors import JSON, Problem
+from litgpt.deploy.protocol.schemas import Body
+from litgpt.deploy.service import Live, Service
+from litgpt.engine.sampling import Sampling
+from litgpt.errors import LitGPTError
+
+
+class Prediction(Body):
+    """The body of a request: a prompt, and what is to differ from the server's settings."""
+
+    prompt: str
+    model: str | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+    def sampling(self, base: Sampling) -> Sampling:
+        """The server's settings with this request's in their place; a `top_k` of null chooses among all tokens.
+
+        Raises:
+            LitGPTError: A value is out of its range.
+        """
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "seed")}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if "top_k" in self.model_fields_set:
+            changes["top_k"] = self.top_k
+        return replace(base, **changes)
+
+
+def make_router(service: Service) -> APIRouter:
+    """The route, at the path the service names."""
+    router = APIRouter()
+
+    @router.post(service.api_path)
+    async def predict(body: Prediction, http: Request) -> Response:
+        """`{"prompt": text}` → `{"output": text}`, or such lines as the text comes."""
+        work = await service.prepare(lambda: understand(service, body))
+        live = service.live(http)
+        live.record.stream = service.stream
+        await live.begin([work])
+        if service.stream:
+            return StreamingResponse(_lines(live), media_type="application/x-ndjson")
+        return JSON({"output": "".join([news.text async for news in live.news()])})
+
+    return router
+
+
+def understand(service: Service, body: Prediction) -> Work:
+    """From the body to the work.
+
+    Raises:
+        Problem, LitGPTError: Something in it can't be done.
+    """
+    voice = service.base if body.model is None else service.voice(body.model)
+    service.check_length(len(body.prompt), "prompt")
+    sampling = body.sampling(service.sampling)
+    tokens = voice.speaker.encode(body.prompt)
+    service.check_tokens(tokens, "prompt")
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > service.limits.stops:
+        raise Problem(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
+    if not all(stops):
+        raise LitGPTError("A stop string is empty; leave it out or give at least one character.")
+    limit = service.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
+    return Work(voice.name, tokens, sampling, limit, tuple(stops))
+
+
+async def _lines(live: Live) -> AsyncIterator[str]:
+    """One JSON line a piece; a failure is the last line, because the status has long been sent."""
+    try:
+        async for news in live.news():
+            if news.text:
+                yield json.dumps({"output": news.text}) + "\n"
+    except Problem as problem:
+        yield json.dumps({"error": problem.message}) + "\n"
+    finally:
+        live.end()

@@ -1,0 +1,187 @@
+"""A model together with what it takes to talk to it: its tokenizer, its prompt style, and what ends its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litgpt.checkpoint.atomic import gigabytes
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
+from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
+from litgpt.engine.compiled import check_compiler
+from litgpt.engine.engine import Engine
+from litgpt.engine.placement import longest_fit
+from litgpt.engine.sampling import Sampling
+from litgpt.engine.text import Reply, stop_strings
+from litgpt.errors import LitGPTError
+from litgpt.model import GPT
+from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
+from litgpt.prompts.base import Message, joined
+from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
+from litgpt.tokenizer import Tokenizer
+
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Precisions whose weights stay float32 and what is computed in instead."""
+MOST_AT_ONCE = 16
+"""Answers that are generated together where one call asks for many: samples, or prompts of a list or a file."""
+CHUNK = 512
+"""Prompt tokens that an engine processes between two steps of the running requests."""
+
+
+@dataclass
+class Speaker:
+    """Everything that `generate`, `chat`, `LLM` and `serve` need of a checkpoint."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    style: PromptStyle
+    dtype: torch.dtype | None = None
+    """What is computed in; None: the weights' own."""
+    compile: bool = False
+    """Whether its engines compile their step."""
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint_dir: str | Path,
+        device: str = "auto",
+        precision: str | None = None,
+        quantize: str | None = None,
+        compile: bool = False,
+    ) -> Speaker:
+        """Opens a checkpoint folder, LitGPT's or Hugging Face's, or one that holds what a method learned.
+
+        Args:
+            checkpoint_dir: The folder, or its name under `checkpoints/`.
+            device: `auto`, `cpu`, `cuda`, `mps`.
+            precision: `32-true`, `bf16-true` and so on; None: 16 bits where the device has them.
+            quantize: One of `litgpt.quantize.MODES`: keep linear layers in few bits.
+            compile: Let its engines compile their step.
+
+        Raises:
+            LitGPTError: The folder, the device, the precision or the quantization can't be used, or nothing compiles.
+        """
+        source = find_finetuned(checkpoint_dir) or find_checkpoint(checkpoint_dir)
+        return cls.open(source, device, precision, quantize, compile)
+
+    @classmethod
+    def open(
+        cls,
+        source: Checkpoint | Finetuned,
+        device: str = "auto",
+        precision: str | None = None,
+        quantize: str | None = None,
+        compile: bool = False,
+    ) -> Speaker:
+        """As `load`, from what was found."""
+        place = pick_device(device)
+        if compile:
+            check_compiler(place)
+        precision = quantized_precision(quantize, precision, training=False, device=place)
+        dtype = parameter_dtype(precision)
+        if isinstance(source, Finetuned):
+            tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
+        else:
+            tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
+        model = open_model(source, place, dtype, quantize).requires_grad_(False)
+        return cls(model, tokenizer, style, MIXED.get(precision, dtype), compile)
+
+    @cached_property
+    def stops(self) -> list[int | list[int]]:
+        """What ends an answer: the tokenizer's end tokens and the style's own."""
+        # A style with a `stop_tokens` of its own may know no more than LitGPT's: `[[None]]` where there is no EOS.
+        own = [stop for stop in self.style.stop_tokens(self.tokenizer) if None not in stop]
+        return [*self.tokenizer.stop_ids, *own]
+
+    @property
+    def multi_turn(self) -> bool:
+        """Whether the style writes conversations; one that is a function of a single prompt doesn't."""
+        return isinstance(self.style, ChatTemplate) or bool(self.style.user)
+
+    def encode(self, prompt: str, sys_prompt: str | None = None) -> list[int]:
+        """The token ids of a prompt in the model's style; see `encode_sample`."""
+        return self.encode_sample({"instruction": prompt, "sys_prompt": sys_prompt})
+
+    def encode_sample(self, sample: Mapping[str, Any]) -> list[int]:
+        """The token ids of an instruction sample in the model's style.
+
+        Raises:
+            LitGPTError: There is a system prompt, and the style has no place for one.
+        """
+        text = self.style.apply_sample(sample)
+        if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
+            raise self._no_system_prompt()
+        return self.encode_text(text)
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, up to where the next answer begins.
+
+        Raises:
+            LitGPTError: The style cannot write this conversation, or has no place for its system prompt.
+        """
+        messages = [_with_one_text(message) for message in messages]
+        text = self.style.apply_messages(messages)
+        first, others = messages[0], messages[1:]
+        if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
+            raise self._no_system_prompt()
+        return self.encode_text(text)
+
+    def _no_system_prompt(self) -> LitGPTError:
+        return LitGPTError(
+            f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
+        )
+
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of a prompt that is in the model's style already."""
+        return self.tokenizer.encode_ids(text, bos=False if self.style.adds_bos else None)
+
+    def engine(self, slots: int = 1, length: int | None = None, tell: Callable[[str], None] | None = None) -> Engine:
+        """An engine for this model.
+
+        Args:
+            slots: Requests that run at the same time.
+            length: Tokens a sequence may have, cut to the model's context; None: the context, or what fits into memory.
+            tell: Called, before the KV cache is made, with a sentence about its size.
+        """
+        longest = self.model.max_seq_length
+        if length is None:
+            length = longest_fit(partial(self.cache_nbytes, slots), longest, slots, self.model.places)
+        length = min(length, longest)
+        if tell is not None:
+            size = gigabytes(self.cache_nbytes(slots, length))
+            tell(f"The KV cache for {slots} x {length} tokens takes {size}.")
+        return self.new_engine(slots, length)
+
+    def cache_nbytes(self, slots: int, length: int) -> int:
+        """Bytes that the KV cache of such an engine takes."""
+        return self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
+
+    def new_engine(self, slots: int, length: int) -> Engine:
+        """An engine for `slots` requests of `length` tokens."""
+        return Engine(self.model, slots, length, self.dtype, CHUNK, self.compile)
+
+    def reply(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        sampling: Sampling,
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        watch: Callable[[], None] | None = None,
+    ) -> Reply:
+        """Puts a prompt in line and returns its answer to come, as text."""
+        stops = stop_strings(stop)  # before there is a request to clean up
+        request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
+        return Reply(request, self.tokenizer.stream(), stops)
+
+
+def _with_one_text(message: Message) -> Message:
+    """A message whose content, if it is in parts of text, is one text: few templates take parts."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    text = joined(content) if isinstance(content, list) else None
+    return message if text is None else {**message, "content": text}

@@ -1,0 +1,60 @@
+"""What a finished answer cost: tokens per second, time to the first token, memory."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from litgpt.engine.request import Request
+from litgpt.runtime import peak_memory
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one finished request."""
+
+    seconds: float
+    """From submission to the last token."""
+    first: float
+    """Seconds to the first token."""
+    n_tokens: int
+    """Tokens generated."""
+
+    @classmethod
+    def of(cls, request: Request) -> Speed:
+        """Reads the request's times; an answer without a token has its end for its first."""
+        timing = request.timing
+        assert timing.finished is not None
+        first = timing.finished if timing.first is None else timing.first
+        return cls(timing.finished - timing.submitted, first - timing.submitted, request.n_generated)
+
+    def __str__(self) -> str:
+        rate = f"{self.tokens_per_second:.2f} tokens/sec"
+        return f"{self.seconds:.2f} sec total, {rate}, {self.first:.3f} sec to the first token"
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the whole request, its prompt included."""
+        return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+def note(text: str) -> None:
+    """Tells the user something beside the answer; piped output stays clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def note_memory(device: torch.device) -> None:
+    """Tells the user the most memory that was used so far."""
+    note(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
+
+
+def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
+    """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
+    lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
+    for name, values in rows.items():
+        numbers = torch.tensor(values, dtype=torch.float64)
+        deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
+        lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""From samples to micro-batches: their order, documents within blocks, packing, shares of ranks."""

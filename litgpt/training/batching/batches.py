@@ -1,0 +1,85 @@
+"""The samples of an optimizer step, cut into micro-batches for every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from litgpt.args import TrainArgs
+from litgpt.training.batching.packing import (
+    MicroBatch,
+    Plan,
+    Sample,
+    input_length,
+    pack,
+    pad,
+    plan_packed,
+    plan_padded,
+    target_count,
+)
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with the plan that cuts them."""
+
+    samples: Sequence[Sample]
+    plan: Plan
+    packing: bool
+    limit: int | None
+    tokens: int
+    """Input tokens, all ranks, padding not counted."""
+    targets: int
+    """Tokens with a loss, all ranks."""
+
+    def of_rank(self, rank: int) -> Iterator[MicroBatch]:
+        """What a rank computes, one micro-batch after the other; as many as every other rank has."""
+        make = pack if self.packing else pad
+        for of_ranks in self.plan:
+            yield make([self.samples[index] for index in of_ranks[rank]], self.limit)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples become micro-batches."""
+
+    micro_batch_size: int
+    max_seq_length: int | None
+    """Tokens of a sample that are used at most; None: all."""
+    packing: bool
+
+    @classmethod
+    def of(cls, train: TrainArgs) -> Batching:
+        """As `train` says."""
+        return cls(train.micro_batch_size, train.max_seq_length, train.packing)
+
+    def cut(self, samples: Sequence[Sample], ranks: int) -> Batch:
+        """The micro-batches of `samples`, the same on every rank.
+
+        Packed ones have at most `micro_batch_size` times `max_seq_length` tokens (unset: times the longest of these
+        samples).
+        """
+        lengths = [input_length(sample, self.max_seq_length) for sample in samples]
+        if self.packing:
+            plan = plan_packed(lengths, self.micro_batch_size * (self.max_seq_length or max(lengths)), ranks)
+        else:
+            plan = plan_padded(lengths, self.micro_batch_size, ranks)
+        targets = sum(target_count(sample, self.max_seq_length) for sample in samples)
+        return Batch(samples, plan, self.packing, self.max_seq_length, sum(lengths), targets)
+
+
+def sum_over_ranks(fabric: Fabric, value: Tensor) -> float:
+    """The sum of a number that each rank has a part of."""
+    if fabric.world_size == 1:
+        return float(value)
+    dtype = torch.float32 if fabric.device.type == "mps" else torch.float64
+    summed = fabric.all_reduce(value.to(fabric.device, dtype), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return float(summed)

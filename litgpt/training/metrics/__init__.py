@@ -1,0 +1,1 @@
+"""What a run measures and shows: losses, throughput, logs, loggers, the report."""

@@ -1,0 +1,98 @@
+"""The loss on held-out samples: the sum over their target tokens divided by their number, whatever the batches and
+ranks; and what a run makes of it: which weights are the best, and whether more training still helps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from litgpt.args import EvalArgs
+from litgpt.errors import LitGPTError
+from litgpt.training.batching.batches import Batching, sum_over_ranks
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from litgpt.training.loop import Samples
+
+
+@dataclass
+class Validations:
+    """What the validations of a run have found so far; saved with its state.
+
+    Only validations over equally many samples are compared with each other.
+    """
+
+    step: int = -1
+    """Optimizer steps before the last one; -1: there was none."""
+    samples: int = 0
+    """How many the last one read."""
+    loss: float | None = None
+    """Of the last one, nats per target token."""
+    best_loss: float | None = None
+    best_step: int = -1
+    worse: int = 0
+    """Validations in a row that found no lower loss."""
+
+    def note(self, step: int, samples: int, loss: float, compared: bool) -> bool:
+        """Takes in a validation; says whether it found the lowest loss so far (never where it is not `compared`)."""
+        self.step, self.samples, self.loss = step, samples, loss
+        if not compared:
+            return False
+        if loss == loss and (self.best_loss is None or loss < self.best_loss):  # a NaN is no improvement
+            self.best_loss, self.best_step, self.worse = loss, step, 0
+            return True
+        self.worse += 1
+        return False
+
+    def exhausted(self, patience: int | None) -> bool:
+        """Whether the loss has not fallen for so long that the run ends."""
+        return patience is not None and self.worse >= patience
+
+
+def example_index(choice: EvalArgs, size: int, seed: int, step: int) -> int:
+    """Which of `size` validation samples the example after a step starts from; a resumed run chooses the same.
+
+    Raises:
+        LitGPTError: `eval.evaluate_example` is none of them.
+    """
+    if choice.evaluate_example == "random":
+        return random.Random(f"{seed} {step}").randrange(size)
+    index = 0 if choice.evaluate_example == "first" else int(choice.evaluate_example)
+    if not 0 <= index < size:
+        raise LitGPTError(
+            f"eval.evaluate_example is {index}, but there are {size} validation samples, numbered from 0."
+        )
+    return index
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric, objective: nn.Module, dataset: Samples, batching: Batching, max_samples: int | None = None
+) -> float:
+    """The mean loss per target token, in nats, over the first `max_samples` of `dataset` (None: all); NaN if none has
+    a target.
+
+    Leaves the model in the mode, training or evaluation, that it was in.
+    """
+    was_training = objective.training
+    objective.eval()
+    count = len(dataset) if max_samples is None else min(max_samples, len(dataset))
+    loss = torch.zeros((), dtype=torch.float64)
+    targets = 0
+    per_plan = batching.micro_batch_size * fabric.world_size * 8
+    for start in range(0, count, per_plan):
+        batch = batching.cut(
+            [dataset[index] for index in range(start, min(start + per_plan, count))], fabric.world_size
+        )
+        targets += batch.targets
+        for micro_batch in batch.of_rank(fabric.global_rank):
+            inputs, wanted = fabric.to_device((micro_batch.inputs, micro_batch.targets))
+            loss += objective(inputs, wanted, micro_batch.lengths).double().cpu()
+    objective.train(was_training)
+    total = sum_over_ranks(fabric, loss)
+    return total / targets if targets else float("nan")

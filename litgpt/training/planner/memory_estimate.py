@@ -1,0 +1,372 @@
+"""A few training steps on tensors that have shapes but no memory, to know beforehand what the real ones will take.
+
+Model, method, loss and optimizer are the real ones; only the tensors are torch's fake ones, and every allocation is
+written down. So whatever the code does to save memory, or fails to, is in the numbers; no formula knows a family.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from litgpt.args import TrainArgs
+from litgpt.config import Config
+from litgpt.errors import LitGPTError
+from litgpt.model import GPT
+from litgpt.peft import Method
+from litgpt.quantize import make_layer, make_room
+from litgpt.quantize.linear import QuantizedLinear
+from litgpt.runtime import parameter_dtype, product_dtype
+from litgpt.training.memory import MOVED_BYTES, checkpoint_blocks
+from litgpt.training.metrics.flops import Flops, flops_of_token, numbers_in
+from litgpt.training.objective import NextToken
+from litgpt.training.optim.muon import fused_parts
+from litgpt.training.optim.optimizers import StepsInBackward, make_optimizer
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be trained, and how."""
+
+    config: Config
+    method: Method
+    train: TrainArgs
+    optimizer: str | dict[str, Any]
+    precision: str
+    device: torch.device
+    length: int
+    """Tokens of a sample."""
+    quantize: str | None = None
+    devices: int = 1
+    uneven: bool = False
+    """Samples differ in length, so that packed ones are attended to one after the other."""
+
+    @property
+    def micro_batches(self) -> int:
+        """In one optimizer step of a device."""
+        return max(1, -(-self.train.global_batch_size // (self.devices * self.train.micro_batch_size)))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, on one device. The parts are not all there at the same time: `peak` is the most that is."""
+
+    weights: int
+    quantized: int
+    """Of the weights, those in few bits."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the forward pass through the layers keeps for the backward pass."""
+    loss: int
+    """What head and loss take on top of that."""
+    peak: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What became known."""
+
+    parameters: int
+    trainable: int
+    memory: Memory
+    flops: Flops
+    """Of one token."""
+    saved: int
+    """Bytes of the trained weights in a file."""
+
+
+def rehearse(subject: Subject) -> Rehearsal:
+    """Goes through two optimizer steps of at most two micro-batches each.
+
+    Raises:
+        LitGPTError: The method, the optimizer or the quantization can't be had.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    torch.manual_seed(0)
+    model = GPT.skeleton(subject.config)
+    model.max_seq_length = min(subject.length, subject.config.block_size)
+    dtype = parameter_dtype(subject.precision)
+    quantized = _make_stand_ins(model, subject.quantize, dtype) if subject.quantize else 0
+    subject.method.attach(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = subject.method.owns(name) and parameter.is_floating_point()
+    with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger, EvenExperts():
+        _materialise(model, subject.device, dtype)
+        weights = ledger.live
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(
+            subject.optimizer,
+            trained,
+            fused=subject.precision != "16-mixed",
+            decay_all=subject.train.decay_norms_and_biases,
+            parts=fused_parts(model),
+        )
+        if subject.train.checkpointed_every:
+            checkpoint_blocks(model, subject.train.checkpointed_every)
+        stage = _Stage(subject, model, optimizer, ledger)
+        try:
+            stage.step()
+            stage.step()
+        except (RuntimeError, NotImplementedError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LitGPTError(f"This can't be gone through without values: {reason}.") from error
+        state = _bytes_of_state(optimizer)
+        memory = Memory(weights, quantized, stage.gradients, state, stage.activations, stage.loss, ledger.peak)
+        return Rehearsal(
+            parameters=sum(numbers_in(model).values()),
+            trainable=sum(parameter.numel() for _, parameter in trained),
+            memory=memory,
+            flops=flops_of_token(model, subject.length),
+            saved=sum(parameter.nbytes for _, parameter in trained),
+        )
+
+
+class _Stage:
+    """Plays training steps and notes what is where."""
+
+    def __init__(self, subject: Subject, model: GPT, optimizer: Optimizer, ledger: Ledger) -> None:
+        self.subject, self.model, self.optimizer, self.ledger = subject, model, optimizer, ledger
+        self.objective = NextToken(model, subject.train.z_loss, subject.train.label_smoothing).train()
+        self.in_backward = StepsInBackward(optimizer) if subject.train.optimizer_in_backward else None
+        self.activations = self.loss = self.gradients = 0
+        self.before = 0
+        model.transformer.ln_f.register_forward_hook(lambda *_: self._trunk_is_done())
+
+    def step(self) -> None:
+        """One optimizer step."""
+        subject = self.subject
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for _ in range(min(2, subject.micro_batches)):
+            self._micro_batch()
+        if self.in_backward is not None:
+            self.gradients = max(p.nbytes for p in parameters)  # one at a time
+            self.in_backward.norm()
+            return
+        self.gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+        if subject.train.max_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, subject.train.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _micro_batch(self) -> None:
+        subject, size = self.subject, self.subject.train.micro_batch_size
+        shape = (1, size * subject.length) if subject.train.packing else (size, subject.length)
+        lengths: tuple[int, ...] | None = (subject.length,) * size if subject.train.packing else None
+        if lengths is not None and subject.uneven and size > 1 and subject.length > 1:
+            lengths = (subject.length - 1, *lengths[1:])
+            shape = (1, sum(lengths))
+        inputs = torch.zeros(shape, dtype=torch.long, device=subject.device)
+        self.before = self.ledger.live
+        with self._autocast(), self._offload():
+            loss = self.objective(inputs, inputs, lengths)
+            self.loss = max(self.loss, self.ledger.window - self.before - self.activations)
+        (loss * 0.5).backward()
+
+    def _trunk_is_done(self) -> None:
+        self.activations = max(self.activations, self.ledger.live - self.before)
+        self.ledger.window = self.ledger.live
+
+    def _offload(self) -> AbstractContextManager[Any]:
+        """What `memory.Offload` moves to the host takes no room on the device."""
+        if not self.subject.train.activation_offload:
+            return nullcontext()
+        stay = {id(parameter.untyped_storage()) for parameter in self.model.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
+            moves = tensor.nbytes >= MOVED_BYTES and id(tensor.untyped_storage()) not in stay
+            return (tensor.shape, tensor.dtype) if moves else tensor
+
+        def unpack(packed: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
+            if isinstance(packed, Tensor):
+                return packed
+            return torch.empty(packed[0], dtype=packed[1], device=self.subject.device)
+
+        return saved_tensors_hooks(pack, unpack)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if not self.subject.precision.endswith("-mixed"):
+            return nullcontext()
+        return torch.autocast(self.subject.device.type, dtype=product_dtype(self.subject.precision))
+
+
+# ---------------------------------------------------------------------------------------------- tensors without memory
+
+
+class Ledger(TorchDispatchMode):
+    """Writes down every tensor's memory from when it is made until it is freed, in bytes.
+
+    Args:
+        stand_ins: What operations give that depend on values, which fake tensors don't have; None: `VALUE_DEPENDENT`.
+    """
+
+    def __init__(self, stand_ins: Mapping[Any, Callable[..., Any]] | None = None) -> None:
+        super().__init__()
+        self.stand_ins = VALUE_DEPENDENT if stand_ins is None else stand_ins
+        self.live = self.peak = self.window = 0
+        """`window`: the most since it was last set."""
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        stand_in = self.stand_ins.get(func)
+        result = stand_in(*args, **(kwargs or {})) if stand_in is not None else None
+        if result is None:
+            result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._enter(tensor.untyped_storage())
+        return result
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._known:
+            return
+        nbytes = storage.nbytes()
+
+        def freed(_: Any) -> None:
+            del self._known[key]
+            self.live -= nbytes
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.live += nbytes
+        self.peak = max(self.peak, self.live)
+        self.window = max(self.window, self.live)
+
+
+def _all_of_them(x: Tensor) -> Tensor:
+    """`nonzero` where everything is: every token has a target."""
+    return torch.empty(x.numel(), x.dim(), dtype=torch.long, device=x.device)
+
+
+def _bins(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    return torch.empty(minlength, dtype=torch.long, device=x.device)
+
+
+def _by_mask(x: Tensor, indices: list[Tensor | None]) -> Tensor | None:
+    """Indexing by a mask that holds everywhere; None: the index is no mask."""
+    mask = indices[0] if len(indices) == 1 else None
+    if mask is None or mask.dtype != torch.bool:
+        return None
+    return torch.empty(mask.numel(), *x.shape[mask.dim() :], dtype=x.dtype, device=x.device)
+
+
+def _grouped_product(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """Rows of `a` times the matrix of their group, or gradients of those; torch's own stand-in knows 16 bits only."""
+    shape: tuple[int, ...] = (a.size(-2), b.size(-1))
+    if a.dim() == b.dim():
+        shape = ((a.size(0) if a.dim() == 3 else offs.numel() if offs is not None else 1), *shape)
+    return torch.empty(shape, dtype=a.dtype, device=a.device)
+
+
+def _some_number(x: Tensor) -> int | float | bool:
+    return 1.0 if x.is_floating_point() else True if x.dtype == torch.bool else 1
+
+
+VALUE_DEPENDENT: dict[Any, Callable[..., Any]] = {
+    aten.nonzero.default: _all_of_them,
+    aten.bincount.default: _bins,
+    aten.index.Tensor: _by_mask,
+    aten._grouped_mm.default: _grouped_product,
+    aten._local_scalar_dense.default: _some_number,
+}
+
+
+class EvenExperts(TorchFunctionMode):
+    """A mixture's tokens are spread evenly over its experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assignments = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.bincount:
+            self.assignments = args[0].numel()
+        elif func is Tensor.tolist and args[0].dtype == torch.int32:
+            experts = args[0].numel()
+            return [self.assignments * (number + 1) // experts for number in range(experts)]
+        return func(*args, **(kwargs or {}))
+
+
+def _materialise(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Gives a model on `meta` tensors of the current mode, on `device`, floating-point ones in `dtype`."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                kind = dtype if parameter.is_floating_point() else parameter.dtype
+                tensor = torch.empty(parameter.shape, dtype=kind, device=device)
+                made[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+# ------------------------------------------------------------------------------------------------- weights in few bits
+
+
+class _StandIn(QuantizedLinear):
+    """Takes the room of a quantized layer and computes as one, without its values."""
+
+    def __init__(self, layer: QuantizedLinear, nbytes: int) -> None:
+        super().__init__(layer.in_features, layer.out_features, False, layer.dtype)
+        self.bias = layer.bias
+        self.keep(torch.empty(nbytes, dtype=torch.uint8, device="meta"))
+
+    def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
+        size = (self.out_features, self.in_features)
+        return torch.empty(size, dtype=dtype or self.dtype, device=self.weight.device)
+
+
+SAMPLE_ROWS = 64
+"""Rows of a weight that are quantized to see how much room all take."""
+
+
+def _make_stand_ins(model: GPT, mode: str, dtype: torch.dtype) -> int:
+    """Replaces what is to be quantized; returns the bytes of all of it."""
+    total = 0
+    sizes: dict[tuple[bool, int, int], int] = {}
+    make_room(model, mode, dtype)
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, QuantizedLinear):
+            continue
+        key = (name == "lm_head", layer.in_features, layer.out_features)
+        if key not in sizes:
+            rows = min(SAMPLE_ROWS, layer.out_features)
+            sample = make_layer(mode, name, layer.in_features, rows, False, dtype)
+            sample.take(torch.randn(rows, layer.in_features))
+            sizes[key] = _bytes_of_layer(sample) * layer.out_features // rows
+        model.set_submodule(name, _StandIn(layer, sizes[key]))
+        total += sizes[key]
+    return total
+
+
+def _bytes_of_layer(layer: nn.Module) -> int:
+    state = getattr(layer, "state", None)
+    scales = [state.absmax, *([state.state2.absmax] if state.state2 is not None else [])] if state is not None else []
+    return sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers(), *scales))
+
+
+# ----------------------------------------------------------------------------------------------------------- optimizer
+
+
+def _bytes_of_state(optimizer: Optimizer) -> int:
+    return sum(
+        entry.nbytes for state in optimizer.state.values() for entry in tree_iter(state) if isinstance(entry, Tensor)
+    )

@@ -1,0 +1,349 @@
+"""From a training command's arguments to what it will take, and what to change where that is too much."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from litgpt.adapter import Adapter
+from litgpt.adapter_v2 import AdapterV2
+from litgpt.args import TrainArgs
+from litgpt.checkpoint.atomic import gigabytes
+from litgpt.checkpoint.finetuned import find_finetuned
+from litgpt.checkpoint.layout import find_checkpoint
+from litgpt.config import Config, name_to_config
+from litgpt.errors import LitGPTError
+from litgpt.lora import LoRA
+from litgpt.peft import Full, Method
+from litgpt.runtime import parameter_dtype, pick_device, product_dtype, quantized_precision
+from litgpt.training.incompatibilities import Setting, check_finetuning, check_pairs
+from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
+from litgpt.training.metrics.progress import duration
+from litgpt.training.planner.memory_estimate import Rehearsal, Subject, rehearse
+from litgpt.training.pretraining import Pretraining, choose_config
+from litgpt.training.schedule import Limits
+
+if TYPE_CHECKING:
+    from litgpt.cli.plan import PlanArgs
+
+LIBRARIES = {"cpu": 550_000_000, "cuda": 600_000_000, "mps": 550_000_000}
+"""Bytes that Python, torch and Lightning take before there is a model: of the host's memory, or the GPU's."""
+SPARE = 1.25
+"""What is planned for, over what is counted: kernels' work space, and memory that lies between what is used."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command will take."""
+
+    command: str
+    subject: Subject
+    rehearsal: Rehearsal
+    needed: int
+    """Bytes of memory on one device, libraries and spare included."""
+    available: int
+    """Bytes."""
+    changes: tuple[tuple[str, int], ...]
+    """Flags that lower the memory, with what is then needed; the last one fits, unless nothing does."""
+    tokens_per_sample: int
+    assumed_length: bool
+    steps: int | None
+    """None: not known."""
+    peak: float
+    """Operations per second of one device."""
+    peak_share: float
+    merged: int
+    """Bytes of the merged model that LoRA's `final/` holds besides."""
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+    @property
+    def tokens(self) -> int | None:
+        """Of the whole run."""
+        per_step = self.subject.train.global_batch_size * self.tokens_per_sample
+        limit = self.subject.train.max_tokens
+        if self.steps is None:
+            return limit
+        return min(limit, self.steps * per_step) if limit is not None else self.steps * per_step
+
+    @property
+    def flops(self) -> float | None:
+        """Of the whole run."""
+        return None if self.tokens is None else self.rehearsal.flops.total * self.tokens
+
+    def days(self, flops: float) -> float:
+        """Days that so many operations take on all devices."""
+        return days(flops, self.peak, self.peak_share, self.subject.devices)
+
+    @property
+    def step_folder(self) -> int:
+        """Bytes of a `step-*` folder, up to its small files."""
+        return self.rehearsal.saved + self.rehearsal.memory.optimizer
+
+
+def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> Plan:
+    """Goes through the command without weights and data.
+
+    Raises:
+        LitGPTError: The command can't run like this.
+    """
+    train: TrainArgs = arguments["train"]
+    config, method = _model_of(arguments), method_of(command, arguments)
+    length = train.max_seq_length or options.tokens_per_sample or config.block_size
+    if length > config.block_size:
+        raise LitGPTError(
+            f"Samples of {length} tokens don't fit this model: its context is {config.block_size} tokens."
+        )
+    device = pick_device()
+    precision = quantized_precision(arguments.get("quantize"), arguments["precision"], True, device)
+    if command != "pretrain":
+        check_finetuning(train)
+    check_pairs(Setting(train, precision, device.type, _devices(arguments)))
+    subject = Subject(
+        config,
+        method,
+        train,
+        arguments["optimizer"],
+        precision,
+        device,
+        length,
+        arguments.get("quantize"),
+        _devices(arguments),
+        uneven=command != "pretrain",
+    )
+    rehearsal = rehearse(subject)
+    available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device)
+    needed = _needed(rehearsal, device)
+    changes = () if needed <= available else tuple(_changes(subject, available))
+    tokens_per_sample = options.tokens_per_sample or length
+    return Plan(
+        command=command,
+        subject=subject,
+        rehearsal=rehearsal,
+        needed=needed,
+        available=available,
+        changes=changes,
+        tokens_per_sample=tokens_per_sample,
+        assumed_length=options.tokens_per_sample is None and train.max_seq_length is None,
+        steps=_steps(train, options.samples, tokens_per_sample),
+        peak=_peak(options, device, precision),
+        peak_share=options.peak_share,
+        merged=_merged(subject, rehearsal, arguments),
+    )
+
+
+def method_of(command: str, arguments: Mapping[str, Any]) -> Method:
+    """The method of a command. LoRA's start from singular values takes the same room as its usual one, and here there
+    are no values."""
+    if command == "finetune_adapter":
+        return Adapter()
+    if command == "finetune_adapter_v2":
+        return AdapterV2()
+    if command in ("finetune", "finetune_lora"):
+        own = {name.removeprefix("lora_"): value for name, value in arguments.items() if name.startswith("lora_")}
+        return LoRA(**{**own, "init": "default"})
+    return Full()
+
+
+def _model_of(arguments: Mapping[str, Any]) -> Config:
+    """The configuration of the model that a command trains; by its name where its folder isn't there yet."""
+    if "checkpoint_dir" not in arguments:
+        return choose_config(Pretraining(**arguments, hyperparameters={}))
+    place = Path(arguments["checkpoint_dir"])
+    if not place.exists() and not (Path("checkpoints") / place).exists() and place.name in name_to_config:
+        return Config.from_name(place.name)
+    update = find_finetuned(place)
+    return find_checkpoint(place).config if update is None else update.base.config
+
+
+def _merged(subject: Subject, rehearsal: Rehearsal, arguments: Mapping[str, Any]) -> int:
+    """A merged model is as large as the one it was made from; where that isn't there yet, as in this precision."""
+    if not isinstance(subject.method, LoRA):
+        return 0
+    folder = Path(arguments["checkpoint_dir"])
+    files = folder.iterdir() if folder.is_dir() else ()
+    found = sum(file.stat().st_size for file in files if file.suffix in (".pth", ".safetensors", ".bin"))
+    return found or (rehearsal.parameters - rehearsal.trainable) * parameter_dtype(subject.precision).itemsize
+
+
+def _devices(arguments: Mapping[str, Any]) -> int:
+    asked = arguments["devices"]
+    count = int(asked) if str(asked).isdigit() else max(1, torch.cuda.device_count())
+    return max(1, count) * int(arguments["num_nodes"])
+
+
+def _steps(train: TrainArgs, samples: int | None, tokens_per_sample: int) -> int | None:
+    """Optimizer steps of the run; None where what limits it is not known before it runs."""
+    if train.epochs is not None and samples is None:
+        train = replace(train, epochs=None)
+        if all(limit is None for limit in (train.max_steps, train.max_tokens, train.max_time)):
+            return None
+    return Limits.of(train, samples or 0).steps(train.global_batch_size, tokens_per_sample)
+
+
+def _peak(options: PlanArgs, device: torch.device, precision: str) -> float:
+    if options.peak_tflops is not None:
+        return options.peak_tflops * 1e12
+    dtype = product_dtype(precision)
+    return peak_flops(device, dtype) or measured_flops(device, dtype)
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new process can have on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if sys.platform != "win32" else [sys.maxsize]
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            known.append(int(line.split()[1]) * 1024)
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdigit():  # a container's share of the machine
+        known.append(max(0, int(limit[0]) - int(used[0])))
+    return min(known)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _needed(rehearsal: Rehearsal, device: torch.device) -> int:
+    return round(SPARE * rehearsal.memory.peak) + LIBRARIES.get(device.type, 0)
+
+
+def _changes(subject: Subject, available: int) -> Iterator[tuple[str, int]]:
+    """What to change, one thing after the other and each on top of those before, until it fits."""
+    flags: list[str] = []
+    for flag, changed in _savings(subject):
+        try:
+            needed = _needed(rehearse(changed), subject.device)
+        except LitGPTError:
+            continue
+        flags.append(flag)
+        yield " ".join(flags), needed
+        if needed <= available:
+            return
+
+
+def _savings(subject: Subject) -> Iterator[tuple[str, Subject]]:
+    """Flags from the one that costs least, with what is then trained; each is added to those before."""
+
+    def trained(**changes: Any) -> Subject:
+        return replace(subject, train=replace(subject.train, **changes))
+
+    if subject.train.micro_batch_size > 1:
+        subject = trained(micro_batch_size=1)
+        yield "--train.micro_batch_size 1", subject
+    if not subject.train.checkpointed_every:
+        subject = trained(activation_checkpointing="full")
+        yield "--train.activation_checkpointing full", subject
+    if subject.precision != "bf16-true" and subject.device.type != "mps":
+        subject = replace(subject, precision="bf16-true")
+        yield "--precision bf16-true", subject
+    if isinstance(subject.method, LoRA) and subject.quantize is None and subject.device.type != "mps":
+        subject = replace(subject, quantize="bnb.nf4")
+        yield "--quantize bnb.nf4", subject
+    shorter = subject.length // 2
+    while shorter >= 256:
+        subject = replace(subject, length=shorter, train=replace(subject.train, max_seq_length=shorter))
+        yield f"--train.max_seq_length {shorter}", subject
+        shorter //= 2
+
+
+# ------------------------------------------------------------------------------------------------------------ in words
+
+
+def told(plan: Plan) -> Iterator[str]:
+    """The plan, line by line."""
+    subject, found, memory = plan.subject, plan.rehearsal, plan.rehearsal.memory
+    name = subject.config.name or "the model"
+    kind = type(subject.method).__name__
+    yield f"Model        {name}: {found.parameters:,} parameters, {found.trainable:,} of them trained ({kind})"
+    size, where = subject.train.micro_batch_size, f"{subject.devices} x {subject.device.type}"
+    yield (
+        f"Step         {subject.train.global_batch_size} samples, {subject.micro_batches} micro-batches of {size} x "
+        f"{subject.length} tokens on {where}, {subject.precision}"
+    )
+    if plan.assumed_length:
+        yield "             (as long as the context; --train.max_seq_length or --plan.tokens_per_sample say less)"
+    sizes = f"{gigabytes(plan.needed)} needed on each device, {gigabytes(plan.available)} there"
+    yield f"Memory       {sizes}: {_verdict(plan)}"
+    yield f"  weights      {gigabytes(memory.weights)}{_of_which(memory.quantized)}"
+    yield f"  gradients    {gigabytes(memory.gradients)}"
+    yield f"  optimizer    {gigabytes(memory.optimizer)}"
+    yield f"  activations  {gigabytes(memory.activations)}"
+    yield f"  loss         {gigabytes(memory.loss)}"
+    spare = f"{SPARE - 1:.0%} spare and {gigabytes(LIBRARIES.get(subject.device.type, 0))} for libraries"
+    yield f"  at once      {gigabytes(memory.peak)} at most, and {spare}"
+    for number, (flags, needed) in enumerate(plan.changes):
+        yield f"{'Change       ' if not number else '             '}{flags}: {gigabytes(needed)}"
+    if plan.changes and plan.changes[-1][1] > plan.available:
+        yield f"             None of this is enough: {_last_resort(subject)}."
+    yield from _computing(plan)
+    yield from _disk(plan)
+
+
+def _verdict(plan: Plan) -> str:
+    return "fits" if plan.fits else "does NOT fit"
+
+
+def _of_which(quantized: int) -> str:
+    return f" ({gigabytes(quantized)} of it in few bits)" if quantized else ""
+
+
+def _last_resort(subject: Subject) -> str:
+    return (
+        "finetune_lora trains far fewer parameters"
+        if isinstance(subject.method, Full)
+        else "take a smaller model, or a device with more memory"
+    )
+
+
+def _computing(plan: Plan) -> Iterator[str]:
+    flops = plan.rehearsal.flops
+    yield (
+        f"Computing    {flops.total:.3g} FLOPs a token ({flops.forward:.3g} forward), at {plan.peak_share:.0%} of "
+        f"{plan.peak / 1e12:.3g} TFLOPS"
+    )
+    speed = plan.peak * plan.peak_share * plan.subject.devices / flops.total
+    if plan.tokens is None or plan.flops is None:
+        yield f"  the run      about {speed:,.0f} tokens/s; its length is not known: --plan.samples N tells of the data"
+    else:
+        steps = "" if plan.steps is None else f"{plan.steps:,} steps, "
+        time = plan.days(plan.flops)
+        yield (
+            f"  the run      {steps}{plan.tokens:,} tokens, {plan.flops:.3g} FLOPs: {duration(time * 86400)} "
+            f"({time:.3g} days) at {speed:,.0f} tokens/s"
+        )
+    if plan.command == "pretrain":
+        best = optimal_tokens(plan.rehearsal.parameters)
+        yield f"Chinchilla   {plan.rehearsal.parameters:,} parameters are best trained on {best:.3g} tokens"
+        if plan.tokens:
+            model, tokens = optimal_model(6.0 * plan.rehearsal.parameters * plan.tokens)
+            yield f"             what this run computes is best spent on {model:.3g} parameters and {tokens:.3g} tokens"
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    step, final = plan.step_folder, plan.rehearsal.saved + plan.merged
+    train = plan.subject.train
+    folders = train.keep_last
+    if train.save_interval is None:
+        folders = 0
+    elif plan.steps is not None:
+        made = plan.steps // train.save_interval
+        folders = made if folders is None else min(made, folders)
+    total = "" if folders is None else f"; {folders} step-* folders and final/: {gigabytes(folders * step + final)}"
+    yield f"Disk         {gigabytes(step)} a step-* folder, {gigabytes(final)} final/{total}"

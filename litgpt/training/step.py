@@ -1,0 +1,97 @@
+"""One optimizer step: the gradients of its micro-batches, a look at them, and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from litgpt.training.batching.batches import Batch, sum_over_ranks
+from litgpt.training.compiled import compile_blocks
+from litgpt.training.memory import checkpoint_blocks, offloading
+from litgpt.training.optim.optimizers import StepsInBackward, gradient_norm
+from litgpt.training.schedule import Counters
+from litgpt.training.spike_guard import objection
+
+if TYPE_CHECKING:
+    from litgpt.training.loop import Run
+
+
+def shape_blocks(run: Run) -> None:
+    """Compiles and checkpoints the blocks of the run's model as asked; `memory.restore` undoes it."""
+    if run.train.compile:
+        compile_blocks(run.model, run.fabric.device)
+    if run.train.checkpointed_every:
+        checkpoint_blocks(run.model, run.train.checkpointed_every)
+
+
+class Descent:
+    """Takes the steps of a run.
+
+    Args:
+        run: What to train, and how.
+        objective: As the fabric has set it up.
+        optimizer: Likewise.
+        say: Tells the user something.
+    """
+
+    def __init__(self, run: Run, objective: nn.Module, optimizer: Any, say: Callable[[str], None]) -> None:
+        self.run, self.fabric, self.objective, self.optimizer, self.say = run, run.fabric, objective, optimizer, say
+        self.in_backward = StepsInBackward(optimizer.optimizer) if run.train.optimizer_in_backward else None
+
+    def step(self, batch: Batch, counters: Counters, wants_norm: bool) -> tuple[Tensor, Tensor | None]:
+        """Gradients of all micro-batches, then the optimizer, unless the guard objects.
+
+        Returns:
+            This rank's sum of losses, and the norm of the gradients if wanted, as it was before they were clipped.
+        """
+        if not batch.targets:
+            self.say(f"Step {counters.step + 1} is skipped: none of its samples has a token to learn from.")
+            return torch.zeros((), device=self.fabric.device), None
+        total = self._gradients(batch)
+        guard = self.run.train.guard
+        norm = self._norm(wants_norm or guard is not None)
+        if self.in_backward is not None:
+            return total, norm
+        if guard is not None and norm is not None:
+            loss = sum_over_ranks(self.fabric, total) / batch.targets
+            if found := objection(counters, guard, loss, float(norm)):
+                counters.skipped += 1
+                self.say(f"Step {counters.step + 1} is skipped by train.guard: {found} ({counters.skipped} so far).")
+                self.optimizer.zero_grad()
+                return total, norm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total, norm
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Adds up the gradients of the step's loss; returns this rank's sum of losses."""
+        fabric = self.fabric
+        total = torch.zeros((), dtype=torch.float32, device=fabric.device)
+        share = fabric.world_size / batch.targets  # ranks' gradients are averaged, hence the size of the world
+        micro_batches = list(batch.of_rank(fabric.global_rank))
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            inputs, targets = fabric.to_device((micro_batch.inputs, micro_batch.targets))
+            with fabric.no_backward_sync(self.objective, enabled=number < len(micro_batches)):
+                with offloading(self.run.model, self.run.train.activation_offload):
+                    loss = self.objective(inputs, targets, micro_batch.lengths)
+                fabric.backward(loss * share)
+            total += loss.detach()
+        return total
+
+    def _norm(self, wanted: bool) -> Tensor | None:
+        """Clips the gradients where that is asked for; their norm before it, if wanted or needed."""
+        if self.in_backward is not None:
+            return self.in_backward.norm()
+        scaled = self.fabric.strategy.precision.precision == "16-mixed"
+        limit = self.run.train.max_norm or (float("inf") if scaled and wanted else None)
+        if limit is not None:  # which undoes the scale of 16-mixed first
+            return self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        return gradient_norm(self.run.model.parameters()) if wanted else None
+
+    def end(self) -> None:
+        """Leaves the parameters as they were found."""
+        if self.in_backward is not None:
+            self.in_backward.end()

@@ -1,0 +1,77 @@
+"""Real models answer, token for token, as they do in `transformers` with float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.engine.inference_model import Speaker
+from litgpt.engine.sampling import Sampling
+
+GREEDY = Sampling(temperature=0)
+QUESTIONS = """What is the capital of France?
+Write a haiku about the sea.
+Explain photosynthesis to a child.
+List three primary colours.
+Translate "good morning" into Spanish.
+What is 17 times 23?
+Who wrote Pride and Prejudice?
+Give me a recipe for pancakes.
+Why is the sky blue?
+Write a Python function that reverses a string.
+Summarise the plot of Romeo and Juliet in one sentence.
+What does HTTP stand for?
+Name a mammal that lays eggs.
+How do I boil an egg?
+Tell me a joke about cats.
+What is the boiling point of water in Fahrenheit?
+Was ist der Unterschied zwischen Äpfeln und Birnen?
+Describe the taste of a lemon without using the word "sour".
+What are the planets of the solar system, in order?
+Finish this sentence: Once upon a time, in a village by the river,""".splitlines()
+
+
+def check_golden(folder: Path, golden: Path) -> None:
+    speaker = Speaker.load(folder, "cpu", "32-true")
+    for case in json.loads(golden.read_text())["cases"]:
+        request = speaker.engine().submit(case["input_ids"], GREEDY, max_new_tokens=len(case["greedy_ids"]))
+        assert request.result() == case["greedy_ids"]
+
+
+def test_stories260k_continues_as_recorded(stories260k: Path, shared_assets: Path):
+    check_golden(stories260k, shared_assets / "golden" / "stories260k.json")
+
+
+@pytest.mark.slow
+def test_smollm2_continues_as_recorded(smollm2: Path, shared_assets: Path):
+    check_golden(smollm2, shared_assets / "golden" / "smollm2-135m-instruct.json")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_answers_as_in_transformers(smollm2: Path):
+    """20 questions in the model's chat template, 64 tokens each; ours alone, and all in one running batch."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    speaker = Speaker.load(smollm2, "cpu", "32-true")
+    together = speaker.engine(8, 256)
+    alone = speaker.engine(1, 256)
+    assert len(QUESTIONS) == 20
+    requests = [
+        together.submit(speaker.encode(question), GREEDY, speaker.stops, max_new_tokens=64) for question in QUESTIONS
+    ]
+    for question, request in zip(QUESTIONS, requests, strict=True):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        assert request.prompt == ids[0].tolist()
+        whole = theirs.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.size(1) :].tolist()
+        answer = whole[:-1] if whole[-1] in speaker.tokenizer.stop_ids else whole
+        assert alone.submit(request.prompt, GREEDY, speaker.stops, max_new_tokens=64).result() == answer
+        assert request.result() == answer
+        assert request.finish_reason == ("length" if answer == whole else "stop")

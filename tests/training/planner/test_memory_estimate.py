@@ -1,0 +1,246 @@
+"""What is counted on tensors without memory, held to the same training with real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from litgpt.adapter import Adapter
+from litgpt.adapter_v2 import AdapterV2
+from litgpt.args import TrainArgs
+from litgpt.config import Config
+from litgpt.errors import LitGPTError
+from litgpt.lora import LoRA
+from litgpt.model import GPT
+from litgpt.model.initialization import initialize
+from litgpt.peft import Full, Method
+from litgpt.quantize import quantize_model
+from litgpt.training.memory import checkpoint_blocks
+from litgpt.training.objective import NextToken
+from litgpt.training.optim.optimizers import make_optimizer
+from litgpt.training.planner.memory_estimate import Ledger, Rehearsal, Subject, rehearse
+from tests.training.runs import tiny_config
+
+LENGTH = 64
+SIZES: dict[str, Any] = dict(
+    block_size=LENGTH, n_layer=2, n_head=4, n_embd=64, n_query_groups=2, intermediate_size=128, padded_vocab_size=512
+)
+
+
+def subject(method: Method | None = None, precision: str = "32-true", **changes: Any) -> Subject:
+    train = {"micro_batch_size": 2, "global_batch_size": 4, **changes.pop("train", {})}
+    return Subject(
+        config=changes.pop("config", None) or tiny_config(**SIZES),
+        method=method or Full(),
+        train=TrainArgs(**train),
+        optimizer=changes.pop("optimizer", "AdamW"),
+        precision=precision,
+        device=torch.device("cpu"),
+        length=LENGTH,
+        **changes,
+    )
+
+
+def real_model(of: Subject) -> GPT:
+    model = GPT(of.config)
+    initialize(model)
+    of.method.attach(model)
+    model.to(torch.bfloat16 if of.precision == "bf16-true" else torch.float32)
+    if of.train.checkpointed_every:
+        checkpoint_blocks(model, of.train.checkpointed_every)
+    return model.train()
+
+
+def loss_of(model: GPT, of: Subject) -> Tensor:
+    ids = torch.zeros(1, 2 * LENGTH, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=of.precision == "bf16-mixed"):
+        return NextToken(model).train()(ids, ids, (LENGTH, LENGTH))
+
+
+KINDS = {
+    "full": subject(),
+    "full, bf16-true": subject(precision="bf16-true"),
+    "full, bf16-mixed": subject(precision="bf16-mixed"),
+    "SGD": subject(optimizer={"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}),
+    "Adafactor": subject(optimizer="Adafactor"),
+    "Muon": subject(optimizer="Muon"),
+    "LoRA": subject(LoRA(r=4)),
+    "Adapter": subject(Adapter(start_layer=1)),
+    "AdapterV2": subject(AdapterV2()),
+    "checkpointing": subject(train={"activation_checkpointing": "full"}),
+    "tied": subject(config=tiny_config(**SIZES, tie_embeddings=True)),
+}
+
+
+@cache
+def rehearsed(kind: str) -> Rehearsal:
+    return rehearse(KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_gradients_and_optimizer_are_counted_to_the_byte(kind):
+    of = KINDS[kind]
+    found, model = rehearsed(kind), real_model(of)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(of.optimizer, trained)
+    loss_of(model, of).backward()
+    gradients = sum(parameter.grad.nbytes for _, parameter in trained if parameter.grad is not None)
+    optimizer.step()
+    state = [entry for of_one in optimizer.state.values() for entry in of_one.values() if isinstance(entry, Tensor)]
+    tables = list(model.buffers())
+    assert found.memory.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *tables))
+    assert found.memory.gradients == gradients
+    assert found.memory.optimizer == sum(entry.nbytes for entry in state)
+    assert found.saved == sum(parameter.nbytes for _, parameter in trained)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert found.trainable == sum(parameter.numel() for _, parameter in trained)
+
+
+@pytest.mark.parametrize("kind", ["full", "full, bf16-true", "full, bf16-mixed", "LoRA", "AdapterV2"])
+def test_activations_are_what_autograd_keeps(kind):
+    of = KINDS[kind]
+    model = real_model(of)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    at_trunk: list[int] = []
+    model.transformer.ln_f.register_forward_hook(lambda *_: at_trunk.append(sum(kept.values())))
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_of(model, of)
+    assert rehearsed(kind).memory.activations == pytest.approx(at_trunk[0], rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["full", "full, bf16-mixed", "LoRA", "checkpointing"])
+def test_the_peak_is_that_of_a_real_step(kind):
+    of = KINDS[kind]
+    with Ledger(stand_ins={}) as ledger:
+        model = real_model(of)
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(of.optimizer, trained)
+        ledger.peak = ledger.live
+        for _ in range(2):
+            for _ in range(2):
+                (loss_of(model, of) * 0.5).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert rehearsed(kind).memory.peak == pytest.approx(ledger.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"activation_checkpointing": 2},
+        {"activation_offload": True},
+        {"micro_batch_size": 1},
+        {"optimizer_in_backward": True, "global_batch_size": 2},
+    ],
+)
+def test_what_saves_memory_does_so_here(train):
+    usual, saving = rehearsed("full"), rehearse(subject(train=train))
+    assert saving.memory.peak < usual.memory.peak
+    assert saving.memory.activations < usual.memory.activations or saving.memory.gradients < usual.memory.gradients
+
+
+def test_packed_samples_of_different_lengths_and_padded_ones_can_be_gone_through():
+    even, uneven, padded = (
+        rehearsed("full"),
+        rehearse(subject(uneven=True)),
+        rehearse(subject(train={"packing": False})),
+    )
+    assert even.memory.activations == pytest.approx(padded.memory.activations, rel=0.1)
+    assert even.memory.activations == pytest.approx(uneven.memory.activations, rel=0.35)
+
+
+@pytest.mark.parametrize("method", [Full(), LoRA(r=3, mlp=True)], ids=["full", "unaligned"])
+def test_mixtures_of_experts_can_be_gone_through(method):
+    config = tiny_config(**SIZES, mlp_class_name="LLaMAMoE", n_expert=4, n_expert_per_token=2)
+    found = rehearse(subject(method, config=config))
+    assert found.memory.weights == sum(p.nbytes for p in real_model(subject(method, config=config)).parameters())
+
+
+@pytest.mark.parametrize("mode", ["bnb.nf4-dq", "bnb.int8"])
+def test_weights_in_few_bits_are_counted(mode):
+    pytest.importorskip("bitsandbytes")
+    of = subject(LoRA(), "bf16-true", quantize=mode)
+    model = GPT(of.config)
+    quantize_model(model, mode, torch.bfloat16)
+    real = 0
+    for module in model.modules():
+        if hasattr(module, "dequantized"):
+            state = getattr(module, "state", None)
+            scales = [state and state.absmax, state and state.state2 and state.state2.absmax]
+            own = [module.weight, *module.buffers(), *(scale for scale in scales if isinstance(scale, Tensor))]
+            real += sum(tensor.nbytes for tensor in own)
+    found = rehearse(of)
+    assert found.memory.quantized == pytest.approx(real, rel=0.03)
+    assert found.memory.weights < rehearsed("full, bf16-true").memory.weights
+    assert found.parameters - found.trainable == rehearsed("full").parameters
+
+
+class Choosy(torch.optim.SGD):
+    """Its step is not for these."""
+
+    def step(self, closure: Any = None) -> None:
+        raise RuntimeError("no gradients of this kind")
+
+
+def test_what_needs_values_is_one_sentence():
+    with pytest.raises(LitGPTError, match="can't be gone through without values: no gradients of this kind"):
+        rehearse(subject(optimizer=f"{__name__}.Choosy"))
+
+
+def test_nothing_of_a_large_model_is_allocated():
+    """A hundred billion parameters, on this machine."""
+    config = tiny_config(
+        n_layer=2, n_head=64, n_embd=2**15, n_query_groups=64, intermediate_size=2**20, block_size=LENGTH
+    )
+    assert rehearse(subject(config=config)).parameters > 1e11
+
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from litgpt.args import EvalArgs, TrainArgs
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.runtime import make_fabric, peak_memory
+from litgpt.training.loop import Run, fit
+settings, train, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+fabric = make_fabric(1, precision="32-true", device="cpu")
+model = GPT(Config(**settings))
+samples = [dict.fromkeys(("input_ids", "labels"), ids) for ids in torch.randint(500, (16, 513))]
+fit(Run(model, samples, None, TrainArgs(**train), EvalArgs(), out, lambda folder: None, fabric))
+print(peak_memory(fabric.device))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_needs_what_the_plan_says(tmp_path: Path) -> None:
+    """At most what is planned, and at least three quarters of it."""
+    from litgpt.training.planner.planner import LIBRARIES, SPARE
+
+    settings = dict(name="measured", block_size=512, n_layer=8, n_head=8, n_embd=384, vocab_size=8000, bias=False)
+    train = dict(micro_batch_size=4, global_batch_size=8, max_steps=2, lr_warmup_steps=0, save_interval=None)
+    code = [sys.executable, "-c", MEASURE, json.dumps(settings), json.dumps(train), str(tmp_path)]
+    done = subprocess.run(code, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    of = Subject(Config(**settings), Full(), TrainArgs(**train), "AdamW", "32-true", torch.device("cpu"), length=512)
+    planned = SPARE * rehearse(of).memory.peak + LIBRARIES["cpu"]
+    measured = int(done.stdout.splitlines()[-1])
+    assert 0.75 * planned < measured < planned
