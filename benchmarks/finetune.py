@@ -73,7 +73,8 @@ from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.reader import load_model
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
-from litgpt.training.loop import Run, fit
+from litgpt.training.loop import fit
+from litgpt.training.run import Run
 class Turns:
     start = None
     def log_metrics(self, metrics, step=None):

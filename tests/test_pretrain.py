@@ -19,8 +19,9 @@ from litgpt.model import GPT
 from litgpt.pretrain import setup
 from litgpt.runtime import make_fabric
 from litgpt.tokenizer import Tokenizer
-from litgpt.training.loop import Run, fit
+from litgpt.training.loop import fit
 from litgpt.training.metrics.loggers import read_metrics
+from litgpt.training.run import Run
 from tests.paths import ROOT
 
 RECIPE = ROOT / "config_hub" / "pretrain" / "shakespeare_char.yaml"

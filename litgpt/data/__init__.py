@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule, SFTDataset, get_sft_collate_fn
+from litgpt.data.registry import MODULES, find_module
 from litgpt.data.sft.module import SFTModule
 
 if TYPE_CHECKING:
@@ -27,36 +27,13 @@ if TYPE_CHECKING:
     from litgpt.data.tinystories import TinyStories as TinyStories
     from litgpt.data.token_files import TokenFiles as TokenFiles
 
-MODULES: dict[str, str] = {
-    "Alpaca": "litgpt.data.alpaca:Alpaca",
-    "Alpaca2k": "litgpt.data.alpaca_2k:Alpaca2k",
-    "AlpacaGPT4": "litgpt.data.alpaca_gpt4:AlpacaGPT4",
-    "Conversations": "litgpt.data.conversations:Conversations",
-    "Deita": "litgpt.data.deita:Deita",
-    "FLAN": "litgpt.data.flan:FLAN",
-    "JSON": "litgpt.data.json_data:JSON",
-    "LIMA": "litgpt.data.lima:LIMA",
-    "LitData": "litgpt.data.lit_data:LitData",
-    "LongForm": "litgpt.data.longform:LongForm",
-    "MicroLlama": "litgpt.data.microllama:MicroLlama",
-    "Mixture": "litgpt.data.mixture:Mixture",
-    "OpenWebText": "litgpt.data.openwebtext:OpenWebText",
-    "TextFiles": "litgpt.data.text_files:TextFiles",
-    "TinyLlama": "litgpt.data.tinyllama:TinyLlama",
-    "TinyStories": "litgpt.data.tinystories:TinyStories",
-    "TokenFiles": "litgpt.data.token_files:TokenFiles",
-}
-"""Name as in `--data NAME` -> `module:Class`."""
-
 __all__ = ["MODULES", "DataModule", "SFTDataset", "SFTModule", "get_sft_collate_fn", *MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module 'litgpt.data' has no attribute {name!r}")
-    module, cls = MODULES[name].split(":")
-    value = getattr(import_module(module), cls)
-    globals()[name] = value
+    value = globals()[name] = find_module(name)
     return value
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from litgpt import data
 from litgpt.data.base import DataModule
+from litgpt.data.registry import MODULES, find_module
 from litgpt.data.storage.mixing import Joined, Mixed
 from litgpt.errors import LitGPTError, closest
 
@@ -109,11 +109,11 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
             raise LitGPTError(f"data.sources[{number}].init_args is `name: value` lines, not {own!r}.")
         arguments = {**own, **arguments}
     name = str(path or "Conversations").removeprefix("litgpt.data.")
-    if name not in data.MODULES and "." not in name:
-        raise LitGPTError(f"data.sources[{number}]: unknown data module {path!r}.{closest(name, data.MODULES)}")
+    if name not in MODULES and "." not in name:
+        raise LitGPTError(f"data.sources[{number}]: unknown data module {path!r}.{closest(name, MODULES)}")
     try:
         module, _, attribute = name.rpartition(".")
-        cls = getattr(data, name) if name in data.MODULES else getattr(import_module(module), attribute)
+        cls = find_module(name) if name in MODULES else getattr(import_module(module), attribute)
         return cls(**arguments)
     except (TypeError, ImportError, AttributeError) as error:
         reason = str(error).replace(".__init__()", "")

@@ -160,7 +160,7 @@ class Engine:
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         if variant is not None and (self.bank is None or variant not in self.bank.names):
             raise LitGPTError(f"There is no adapter {variant!r} beside this model.")
-        request = Request(self, tokens, sampling, StopMatcher(stop), limit, watch)
+        request = Request(tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, watch, self.model.ranks)
         request.variant = variant
         with self._changed:
             if self._stopping:

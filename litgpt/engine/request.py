@@ -16,7 +16,6 @@ from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
-    from litgpt.engine.engine import Engine
     from litgpt.model import GPT
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -93,23 +92,35 @@ class Request:
     """A prompt and its growing answer, made by `Engine.submit`; iterate over it for tokens, or call `result`.
 
     The engine writes and one client reads; both may be different threads.
+
+    Args:
+        prompt: Token ids.
+        sampling: How tokens are drawn.
+        stops: The stop sequences, which are no part of the answer.
+        limit: The most tokens it may generate, stop sequences included.
+        advance: Returns when the request has news; drives the engine if nobody else does.
+        wake: Tells the engine's thread and all who wait for it to look again.
+        watch: Called when there is news.
+        ranks: Processes that compute the model together; they draw the same numbers.
     """
 
     def __init__(
         self,
-        engine: Engine,
         prompt: list[int],
         sampling: Sampling,
         stops: StopMatcher,
         limit: int,
+        advance: Callable[[Request], None],
+        wake: Callable[[], None],
         watch: Callable[[], None] | None = None,
+        ranks: int = 1,
     ) -> None:
-        self.engine = engine
         self.prompt = prompt
         self.sampling = sampling
         self.limit = limit
-        """The most tokens it may generate, stop sequences included."""
         self.watch = watch
+        self._advance = advance
+        self._wake = wake
         self.output: list[int] = []
         """Tokens generated so far; the last of them may still turn out to be a stop sequence, which is cut off."""
         self.logprobs: list[Logprob] = []
@@ -129,7 +140,7 @@ class Request:
         self._ready = self._taken = 0
         # Greedy requests leave torch's random state alone: training runs take samples and must stay repeatable.
         drawn = sampling.seed is None and not sampling.greedy
-        self._random = random.Random(_fresh_seed(engine.model.ranks) if drawn else sampling.seed)
+        self._random = random.Random(_fresh_seed(ranks) if drawn else sampling.seed)
         self._match = None if sampling.grammar is None else sampling.grammar.start()
 
     @property
@@ -154,7 +165,7 @@ class Request:
             yield from self.take()
             if done:
                 break
-            self.engine.advance(self)
+            self._advance(self)
         if self.error is not None:
             raise self.error
 
@@ -168,7 +179,7 @@ class Request:
         """Stops the request; its slot is free from the engine's next step on. Does nothing when it is done."""
         if not self.done:
             self.finish("cancelled")
-            self.engine.wake()
+            self._wake()
 
     # -- the engine's side
 

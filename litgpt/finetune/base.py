@@ -27,10 +27,11 @@ from litgpt.prompts import save_prompt_style
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import check_finetuning
-from litgpt.training.loop import Result, Run, fit
+from litgpt.training.loop import fit
 from litgpt.training.loss import IGNORED
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
+from litgpt.training.run import Result, Run
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import quicken
@@ -38,124 +36,15 @@ from litgpt.training.metrics.validation import Validations, validate
 from litgpt.training.objective import NextToken
 from litgpt.training.optim.muon import fused_parts
 from litgpt.training.optim.optimizers import make_optimizer, scale_rates
-from litgpt.training.retention import Identity, claimed, files_in, prune
+from litgpt.training.retention import claimed, files_in, prune
+from litgpt.training.run import Identity, Interrupted, Result, Run
 from litgpt.training.schedule import Counters, Limits, make_schedule
 from litgpt.training.signals import StopRequest
 from litgpt.training.state import STATE_FILE, Progress, Saved, load_state, load_weights, save_state
 from litgpt.training.step import Descent, shape_blocks
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
-    from litgpt.model import GPT
-
-
-class Samples(Protocol):
-    """A map-style data set. An optional method `epoch(n: int)` is called before the samples of epoch `n` are read."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-class Logger(Protocol):
-    """Where metrics go besides the CSV file (Lightning's loggers have this shape)."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
-
-    def finalize(self, status: str) -> None: ...
-
-
-def everything(name: str) -> bool:
-    """The `owns` of full training."""
-    return True
-
-
-def one_rate(name: str) -> float:
-    """The `rate_factor` of a run whose parameters all have the optimizer's learning rate."""
-    return 1.0
-
-
-@dataclass
-class Run:
-    """All that one training run is made of.
-
-    A command makes the fabric (`runtime.make_fabric`, which launches the ranks), builds `model` with its weights
-    loaded in `runtime.parameter_dtype(precision)` and any method attached, then calls `fit`. The loop moves the model
-    to the device, sets `requires_grad` from `owns`, makes the optimizer, trains, validates, saves.
-    """
-
-    model: GPT
-    train_dataset: Samples
-    val_dataset: Samples | None
-    """None or empty: no validation."""
-    train: TrainArgs
-    eval: EvalArgs
-    out_dir: Path
-    """Gets `step-*/`, `best/`, `final/`, `logs/csv/version_N/metrics.csv`, `loss.png` and `report.html`."""
-    save: Callable[[Path], None]
-    """Writes a complete checkpoint folder (weights as they are in memory, configuration, tokenizer …) into the
-    existing, empty folder it is given. Called on rank zero only, inside `atomic_folder`: a killed run leaves no half
-    folder."""
-    fabric: Fabric
-    owns: Callable[[str], bool] = everything
-    """Which parameters (by `model.named_parameters()` name) train. The rest is frozen."""
-    rate_factor: Callable[[str], float] = one_rate
-    """What the learning rate is multiplied with, by the name of a parameter."""
-    weights_file: str = "lit_model.pth"
-    """The file of a saved folder that holds every owned parameter under its `named_parameters()` name (flat or under
-    "model"): what a resumed run reads back."""
-    optimizer: str | dict[str, Any] = "AdamW"
-    """A class name of `torch.optim`, a dotted class path, or `{"class_path": …, "init_args": {…}}`."""
-    sample: Callable[[int], str | None] | None = None
-    """Shows what the model says after each validation; gets the step. Called on every rank with the model in eval
-    mode and no gradients; prints through `fabric.print`, and returns what the report shows, if anything."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The command's arguments, as `args.hyperparameters` has them; a resumed run tells which have changed."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Those of them, by flag, that a resumed run must not change: what the model computes depends on them."""
-    loggers: Sequence[Logger] = ()
-    """Besides CSV, which is always written: `loggers.named_loggers(logger_name, out_dir, log)`."""
-    seed: int = 1337
-    resume: Path | None = None
-    """A `step-*` folder to go on from: `state.resume_point(resume, out_dir)`. Weights, optimizer, and counters are
-    restored; the order of samples and dropout follow from seed and counters, so the run continues as if never
-    stopped."""
-    step_digits: int = 6
-    """Width of the number in `step-%0Nd`: LitGPT has 6 in finetuning, 8 in pretraining."""
-    whole_final_validation: bool = True
-    """The last validation reads all of `val_dataset` (False: `eval.max_iters` micro-batches, as the others)."""
-
-
-@dataclass
-class Result:
-    """What a finished run has to tell."""
-
-    steps: int
-    """Optimizer steps, those before a resume included."""
-    epochs: float
-    tokens: int
-    """Input tokens of all steps, all ranks."""
-    seconds: float
-    """Seconds of training, validation and saving excluded, those before a resume included."""
-    tokens_per_second: float
-    """Of this process's run, all ranks together."""
-    train_loss: float
-    """Mean loss per target token of the last logged step, in nats."""
-    val_loss: float | None
-    """Of the last validation, in nats per target token."""
-    final: Path
-    """`out_dir/final`, the complete checkpoint folder."""
-    curve: Path
-    """The picture of the loss curve."""
-    report: Path
-    """The page with all there is to see."""
-    best: Path | None
-    """`out_dir/best`, the weights with the lowest validation loss, where they are kept."""
-
-
-class Interrupted(LitGPTError):
-    """Ctrl-C or SIGTERM: raised by `fit` once everything is saved; says where and how to go on."""
+    pass
 
 
 def fit(run: Run) -> Result:

@@ -25,9 +25,10 @@ from litgpt.model.initialization import initialize
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.batching.documents import by_documents
-from litgpt.training.loop import Result, Run, fit
+from litgpt.training.loop import fit
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
+from litgpt.training.run import Result, Run
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:

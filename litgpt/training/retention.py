@@ -6,29 +6,19 @@ A folder is deleted only if its state says that this run wrote it and it holds n
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from litgpt.errors import LitGPTError
+from litgpt.training.run import Identity
 from litgpt.training.state import read_header
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-
-@dataclass
-class Identity:
-    """Which run a folder is of, resumptions included; saved with its state."""
-
-    name: str = field(default_factory=lambda: secrets.token_hex(8))
-    files: list[str] = field(default_factory=list)
-    """Paths of all files in a `step-*` folder of this run, relative to it."""
 
 
 def prune(out_dir: Path, identity: Identity, keep: int) -> list[Path]:

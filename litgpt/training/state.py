@@ -26,8 +26,7 @@ from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
 
 if TYPE_CHECKING:
-    from litgpt.training.loop import Run
-    from litgpt.training.retention import Identity
+    from litgpt.training.run import Identity, Run
 
 STATE_FILE = "training_state.pt"
 ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})

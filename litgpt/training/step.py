@@ -16,7 +16,7 @@ from litgpt.training.schedule import Counters
 from litgpt.training.spike_guard import objection
 
 if TYPE_CHECKING:
-    from litgpt.training.loop import Run
+    from litgpt.training.run import Run
 
 
 def shape_blocks(run: Run) -> None:

@@ -15,7 +15,7 @@ from litgpt.model import GPT
 from litgpt.model.initialization import initialize
 from litgpt.peft import owned_state
 from litgpt.runtime import make_fabric
-from litgpt.training.loop import Run, everything
+from litgpt.training.run import Run, everything
 
 VOCABULARY = 40
 

@@ -18,13 +18,13 @@ from litgpt.kernels.linear import quicken
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
 from litgpt.training import loop
-from litgpt.training.loop import Interrupted, Run, fit
+from litgpt.training.loop import fit
 from litgpt.training.metrics import metrics as journal
 from litgpt.training.metrics import report
 from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.optim.optimizers import make_optimizer
-from litgpt.training.retention import Identity
+from litgpt.training.run import Identity, Interrupted, Run
 from litgpt.training.schedule import Counters
 from litgpt.training.state import Progress, Saved, load_state, resume_point
 from tests.training.runs import LENGTHS, Samples, make_run, make_samples, tiny_model

@@ -18,9 +18,10 @@ from litgpt.runtime import make_fabric
 from litgpt.training import spike_guard as guard
 from litgpt.training.batching.documents import Documents
 from litgpt.training.incompatibilities import REFUSED, Setting, check_pairs
-from litgpt.training.loop import Run, fit
+from litgpt.training.loop import fit
 from litgpt.training.metrics import metrics as journal
 from litgpt.training.metrics.loggers import read_metrics
+from litgpt.training.run import Run
 from litgpt.training.schedule import Counters
 from litgpt.training.spike_guard import objection
 from litgpt.training.state import resume_point

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from litgpt import families
+from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.checkpoint.gguf.tokenizer import write_tokenizer
-from litgpt.checkpoint.layout import GGUF_SUFFIX
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import Config, name_to_config
 from litgpt.errors import LitGPTError, closest, one_line

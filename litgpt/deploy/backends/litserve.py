@@ -32,8 +32,8 @@ from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends import embeddings as vectors
 from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
-from litgpt.deploy.serve import Loading, Settings
 from litgpt.deploy.served_models import Voice, base_of, find_adapter, make_voices, parse_adapters
+from litgpt.deploy.settings import Loading, Settings
 from litgpt.engine.inference_model import Speaker
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError

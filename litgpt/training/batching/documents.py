@@ -12,7 +12,7 @@ from litgpt.training.batching.packing import DOCUMENTS, IGNORED
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer
-    from litgpt.training.loop import Samples
+    from litgpt.training.run import Samples
 
 
 class Documents:

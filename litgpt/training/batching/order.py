@@ -10,7 +10,7 @@ from torch import Tensor
 from litgpt.training.batching.packing import Sample
 
 if TYPE_CHECKING:
-    from litgpt.training.loop import Samples
+    from litgpt.training.run import Samples
 
 
 class Shuffled:

@@ -14,7 +14,7 @@ from litgpt.args import LogArgs
 from litgpt.errors import LitGPTError, closest
 
 if TYPE_CHECKING:
-    from litgpt.training.loop import Logger
+    from litgpt.training.run import Logger
 
 Row = dict[str, float]
 

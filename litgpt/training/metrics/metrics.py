@@ -18,7 +18,7 @@ from litgpt.training.metrics.report import Report, draw_loss, write_report
 from litgpt.training.schedule import Counters, Limits
 
 if TYPE_CHECKING:
-    from litgpt.training.loop import Run
+    from litgpt.training.run import Run
     from litgpt.training.state import Progress
 
 WIDTH = 100_000

@@ -17,7 +17,7 @@ from litgpt.training.batching.batches import Batching, sum_over_ranks
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from litgpt.training.loop import Samples
+    from litgpt.training.run import Samples
 
 
 @dataclass

@@ -30,7 +30,7 @@ from litgpt.training.pretraining import Pretraining, choose_config
 from litgpt.training.schedule import Limits
 
 if TYPE_CHECKING:
-    from litgpt.cli.plan import PlanArgs
+    from litgpt.training.planner.args import PlanArgs
 
 LIBRARIES = {"cpu": 550_000_000, "cuda": 600_000_000, "mps": 550_000_000}
 """Bytes that Python, torch and Lightning take before there is a model: of the host's memory, or the GPU's."""

@@ -220,7 +220,8 @@ from litgpt.args import EvalArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.runtime import make_fabric, peak_memory
-from litgpt.training.loop import Run, fit
+from litgpt.training.loop import fit
+from litgpt.training.run import Run
 settings, train, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 fabric = make_fabric(1, precision="32-true", device="cpu")
 model = GPT(Config(**settings))
