@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.model.attention import CausalSelfAttention, Reach
+from litgpt.model.attention import AttentionContext, CausalSelfAttention
 from litgpt.peft import Method, empty_beside, freeze_others
 
 
@@ -79,12 +79,12 @@ class PromptedAttention(CausalSelfAttention):
         self.adapter_wte.reset_parameters()
         nn.init.zeros_(self.gating_factor)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
-        y = super().look(q, k, v, reach)  # (B, N, T, H)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        y = super().attend(q, k, v, context)  # (B, N, T, H)
         _, pk, pv, _ = self.project(self.adapter_wte.weight[None])  # (1, G, P, H)
         B, _, T, _ = q.shape
         all_seen = torch.ones((), dtype=torch.bool, device=q.device).expand(1, 1, T, pk.size(2))
-        prompted = self.attend(q, pk.expand(B, -1, -1, -1), pv.expand(B, -1, -1, -1), all_seen)
+        prompted = self.attend_masked(q, pk.expand(B, -1, -1, -1), pv.expand(B, -1, -1, -1), all_seen)
         return y + self.gating_factor.to(y.dtype).view(-1, 1, 1) * prompted
 
 

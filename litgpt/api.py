@@ -19,7 +19,7 @@ from litgpt.checkpoint.trainer import trainer_weights
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import MIXED, MOST_AT_ONCE, Speaker
+from litgpt.engine.inference_model import MIXED, MOST_AT_ONCE, InferenceModel
 from litgpt.engine.multi_device import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
@@ -318,7 +318,7 @@ class LLM(nn.Module):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
         stop = _stop(settings, return_as_token_ids)
         sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
-        prompts = [self._speaker.encode(text, sys_prompt) for text in texts]
+        prompts = [self._inference_model.encode(text, sys_prompt) for text in texts]
         replies = self._submit(prompts, sampling, max_new_tokens, stop)
         if stream:
             return self._stream(replies[0], return_as_token_ids)
@@ -358,7 +358,7 @@ class LLM(nn.Module):
         """
         stop = _stop(settings)
         sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
-        (reply,) = self._submit([self._speaker.encode_messages(messages)], sampling, max_new_tokens, stop)
+        (reply,) = self._submit([self._inference_model.encode_messages(messages)], sampling, max_new_tokens, stop)
         pieces = self._stream(reply, as_ids=False)
         return pieces if stream else "".join(pieces)
 
@@ -384,7 +384,7 @@ class LLM(nn.Module):
         rows: dict[str, list[float]] = {}
         answer: Any = None
         for _ in range(num_iterations):
-            encoded = self._speaker.encode(prompt, sys_prompt)
+            encoded = self._inference_model.encode(prompt, sys_prompt)
             (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens, stop)
             pieces = list(self._stream(reply, as_ids))
             answer = pieces if stream else self._ids(reply.request.output) if as_ids else "".join(pieces)
@@ -401,8 +401,8 @@ class LLM(nn.Module):
         return answer, rows
 
     @property
-    def _speaker(self) -> Speaker:
-        return Speaker(self.model, self.tokenizer, self.prompt_style, self._dtype)
+    def _inference_model(self) -> InferenceModel:
+        return InferenceModel(self.model, self.tokenizer, self.prompt_style, self._dtype)
 
     def _submit(
         self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: tuple[str, ...]
@@ -413,11 +413,11 @@ class LLM(nn.Module):
             raise LitGPTError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, 1 or more.")
         for prompt in prompts:  # all of them, before the first is put in line
             check_tokens(prompt, sampling, self.model)
-        speaker, longest = self._speaker, max(map(len, prompts))
-        engine = self._engine_for(speaker, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
-        return [speaker.reply(engine, prompt, sampling, max_new_tokens, stop) for prompt in prompts]
+        inference_model, longest = self._inference_model, max(map(len, prompts))
+        engine = self._engine_for(inference_model, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
+        return [inference_model.reply(engine, prompt, sampling, max_new_tokens, stop) for prompt in prompts]
 
-    def _engine_for(self, speaker: Speaker, slots: int, length: int) -> Engine:
+    def _engine_for(self, inference_model: InferenceModel, slots: int, length: int) -> Engine:
         """The engine of the last call where it is large enough, else a larger one; streams still open keep theirs."""
         length = self.fixed_kv_cache_size or min(length + -length % CACHE_STEP, self.model.max_seq_length)
         last = self._engine
@@ -428,7 +428,7 @@ class LLM(nn.Module):
                 return last
             slots, length = max(slots, last.slots), max(length, last.length)
         self._engine = None  # its memory is free before the new one's is taken
-        self._engine = speaker.engine(slots, length)
+        self._engine = inference_model.engine(slots, length)
         return self._engine
 
     def _ids(self, tokens: list[int]) -> Tensor:

@@ -15,7 +15,7 @@ from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.reader import load_model
 from litgpt.engine import multi_device as several
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from litgpt.prompts import Alpaca, load_prompt_style
 from tests.engine.oracle import naive
@@ -35,7 +35,7 @@ def llm(folder) -> LLM:
 
 
 def expected_ids(folder: Path, prompt: str, n: int = 12, sys_prompt: str | None = None) -> list[int]:
-    ids = naive(load_model(folder), Speaker.load(folder, "cpu", "32-true").encode(prompt, sys_prompt), n)
+    ids = naive(load_model(folder), InferenceModel.load(folder, "cpu", "32-true").encode(prompt, sys_prompt), n)
     return ids[: ids.index(END)] if END in ids else ids
 
 
@@ -144,8 +144,8 @@ def test_a_conversation(llm, folder):
         {"role": "assistant", "content": "Hello."},
         {"role": "user", "content": "And now?"},
     ]
-    speaker = Speaker.load(folder, "cpu", "32-true")
-    ids = naive(load_model(folder), speaker.encode_messages(messages), 12)
+    inference_model = InferenceModel.load(folder, "cpu", "32-true")
+    ids = naive(load_model(folder), inference_model.encode_messages(messages), 12)
     expected = text_of(llm, ids[: ids.index(END)] if END in ids else ids)
     assert llm.chat(messages, **GREEDY) == expected
     pieces = llm.chat(messages, **GREEDY, stream=True)
@@ -171,8 +171,8 @@ def test_stop_strings_are_not_for_token_ids(llm, stream):
 
 def test_a_prompt_that_cannot_be_leaves_those_before_it_nowhere(llm, monkeypatch):
     llm.generate("Hi", **GREEDY)
-    encode = Speaker.encode
-    monkeypatch.setattr(Speaker, "encode", lambda self, text, *args: encode(self, text, *args) if text else [])
+    encode = InferenceModel.encode
+    monkeypatch.setattr(InferenceModel, "encode", lambda self, text, *args: encode(self, text, *args) if text else [])
     with pytest.raises(LitGPTError, match="prompt is empty"):
         llm.generate(["Hi", ""], **GREEDY)
     assert not llm._engine.busy

@@ -43,7 +43,7 @@ def main(
     from litgpt.chat.conversation import Conversation
     from litgpt.chat.terminal import Terminal, prepare_input
     from litgpt.checkpoint.hub import auto_download
-    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.inference_model import InferenceModel
     from litgpt.engine.sampling import Sampling
     from litgpt.engine.speed import note
     from litgpt.errors import LitGPTError
@@ -52,10 +52,10 @@ def main(
         raise LitGPTError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=SEED)
     folder = auto_download(checkpoint_dir, access_token)
-    speaker = Speaker.load(folder, precision=precision, quantize=quantize, compile=compile)
-    engine = speaker.engine(tell=note)
+    inference_model = InferenceModel.load(folder, precision=precision, quantize=quantize, compile=compile)
+    engine = inference_model.engine(tell=note)
     note(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
     prepare_input()
-    conversation = Conversation(speaker, engine, sampling, max_new_tokens)
+    conversation = Conversation(inference_model, engine, sampling, max_new_tokens)
     conversation.begin(sys_prompt)
     Terminal(conversation, multiline).run()

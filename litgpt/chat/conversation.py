@@ -10,7 +10,7 @@ from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError, closest
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Callable[[str], float]] = {
 class Conversation:
     """Turns of a user and a model; `ask`, read the reply, then `note` what it said."""
 
-    speaker: Speaker
+    inference_model: InferenceModel
     engine: Engine
     sampling: Sampling
     """Its seed is that of the first turn; the next one has the next number."""
@@ -51,7 +51,7 @@ class Conversation:
         Raises:
             LitGPTError: `text` alone is longer than the context; the conversation is as before.
         """
-        seen = self.messages if self.speaker.multi_turn else []
+        seen = self.messages if self.inference_model.multi_turn else []
         messages: list[Message] = [*seen, {"role": "user", "content": text}]
         room = self.engine.length - self.max_new_tokens + 1
         while len(prompt := self._encode(messages)) > room and len(messages) > 1:
@@ -59,7 +59,7 @@ class Conversation:
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + self.n_turns)
-        reply = self.speaker.reply(self.engine, prompt, sampling, self.max_new_tokens)
+        reply = self.inference_model.reply(self.engine, prompt, sampling, self.max_new_tokens)
         n_dropped = len(seen) + 1 - len(messages)
         self.messages = messages
         self.n_turns += 1
@@ -83,7 +83,9 @@ class Conversation:
             LitGPTError: The prompt style has no place for one; the conversation is as before.
         """
         if system:
-            self.speaker.encode_messages([{"role": "system", "content": system}, {"role": "user", "content": "Hi"}])
+            self.inference_model.encode_messages(
+                [{"role": "system", "content": system}, {"role": "user", "content": "Hi"}]
+            )
         self.system = system or None
         self.reset()
 
@@ -145,4 +147,4 @@ class Conversation:
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return self.speaker.encode_messages([*system, *messages])
+        return self.inference_model.encode_messages([*system, *messages])

@@ -54,7 +54,7 @@ class Terminal:
         """Takes turns until an empty line, `!quit`, Ctrl-C at the prompt, or the end of the input."""
         end = f"`{ENDINGS[0]}`" if self.multiline else "an empty line"
         note(f"To end, enter {end}. /help shows the commands; Ctrl-C stops an answer.")
-        if not self.conversation.speaker.multi_turn:
+        if not self.conversation.inference_model.multi_turn:
             note("This model's prompt style knows single prompts: each answer is given without the earlier ones.")
         if self.multiline:
             note(f"A prompt goes on until a line that says {SUBMIT}.")

@@ -194,15 +194,15 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     from litgpt.deploy.backends.local import LocalBackend
     from litgpt.deploy.served_models import base_of, make_voices, parse_adapters
     from litgpt.deploy.uvicorn_server import bind, serve
-    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.inference_model import InferenceModel
 
     loading = settings.loading
     adapters = parse_adapters(settings.adapters)
     with bind(host, port) as listener:  # before the model is loaded: a port that is taken is told at once
         folder = auto_download(settings.checkpoint_dir, loading.access_token)
-        speaker = Speaker.load(folder, loading.accelerator, loading.precision, loading.quantize)
+        inference_model = InferenceModel.load(folder, loading.accelerator, loading.precision, loading.quantize)
         base = base_of(folder) if adapters else None
-        voices = make_voices(speaker, settings.model_name, loading.slots, adapters, loading.length, base)
+        voices = make_voices(inference_model, settings.model_name, loading.slots, adapters, loading.length, base)
         engine = voices[settings.model_name].engine
         size = engine.cache_nbytes / 1e9
         print(

@@ -10,7 +10,7 @@ from pathlib import Path
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, find_update
 from litgpt.checkpoint.layout import existing_folder
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft.adapter_bank import AdapterBank
@@ -21,7 +21,7 @@ class Voice:
     """A name that can be asked for: an engine, and how to talk to what it computes under this name."""
 
     name: str
-    speaker: Speaker
+    inference_model: InferenceModel
     here: Engine | None
     """The engine; None: it is in another process."""
     adapter: str | None = None
@@ -64,12 +64,12 @@ def base_of(checkpoint_dir: str | Path) -> Path:
 
 
 def load_bank(
-    speaker: Speaker, folders: Mapping[str, Path], base: Path | None = None
-) -> tuple[AdapterBank | None, dict[str, Speaker]]:
+    inference_model: InferenceModel, folders: Mapping[str, Path], base: Path | None = None
+) -> tuple[AdapterBank | None, dict[str, InferenceModel]]:
     """Puts the adapters beside the model's layers; how to talk to each, by its name.
 
     Args:
-        speaker: The model, changed in place.
+        inference_model: The model, changed in place.
         folders: Of LoRA runs or of PEFT, by name.
         base: The model's folder; None: where each adapter's folder says that it is.
 
@@ -78,14 +78,14 @@ def load_bank(
     """
     if not folders:
         return None, {}
-    bank = AdapterBank(speaker.model)
-    speakers = {}
+    bank = AdapterBank(inference_model.model)
+    inference_models = {}
     for name, folder in folders.items():
         found = find_adapter(name, folder, base)
         assert isinstance(found.method, LoRA)
         bank.add(name, found.method, found.learned(), str(found.file))
-        speakers[name] = replace(speaker, style=found.prompt_style())
-    return bank, speakers
+        inference_models[name] = replace(inference_model, style=found.prompt_style())
+    return bank, inference_models
 
 
 def find_adapter(name: str, folder: Path, base: Path | None = None) -> Finetuned:
@@ -104,7 +104,7 @@ def find_adapter(name: str, folder: Path, base: Path | None = None) -> Finetuned
 
 
 def make_voices(
-    speaker: Speaker,
+    inference_model: InferenceModel,
     name: str,
     slots: int,
     adapters: Mapping[str, Path],
@@ -118,8 +118,8 @@ def make_voices(
     """
     if name in adapters:
         raise LitGPTError(f"--adapters names {name}, which is what the model itself is called; choose another name.")
-    bank, speakers = load_bank(speaker, adapters, base)
-    engine = speaker.engine(slots, length)
+    bank, inference_models = load_bank(inference_model, adapters, base)
+    engine = inference_model.engine(slots, length)
     engine.bank = bank
-    voices = {name: Voice(name, speaker, engine)}
-    return voices | {other: Voice(other, own, engine, other) for other, own in speakers.items()}
+    voices = {name: Voice(name, inference_model, engine)}
+    return voices | {other: Voice(other, own, engine, other) for other, own in inference_models.items()}

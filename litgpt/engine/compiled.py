@@ -20,7 +20,7 @@ from torch import Tensor
 
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.model.attention import Reach
+from litgpt.model.attention import AttentionContext
 from litgpt.model.cache import KVCache, Span
 
 LEAST_POSITIONS = 256
@@ -66,7 +66,7 @@ class CompiledStep:
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._captures = device.type == "cuda" and model.config.n_expert == 0  # experts are chosen on the host
 
-    def __call__(self, tokens: Sequence[int], starts: Sequence[int], spare: Sequence[int]) -> Tensor:
+    def __call__(self, tokens: Sequence[int], starts: Sequence[int], headroom: Sequence[int]) -> Tensor:
         """The hidden states `(n, C)` of one more token in each of the first slots.
 
         Args:
@@ -75,10 +75,10 @@ class CompiledStep:
             spare: Of further slots: a position where a row without a request may write.
         """
         n, longest = len(tokens), max(starts) + 1
-        rows = min(_rounded(n), n + len(spare))
+        rows = min(_rounded(n), n + len(headroom))
         fill = rows - n
         idx = torch.tensor([*tokens, *[0] * fill], device=self._device)[:, None]  # (rows, 1)
-        places = torch.tensor([*starts, *spare[:fill]], device=self._device)
+        places = torch.tensor([*starts, *headroom[:fill]], device=self._device)
         end = min(_rounded(max(longest, LEAST_POSITIONS)), self._cache.length)
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             hidden = self._graph(rows, end)(idx, places) if self._captures else self._run(idx, places, end)
@@ -90,10 +90,10 @@ class CompiledStep:
         positions = places[:, None]  # (n, 1)
         x = self._model.embed(idx, positions)
         span = _Columns(self._cache, slice(0, idx.size(0)), [0] * idx.size(0), places, end)
-        reach = self._model.reach(positions, end, span=span)
+        context = self._model.context(positions, end, span=span)
         for number, block in enumerate(self._model.transformer.h):
             keys, values = self._cache.keys[number], self._cache.values[number]
-            x = self._block(block, x, replace(reach, span=cast(Span, _Layer(keys, values, places, end))))
+            x = self._block(block, x, replace(context, span=cast(Span, _Layer(keys, values, places, end))))
         hidden: Tensor = self._model.transformer.ln_f(x)
         return hidden
 
@@ -103,8 +103,8 @@ class CompiledStep:
         return self._graphs[rows, end]
 
 
-def _run_block(block: Callable[[Tensor, Reach], Tensor], x: Tensor, reach: Reach) -> Tensor:
-    return block(x, reach)
+def _run_block(block: Callable[[Tensor, AttentionContext], Tensor], x: Tensor, context: AttentionContext) -> Tensor:
+    return block(x, context)
 
 
 def _rounded(n: int) -> int:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from litgpt.engine.compiled import CompiledStep
-from litgpt.engine.placement import check_cache_fits, spare_bytes
+from litgpt.engine.placement import check_cache_fits, headroom_bytes
 from litgpt.engine.request import Request, StopMatcher, check_tokens
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.errors import LitGPTError
-from litgpt.kernels.linear import quicken
+from litgpt.kernels.linear import use_fast_linear
 from litgpt.model import GPT
 from litgpt.model.cache import Span
 from litgpt.peft.adapter_bank import AdapterBank
@@ -75,7 +75,7 @@ class Engine:
         self.chunk = chunk
         self.at_once = max(chunk, LEAST_AT_ONCE)
         model.train(model.training)  # what was added to the model since, too
-        quicken(model, spare_bytes(self.device), slots * self.tokens_a_step)
+        use_fast_linear(model, headroom_bytes(self.device), slots * self.tokens_a_step)
         check_cache_fits(self.cache_nbytes, slots, length, model.places)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None
@@ -90,7 +90,7 @@ class Engine:
         """Adapters that requests may choose among."""
         self.step_began: float | None = None
         """When the step that is being taken began, in seconds of `time.perf_counter`; None: none is."""
-        self._variants: list[str | None] = [None] * slots
+        self._adapters: list[str | None] = [None] * slots
         """The adapter that the keys and values in each slot were computed with."""
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stepping = threading.RLock()
@@ -137,7 +137,7 @@ class Engine:
         stop: Sequence[int | Sequence[int]] = (),
         max_new_tokens: int | None = None,
         watch: Callable[[], None] | None = None,
-        variant: str | None = None,
+        adapter: str | None = None,
     ) -> Request:
         """Puts a prompt in line.
 
@@ -147,7 +147,7 @@ class Engine:
             stop: Token ids and sequences of token ids that end the answer; they are not part of it.
             max_new_tokens: The most tokens to generate; None, or more than fit: until `length` is reached.
             watch: Called, by whoever drives the engine, when the request got its slot, has new tokens or is done.
-            variant: The adapter of the bank that it is computed with; None: the model alone.
+            adapter: The adapter of the bank that it is computed with; None: the model alone.
 
         Raises:
             LitGPTError: The prompt is empty, too long or not of this vocabulary, or another argument makes no sense.
@@ -158,10 +158,10 @@ class Engine:
             raise LitGPTError(f"max_new_tokens is {max_new_tokens!r}; it must be 1 or more.")
         room = self.length - len(tokens) + 1  # the last token generated is not fed back
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
-        if variant is not None and (self.bank is None or variant not in self.bank.names):
-            raise LitGPTError(f"There is no adapter {variant!r} beside this model.")
+        if adapter is not None and (self.bank is None or adapter not in self.bank.names):
+            raise LitGPTError(f"There is no adapter {adapter!r} beside this model.")
         request = Request(tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, watch, self.model.ranks)
-        request.variant = variant
+        request.adapter = adapter
         with self._changed:
             if self._stopping:
                 raise LitGPTError("The engine has been stopped; it takes no more requests.")
@@ -179,9 +179,9 @@ class Engine:
             self._changed.notify_all()
         return future
 
-    def as_variants(self, variants: Sequence[str | None]) -> AbstractContextManager[None]:
-        """While inside, row `b` of what the model computes is computed with the adapter `variants[b]`."""
-        return nullcontext() if self.bank is None else self.bank.using(variants)
+    def using_adapters(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
+        """While inside, row `b` of what the model computes is computed with the adapter `adapters[b]`."""
+        return nullcontext() if self.bank is None else self.bank.using(adapters)
 
     def wake(self) -> None:
         """Lets whoever waits for the engine, its own thread too, look again."""
@@ -302,18 +302,18 @@ class Engine:
             return []
         tokens = [request.output[-1] for request in running]
         starts = [len(self._filled[slot]) for slot in range(len(running))]
-        variants = [request.variant for request in running]
-        if self._compiled is not None and not any(variants):
-            hidden = self._compiled(tokens, starts, self._spare(len(running)))  # (n, C)
+        adapters = [request.adapter for request in running]
+        if self._compiled is not None and not any(adapters):
+            hidden = self._compiled(tokens, starts, self._headroom(len(running)))  # (n, C)
         else:
             idx = torch.tensor(tokens, device=self.device)[:, None]  # (n, 1)
-            with self.as_variants(variants):
+            with self.using_adapters(adapters):
                 hidden = self.model.hidden(idx, span=Span(self.cache, slice(0, len(running)), starts))[:, 0]
         for slot, token in enumerate(tokens):
             self._filled[slot].append(token)
         return [hidden]
 
-    def _spare(self, first: int) -> list[int]:
+    def _headroom(self, first: int) -> list[int]:
         """Of the slots from `first` on: the position after what is known there, which a row without a request may
         overwrite."""
         for slot in range(first, self.slots):
@@ -330,7 +330,7 @@ class Engine:
             start = len(self._filled[slot])
             part = request.prompt[start : start + budget]
             idx = torch.tensor([part], device=self.device)  # (1, T)
-            with self.as_variants([request.variant]):
+            with self.using_adapters([request.adapter]):
                 hidden = self.model.hidden(idx, span=Span(self.cache, slice(slot, slot + 1), [start]))  # (1, T, C)
             self._filled[slot].extend(part)
             budget -= len(part)
@@ -347,32 +347,32 @@ class Engine:
             if request.done:  # cancelled in line
                 continue
             self._active.append(request)  # before anything that may fail: what is active is told of it
-            request.n_shared = self._share_prefix(len(self._active) - 1, request.prompt, request.variant)
+            request.n_shared = self._share_prefix(len(self._active) - 1, request.prompt, request.adapter)
             request.timing.admitted = perf_counter()
             if request.watch is not None:
                 request.watch()
             return request
         return None
 
-    def _share_prefix(self, slot: int, prompt: list[int], variant: str | None = None) -> int:
+    def _share_prefix(self, slot: int, prompt: list[int], adapter: str | None = None) -> int:
         """Puts the keys and values of the longest known beginning of `prompt` into `slot`; its length in tokens.
 
         The last token of the prompt is always left to compute: its hidden state is what the answer starts from.
         """
         known = [_common(prompt[:-1], filled) for filled in self._filled]
         known = [n if self.cache.resumable(other, n) else 0 for other, n in enumerate(known)]
-        known = [n if self._variants[other] == variant else 0 for other, n in enumerate(known)]
+        known = [n if self._adapters[other] == adapter else 0 for other, n in enumerate(known)]
         source = max(range(self.slots), key=lambda other: (known[other], other == slot))
         shared = known[source]
         if source != slot:
             self.cache.copy(source, slot, shared)
         self._filled[slot] = prompt[:shared]
-        self._variants[slot] = variant
+        self._adapters[slot] = adapter
         return shared
 
     def _choose(self, requests: list[Request], hidden: Tensor) -> list[tuple[int, Logprob | None]]:
         """The next token of each request, from its hidden state `(n, C)`, and what it asks to know of it."""
-        with self.as_variants([request.variant for request in requests]):
+        with self.using_adapters([request.adapter for request in requests]):
             logits = self._scores(hidden)  # (n, V)
         asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
         own = logits[asking]  # a copy: the model's own scores
@@ -423,7 +423,7 @@ class Engine:
         self.cache.swap(a, b, max(len(self._filled[a]), len(self._filled[b])))
         self._active[a], self._active[b] = self._active[b], self._active[a]
         self._filled[a], self._filled[b] = self._filled[b], self._filled[a]
-        self._variants[a], self._variants[b] = self._variants[b], self._variants[a]
+        self._adapters[a], self._adapters[b] = self._adapters[b], self._adapters[a]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -34,7 +34,7 @@ CHUNK = 512
 
 
 @dataclass
-class Speaker:
+class InferenceModel:
     """Everything that `generate`, `chat`, `LLM` and `serve` need of a checkpoint."""
 
     model: GPT
@@ -53,7 +53,7 @@ class Speaker:
         precision: str | None = None,
         quantize: str | None = None,
         compile: bool = False,
-    ) -> Speaker:
+    ) -> InferenceModel:
         """Opens a checkpoint folder, LitGPT's or Hugging Face's, or one that holds what a method learned.
 
         Args:
@@ -77,7 +77,7 @@ class Speaker:
         precision: str | None = None,
         quantize: str | None = None,
         compile: bool = False,
-    ) -> Speaker:
+    ) -> InferenceModel:
         """As `load`, from what was found."""
         place = pick_device(device)
         if compile:

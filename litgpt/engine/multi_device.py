@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import CHUNK, Speaker
+from litgpt.engine.inference_model import CHUNK, InferenceModel
 from litgpt.engine.speculative import SpeculativeEngine
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
@@ -88,31 +88,31 @@ class Placement:
         return model
 
 
-def placed_speaker(
+def placed_model(
     checkpoint_dir: str | Path,
     strategy: Strategy,
     precision: str | None = None,
     quantize: str | None = None,
     compile: bool = False,
-) -> Speaker:
+) -> InferenceModel:
     """A speaker whose model is on all GPUs that there are, or shared by all processes.
 
     Raises:
-        LitGPTError: As `Speaker.load`; they can't share this model, or what is asked for is for one device alone.
+        LitGPTError: As `InferenceModel.load`; or they can't share this model, or what is asked for is for one device.
     """
     place = pick_device()
     placement = Placement.of(place, "auto", strategy)
     if placement.alone:
-        return Speaker.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile)
+        return InferenceModel.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile)
     if compile:
         raise LitGPTError("--compile true is for one device; leave it out.")
     precision = precision or default_precision(training=False, device=place)
-    speaker = Speaker.load(checkpoint_dir, str(placement.loads_on(quantize)), precision, quantize)
-    return replace(speaker, model=placement.apply(speaker.model))
+    inference_model = InferenceModel.load(checkpoint_dir, str(placement.loads_on(quantize)), precision, quantize)
+    return replace(inference_model, model=placement.apply(inference_model.model))
 
 
 @dataclass
-class DraftedSpeaker(Speaker):
+class DraftedModel(InferenceModel):
     """A speaker that a smaller model drafts for."""
 
     draft: GPT | None = None
@@ -122,9 +122,9 @@ class DraftedSpeaker(Speaker):
     """Those that it made."""
 
     @classmethod
-    def of(cls, speaker: Speaker, draft: Speaker, k: int) -> DraftedSpeaker:
-        """What `speaker` says, drafted by `draft`."""
-        own = {name.name: getattr(speaker, name.name) for name in fields(Speaker)}
+    def of(cls, inference_model: InferenceModel, draft: InferenceModel, k: int) -> DraftedModel:
+        """What `inference_model` says, drafted by `draft`."""
+        own = {name.name: getattr(inference_model, name.name) for name in fields(InferenceModel)}
         return cls(**own, draft=draft.model, k=k)
 
     def new_engine(self, slots: int, length: int) -> Engine:
@@ -136,7 +136,7 @@ class DraftedSpeaker(Speaker):
     def cache_nbytes(self, slots: int, length: int) -> int:
         """As of any speaker, with the draft's."""
         assert self.draft is not None
-        draft = Speaker(self.draft, self.tokenizer, self.style, self.dtype)
+        draft = InferenceModel(self.draft, self.tokenizer, self.style, self.dtype)
         return super().cache_nbytes(slots, length) + draft.cache_nbytes(slots, length)
 
     @property
@@ -148,7 +148,7 @@ class DraftedSpeaker(Speaker):
 
 
 @contextmanager
-def first_rank_speaks() -> Iterator[None]:
+def first_rank_answers() -> Iterator[None]:
     """While inside, what the other processes print goes nowhere; they say what the first one says."""
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
     with open(os.devnull, "w") as nowhere:

@@ -26,7 +26,7 @@ def free_bytes(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
-def spare_bytes(device: torch.device) -> int:
+def headroom_bytes(device: torch.device) -> int:
     """Bytes on `device` that may be spent on speed: a quarter of those free, none where the system doesn't tell."""
     return (free_bytes(device) or 0) // 4
 

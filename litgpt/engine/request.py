@@ -133,7 +133,7 @@ class Request:
         self.error: BaseException | None = None
         self.at_fault = False
         """Whether it failed by what it asks for, and not by the model."""
-        self.variant: str | None = None
+        self.adapter: str | None = None
         """The adapter that it is computed with; None: the model alone."""
         self.timing = Timing()
         self._stops = stops

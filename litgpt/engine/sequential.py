@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.model.attention import Reach
+from litgpt.model.attention import AttentionContext
 
 
 def spread_layers(model: GPT, devices: Sequence[torch.device]) -> None:
@@ -63,11 +63,11 @@ class _Stage:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.reaches: tuple[Reach, Reach] | None = None
+        self.reaches: tuple[AttentionContext, AttentionContext] | None = None
         """Of this forward pass: as it was made, and on this device."""
 
-    def __call__(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Reach]:
-        x, reach = inputs
-        if self.reaches is None or self.reaches[0] is not reach:
-            self.reaches = (reach, reach.to(self.device))
+    def __call__(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, AttentionContext]:
+        x, context = inputs
+        if self.reaches is None or self.reaches[0] is not context:
+            self.reaches = (context, context.to(self.device))
         return x.to(self.device), self.reaches[1]

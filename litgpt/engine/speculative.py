@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.engine.engine import Engine
-from litgpt.engine.placement import spare_bytes
+from litgpt.engine.placement import headroom_bytes
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import measure, pick, probabilities
 from litgpt.errors import LitGPTError
-from litgpt.kernels.linear import quicken
+from litgpt.kernels.linear import use_fast_linear
 from litgpt.model import GPT
 from litgpt.model.cache import Span
 
@@ -85,7 +85,7 @@ class SpeculativeEngine(Engine):
         """Those of them that were right."""
         if k >= self.at_once:
             raise LitGPTError(f"speculative_k is {k}; it must be less than {self.at_once}.")
-        quicken(draft, spare_bytes(self.device), slots)
+        use_fast_linear(draft, headroom_bytes(self.device), slots)
         self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.at_once)
         self._known: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """How many tokens of a request the draft's cache holds."""

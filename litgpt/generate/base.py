@@ -11,7 +11,7 @@ from litgpt.generate.options import Options, with_options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.inference_model import InferenceModel
     from litgpt.generate.prompt_file import Job
     from litgpt.model import GPT
 
@@ -52,29 +52,31 @@ def main(
         compile: Compile the model first.
     """
     arguments = dict(locals())
-    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.inference_model import InferenceModel
 
-    answer(arguments, lambda: Speaker.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile))
+    answer(
+        arguments, lambda: InferenceModel.load(checkpoint_dir, precision=precision, quantize=quantize, compile=compile)
+    )
 
 
-def answer(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> Speaker:
+def answer(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> InferenceModel:
     """Answers the prompt, or the file of prompts, of a command with these arguments, by the model that `load` opens
     once they are found to make sense; returns that model."""
     from dataclasses import replace
 
     from litgpt.generate.prompt_file import answer_file
 
-    speaker, job = prepare(arguments, load)
+    inference_model, job = prepare(arguments, load)
     options: Options = arguments["options"]
     prompt, sys_prompt, num_samples = (arguments[name] for name in ("prompt", "sys_prompt", "num_samples"))
     if options.prompt_file is not None:
-        answer_file(speaker, options, job, sys_prompt, num_samples)
+        answer_file(inference_model, options, job, sys_prompt, num_samples)
     else:
-        print_samples(speaker, replace(job, prompt=speaker.encode(prompt, sys_prompt)), num_samples)
-    return speaker
+        print_samples(inference_model, replace(job, prompt=inference_model.encode(prompt, sys_prompt)), num_samples)
+    return inference_model
 
 
-def prepare(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> tuple[Speaker, Job]:
+def prepare(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> tuple[InferenceModel, Job]:
     """The model that `load` opens once the arguments of a command are found to make sense, and how they say to answer:
     a job that lacks only its prompt."""
     from dataclasses import replace
@@ -89,24 +91,24 @@ def prepare(arguments: Mapping[str, Any], load: Callable[[], Speaker]) -> tuple[
     if options.prompt_file is not None and arguments["prompt"] != PROMPT:
         raise LitGPTError("prompt and prompt_file are both given; leave one out.")
     sampling = options.sampling(arguments["temperature"], arguments["top_k"], arguments["top_p"])
-    speaker = load()
-    grammar = options.grammar(speaker.tokenizer)
-    return speaker, Job([], replace(sampling, grammar=grammar), arguments["max_new_tokens"], options.stop)
+    inference_model = load()
+    grammar = options.grammar(inference_model.tokenizer)
+    return inference_model, Job([], replace(sampling, grammar=grammar), arguments["max_new_tokens"], options.stop)
 
 
-def print_samples(speaker: Speaker, job: Job, num_samples: int) -> None:
+def print_samples(inference_model: InferenceModel, job: Job, num_samples: int) -> None:
     """Prints prompt and answer of every sample as they come, all of them generated together."""
     from litgpt.engine.inference_model import MOST_AT_ONCE
     from litgpt.engine.speed import Speed, note, note_memory
     from litgpt.engine.text import Reply
 
-    engine = speaker.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
+    engine = inference_model.engine(min(num_samples, MOST_AT_ONCE), len(job.prompt) + job.max_new_tokens, note)
     requests = [
-        engine.submit(job.prompt, job.sampling.of_sample(i), speaker.stops, job.max_new_tokens)
+        engine.submit(job.prompt, job.sampling.of_sample(i), inference_model.stops, job.max_new_tokens)
         for i in range(num_samples)
     ]
     for number, request in enumerate(requests, 1):
-        decoder = speaker.tokenizer.stream()
+        decoder = inference_model.tokenizer.stream()
         print("".join(decoder.push(token) for token in job.prompt), end="", flush=True)
         for piece in Reply(request, decoder, job.stop):
             print(piece, end="", flush=True)

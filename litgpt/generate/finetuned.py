@@ -8,7 +8,7 @@ from typing import Any
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL, find_checkpoint
 from litgpt.data.base import with_input_placed
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.speed import Speed, note, note_memory
 from litgpt.errors import LitGPTError
 from litgpt.generate.base import prepare
@@ -29,18 +29,18 @@ def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
         LitGPTError: A file or an argument can't be used.
     """
     source = Finetuned(weights_file(path, method), method, find_checkpoint(arguments["checkpoint_dir"]))
-    speaker, job = prepare(
+    inference_model, job = prepare(
         arguments,
-        lambda: Speaker.open(source, precision=arguments["precision"], quantize=arguments["quantize"]),
+        lambda: InferenceModel.open(source, precision=arguments["precision"], quantize=arguments["quantize"]),
     )
     options: Options = arguments["options"]
     if options.prompt_file is not None:
-        answer_file(speaker, options, job, arguments["sys_prompt"])
+        answer_file(inference_model, options, job, arguments["sys_prompt"])
         return
     sample = {"instruction": arguments["prompt"], "input": arguments["input"], "sys_prompt": arguments["sys_prompt"]}
-    prompt = speaker.encode_sample(with_input_placed(speaker.style, sample))
-    engine = speaker.engine(1, len(prompt) + job.max_new_tokens, note)
-    reply = speaker.reply(engine, prompt, job.sampling, job.max_new_tokens, job.stop)
+    prompt = inference_model.encode_sample(with_input_placed(inference_model.style, sample))
+    engine = inference_model.engine(1, len(prompt) + job.max_new_tokens, note)
+    reply = inference_model.reply(engine, prompt, job.sampling, job.max_new_tokens, job.stop)
     for piece in reply:
         print(piece, end="", flush=True)
     print()

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.base import with_input_placed
 from litgpt.data.storage.files import kind_of, read_rows
-from litgpt.engine.inference_model import MOST_AT_ONCE, Speaker
+from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.speed import note, note_memory
@@ -40,12 +40,12 @@ class Job:
 
 
 def answer_file(
-    speaker: Speaker, options: Options, default: Job, sys_prompt: str | None = None, num_samples: int = 1
+    inference_model: InferenceModel, options: Options, default: Job, sys_prompt: str | None = None, num_samples: int = 1
 ) -> None:
     """Answers the prompts of `options.prompt_file`.
 
     Args:
-        speaker: Of the model.
+        inference_model: Of the model.
         options: Where the prompts come from and the answers go to.
         default: What lines don't say themselves.
         sys_prompt: The system prompt of lines without one.
@@ -57,21 +57,23 @@ def answer_file(
     assert options.prompt_file is not None
 
     def encode(sample: Mapping[str, Any]) -> list[int]:
-        return speaker.encode_sample(with_input_placed(speaker.style, {"sys_prompt": sys_prompt, **sample}))
+        return inference_model.encode_sample(
+            with_input_placed(inference_model.style, {"sys_prompt": sys_prompt, **sample})
+        )
 
-    jobs = read_jobs(options.prompt_file, default, speaker, encode)
-    answer_all(speaker, jobs, options.out_file, num_samples)
+    jobs = read_jobs(options.prompt_file, default, inference_model, encode)
+    answer_all(inference_model, jobs, options.out_file, num_samples)
 
 
 def read_jobs(
-    file: Path, default: Job, speaker: Speaker, encode: Callable[[Mapping[str, Any]], list[int]]
+    file: Path, default: Job, inference_model: InferenceModel, encode: Callable[[Mapping[str, Any]], list[int]]
 ) -> list[Job]:
     """The prompts of a file: one a line, or (`.jsonl`) one JSON object a line.
 
     Args:
         file: The file.
         default: What lines don't say themselves.
-        speaker: Of the model.
+        inference_model: Of the model.
         encode: Token ids of a sample: `instruction`, `input`, `sys_prompt`.
 
     Raises:
@@ -80,7 +82,7 @@ def read_jobs(
     jobs: list[Job] = []
     for number, given in read_rows(file) if kind_of(file) == ".jsonl" else _lines(file):
         try:
-            jobs.append(_job({"id": len(jobs), **given}, default, speaker, encode))
+            jobs.append(_job({"id": len(jobs), **given}, default, inference_model, encode))
         except LitGPTError as error:
             raise LitGPTError(f"{file}, line {number}: {error}") from None
     if not jobs:
@@ -100,7 +102,10 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _job(
-    given: dict[str, Any], default: Job, speaker: Speaker, encode: Callable[[Mapping[str, Any]], list[int]]
+    given: dict[str, Any],
+    default: Job,
+    inference_model: InferenceModel,
+    encode: Callable[[Mapping[str, Any]], list[int]],
 ) -> Job:
     """A line's own settings over the default ones."""
     of_sampling = {field.name for field in fields(Sampling)} - {"grammar"}
@@ -118,14 +123,14 @@ def _job(
     stop = stop_strings(given.get("stop", default.stop))
     sampling = _sampling({name: value for name, value in given.items() if name in of_sampling}, default.sampling)
     if "json_schema" in given or "regex" in given:
-        grammar = grammar_of(speaker.tokenizer, given.get("json_schema"), given.get("regex"))
+        grammar = grammar_of(inference_model.tokenizer, given.get("json_schema"), given.get("regex"))
         sampling = replace(sampling, grammar=grammar)
     if "messages" in given:
-        prompt = speaker.encode_messages(checked_messages(given["messages"]))
+        prompt = inference_model.encode_messages(checked_messages(given["messages"]))
     else:
         sample = {"instruction": given["prompt"], "input": given.get("input", "")}
         prompt = encode({**sample, "sys_prompt": given.get("sys_prompt")} if "sys_prompt" in given else sample)
-    check_tokens(prompt, sampling, speaker.model)
+    check_tokens(prompt, sampling, inference_model.model)
     return Job(prompt, sampling, limit, stop, given["id"])
 
 
@@ -147,23 +152,25 @@ def checked_messages(messages: Any) -> list[Message]:
     return turns
 
 
-def answer_all(speaker: Speaker, jobs: list[Job], out_file: Path | None, num_samples: int = 1) -> None:
+def answer_all(inference_model: InferenceModel, jobs: list[Job], out_file: Path | None, num_samples: int = 1) -> None:
     """Answers all jobs together and writes one JSON object an answer, in the order of the jobs.
 
     Args:
-        speaker: Of the model.
+        inference_model: Of the model.
         jobs: The prompts.
         out_file: Where to; None: standard output.
         num_samples: Answers to each.
     """
     length = max(len(job.prompt) + job.max_new_tokens for job in jobs)
-    engine = speaker.engine(min(len(jobs) * num_samples, MOST_AT_ONCE), length, note)
+    engine = inference_model.engine(min(len(jobs) * num_samples, MOST_AT_ONCE), length, note)
     start = perf_counter()
     replies: list[tuple[Job, int, Reply]] = []
     for job in jobs:
         for sample in range(num_samples):
             sampling = job.sampling.of_sample(sample)
-            replies.append((job, sample, speaker.reply(engine, job.prompt, sampling, job.max_new_tokens, job.stop)))
+            replies.append(
+                (job, sample, inference_model.reply(engine, job.prompt, sampling, job.max_new_tokens, job.stop))
+            )
     with nullcontext(sys.stdout) if out_file is None else _opened(out_file) as out:
         for line in _results(replies, num_samples):
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)

@@ -44,6 +44,6 @@ def main(
         compile: Compile the model first; on one device alone.
     """
     arguments = dict(locals())
-    from litgpt.engine.multi_device import placed_speaker
+    from litgpt.engine.multi_device import placed_model
 
-    answer(arguments, lambda: placed_speaker(checkpoint_dir, "sequential", precision, quantize, compile))
+    answer(arguments, lambda: placed_model(checkpoint_dir, "sequential", precision, quantize, compile))

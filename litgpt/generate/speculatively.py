@@ -9,7 +9,7 @@ from litgpt.generate.base import PROMPT, answer
 from litgpt.generate.options import Options, with_options
 
 if TYPE_CHECKING:
-    from litgpt.engine.inference_model import Speaker
+    from litgpt.engine.inference_model import InferenceModel
 
 
 @with_options
@@ -53,18 +53,18 @@ def main(
     arguments = dict(locals())
     import sys
 
-    from litgpt.engine.inference_model import Speaker
-    from litgpt.engine.multi_device import DraftedSpeaker
+    from litgpt.engine.inference_model import InferenceModel
+    from litgpt.engine.multi_device import DraftedModel
     from litgpt.errors import LitGPTError
 
     if compile:
         raise LitGPTError("--compile true is not for speculative decoding, whose steps differ in size; leave it out.")
 
-    def load() -> Speaker:
+    def load() -> InferenceModel:
         folders = (target_model_checkpoint_dir, draft_model_checkpoint_dir)
-        target, draft = (Speaker.load(folder, precision=precision, quantize=quantize) for folder in folders)
-        return DraftedSpeaker.of(target, draft, speculative_k)
+        target, draft = (InferenceModel.load(folder, precision=precision, quantize=quantize) for folder in folders)
+        return DraftedModel.of(target, draft, speculative_k)
 
-    speaker = answer(arguments, load)
-    assert isinstance(speaker, DraftedSpeaker)
-    print(speaker.acceptance, file=sys.stderr)
+    inference_model = answer(arguments, load)
+    assert isinstance(inference_model, DraftedModel)
+    print(inference_model.acceptance, file=sys.stderr)

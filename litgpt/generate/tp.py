@@ -44,7 +44,7 @@ def main(
         compile: Compile the model first; on one device alone.
     """
     arguments = dict(locals())
-    from litgpt.engine.multi_device import first_rank_speaks, placed_speaker
+    from litgpt.engine.multi_device import first_rank_answers, placed_model
 
-    with first_rank_speaks():
-        answer(arguments, lambda: placed_speaker(checkpoint_dir, "tensor_parallel", precision, quantize, compile))
+    with first_rank_answers():
+        answer(arguments, lambda: placed_model(checkpoint_dir, "tensor_parallel", precision, quantize, compile))

@@ -7,14 +7,14 @@ from torch import nn
 from litgpt.kernels import narrow, onednn, wide
 
 
-def quicken(model: nn.Module, spare: int, tokens: int = wide.FEW + 1) -> None:
+def use_fast_linear(model: nn.Module, headroom: int, tokens: int = wide.FEW + 1) -> None:
     """Lets the plain linear layers of a model compute the faster way where one applies, and as before elsewhere.
 
     Args:
         model: Stays what it is to all who train or save it.
-        spare: Bytes that copies of weights, stored to be read faster, may take; for each way of it.
+        headroom: Bytes that copies of weights, stored to be read faster, may take; for each way of it.
         tokens: How many are expected at a time.
     """
-    narrow.quicken(model, spare)
-    onednn.quicken(model)
-    wide.rearrange(model, tokens, spare)
+    narrow.use_fast_linear(model, headroom)
+    onednn.use_fast_linear(model)
+    wide.rearrange(model, tokens, headroom)

@@ -60,11 +60,12 @@ def widened(weight: Tensor) -> Tensor:
     return memory[: weight.numel()].view(weight.shape).copy_(weight)
 
 
-def quicken(model: nn.Module, spare: int) -> None:
+def use_fast_linear(model: nn.Module, headroom: int) -> None:
     """Lets the plain linear layers of a model compute this way where it applies, and as before where it doesn't.
 
-    Weights that lie across cache lines, as in a mapped file of safetensors, are copied if all such take at most `spare`
-    bytes: reading then takes less time, but no longer can the system drop their pages and other processes share them.
+    Weights that lie across cache lines, as in a mapped file of safetensors, are copied if all such take at most
+    `headroom` bytes: reading then takes less time, but no longer can the system drop their pages and other processes
+    share them.
     """
     across: dict[int, Tensor] = {}
     for name, module in model.named_modules():
@@ -72,7 +73,7 @@ def quicken(model: nn.Module, spare: int) -> None:
             if module.weight.data_ptr() % ALIGNED:
                 across[module.weight.data_ptr()] = module.weight
             module.forward = partial(linear, module, name.rpartition(".")[2] in GATES)  # type: ignore[method-assign]
-    if sum(weight.nbytes for weight in across.values()) <= spare:
+    if sum(weight.nbytes for weight in across.values()) <= headroom:
         for weight in across.values():
             weight.data = weight.data.clone()
 

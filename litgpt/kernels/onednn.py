@@ -65,7 +65,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-def quicken(model: nn.Module) -> None:
+def use_fast_linear(model: nn.Module) -> None:
     """Lets the plain linear layers of a model compute this way where it applies, and as before where it doesn't."""
     if not FITS:
         return

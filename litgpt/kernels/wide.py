@@ -30,12 +30,12 @@ FITS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 """Found out here: torch's compiler can't."""
 
 
-def rearrange(model: nn.Module, tokens: int, spare: int) -> None:
+def rearrange(model: nn.Module, tokens: int, headroom: int) -> None:
     """Stores the weights of plain float32 layers the way that serves `tokens` tokens at a time best.
 
     Only of a model that isn't trained: an optimizer's state lies as the weights did when it was made, and fused ones
-    take both as they lie. A weight is copied; all such take at most `spare` bytes, or else none is. What is in a mapped
-    file can then no longer be dropped by the system and shared by other processes.
+    take both as they lie. A weight is copied; all such take at most `headroom` bytes, or else none is. What is in a
+    mapped file can then no longer be dropped by the system and shared by other processes.
     """
     if not FITS or any(parameter.requires_grad for parameter in model.parameters()):
         return
@@ -49,7 +49,7 @@ def rearrange(model: nn.Module, tokens: int, spare: int) -> None:
         transposed = tokens <= FEW and module.out_features >= module.in_features
         if transposed != is_transposed(module.weight):
             found[module.weight.data_ptr()] = module.weight
-    if sum(weight.nbytes for weight in found.values()) <= spare:
+    if sum(weight.nbytes for weight in found.values()) <= headroom:
         for weight in found.values():
             weight.data = weight.data.contiguous() if is_transposed(weight) else weight.data.t().contiguous().t()
 

@@ -21,7 +21,7 @@ from litgpt.model.rope import apply_rope, attention_scale
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionContext:
     """What every layer of one forward pass shares: where the tokens stand and what each of them may look at."""
 
     ropes: tuple[tuple[Tensor, Tensor], ...]
@@ -34,7 +34,7 @@ class Reach:
     tuning: Tensor | None = None
     """What queries are multiplied with (`config.query_tuning`), `(T, 1)` or `(B, 1, T, 1)`, float32."""
 
-    def to(self, device: torch.device) -> Reach:
+    def to(self, device: torch.device) -> AttentionContext:
         """The same on another device; the span's cache stays where it is."""
         return replace(
             self,
@@ -59,32 +59,34 @@ class Attention(nn.Module):
         self.rope_kind = config.rope_indices[layer] if config.rope_indices else 0
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
 
-    def turn(self, x: Tensor, reach: Reach) -> Tensor:
+    def apply_rope(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Rotates queries or keys `(B, heads, T, H)` to their positions."""
-        cos, sin = reach.ropes[self.rope_kind]
+        cos, sin = context.ropes[self.rope_kind]
         return apply_rope(x, cos, sin, self.config.rope_interleave)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
-        """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `reach` allows."""
-        if reach.lengths is None:
-            return self.attend(q, k, v, reach.masks[self.window])
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `context` allows."""
+        if context.lengths is None:
+            return self.attend_masked(q, k, v, context.masks[self.window])
         plain = self.window is None and self.config.attention_logit_softcapping is None and self.sinks is None
         if plain and varlen.applies(q, k, v):
-            return varlen.attend(q, k, v, reach.lengths, self.scale)
+            return varlen.attend(q, k, v, context.lengths, self.scale)
         # Document by document: the work grows with the square of each, not of all.
-        documents = zip(q.split(reach.lengths, 2), k.split(reach.lengths, 2), v.split(reach.lengths, 2), strict=True)
+        documents = zip(
+            q.split(context.lengths, 2), k.split(context.lengths, 2), v.split(context.lengths, 2), strict=True
+        )
         chunked = self.config.chunked_windows
         return torch.cat(
-            [self.attend(*document, causal_mask(document[0], self.window, chunked)) for document in documents], 2
+            [self.attend_masked(*document, causal_mask(document[0], self.window, chunked)) for document in documents], 2
         )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """As `look`, with a mask, or causal without one."""
+    def attend_masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """As `attend`, with a mask, or causal without one."""
         causal = mask is None and q.size(2) > 1
         if self.config.attention_logit_softcapping is None and self.sinks is None:
             if trains_faster_in_float32(q, k):
                 with torch.autocast("cpu", enabled=False):
-                    return self.attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+                    return self.attend_masked(q.float(), k.float(), v.float(), mask).to(q.dtype)
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
             )
@@ -120,20 +122,20 @@ class CausalSelfAttention(Attention):
             self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))
             self.norm_k = make_norm(config, config.head_size * (config.n_query_groups if whole else 1))
 
-    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         q, k, v, gate = self.project(x)
         if self.rotates:
-            q, k = self.turn(torch.cat((q, k), dim=1), reach).split((q.size(1), k.size(1)), dim=1)
+            q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
             if self.config.norm_turned:
                 q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
         if self.tuned:
-            assert reach.tuning is not None
-            q = (q * reach.tuning).to(q.dtype)
-        if reach.span is not None:
-            k, v = reach.span.extend(self.layer, k, v)  # (B, G, S, H)
-        y = self.look(q, k, v, reach)
+            assert context.tuning is not None
+            q = (q * context.tuning).to(q.dtype)
+        if context.span is not None:
+            k, v = context.span.extend(self.layer, k, v)  # (B, G, S, H)
+        y = self.attend(q, k, v, context)
         if gate is not None:
             y = y * gate.sigmoid()
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
@@ -187,7 +189,7 @@ class MultiheadLatentAttention(Attention):
         self.kv_b_proj = nn.Linear(self.rank, config.n_head * (self.plain + self.value), bias=False)
         self.proj = nn.Linear(config.n_head * self.value, config.n_embd, bias=config.attn_bias)
 
-    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         low_rank = self.config.latent_attention is not None and self.config.latent_attention["q_lora_rank"] is not None
@@ -195,14 +197,17 @@ class MultiheadLatentAttention(Attention):
         q = q.view(B, T, -1, self.plain + self.turned).transpose(1, 2)
         q_plain, q_turned = q.split((self.plain, self.turned), dim=-1)  # (B, N, T, P), (B, N, T, R)
         latent, k_turned = self.kv_a_proj_with_mqa(x).split((self.rank, self.turned), dim=-1)
-        q_turned, k_turned = self.turn(q_turned, reach), self.turn(k_turned[:, None], reach)  # (B, 1, T, R)
+        q_turned, k_turned = (
+            self.apply_rope(q_turned, context),
+            self.apply_rope(k_turned[:, None], context),
+        )  # (B, 1, T, R)
         held = torch.cat((self.kv_a_norm(latent)[:, None], k_turned), dim=-1)  # (B, 1, T, L + R)
-        if reach.span is not None:
-            held, _ = reach.span.extend(self.layer, held)  # (B, 1, S, L + R)
+        if context.span is not None:
+            held, _ = context.span.extend(self.layer, held)  # (B, 1, S, L + R)
         if T == 1 and type(self.kv_b_proj) is nn.Linear:
-            y = self.look_at_latents(q_plain, q_turned, held, reach)
+            y = self.attend_to_latents(q_plain, q_turned, held, context)
         else:
-            y = self.look(torch.cat((q_plain, q_turned), dim=-1), *self.expand(held), reach)
+            y = self.attend(torch.cat((q_plain, q_turned), dim=-1), *self.expand(held), context)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, D) → (B, T, C)
 
     def expand(self, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,13 +218,13 @@ class MultiheadLatentAttention(Attention):
         k_plain, v = made.split((self.plain, self.value), dim=-1)
         return torch.cat((k_plain, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1), v
 
-    def look_at_latents(self, q_plain: Tensor, q_turned: Tensor, held: Tensor, reach: Reach) -> Tensor:
+    def attend_to_latents(self, q_plain: Tensor, q_turned: Tensor, held: Tensor, context: AttentionContext) -> Tensor:
         """The same for one new token a row, without making the keys and values of all before it: their making is moved
         to the query and to the result."""
         made = self.kv_b_proj.weight.view(self.n_head, self.plain + self.value, self.rank)
         to_keys, to_values = made.split((self.plain, self.value), dim=1)  # (N, P, L), (N, D, L)
         q = torch.cat((q_plain @ to_keys, q_turned), dim=-1)  # (B, N, 1, L + R)
-        return self.look(q, held, held[..., : self.rank], reach) @ to_values.mT  # (B, N, 1, D)
+        return self.attend(q, held, held[..., : self.rank], context) @ to_values.mT  # (B, N, 1, D)
 
 
 SHORT = 256

@@ -46,7 +46,7 @@ class KVCache:
         ranks: int = 1,
         at_once: int | None = None,
     ) -> None:
-        groups, key_size, value_size = held_per_token(config, ranks)
+        groups, key_size, value_size = kv_shape(config, ranks)
         devices = device if isinstance(device, Sequence) and not isinstance(device, str) else [device] * config.n_layer
         places = [(room(config, layer, length, at_once), place) for layer, place in enumerate(devices)]
         # One tensor a layer: compilers copy a single stacked one whole at each write.
@@ -58,7 +58,7 @@ class KVCache:
         self.held = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
         """Every tensor of keys and values there is, once, `(slots, G, length, ...)`."""
         self.states = {
-            layer: [_zeros((slots, *shape), place, kind) for shape, kind in held_per_sequence(config, dtype)]
+            layer: [_zeros((slots, *shape), place, kind) for shape, kind in state_shapes(config, dtype)]
             for layer, place in enumerate(devices)
             if config.linear(layer)
         }
@@ -112,10 +112,10 @@ class KVCache:
         config: Config, slots: int, length: int, dtype: torch.dtype, ranks: int = 1, at_once: int | None = None
     ) -> int:
         """Bytes a cache of this size takes, on each of `ranks` processes."""
-        groups, key_size, value_size = held_per_token(config, ranks)
+        groups, key_size, value_size = kv_shape(config, ranks)
         size = key_size + (value_size if config.latent_attention is None else 0)
         n_linear = sum(config.linear(layer) for layer in range(config.n_layer))
-        states = held_per_sequence(config, dtype) if n_linear else ()
+        states = state_shapes(config, dtype) if n_linear else ()
         state = sum(math.prod(shape) * kind.itemsize for shape, kind in states)
         positions = sum(room(config, layer, length, at_once) for layer in range(config.n_layer))
         return slots * (n_linear * state + positions * groups * size * dtype.itemsize)
@@ -140,7 +140,7 @@ def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: tor
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def held_per_token(config: Config, ranks: int = 1) -> tuple[int, int, int]:
+def kv_shape(config: Config, ranks: int = 1) -> tuple[int, int, int]:
     """Heads, key size and value size of what a layer keeps of a token, on each of `ranks` processes; latent attention
     keeps one latent, as both, and every process needs it."""
     if config.latent_attention is not None:
@@ -150,7 +150,7 @@ def held_per_token(config: Config, ranks: int = 1) -> tuple[int, int, int]:
     return config.n_query_groups // ranks, config.head_size, config.head_size
 
 
-def held_per_sequence(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+def state_shapes(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """Shape and type of what a layer of linear attention keeps of a sequence: its convolution's last inputs, and the
     memory, which is a sum over all tokens, in float32 at least."""
     sizes, narrow = config.linear_attention, dtype or torch.get_default_dtype()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.model.attention import Reach
+from litgpt.model.attention import AttentionContext
 from litgpt.model.norm import RMSNorm, widened
 
 CHUNK = 64
@@ -53,30 +53,30 @@ class GatedDeltaNet(nn.Module):
         with torch.no_grad():
             nn.init.uniform_(self.A_log, 1.0, 16.0).log_()
 
-    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         decay = self.decay(x)
         kept = -widened(self.A_log).exp() * F.softplus(widened(decay) + self.dt_bias)  # log a, (B, T, N)
         qkv, corrected = self.qkv(x), widened(self.beta(x)).sigmoid()  # (B, T, W), (B, T, N)
-        if reach.lengths is None:
-            y = self.mix(qkv, kept, corrected, reach)
+        if context.lengths is None:
+            y = self.mix(qkv, kept, corrected, context)
         else:  # each document begins with nothing
-            documents = zip(*(part.split(reach.lengths, dim=1) for part in (qkv, kept, corrected)), strict=True)
-            y = torch.cat([self.mix(q, a, b, reach) for q, a, b in documents], dim=1)
+            documents = zip(*(part.split(context.lengths, dim=1) for part in (qkv, kept, corrected)), strict=True)
+            y = torch.cat([self.mix(q, a, b, context) for q, a, b in documents], dim=1)
         gate = self.gate(x).view(B, T, self.values, self.value_size)
         y = self.norm(y.to(x.dtype)) * F.silu(widened(gate))  # (B, T, N, D)
         return self.proj(y.to(x.dtype).flatten(2))
 
-    def mix(self, qkv: Tensor, kept: Tensor, corrected: Tensor, reach: Reach) -> Tensor:
+    def mix(self, qkv: Tensor, kept: Tensor, corrected: Tensor, context: AttentionContext) -> Tensor:
         """What the heads find, `(B, T, N, D)`, going on from the state in the cache, if there is one."""
         B, T, _ = qkv.shape
         new = qkv.mT  # (B, W, T)
-        if reach.span is None:
+        if context.span is None:
             tail = new.new_zeros(B, new.size(1), self.conv.kernel_size[0] - 1)
             memory = kept.new_zeros(B, self.values, self.key_size, self.value_size)
         else:
-            tail, memory = reach.span.state(self.layer)
+            tail, memory = context.span.state(self.layer)
         seen = torch.cat((tail.to(new.dtype), new), dim=-1)
         mixed = F.silu(self.conv(seen)).mT  # (B, T, W)
         q, k, v = (
@@ -88,8 +88,8 @@ class GatedDeltaNet(nn.Module):
             y, memory = gated_delta_rule(
                 q * self.key_size**-0.5, k, widened(v).transpose(1, 2), kept.mT, corrected.mT, memory
             )
-        if reach.span is not None:
-            reach.span.keep(self.layer, seen[..., T:], memory)
+        if context.span is not None:
+            context.span.keep(self.layer, seen[..., T:], memory)
         return y.transpose(1, 2)
 
     @property

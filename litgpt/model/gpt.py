@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model.attention import (
+    AttentionContext,
     CausalSelfAttention,
     MultiheadLatentAttention,
-    Reach,
     attention_mask,
     query_factors,
     softcap,
@@ -153,11 +153,11 @@ class GPT(nn.Module):
             )
         positions = self._positions(idx, lengths, span)
         x = self.embed(idx, positions)
-        reach = self.reach(positions, longest, lengths, span)
+        context = self.context(positions, longest, lengths, span)
         if span is not None:
             span.begin()
         for block in self.transformer.h:
-            x = block(x, reach)
+            x = block(x, context)
         if span is not None:
             span.finish(idx.size(1))
         return self.transformer.ln_f(x)
@@ -191,9 +191,9 @@ class GPT(nn.Module):
             return torch.arange(span.starts[0], span.starts[0] + T, device=idx.device)
         return torch.arange(T, device=idx.device)
 
-    def reach(
+    def context(
         self, positions: Tensor, longest: int, lengths: Sequence[int] | None = None, span: Span | None = None
-    ) -> Reach:
+    ) -> AttentionContext:
         """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, look at keys at 0 … `longest` - 1."""
         ropes = []
         extent = longest if span is None else span.cache.length
@@ -219,7 +219,7 @@ class GPT(nn.Module):
             }
         )
         tuning = query_factors(self.config, positions)
-        return Reach(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, tuning)
+        return AttentionContext(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, tuning)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
@@ -307,17 +307,17 @@ class Block(nn.Module):
         self.mlp = (LLaMAMLP if config.dense(layer) else MLPS[config.mlp_class_name])(config)
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
 
-    def forward(self, x: Tensor, reach: Reach) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         normed = self.norm_1(x)
-        attended = self.post_attention_norm(self.attn(normed, reach))
+        attended = self.post_attention_norm(self.attn(normed, context))
         if self.config.parallel_residual:
             normed = normed if self.norm_2 is None else self.norm_2(x)
             return self.post_mlp_norm(self.mlp(normed)) + attended + x
-        x = self.damped(attended) + x
+        x = self.residual_scale(attended) + x
         assert self.norm_2 is not None
-        return self.damped(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
+        return self.residual_scale(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
 
-    def damped(self, x: Tensor) -> Tensor:
+    def residual_scale(self, x: Tensor) -> Tensor:
         """What a half of the block adds to the residual stream."""
         return x if self.config.residual_multiplier == 1 else x * self.config.residual_multiplier

@@ -41,7 +41,7 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
     dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     for module in model.modules():
         if isinstance(module, Attention):
-            replace(module, "look", torch.compiler.disable(module.look))
+            replace(module, "attend", torch.compiler.disable(module.attend))
         elif isinstance(module, Experts | WrappedExperts | QuantizedLinear) or (
             isinstance(module, Wrapped) and getattr(module, "dropout", False)  # whose mask torch's compiler cannot draw
         ):
@@ -54,9 +54,9 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
         replace(block, "forward", partial(_forward, block, compiled))
 
 
-def _forward(block: Block, compiled: Any, x: torch.Tensor, reach: Any) -> Any:
-    cached: Span | None = reach.span
-    return compiled(block, x, reach) if cached is None else Block.forward(block, x, reach)
+def _forward(block: Block, compiled: Any, x: torch.Tensor, context: Any) -> Any:
+    cached: Span | None = context.span
+    return compiled(block, x, context) if cached is None else Block.forward(block, x, context)
 
 
 def _check_compiler(device: torch.device) -> None:

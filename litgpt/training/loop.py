@@ -23,7 +23,7 @@ import torch
 
 from litgpt.checkpoint.writer import atomic_folder
 from litgpt.errors import LitGPTError
-from litgpt.kernels.linear import quicken
+from litgpt.kernels.linear import use_fast_linear
 from litgpt.peft import parameter_counts
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
@@ -113,7 +113,9 @@ class _Loop:
         shape_blocks(run)
         self.objective = self.fabric.setup_module(NextToken(run.model, run.train.z_loss, run.train.label_smoothing))
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
-            quicken(run.model, spare=0)  # as the engine of an example will: validations before and after it are alike
+            use_fast_linear(
+                run.model, headroom=0
+            )  # as the engine of an example will: validations before and after it are alike
         optimizer = make_optimizer(
             run.optimizer,
             self._trained(),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.chat.base import main
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.errors import LitGPTError
@@ -42,9 +42,9 @@ def chat(folder, monkeypatch, capsys):
 
 def alone(folder: Path, *messages: tuple[str, str]) -> str:
     """The greedy answer to a conversation."""
-    speaker = Speaker.load(folder, "cpu", "32-true")
-    prompt = speaker.encode_messages([{"role": role, "content": content} for role, content in messages])
-    return "".join(speaker.reply(speaker.engine(), prompt, Sampling(temperature=0), 6))
+    inference_model = InferenceModel.load(folder, "cpu", "32-true")
+    prompt = inference_model.encode_messages([{"role": role, "content": content} for role, content in messages])
+    return "".join(inference_model.reply(inference_model.engine(), prompt, Sampling(temperature=0), 6))
 
 
 def test_it_answers_with_the_conversation_in_mind(chat, folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from litgpt.chat.conversation import Conversation
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from tests.engine.test_inference_model import Shout
@@ -13,17 +13,17 @@ from tests.generate.folder import make_folder
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    return Speaker.load(make_folder(tmp_path_factory.mktemp("chat") / "tiny"), "cpu", "32-true")
+def inference_model(tmp_path_factory):
+    return InferenceModel.load(make_folder(tmp_path_factory.mktemp("chat") / "tiny"), "cpu", "32-true")
 
 
-def converse(speaker, max_new_tokens=8, **settings):
-    return Conversation(speaker, speaker.engine(), Sampling(temperature=0), max_new_tokens, **settings)
+def converse(inference_model, max_new_tokens=8, **settings):
+    return Conversation(inference_model, inference_model.engine(), Sampling(temperature=0), max_new_tokens, **settings)
 
 
 def shown(conversation, reply):
     """What the model saw."""
-    return conversation.speaker.tokenizer.decode(reply.request.prompt, skip_special_tokens=False)
+    return conversation.inference_model.tokenizer.decode(reply.request.prompt, skip_special_tokens=False)
 
 
 def take_turn(conversation, text):
@@ -32,8 +32,8 @@ def take_turn(conversation, text):
     return reply, n_dropped
 
 
-def test_the_model_sees_the_earlier_turns(speaker):
-    conversation = converse(speaker, system="Be kind.")
+def test_the_model_sees_the_earlier_turns(inference_model):
+    conversation = converse(inference_model, system="Be kind.")
     take_turn(conversation, "One")
     conversation.messages[-1] = {"role": "assistant", "content": "Uno"}
     reply, _ = conversation.ask("Two")
@@ -42,15 +42,15 @@ def test_the_model_sees_the_earlier_turns(speaker):
     assert shown(conversation, reply) == text + "<|im_start|>assistant\n"
 
 
-def test_earlier_turns_are_not_computed_again(speaker):
-    conversation = converse(speaker)
+def test_earlier_turns_are_not_computed_again(inference_model):
+    conversation = converse(inference_model)
     first, _ = take_turn(conversation, "One")
     second, _ = take_turn(conversation, "Two")
     assert second.request.n_shared >= len(first.request.prompt)
 
 
-def test_the_oldest_turns_go_when_the_context_is_full(speaker):
-    conversation = converse(speaker, system="Be kind.")
+def test_the_oldest_turns_go_when_the_context_is_full(inference_model):
+    conversation = converse(inference_model, system="Be kind.")
     dropped = [take_turn(conversation, f"Question number {n}")[1] for n in range(6)]
     assert dropped[0] == 0 and set(dropped) == {0, 2}
     reply, _ = conversation.ask("Last")
@@ -59,8 +59,8 @@ def test_the_oldest_turns_go_when_the_context_is_full(speaker):
     assert len(reply.request.prompt) + conversation.max_new_tokens <= conversation.engine.length + 1
 
 
-def test_a_prompt_that_cannot_fit_leaves_the_conversation_as_it_was(speaker):
-    conversation = converse(speaker)
+def test_a_prompt_that_cannot_fit_leaves_the_conversation_as_it_was(inference_model):
+    conversation = converse(inference_model)
     take_turn(conversation, "One")
     before = list(conversation.messages)
     with pytest.raises(LitGPTError, match="shorten the prompt"):
@@ -68,16 +68,16 @@ def test_a_prompt_that_cannot_fit_leaves_the_conversation_as_it_was(speaker):
     assert conversation.messages == before
 
 
-def test_an_empty_answer_takes_its_question_back(speaker):
-    conversation = converse(speaker)
+def test_an_empty_answer_takes_its_question_back(inference_model):
+    conversation = converse(inference_model)
     conversation.ask("One")
     conversation.note("")
     assert conversation.messages == []
 
 
-def test_each_turn_draws_anew_and_the_whole_comes_again(speaker):
+def test_each_turn_draws_anew_and_the_whole_comes_again(inference_model):
     def said() -> list[str]:
-        conversation = Conversation(speaker, speaker.engine(), Sampling(seed=1), 20)
+        conversation = Conversation(inference_model, inference_model.engine(), Sampling(seed=1), 20)
         answers = []
         for _ in range(2):
             answers.append("".join(conversation.ask("Hi")[0]))
@@ -88,8 +88,8 @@ def test_each_turn_draws_anew_and_the_whole_comes_again(speaker):
     assert len(set(said())) == 2
 
 
-def test_a_style_of_single_prompts_gets_single_prompts(speaker):
-    conversation = converse(Speaker(speaker.model, speaker.tokenizer, Shout()))
+def test_a_style_of_single_prompts_gets_single_prompts(inference_model):
+    conversation = converse(InferenceModel(inference_model.model, inference_model.tokenizer, Shout()))
     take_turn(conversation, "one")
     reply, n_dropped = conversation.ask("two")
     assert shown(conversation, reply) == "TWO!"

@@ -19,25 +19,29 @@ from litgpt.deploy.limits import Limits
 from litgpt.deploy.served_models import Voice
 from litgpt.deploy.service import Service
 from litgpt.deploy.uvicorn_server import Server, bind
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 
 
 def make_service(
-    speaker: Speaker, slots: int = 4, limits: Limits | None = None, key: str | None = None, **settings: Any
+    inference_model: InferenceModel,
+    slots: int = 4,
+    limits: Limits | None = None,
+    key: str | None = None,
+    **settings: Any,
 ) -> Service:
     """A service that answers greedily under the name `tiny`, eight tokens at `/predict`."""
-    voices = {"tiny": Voice("tiny", speaker, speaker.engine(slots))}
+    voices = {"tiny": Voice("tiny", inference_model, inference_model.engine(slots))}
     settings = {"sampling": GREEDY, "max_new_tokens": 8} | settings
     keys = Keys([key] if key else [])
     return Service(voices, LocalBackend(voices), limits=limits or Limits(), keys=keys, **settings)
 
 
-def alone(speaker: Speaker, prompt: str, n: int | None = 8, sampling: Sampling = GREEDY) -> str:
+def alone(inference_model: InferenceModel, prompt: str, n: int | None = 8, sampling: Sampling = GREEDY) -> str:
     """The answer to a prompt on an engine of its own."""
-    return "".join(speaker.reply(speaker.engine(), speaker.encode(prompt), sampling, n))
+    return "".join(inference_model.reply(inference_model.engine(), inference_model.encode(prompt), sampling, n))
 
 
 def asynchronous(app, work):

@@ -16,7 +16,7 @@ import litgpt
 from litgpt.deploy.app import make_app
 from litgpt.deploy.limits import Limits
 from litgpt.deploy.routes.predict import Prediction
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from tests.deploy.served import alone, asynchronous, make_service
@@ -24,45 +24,45 @@ from tests.generate.folder import make_folder
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
     folder: Path = make_folder(tmp_path_factory.mktemp("serve") / "tiny")
-    return Speaker.load(folder, "cpu", "32-true")
+    return InferenceModel.load(folder, "cpu", "32-true")
 
 
 @pytest.fixture
-def client(speaker) -> Iterator[TestClient]:
-    with TestClient(make_app(make_service(speaker))) as client:
+def client(inference_model) -> Iterator[TestClient]:
+    with TestClient(make_app(make_service(inference_model))) as client:
         yield client
 
 
-def test_a_prompt_gets_an_answer(client, speaker):
+def test_a_prompt_gets_an_answer(client, inference_model):
     answer = client.post("/predict", json={"prompt": "Hi"})
     assert answer.status_code == 200
-    assert answer.json() == {"output": alone(speaker, "Hi")}
+    assert answer.json() == {"output": alone(inference_model, "Hi")}
 
 
-def test_the_body_may_change_the_settings(client, speaker):
+def test_the_body_may_change_the_settings(client, inference_model):
     long = client.post("/predict", json={"prompt": "Hi", "max_new_tokens": 20}).json()["output"]
-    assert long == alone(speaker, "Hi", 20)
+    assert long == alone(inference_model, "Hi", 20)
     seeded = {"prompt": "Hi", "temperature": 1.5, "top_k": 40, "top_p": 0.9, "seed": 3, "max_new_tokens": 20}
     sampling = Sampling(temperature=1.5, top_k=40, top_p=0.9, seed=3)
-    assert client.post("/predict", json=seeded).json()["output"] == alone(speaker, "Hi", 20, sampling) != long
+    assert client.post("/predict", json=seeded).json()["output"] == alone(inference_model, "Hi", 20, sampling) != long
     stop = long[5:7]
     for stops in (stop, [stop, "never said"]):
         cut = client.post("/predict", json={"prompt": "Hi", "max_new_tokens": 20, "stop": stops}).json()["output"]
         assert cut == long[: long.index(stop)]
 
 
-def test_null_means_all_tokens_for_top_k_and_the_servers_setting_elsewhere(speaker):
-    served = make_service(speaker, sampling=Sampling(temperature=1.0, top_k=1))
+def test_null_means_all_tokens_for_top_k_and_the_servers_setting_elsewhere(inference_model):
+    served = make_service(inference_model, sampling=Sampling(temperature=1.0, top_k=1))
     with TestClient(make_app(served)) as client:
         one = client.post("/predict", json={"prompt": "Hi", "temperature": None, "seed": 1}).json()["output"]
         free = client.post("/predict", json={"prompt": "Hi", "top_k": None, "seed": 1}).json()["output"]
-    assert one == alone(speaker, "Hi") != free
+    assert one == alone(inference_model, "Hi") != free
 
 
-def test_streaming_answers_in_lines(speaker):
-    served = make_service(speaker, stream=True)
+def test_streaming_answers_in_lines(inference_model):
+    served = make_service(inference_model, stream=True)
     step = served.base.engine.step
     served.base.engine.step = lambda: (time.sleep(0.05), step())  # tokens that come faster may share a line
     with TestClient(make_app(served)) as client:
@@ -70,13 +70,13 @@ def test_streaming_answers_in_lines(speaker):
         assert answer.headers["content-type"] == "application/x-ndjson"
         lines = [json.loads(line) for line in answer.text.splitlines()]
         assert len(lines) > 2 and all(list(line) == ["output"] for line in lines)
-        assert "".join(line["output"] for line in lines) == alone(speaker, "Hi")
+        assert "".join(line["output"] for line in lines) == alone(inference_model, "Hi")
         assert client.post("/predict", json={"prompt": "hay " * 200}).status_code == 400
         assert client.post("/predict", json={"promt": "Hi"}).status_code == 422
 
 
-def test_another_path(speaker):
-    with TestClient(make_app(make_service(speaker, api_path="/v2/say"))) as client:
+def test_another_path(inference_model):
+    with TestClient(make_app(make_service(inference_model, api_path="/v2/say"))) as client:
         assert client.post("/v2/say", json={"prompt": "Hi"}).status_code == 200
         assert client.post("/predict", json={"prompt": "Hi"}).status_code == 404
 
@@ -146,24 +146,26 @@ def test_another_content_type_is_told(client):
         ({"x-api-key": "s3cret"}, 200),
     ],
 )
-def test_a_key_is_asked_for(speaker, headers, status):
-    with TestClient(make_app(make_service(speaker, key="s3cret"))) as client:
+def test_a_key_is_asked_for(inference_model, headers, status):
+    with TestClient(make_app(make_service(inference_model, key="s3cret"))) as client:
         answer = client.post("/predict", json={"prompt": "Hi"}, headers=headers)
         assert answer.status_code == status and "s3cret" not in answer.text
         assert client.get("/health").status_code == 200
 
 
 def test_a_failing_step_is_a_500_and_health_tells_until_a_step_works(tmp_path):
-    speaker = Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true")
-    hidden = speaker.model.hidden
+    inference_model = InferenceModel.load(make_folder(tmp_path / "tiny"), "cpu", "32-true")
+    hidden = inference_model.model.hidden
     for stream in (False, True):
-        with TestClient(make_app(make_service(speaker, stream=stream)), raise_server_exceptions=False) as client:
-            speaker.model.hidden = lambda *args, **kwargs: hidden(*args)[:, :0][0, 0]
+        with TestClient(
+            make_app(make_service(inference_model, stream=stream)), raise_server_exceptions=False
+        ) as client:
+            inference_model.model.hidden = lambda *args, **kwargs: hidden(*args)[:, :0][0, 0]
             answer = client.post("/predict", json={"prompt": "Hi"})
             assert answer.status_code == (200 if stream else 500)
             assert "server's log says why" in answer.json()["error" if stream else "detail"]
             assert client.get("/health").status_code == 503
-            speaker.model.hidden = hidden
+            inference_model.model.hidden = hidden
             assert client.post("/predict", json={"prompt": "Hi"}).status_code == 200
             assert client.get("/health").status_code == 200
 
@@ -171,20 +173,20 @@ def test_a_failing_step_is_a_500_and_health_tells_until_a_step_works(tmp_path):
 # -- several clients at once, without a network
 
 
-def test_clients_are_served_together_and_each_gets_its_own_answer(speaker):
-    served = make_service(speaker, slots=3)
+def test_clients_are_served_together_and_each_gets_its_own_answer(inference_model):
+    served = make_service(inference_model, slots=3)
     prompts = [f"Prompt {n} {'hay ' * (n % 4)}" for n in range(10)]
 
     async def work(client):
         answers = await asyncio.gather(*(client.post("/predict", json={"prompt": prompt}) for prompt in prompts))
         return [answer.json()["output"] for answer in answers]
 
-    assert asynchronous(make_app(served), work) == [alone(speaker, prompt) for prompt in prompts]
+    assert asynchronous(make_app(served), work) == [alone(inference_model, prompt) for prompt in prompts]
     assert not served.base.engine.busy
 
 
-def test_a_request_that_waits_too_long_for_its_turn_is_told(speaker):
-    served = make_service(speaker, slots=1, limits=Limits(wait=0.05))
+def test_a_request_that_waits_too_long_for_its_turn_is_told(inference_model):
+    served = make_service(inference_model, slots=1, limits=Limits(wait=0.05))
     step = served.base.engine._step
 
     def slow_step() -> None:
@@ -202,9 +204,9 @@ def test_a_request_that_waits_too_long_for_its_turn_is_told(speaker):
     assert "no turn within 0.05 seconds" in second.json()["detail"]
 
 
-def test_a_client_that_goes_away_frees_its_slot(speaker):
+def test_a_client_that_goes_away_frees_its_slot(inference_model):
     """Speaks ASGI itself: the client says what it wants, waits for the first piece (or not), and is gone."""
-    served = make_service(speaker, slots=1, stream=True)
+    served = make_service(inference_model, slots=1, stream=True)
     app = make_app(served)
     body = json.dumps({"prompt": "Hi", "max_new_tokens": 100}).encode()
     scope = dict(type="http", method="POST", path="/predict", raw_path=b"/predict", query_string=b"", root_path="")

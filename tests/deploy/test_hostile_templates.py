@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.deploy.app import make_app
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.prompts import sandbox as template_sandbox
 from tests.deploy.served import asynchronous, make_service
 from tests.generate.folder import make_folder
@@ -27,16 +27,16 @@ HOSTILE = {
 }
 
 
-def speaker_with(folder: Path, template: str) -> Speaker:
-    return Speaker.load(make_folder(folder / "tiny", template=template), "cpu", "32-true")
+def inference_model_with(folder: Path, template: str) -> InferenceModel:
+    return InferenceModel.load(make_folder(folder / "tiny", template=template), "cpu", "32-true")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_it_is_refused_and_the_server_lives_on(tmp_path, name, monkeypatch):
     monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.5)
     path = tmp_path / "touched"
-    speaker = speaker_with(tmp_path, HOSTILE[name].replace("{path}", str(path)))
-    service = make_service(speaker)
+    inference_model = inference_model_with(tmp_path, HOSTILE[name].replace("{path}", str(path)))
+    service = make_service(inference_model)
 
     async def work(client):
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from litgpt.deploy.app import make_app
 from litgpt.deploy.keys import Keys, read_keys
 from litgpt.deploy.limits import Limits
 from litgpt.deploy.request_log import RequestLog
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from tests.deploy.served import asynchronous, make_service, running
 from tests.generate.folder import make_folder
@@ -25,8 +25,8 @@ HI = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tok
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
-    return Speaker.load(make_folder(tmp_path_factory.mktemp("serve") / "tiny"), "cpu", "32-true")
+def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
+    return InferenceModel.load(make_folder(tmp_path_factory.mktemp("serve") / "tiny"), "cpu", "32-true")
 
 
 def slowed(service, seconds: float):
@@ -50,8 +50,8 @@ def post(url: str, body=HI, **settings) -> httpx.Response:
 # -- the queue and the clock
 
 
-def test_what_exceeds_the_queue_is_told_to_come_again_at_once(speaker):
-    service = slowed(make_service(speaker, slots=1, limits=Limits(queue=2)), 0.02)
+def test_what_exceeds_the_queue_is_told_to_come_again_at_once(inference_model):
+    service = slowed(make_service(inference_model, slots=1, limits=Limits(queue=2)), 0.02)
 
     async def work(client):
         posts = [client.post("/v1/chat/completions", json=HI) for _ in range(8)]
@@ -68,8 +68,8 @@ def test_what_exceeds_the_queue_is_told_to_come_again_at_once(speaker):
     assert service.in_flight == 0
 
 
-def test_a_hundred_requests_too_many_are_told_while_another_is_answered(speaker):
-    service = slowed(make_service(speaker, slots=1, limits=Limits(queue=0)), 0.2)
+def test_a_hundred_requests_too_many_are_told_while_another_is_answered(inference_model):
+    service = slowed(make_service(inference_model, slots=1, limits=Limits(queue=0)), 0.2)
     with running(service) as url, httpx.Client(timeout=30) as client:
         body = HI | {"stream": True, "ignore_eos": True, "max_tokens": 100}
         with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
@@ -81,8 +81,8 @@ def test_a_hundred_requests_too_many_are_told_while_another_is_answered(speaker)
             assert service.in_flight == 1
 
 
-def test_more_answers_than_there_will_ever_be_room_for_are_a_mistake(speaker):
-    service = make_service(speaker, slots=1, limits=Limits(queue=2))
+def test_more_answers_than_there_will_ever_be_room_for_are_a_mistake(inference_model):
+    service = make_service(inference_model, slots=1, limits=Limits(queue=2))
     with TestClient(make_app(service)) as client:
         assert client.post("/v1/chat/completions", json=HI | {"n": 4}).status_code == 400
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 4}).status_code == 400
@@ -90,8 +90,8 @@ def test_more_answers_than_there_will_ever_be_room_for_are_a_mistake(speaker):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_waiting_too_long_for_a_turn_is_a_504(speaker, stream):
-    service = slowed(make_service(speaker, slots=1, limits=Limits(wait=0.06)), 0.02)
+def test_waiting_too_long_for_a_turn_is_a_504(inference_model, stream):
+    service = slowed(make_service(inference_model, slots=1, limits=Limits(wait=0.06)), 0.02)
 
     async def work(client):
         return await asyncio.gather(
@@ -103,8 +103,8 @@ def test_waiting_too_long_for_a_turn_is_a_504(speaker, stream):
     assert second.json()["error"]["code"] == "queue_timeout"
 
 
-def test_a_request_that_takes_too_long_ends(speaker):
-    service = slowed(make_service(speaker, limits=Limits(seconds=0.2)), 0.05)
+def test_a_request_that_takes_too_long_ends(inference_model):
+    service = slowed(make_service(inference_model, limits=Limits(seconds=0.2)), 0.05)
     with TestClient(make_app(service)) as client:
         answer = client.post("/v1/chat/completions", json=HI)
         assert answer.status_code == 504 and "more than 0.2 seconds" in answer.json()["error"]["message"]
@@ -113,8 +113,8 @@ def test_a_request_that_takes_too_long_ends(speaker):
         assert service.in_flight == 0
 
 
-def test_a_client_that_goes_away_frees_its_slot_at_once(speaker):
-    service = slowed(make_service(speaker, slots=1), 0.01)
+def test_a_client_that_goes_away_frees_its_slot_at_once(inference_model):
+    service = slowed(make_service(inference_model, slots=1), 0.01)
     with running(service) as url:
         for path in ("/v1/chat/completions", "/v1/completions"):
             body = {"model": "tiny", "stream": True, "max_tokens": 100, "ignore_eos": True}
@@ -131,8 +131,8 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(speaker):
         assert service.base.engine.n_steps - before < 60
 
 
-def test_ten_clients_that_went_away_cost_the_next_one_nothing(speaker):
-    service = slowed(make_service(speaker, slots=2), 0.005)
+def test_ten_clients_that_went_away_cost_the_next_one_nothing(inference_model):
+    service = slowed(make_service(inference_model, slots=2), 0.005)
     body = json.dumps(HI | {"ignore_eos": True, "max_tokens": 100}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(body)}\r\n\r\n"
@@ -153,8 +153,8 @@ def test_ten_clients_that_went_away_cost_the_next_one_nothing(speaker):
 # -- sizes
 
 
-def test_a_large_body_is_refused_unread(speaker):
-    service = make_service(speaker, limits=Limits(body=1000))
+def test_a_large_body_is_refused_unread(inference_model):
+    service = make_service(inference_model, limits=Limits(body=1000))
     with TestClient(make_app(service)) as client:
         big = client.post("/v1/chat/completions", content=b"x" * 1001)
         assert big.status_code == 413 and big.json()["error"]["code"] == "request_too_large"
@@ -164,8 +164,8 @@ def test_a_large_body_is_refused_unread(speaker):
         assert client.post("/v1/chat/completions", json=HI).status_code == 200
 
 
-def test_a_body_that_stops_coming_is_given_up(speaker):
-    service = make_service(speaker, limits=Limits(upload=0.1))
+def test_a_body_that_stops_coming_is_given_up(inference_model):
+    service = make_service(inference_model, limits=Limits(upload=0.1))
     with running(service) as url:
         host, port = url.removeprefix("http://").split(":")
 
@@ -181,10 +181,13 @@ def test_a_body_that_stops_coming_is_given_up(speaker):
 
 
 @pytest.mark.parametrize("text", ["hay " * 5000, "h" * 1_000_000])
-def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded(speaker, text):
-    service = make_service(speaker)
+def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded(inference_model, text):
+    service = make_service(inference_model)
     encoded = []
-    service.base.speaker.tokenizer.encode_ids, kept = encoded.append, service.base.speaker.tokenizer.encode_ids
+    service.base.inference_model.tokenizer.encode_ids, kept = (
+        encoded.append,
+        service.base.inference_model.tokenizer.encode_ids,
+    )
     try:
         with TestClient(make_app(service)) as client:
             for path, body in {
@@ -198,12 +201,12 @@ def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded(speaker, 
                 assert answer.status_code == 400, path
                 assert answer.json()["error"]["code"] == "context_length_exceeded"
     finally:
-        service.base.speaker.tokenizer.encode_ids = kept
+        service.base.inference_model.tokenizer.encode_ids = kept
     assert not encoded
 
 
-def test_a_shorter_limit_on_prompts(speaker):
-    with TestClient(make_app(make_service(speaker, limits=Limits(prompt=10)))) as client:
+def test_a_shorter_limit_on_prompts(inference_model):
+    with TestClient(make_app(make_service(inference_model, limits=Limits(prompt=10)))) as client:
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": [5] * 10}).status_code == 200
         answer = client.post("/v1/completions", json={"model": "tiny", "prompt": [5] * 11})
         assert answer.status_code == 400 and "the context only 10" in answer.json()["error"]["message"]
@@ -224,8 +227,8 @@ def test_a_shorter_limit_on_prompts(speaker):
         ({"x-api-key": ""}, 401),
     ],
 )
-def test_any_of_several_keys_opens(speaker, headers, status):
-    service = make_service(speaker)
+def test_any_of_several_keys_opens(inference_model, headers, status):
+    service = make_service(inference_model)
     service.keys = Keys(["one", " two "])
     with TestClient(make_app(service)) as client:
         for path in ("/v1/models", "/metrics"):
@@ -266,9 +269,9 @@ def test_keys_come_from_the_command_line_a_file_or_the_environment(tmp_path, mon
 @pytest.mark.parametrize(
     ("origins", "allowed"), [((), None), (("https://a.example",), "https://a.example"), (("*",), "*")]
 )
-def test_pages_of_other_origins_may_ask_only_where_they_are_let(speaker, origins, allowed):
+def test_pages_of_other_origins_may_ask_only_where_they_are_let(inference_model, origins, allowed):
     headers = {"origin": "https://a.example", "access-control-request-method": "POST"}
-    service = make_service(speaker, origins=origins, key="s3cret")
+    service = make_service(inference_model, origins=origins, key="s3cret")
     with TestClient(make_app(service)) as client:
         preflight = client.options("/v1/chat/completions", headers=headers)
         assert preflight.headers.get("access-control-allow-origin") == allowed
@@ -278,9 +281,9 @@ def test_pages_of_other_origins_may_ask_only_where_they_are_let(speaker, origins
         assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_the_log_has_a_line_of_json_a_request_and_no_secret(speaker, tmp_path):
+def test_the_log_has_a_line_of_json_a_request_and_no_secret(inference_model, tmp_path):
     path = tmp_path / "requests.jsonl"
-    service = make_service(speaker, key="s3cret", log=RequestLog(str(path)))
+    service = make_service(inference_model, key="s3cret", log=RequestLog(str(path)))
     headers = {"authorization": "Bearer s3cret"}
     with TestClient(make_app(service)) as client:
         done = client.post("/v1/chat/completions", json=HI, headers=headers)
@@ -315,8 +318,8 @@ def parsed(text: str) -> dict[str, float]:
     return found
 
 
-def test_metrics_count_requests_tokens_and_times(speaker):
-    service = make_service(speaker)
+def test_metrics_count_requests_tokens_and_times(inference_model):
+    service = make_service(inference_model)
     with TestClient(make_app(service)) as client:
         for _ in range(2):
             usage = client.post("/v1/chat/completions", json=HI).json()["usage"]
@@ -340,8 +343,8 @@ def test_metrics_count_requests_tokens_and_times(speaker):
     assert found["litgpt_slots"] == 4 and 0 < found["litgpt_cache_use_ratio"] < 1
 
 
-def test_health_tells_of_a_step_that_does_not_end(speaker, monkeypatch):
-    service = slowed(make_service(speaker), 0.3)
+def test_health_tells_of_a_step_that_does_not_end(inference_model, monkeypatch):
+    service = slowed(make_service(inference_model), 0.3)
     monkeypatch.setattr("litgpt.deploy.backends.local.STUCK_SECONDS", 0.1)
 
     async def work(client):
@@ -360,15 +363,15 @@ def test_health_tells_of_a_step_that_does_not_end(speaker, monkeypatch):
 # -- tokens
 
 
-def test_texts_become_tokens_and_back(speaker):
-    with TestClient(make_app(make_service(speaker))) as client:
+def test_texts_become_tokens_and_back(inference_model):
+    with TestClient(make_app(make_service(inference_model))) as client:
         told = client.post("/tokenize", json={"prompt": "Llamas eat hay."}).json()
-        assert told["tokens"] == speaker.tokenizer.encode_ids("Llamas eat hay.")
+        assert told["tokens"] == inference_model.tokenizer.encode_ids("Llamas eat hay.")
         assert told["count"] == len(told["tokens"]) and told["max_model_len"] == 128
         assert "".join(told["pieces"]) == "Llamas eat hay."
         assert client.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Llamas eat hay."}
         chat = client.post("/tokenize", json={"messages": HI["messages"]}).json()
-        assert chat["tokens"] == speaker.encode("Hi")
+        assert chat["tokens"] == inference_model.encode("Hi")
         shorter = client.post("/tokenize", json={"messages": HI["messages"], "add_generation_prompt": False}).json()
         assert shorter["tokens"] == chat["tokens"][: shorter["count"]] and shorter["count"] < chat["count"]
         for body in (

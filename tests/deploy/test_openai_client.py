@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.deploy.service import Service
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from tests.deploy.served import GREEDY, alone, make_service, running
@@ -19,14 +19,14 @@ openai = pytest.importorskip("openai")
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
     folder: Path = make_folder(tmp_path_factory.mktemp("serve") / "tiny", block_size=512)
-    return Speaker.load(folder, "cpu", "32-true")
+    return InferenceModel.load(folder, "cpu", "32-true")
 
 
 @pytest.fixture(scope="module")
-def service(speaker) -> Service:
-    return make_service(speaker, key="s3cret")
+def service(inference_model) -> Service:
+    return make_service(inference_model, key="s3cret")
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +51,20 @@ def streamed(client, n: int = 1, **settings) -> tuple[list[str], list]:
     return texts, chunks
 
 
-def test_chat_answers_with_usage_and_the_reason_it_ended(client, speaker):
+def test_chat_answers_with_usage_and_the_reason_it_ended(client, inference_model):
     answer = chat(client)
-    assert answer.choices[0].message.content == alone(speaker, "Hi", 12)
+    assert answer.choices[0].message.content == alone(inference_model, "Hi", 12)
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason == "length"
     usage = answer.usage
-    assert (usage.prompt_tokens, usage.completion_tokens) == (len(speaker.encode("Hi")), 12)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(inference_model.encode("Hi")), 12)
     assert usage.total_tokens == usage.prompt_tokens + 12
     assert answer.model == "tiny" and answer.id.startswith("chatcmpl-") and answer.object == "chat.completion"
 
 
-def test_a_stream_is_the_same_text_under_one_id(client, speaker):
+def test_a_stream_is_the_same_text_under_one_id(client, inference_model):
     texts, chunks = streamed(client)
-    assert texts == [alone(speaker, "Hi", 12)]
+    assert texts == [alone(inference_model, "Hi", 12)]
     assert len({chunk.id for chunk in chunks}) == 1
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["length"]
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -79,8 +79,8 @@ def test_a_stream_ends_with_usage_where_it_is_asked_for(client):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_ends_the_answer(client, speaker, stream):
-    whole = alone(speaker, "Hi", 40)
+def test_a_stop_string_ends_the_answer(client, inference_model, stream):
+    whole = alone(inference_model, "Hi", 40)
     stop = whole[7:10]
     if stream:
         texts, chunks = streamed(client, max_tokens=40, stop=stop)
@@ -91,27 +91,27 @@ def test_a_stop_string_ends_the_answer(client, speaker, stream):
         assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
-def test_a_seed_makes_an_answer_repeatable(client, speaker):
+def test_a_seed_makes_an_answer_repeatable(client, inference_model):
     first, second = (chat(client, temperature=1.5, seed=7).choices[0].message.content for _ in range(2))
-    assert first == second == alone(speaker, "Hi", 12, Sampling(temperature=1.5, seed=7))
+    assert first == second == alone(inference_model, "Hi", 12, Sampling(temperature=1.5, seed=7))
     assert chat(client, temperature=1.5, seed=-8).choices[0].message.content != first
 
 
-def test_several_answers_each_have_a_draw_and_an_end_of_their_own(client, speaker):
+def test_several_answers_each_have_a_draw_and_an_end_of_their_own(client, inference_model):
     def expected(seed: int, n: int = 200) -> str:
-        return alone(speaker, "Hi", n, Sampling(temperature=1.5, seed=seed))
+        return alone(inference_model, "Hi", n, Sampling(temperature=1.5, seed=seed))
 
     answer = chat(client, max_tokens=200, temperature=1.5, seed=3, n=3)
     assert [choice.message.content for choice in answer.choices] == [expected(3), expected(4), expected(5)]
-    assert answer.usage.prompt_tokens == len(speaker.encode("Hi"))
+    assert answer.usage.prompt_tokens == len(inference_model.encode("Hi"))
     texts, _ = streamed(client, n=3, max_tokens=200, temperature=1.5, seed=3)
     assert texts == [expected(3), expected(4), expected(5)]
     assert len({len(text) for text in texts}) > 1
 
 
-def test_temperature_zero_is_greedy_and_no_limit_is_the_room_left(client, speaker):
+def test_temperature_zero_is_greedy_and_no_limit_is_the_room_left(client, inference_model):
     answer = chat(client, max_tokens=None, temperature=0)
-    assert answer.choices[0].message.content == alone(speaker, "Hi", None)
+    assert answer.choices[0].message.content == alone(inference_model, "Hi", None)
     assert answer.usage.total_tokens == 513 or answer.choices[0].finish_reason == "stop"
 
 
@@ -120,7 +120,7 @@ def test_max_completion_tokens_comes_first(client):
     assert answer.usage.completion_tokens == 4
 
 
-def test_logprobs_are_those_of_the_tokens(client, speaker):
+def test_logprobs_are_those_of_the_tokens(client, inference_model):
     answer = chat(client, logprobs=True, top_logprobs=3)
     content = answer.choices[0].logprobs.content
     assert len(content) == 12 and all(len(entry.top_logprobs) == 3 for entry in content)
@@ -130,8 +130,8 @@ def test_logprobs_are_those_of_the_tokens(client, speaker):
     assert entries == content
 
 
-def test_logprobs_end_where_a_stop_string_cuts_the_text(client, speaker):
-    whole = alone(speaker, "Hi", 40)
+def test_logprobs_end_where_a_stop_string_cuts_the_text(client, inference_model):
+    whole = alone(inference_model, "Hi", 40)
     stop = whole[7:10]
     choice = chat(client, max_tokens=40, stop=stop, logprobs=True).choices[0]
     said = bytes(byte for entry in choice.logprobs.content for byte in entry.bytes)
@@ -139,8 +139,8 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(client, speaker):
     assert said.startswith(content) and len(said) < len(content) + 8
 
 
-def test_logprobs_of_half_characters_have_their_bytes(client, speaker):
-    tokens = speaker.tokenizer.encode_ids("日")
+def test_logprobs_of_half_characters_have_their_bytes(client, inference_model):
+    tokens = inference_model.tokenizer.encode_ids("日")
     assert len(tokens) == 3
     biases = {str(token): 100 for token in tokens}
     answer = chat(client, max_tokens=6, temperature=1.0, seed=1, logprobs=True, top_logprobs=20, logit_bias=biases)
@@ -151,18 +151,18 @@ def test_logprobs_of_half_characters_have_their_bytes(client, speaker):
     assert all(len({top.token for top in entry.top_logprobs}) == 20 for entry in content)
 
 
-def test_a_bias_bans_or_forces_a_token(client, speaker):
-    token = speaker.tokenizer.encode_ids("Z")[0]
+def test_a_bias_bans_or_forces_a_token(client, inference_model):
+    token = inference_model.tokenizer.encode_ids("Z")[0]
     assert chat(client, max_tokens=5, logit_bias={str(token): 100}).choices[0].message.content == "ZZZZZ"
-    first = speaker.reply(speaker.engine(), speaker.encode("Hi"), GREEDY, 1).request.result()[0]
+    first = inference_model.reply(inference_model.engine(), inference_model.encode("Hi"), GREEDY, 1).request.result()[0]
     banned = chat(client, max_tokens=1, logit_bias={str(first): -100}).choices[0].message.content
-    assert banned != speaker.tokenizer.decode([first])
+    assert banned != inference_model.tokenizer.decode([first])
 
 
-def test_penalties_change_the_answer(client, speaker):
-    expected = alone(speaker, "Hi", 60, Sampling(temperature=0, frequency_penalty=2.0, presence_penalty=1.0))
+def test_penalties_change_the_answer(client, inference_model):
+    expected = alone(inference_model, "Hi", 60, Sampling(temperature=0, frequency_penalty=2.0, presence_penalty=1.0))
     answer = chat(client, max_tokens=60, frequency_penalty=2.0, presence_penalty=1.0)
-    assert answer.choices[0].message.content == expected != alone(speaker, "Hi", 60)
+    assert answer.choices[0].message.content == expected != alone(inference_model, "Hi", 60)
 
 
 def test_a_json_schema_is_kept(client):
@@ -319,35 +319,37 @@ def test_a_field_that_is_null_asks_for_nothing_whether_it_is_known_or_not(client
     assert chat(client, [message], extra_body=nulls).choices
 
 
-def test_content_in_parts_is_one_text(client, speaker):
+def test_content_in_parts_is_one_text(client, inference_model):
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
-    assert chat(client, [{"role": "user", "content": parts}]).choices[0].message.content == alone(speaker, "Hi", 12)
+    assert chat(client, [{"role": "user", "content": parts}]).choices[0].message.content == alone(
+        inference_model, "Hi", 12
+    )
 
 
 # -- the other endpoints
 
 
-def raw(speaker: Speaker, text: str, n: int) -> str:
-    tokens = speaker.tokenizer.encode_ids(text)
-    return "".join(speaker.reply(speaker.engine(), tokens, GREEDY, n))
+def raw(inference_model: InferenceModel, text: str, n: int) -> str:
+    tokens = inference_model.tokenizer.encode_ids(text)
+    return "".join(inference_model.reply(inference_model.engine(), tokens, GREEDY, n))
 
 
-def test_completions_continue_texts_as_they_are(client, speaker):
+def test_completions_continue_texts_as_they_are(client, inference_model):
     answer = client.completions.create(model="tiny", prompt=["Once upon", "Llamas"], max_tokens=8, n=2)
     texts = [choice.text for choice in answer.choices]
-    assert texts == [raw(speaker, text, 8) for text in ("Once upon", "Once upon", "Llamas", "Llamas")]
-    tokens = speaker.tokenizer.encode_ids("Once upon")
+    assert texts == [raw(inference_model, text, 8) for text in ("Once upon", "Once upon", "Llamas", "Llamas")]
+    tokens = inference_model.tokenizer.encode_ids("Once upon")
     assert client.completions.create(model="tiny", prompt=tokens, max_tokens=8).choices[0].text == texts[0]
     chunks = list(client.completions.create(model="tiny", prompt="Once upon", max_tokens=8, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == texts[0]
-    assert answer.usage.prompt_tokens == len(tokens) + len(speaker.tokenizer.encode_ids("Llamas"))
+    assert answer.usage.prompt_tokens == len(tokens) + len(inference_model.tokenizer.encode_ids("Llamas"))
 
 
-def test_completions_give_prompts_back_with_their_logprobs(client, speaker):
+def test_completions_give_prompts_back_with_their_logprobs(client, inference_model):
     answer = client.completions.create(model="tiny", prompt="Once upon", max_tokens=3, echo=True, logprobs=2)
     choice = answer.choices[0]
-    assert choice.text == "Once upon" + raw(speaker, "Once upon", 3)
-    n = len(speaker.tokenizer.encode_ids("Once upon"))
+    assert choice.text == "Once upon" + raw(inference_model, "Once upon", 3)
+    n = len(inference_model.tokenizer.encode_ids("Once upon"))
     logprobs = choice.logprobs
     assert logprobs.token_logprobs[0] is None and all(value <= 0 for value in logprobs.token_logprobs[1:])
     assert len(logprobs.tokens) == n + 3 and "".join(logprobs.tokens) == choice.text
@@ -358,44 +360,44 @@ def test_completions_give_prompts_back_with_their_logprobs(client, speaker):
 
 def test_completions_go_on_in_the_middle_of_a_text(stories260k):
     """A vocabulary of pieces drops the space that a text begins with; what goes on with a prompt has it."""
-    speaker = Speaker.load(stories260k, "cpu", "32-true")
+    inference_model = InferenceModel.load(stories260k, "cpu", "32-true")
     prompt = "Once upon a time,"
-    with running(make_service(speaker)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+    with running(make_service(inference_model)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-") as client:
         ask = dict(model="tiny", prompt=prompt, max_tokens=20)
         text = client.completions.create(**ask).choices[0].text
         streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**ask, stream=True))
         echoed = client.completions.create(**ask, echo=True, logprobs=1).choices[0]
-    tokens = speaker.tokenizer.encode_ids(prompt)
-    output = speaker.engine().submit(tokens, GREEDY, speaker.stops, 20).result()
-    assert prompt + text == echoed.text == speaker.tokenizer.decode([*tokens, *output])
+    tokens = inference_model.tokenizer.encode_ids(prompt)
+    output = inference_model.engine().submit(tokens, GREEDY, inference_model.stops, 20).result()
+    assert prompt + text == echoed.text == inference_model.tokenizer.decode([*tokens, *output])
     assert text == streamed and text.startswith(" there was")
     pairs = list(zip(echoed.logprobs.tokens, echoed.logprobs.text_offset, strict=True))[2:]  # after <s>, and " Once"
     assert [echoed.text[at : at + len(token)] for token, at in pairs] == [token for token, _ in pairs]
 
 
-def test_the_logprobs_of_a_prompt_are_the_models(client, speaker):
+def test_the_logprobs_of_a_prompt_are_the_models(client, inference_model):
     import torch
 
-    tokens = speaker.tokenizer.encode_ids("Once upon a time")
+    tokens = inference_model.tokenizer.encode_ids("Once upon a time")
     answer = client.completions.create(model="tiny", prompt=tokens, max_tokens=0, echo=True, logprobs=1)
     with torch.no_grad():
-        expected = speaker.model(torch.tensor([tokens]))[0].log_softmax(-1)
+        expected = inference_model.model(torch.tensor([tokens]))[0].log_softmax(-1)
     wanted = [float(expected[at, token]) for at, token in enumerate(tokens[1:])]
     assert answer.choices[0].logprobs.token_logprobs[1:] == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_embeddings_are_pooled_hidden_states_of_length_one(speaker, pooling):
+def test_embeddings_are_pooled_hidden_states_of_length_one(inference_model, pooling):
     import torch
 
-    with running(make_service(speaker, pooling=pooling)) as url:
+    with running(make_service(inference_model, pooling=pooling)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="-")
         answer = client.embeddings.create(model="tiny", input=["Llamas eat hay.", "Paris is a city."])
         floats = client.embeddings.create(model="tiny", input="Paris is a city.", encoding_format="float")
         client.close()
     with torch.no_grad():
-        tokens = speaker.tokenizer.encode_ids("Paris is a city.")
-        hidden = speaker.model.hidden(torch.tensor([tokens]))[0]
+        tokens = inference_model.tokenizer.encode_ids("Paris is a city.")
+        hidden = inference_model.model.hidden(torch.tensor([tokens]))[0]
     pooled = hidden.mean(0) if pooling == "mean" else hidden[-1]
     expected = (pooled / pooled.norm()).tolist()
     assert floats.data[0].embedding == pytest.approx(expected, abs=1e-5)

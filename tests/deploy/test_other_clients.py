@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
 
@@ -44,19 +44,19 @@ console.log(JSON.stringify(told))
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
     folder: Path = make_folder(tmp_path_factory.mktemp("serve") / "tiny", block_size=512)
-    return Speaker.load(folder, "cpu", "32-true")
+    return InferenceModel.load(folder, "cpu", "32-true")
 
 
 @pytest.fixture(scope="module")
-def url(speaker) -> Iterator[str]:
-    with running(make_service(speaker, key="s3cret")) as url:
+def url(inference_model) -> Iterator[str]:
+    with running(make_service(inference_model, key="s3cret")) as url:
         yield url
 
 
 @pytest.mark.slow
-def test_npms_openai(url, speaker, tmp_path):
+def test_npms_openai(url, inference_model, tmp_path):
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm here")
@@ -68,7 +68,7 @@ def test_npms_openai(url, speaker, tmp_path):
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
-    expected = alone(speaker, "Hi", 12)
+    expected = alone(inference_model, "Hi", 12)
     assert told["chat"] == told["stream"] == expected and told["usage"] == 12
     assert told["stop"]["finish_reason"] == "stop" and expected.startswith(told["stop"]["message"]["content"])
     assert told["seeds"][0] == told["seeds"][1] != expected
@@ -80,7 +80,7 @@ def test_npms_openai(url, speaker, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_langchain(url, speaker):
+def test_langchain(url, inference_model):
     langchain = pytest.importorskip("langchain_openai")
     from pydantic import BaseModel
 
@@ -92,7 +92,7 @@ def test_langchain(url, speaker):
     settings = dict(model="tiny", base_url=f"{url}/v1", api_key="s3cret", max_retries=0)
     model = langchain.ChatOpenAI(**settings, max_tokens=12, temperature=0)
     answer = model.invoke("Hi")
-    assert answer.content == alone(speaker, "Hi", 12)
+    assert answer.content == alone(inference_model, "Hi", 12)
     assert answer.usage_metadata["output_tokens"] == 12
     assert "".join(str(chunk.content) for chunk in model.stream("Hi")) == answer.content
     longer = langchain.ChatOpenAI(**settings, max_tokens=90, temperature=0)

@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 from litgpt.deploy.routes.page import chat_page
 from litgpt.deploy.service import Service
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
 
@@ -152,10 +152,10 @@ def page(browser, script) -> Iterator[Any]:
 
 
 @pytest.fixture
-def real(browser, tmp_path) -> Iterator[tuple[Any, Speaker, Service]]:
+def real(browser, tmp_path) -> Iterator[tuple[Any, InferenceModel, Service]]:
     """The page as the real server with a key shows it, its settings open; the model behind it, and the service."""
-    speaker = Speaker.load(make_folder(tmp_path / "tiny", block_size=40_000), "cpu", "32-true")
-    service = make_service(speaker, slots=1, key="secret")
+    inference_model = InferenceModel.load(make_folder(tmp_path / "tiny", block_size=40_000), "cpu", "32-true")
+    service = make_service(inference_model, slots=1, key="secret")
     with running(service) as address:
         page = browser.new_page()
         page.goto(address)
@@ -164,16 +164,16 @@ def real(browser, tmp_path) -> Iterator[tuple[Any, Speaker, Service]]:
         page.fill("#temperature", "0")
         page.press("#temperature", "Tab")
         page.wait_for_selector("#model option", state="attached")
-        yield page, speaker, service
+        yield page, inference_model, service
         page.close()
 
 
 def test_the_real_server_answers_and_answers_again(real):
-    page, speaker, _ = real
+    page, inference_model, _ = real
     page.fill("#max_tokens", "12")
     page.press("#max_tokens", "Tab")
     page.keyboard.press("Escape")
-    expected = ["What food?", alone(speaker, "What food?", 12)]
+    expected = ["What food?", alone(inference_model, "What food?", 12)]
     ask(page, "What food?")
     finished(page)
     assert page.evaluate(SAID) == expected
@@ -183,7 +183,7 @@ def test_the_real_server_answers_and_answers_again(real):
 
 
 def test_the_real_server_streams_until_it_is_stopped(real):
-    page, speaker, service = real
+    page, inference_model, service = real
     page.keyboard.press("Escape")
     ask(page, "What food?")
     page.wait_for_function("() => document.querySelector('article.writing .text')?.innerText.length > 100")
@@ -191,7 +191,7 @@ def test_the_real_server_streams_until_it_is_stopped(real):
     finished(page)
     assert "stopped" in page.inner_text(".note")
     _, answer = page.evaluate(SAID)
-    assert len(answer) > 100 and alone(speaker, "What food?", 3 * len(answer)).startswith(answer)
+    assert len(answer) > 100 and alone(inference_model, "What food?", 3 * len(answer)).startswith(answer)
     deadline = time.monotonic() + 5
     while service.in_flight and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -17,7 +17,7 @@ from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.local import LocalBackend
 from litgpt.deploy.served_models import base_of, find_adapter, make_voices
 from litgpt.deploy.service import Service
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from tests.deploy.lora_runs import make_run
 from tests.deploy.served import GREEDY, alone, asynchronous
@@ -41,15 +41,17 @@ def runs(folder, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def service(folder, runs) -> Service:
-    voices = make_voices(Speaker.load(folder, "cpu", "32-true"), "tiny", 8, runs)
+    voices = make_voices(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 8, runs)
     return Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def expected(folder, runs) -> dict[str, str]:
     """What each answers when it is served alone, its update merged."""
-    speakers = {name: Speaker.load(place, "cpu", "32-true") for name, place in {"tiny": folder, **runs}.items()}
-    return {name: alone(speaker, "Hi", 12) for name, speaker in speakers.items()}
+    inference_models = {
+        name: InferenceModel.load(place, "cpu", "32-true") for name, place in {"tiny": folder, **runs}.items()
+    }
+    return {name: alone(inference_model, "Hi", 12) for name, inference_model in inference_models.items()}
 
 
 def body(model: str) -> dict:
@@ -70,7 +72,7 @@ def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(s
             and time.monotonic() < deadline
         ):
             time.sleep(0.001)  # until all have come, before the first has more than a token
-        widest = max(widest, len({request.variant for request in engine._active if request.output}))
+        widest = max(widest, len({request.adapter for request in engine._active if request.output}))
         return decode()
 
     engine._decode = counting
@@ -87,7 +89,7 @@ def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(s
 
 @pytest.fixture
 def client(folder, runs):
-    voices = make_voices(Speaker.load(folder, "cpu", "32-true"), "tiny", 2, runs)
+    voices = make_voices(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, runs)
     with TestClient(make_app(Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12))) as client:
         yield client
 
@@ -132,10 +134,10 @@ def peft_folder(folder: Path, base: str, n_layer: int = 2) -> Path:
 
 
 def test_pefts_folders_answer_as_well_wherever_they_say_that_the_model_is(folder, runs, expected, tmp_path):
-    poems = alone(Speaker.load(peft_folder(tmp_path / "told", str(folder)), "cpu", "32-true"), "Hi", 12)
+    poems = alone(InferenceModel.load(peft_folder(tmp_path / "told", str(folder)), "cpu", "32-true"), "Hi", 12)
     place = peft_folder(tmp_path / "poems", "some/where")
     voices = make_voices(
-        Speaker.load(folder, "cpu", "32-true"), "tiny", 2, {"poems": place, "legal": runs["legal"]}, base=folder
+        InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, {"poems": place, "legal": runs["legal"]}, base=folder
     )
     with TestClient(make_app(Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12))) as client:
         answers = [
@@ -164,4 +166,4 @@ def test_the_weights_that_adapters_stand_beside_are_those_of_the_model_that_was_
 
 def test_an_adapter_cant_have_the_models_name(folder, runs):
     with pytest.raises(LitGPTError, match="what the model itself is called"):
-        make_voices(Speaker.load(folder, "cpu", "32-true"), "legal", 1, runs)
+        make_voices(InferenceModel.load(folder, "cpu", "32-true"), "legal", 1, runs)

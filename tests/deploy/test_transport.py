@@ -10,7 +10,7 @@ import time
 import pytest
 
 from litgpt.deploy.backends.task import Answers, Counts, News
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import make_service, running
 from tests.generate.folder import make_folder
 
@@ -59,7 +59,7 @@ class Words(Answers):
 
 @pytest.mark.slow
 def test_a_core_streams_ten_thousand_pieces_a_second(tmp_path):
-    service = make_service(Speaker.load(make_folder(tmp_path / "tiny"), "cpu", "32-true"))
+    service = make_service(InferenceModel.load(make_folder(tmp_path / "tiny"), "cpu", "32-true"))
 
     async def words(works):
         return Words()

@@ -25,13 +25,13 @@ def model(request, tmp_path_factory) -> GPT:
     return load_model(hf_folder(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-def assert_greedy(requests: Sequence[Request]) -> None:
+def assert_greedy(model: GPT, requests: Sequence[Request]) -> None:
     """Every token of each answer is the best one after those before it, with neither cache nor batch."""
     for request in requests:
         answer = request.result()
         assert len(answer) == request.limit
         with torch.no_grad():
-            logits = request.engine.model(torch.tensor([[*request.prompt, *answer]]))[0]
+            logits = model(torch.tensor([[*request.prompt, *answer]]))[0]
         assert answer == logits[len(request.prompt) - 1 : -1].argmax(dim=-1).tolist()
 
 
@@ -39,7 +39,7 @@ def test_alone_and_streamed(model):
     (prompt,) = prompts(9)
     request = Engine(model, length=LENGTH).submit(prompt, GREEDY, max_new_tokens=14)
     assert list(request) == request.output
-    assert_greedy([request])
+    assert_greedy(model, [request])
 
 
 def test_in_a_batch_of_mixed_lengths_some_of_which_join_midway(model):
@@ -51,7 +51,7 @@ def test_in_a_batch_of_mixed_lengths_some_of_which_join_midway(model):
         engine.step()
     again = requests[0].prompt + requests[0].output[:3] + [5]  # shares a beginning with what ran before
     requests += [engine.submit(prompt, GREEDY, max_new_tokens=12) for prompt in ([7], again)]
-    assert_greedy(requests)
+    assert_greedy(model, requests)
     assert not engine.busy
 
 
@@ -61,6 +61,6 @@ def test_a_conversation_that_goes_on(model):
     (prompt,) = prompts(10)
     for turn in range(3):
         request = engine.submit(prompt, GREEDY, max_new_tokens=5)
-        assert_greedy([request])
+        assert_greedy(model, [request])
         assert turn == 0 or request.n_shared >= len(prompt) - 4
         prompt = [*prompt, *request.output, 3 + turn, 4]

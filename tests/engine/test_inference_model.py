@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from litgpt.prompts import Alpaca, PromptStyle
 from tests.generate.folder import END, make_folder
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
-    return Speaker.load(make_folder(tmp_path_factory.mktemp("speaker") / "tiny"), precision="32-true")
+def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
+    return InferenceModel.load(make_folder(tmp_path_factory.mktemp("speaker") / "tiny"), precision="32-true")
 
 
 class Shout(PromptStyle):
@@ -26,43 +26,45 @@ class Shout(PromptStyle):
         return ([tokenizer.eos_id], [tokenizer.token_to_id("!"), tokenizer.token_to_id("!")], [None])
 
 
-def test_the_chat_template_writes_prompts_and_conversations(speaker):
+def test_the_chat_template_writes_prompts_and_conversations(inference_model):
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert speaker.encode("Hi") == speaker.tokenizer.encode_ids(text, bos=False)
+    assert inference_model.encode("Hi") == inference_model.tokenizer.encode_ids(text, bos=False)
     messages = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
-    decoded = speaker.tokenizer.decode(speaker.encode_messages(messages), skip_special_tokens=False)
+    decoded = inference_model.tokenizer.decode(inference_model.encode_messages(messages), skip_special_tokens=False)
     assert (
         decoded
         == "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages) + "<|im_start|>assistant\n"
     )
-    assert speaker.multi_turn
+    assert inference_model.multi_turn
 
 
-def test_parts_of_text_are_one_text(speaker):
+def test_parts_of_text_are_one_text(inference_model):
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
-    for style in (speaker.style, Shout()):
-        same = Speaker(speaker.model, speaker.tokenizer, style)
+    for style in (inference_model.style, Shout()):
+        same = InferenceModel(inference_model.model, inference_model.tokenizer, style)
         ids = [same.encode_messages([{"role": "user", "content": content}]) for content in (parts, "Hello")]
         assert ids[0] == ids[1]
 
 
-def test_content_that_is_no_text_is_told(speaker):
+def test_content_that_is_no_text_is_told(inference_model):
     with pytest.raises(LitGPTError, match="A user message holds something other than text: 5"):
-        Speaker(speaker.model, speaker.tokenizer, Shout()).encode_messages([{"role": "user", "content": 5}])
+        InferenceModel(inference_model.model, inference_model.tokenizer, Shout()).encode_messages(
+            [{"role": "user", "content": 5}]
+        )
 
 
-def test_answers_end_at_the_tokenizers_and_the_styles_stops(speaker):
-    assert END in speaker.stops
-    exclamation = speaker.tokenizer.token_to_id("!")
-    shouting = Speaker(speaker.model, speaker.tokenizer, Shout())
+def test_answers_end_at_the_tokenizers_and_the_styles_stops(inference_model):
+    assert END in inference_model.stops
+    exclamation = inference_model.tokenizer.token_to_id("!")
+    shouting = InferenceModel(inference_model.model, inference_model.tokenizer, Shout())
     assert [END] in shouting.stops and [exclamation] * 2 in shouting.stops and [None] not in shouting.stops
     assert not shouting.multi_turn
-    assert Speaker(speaker.model, speaker.tokenizer, Alpaca()).multi_turn
+    assert InferenceModel(inference_model.model, inference_model.tokenizer, Alpaca()).multi_turn
 
 
-def test_a_system_prompt_that_the_style_has_no_place_for_is_told(speaker):
+def test_a_system_prompt_that_the_style_has_no_place_for_is_told(inference_model):
     with pytest.raises(LitGPTError, match="Shout has no place for a system prompt"):
-        Speaker(speaker.model, speaker.tokenizer, Shout()).encode("Hi", sys_prompt="Be brief.")
+        InferenceModel(inference_model.model, inference_model.tokenizer, Shout()).encode("Hi", sys_prompt="Be brief.")
 
 
 @pytest.mark.parametrize(
@@ -75,23 +77,23 @@ def test_a_system_prompt_that_the_style_has_no_place_for_is_told(speaker):
     ],
 )
 def test_precision_decides_weights_and_cache(tmp_path, precision, weights, computed):
-    speaker = Speaker.load(make_folder(tmp_path / "tiny"), "cpu", precision)
-    engine = speaker.engine()
-    assert speaker.model.lm_head.weight.dtype == weights
+    inference_model = InferenceModel.load(make_folder(tmp_path / "tiny"), "cpu", precision)
+    engine = inference_model.engine()
+    assert inference_model.model.lm_head.weight.dtype == weights
     assert engine.cache.keys[0].dtype == computed
-    assert len("".join(speaker.reply(engine, speaker.encode("Hi"), _greedy(), 5))) > 0
+    assert len("".join(inference_model.reply(engine, inference_model.encode("Hi"), _greedy(), 5))) > 0
 
 
-def test_an_engine_has_room_for_the_models_context(speaker):
-    assert speaker.engine(2).length == 128
-    assert speaker.engine(1, 40).length == 40
-    assert speaker.engine(1, 4000).length == 128
+def test_an_engine_has_room_for_the_models_context(inference_model):
+    assert inference_model.engine(2).length == 128
+    assert inference_model.engine(1, 40).length == 40
+    assert inference_model.engine(1, 4000).length == 128
 
 
-def test_a_bad_stop_string_leaves_no_request_behind(speaker):
-    engine = speaker.engine()
+def test_a_bad_stop_string_leaves_no_request_behind(inference_model):
+    engine = inference_model.engine()
     with pytest.raises(LitGPTError, match="stop string"):
-        speaker.reply(engine, [1], _greedy(), stop=[""])
+        inference_model.reply(engine, [1], _greedy(), stop=[""])
     assert not engine.busy
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -35,9 +35,9 @@ Finish this sentence: Once upon a time, in a village by the river,""".splitlines
 
 
 def check_golden(folder: Path, golden: Path) -> None:
-    speaker = Speaker.load(folder, "cpu", "32-true")
+    inference_model = InferenceModel.load(folder, "cpu", "32-true")
     for case in json.loads(golden.read_text())["cases"]:
-        request = speaker.engine().submit(case["input_ids"], GREEDY, max_new_tokens=len(case["greedy_ids"]))
+        request = inference_model.engine().submit(case["input_ids"], GREEDY, max_new_tokens=len(case["greedy_ids"]))
         assert request.result() == case["greedy_ids"]
 
 
@@ -57,12 +57,13 @@ def test_smollm2_answers_as_in_transformers(smollm2: Path):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
-    speaker = Speaker.load(smollm2, "cpu", "32-true")
-    together = speaker.engine(8, 256)
-    alone = speaker.engine(1, 256)
+    inference_model = InferenceModel.load(smollm2, "cpu", "32-true")
+    together = inference_model.engine(8, 256)
+    alone = inference_model.engine(1, 256)
     assert len(QUESTIONS) == 20
     requests = [
-        together.submit(speaker.encode(question), GREEDY, speaker.stops, max_new_tokens=64) for question in QUESTIONS
+        together.submit(inference_model.encode(question), GREEDY, inference_model.stops, max_new_tokens=64)
+        for question in QUESTIONS
     ]
     for question, request in zip(QUESTIONS, requests, strict=True):
         text = tokenizer.apply_chat_template(
@@ -71,7 +72,7 @@ def test_smollm2_answers_as_in_transformers(smollm2: Path):
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         assert request.prompt == ids[0].tolist()
         whole = theirs.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.size(1) :].tolist()
-        answer = whole[:-1] if whole[-1] in speaker.tokenizer.stop_ids else whole
-        assert alone.submit(request.prompt, GREEDY, speaker.stops, max_new_tokens=64).result() == answer
+        answer = whole[:-1] if whole[-1] in inference_model.tokenizer.stop_ids else whole
+        assert alone.submit(request.prompt, GREEDY, inference_model.stops, max_new_tokens=64).result() == answer
         assert request.result() == answer
         assert request.finish_reason == ("length" if answer == whole else "stop")

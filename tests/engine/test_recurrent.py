@@ -66,7 +66,7 @@ def test_after_a_failed_step_nothing_of_it_is_used(model, monkeypatch):
     prompt = prompts(12)[0]
     engine.submit(prompt, GREEDY, max_new_tokens=3)
     engine.step()
-    monkeypatch.setattr(model.transformer.h[1].attn, "look", lambda *_: 1 / 0)
+    monkeypatch.setattr(model.transformer.h[1].attn, "attend", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.step()
     monkeypatch.undo()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.structured import Grammar
 from litgpt.errors import LitGPTError
@@ -29,56 +29,60 @@ PERSON = {
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory) -> Speaker:
-    return Speaker.load(make_folder(tmp_path_factory.mktemp("tiny") / "model"), precision="32-true")
+def inference_model(tmp_path_factory) -> InferenceModel:
+    return InferenceModel.load(make_folder(tmp_path_factory.mktemp("tiny") / "model"), precision="32-true")
 
 
-def answer(speaker: Speaker, grammar: Grammar, n: int = 100, **settings) -> tuple[str, str | None]:
-    engine = speaker.engine(1)
-    reply = speaker.reply(engine, [5, 6], Sampling(grammar=grammar, **settings), n)
+def answer(inference_model: InferenceModel, grammar: Grammar, n: int = 100, **settings) -> tuple[str, str | None]:
+    engine = inference_model.engine(1)
+    reply = inference_model.reply(engine, [5, 6], Sampling(grammar=grammar, **settings), n)
     return "".join(reply), reply.finish_reason
 
 
 @pytest.mark.parametrize(
     "settings", [dict(temperature=0), dict(seed=1), dict(seed=2, top_k=5), dict(seed=3, top_p=0.5)]
 )
-def test_an_answer_matches_its_regular_expression_as_a_whole(speaker, settings):
+def test_an_answer_matches_its_regular_expression_as_a_whole(inference_model, settings):
     pattern = r"(yes|no), [a-f]{3} \d{2}!"
-    text, reason = answer(speaker, Grammar.regex(pattern, speaker.tokenizer), **settings)
+    text, reason = answer(inference_model, Grammar.regex(pattern, inference_model.tokenizer), **settings)
     assert re.fullmatch(pattern, text) and reason == "stop"
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("as_text", [False, True])
-def test_an_answer_is_what_its_schema_describes(speaker, seed, as_text):
+def test_an_answer_is_what_its_schema_describes(inference_model, seed, as_text):
     schema = json.dumps(PERSON) if as_text else PERSON
-    text, reason = answer(speaker, Grammar.json_schema(schema, speaker.tokenizer), seed=seed)
+    text, reason = answer(inference_model, Grammar.json_schema(schema, inference_model.tokenizer), seed=seed)
     person = json.loads(text)
     assert reason == "stop" and set(person) == {"name", "age"}
     assert len(person["name"]) <= 6 and 0 <= person["age"] <= 99
 
 
-def test_a_json_object_is_one_as_far_as_it_comes(speaker):
-    text, _ = answer(speaker, Grammar.json_object(speaker.tokenizer), 20, seed=0)
+def test_a_json_object_is_one_as_far_as_it_comes(inference_model):
+    text, _ = answer(inference_model, Grammar.json_object(inference_model.tokenizer), 20, seed=0)
     assert text.lstrip().startswith("{")
 
 
-def test_where_more_may_follow_the_end_token_ends_the_answer(speaker):
-    end = speaker.tokenizer.eos_id
-    sampling = Sampling(temperature=0, grammar=Grammar.regex("a+", speaker.tokenizer), logit_bias={end: 50.0})
-    request = speaker.engine().submit([5], sampling, max_new_tokens=9)  # no stops of its own
-    assert speaker.tokenizer.decode(request.result()) == "a"
+def test_where_more_may_follow_the_end_token_ends_the_answer(inference_model):
+    end = inference_model.tokenizer.eos_id
+    sampling = Sampling(temperature=0, grammar=Grammar.regex("a+", inference_model.tokenizer), logit_bias={end: 50.0})
+    request = inference_model.engine().submit([5], sampling, max_new_tokens=9)  # no stops of its own
+    assert inference_model.tokenizer.decode(request.result()) == "a"
     assert (request.finish_reason, request.n_generated) == ("stop", 2)
 
 
-def test_neighbours_and_later_requests_are_not_bound_by_it(speaker):
-    engine, grammar = speaker.engine(2, 64), Grammar.regex("(no ){8}", speaker.tokenizer)
+def test_neighbours_and_later_requests_are_not_bound_by_it(inference_model):
+    engine, grammar = inference_model.engine(2, 64), Grammar.regex("(no ){8}", inference_model.tokenizer)
     bound, free, again = (
         engine.submit([7, 8], Sampling(temperature=0, grammar=which), max_new_tokens=40)
         for which in (grammar, None, grammar)
     )
-    assert free.result() == naive(speaker.model, [7, 8], 40)
-    assert speaker.tokenizer.decode(bound.result()) == speaker.tokenizer.decode(again.result()) == "no " * 8
+    assert free.result() == naive(inference_model.model, [7, 8], 40)
+    assert (
+        inference_model.tokenizer.decode(bound.result())
+        == inference_model.tokenizer.decode(again.result())
+        == "no " * 8
+    )
 
 
 def test_a_tokenizer_of_single_characters_without_an_end_token(tmp_path):
@@ -113,13 +117,13 @@ def test_a_sentencepiece_tokenizer(tmp_path):
         (lambda t: Grammar.regex(r"(?=a)b", t), "can't be used: "),
     ],
 )
-def test_what_is_no_grammar_is_told_in_one_sentence(speaker, make, words):
+def test_what_is_no_grammar_is_told_in_one_sentence(inference_model, make, words):
     with pytest.raises(LitGPTError, match=words) as told:
-        make(speaker.tokenizer)
+        make(inference_model.tokenizer)
     assert "\n" not in str(told.value) and str(told.value).endswith(".")
 
 
-def test_without_llguidance_the_extra_is_named(speaker, monkeypatch):
+def test_without_llguidance_the_extra_is_named(inference_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(LitGPTError, match=r"pip install 'litgpt\[structured\]'"):
-        Grammar.regex("a", speaker.tokenizer)
+        Grammar.regex("a", inference_model.tokenizer)

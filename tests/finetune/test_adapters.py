@@ -14,7 +14,7 @@ from litgpt.adapter import Adapter
 from litgpt.adapter_v2 import AdapterV2
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.reader import load_model, load_pth
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.finetune import adapter, adapter_v2
 from litgpt.peft import Method
 from litgpt.prompts import ChatTemplate
@@ -69,10 +69,10 @@ def test_its_folder_is_used_with_the_model_it_was_trained_on(finished: tuple[Pat
     out_dir, method = finished
     found = find_finetuned(out_dir / "final")
     assert found is not None and found.method == method and found.base.dir == lit_folder
-    speaker = Speaker.load(out_dir / "final", precision="32-true")
-    assert isinstance(speaker.style, ChatTemplate)
+    inference_model = InferenceModel.load(out_dir / "final", precision="32-true")
+    assert isinstance(inference_model.style, ChatTemplate)
     tokens = torch.arange(20)[None]
-    difference = speaker.model(tokens) - load_model(lit_folder)(tokens)
+    difference = inference_model.model(tokens) - load_model(lit_folder)(tokens)
     assert difference.abs().max() > 0.01
 
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
 
 def test_a_tied_head_stays_tied(hf_folder: Path, data_file: Path, tmp_path: Path) -> None:
     run(adapter_v2.setup, hf_folder, data_file, tmp_path, resume=None, train={"max_steps": 2})
-    model = Speaker.load(tmp_path / "final", precision="32-true").model
+    model = InferenceModel.load(tmp_path / "final", precision="32-true").model
     assert model.tied and torch.equal(
         model.transformer.wte.weight, load_model(hf_folder).transformer.wte.weight.float()
     )

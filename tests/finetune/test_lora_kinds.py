@@ -15,7 +15,7 @@ from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.peft_folder.writer import to_peft
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.cli.parser import parse
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from litgpt.finetune import lora
 from litgpt.lora import LoRA
@@ -59,8 +59,8 @@ def test_merged_and_unmerged_and_pefts_folder_compute_the_same(
     to_peft(final, tmp_path / "peft")
     for folder in (tmp_path / "updates", tmp_path / "peft"):
         assert find_finetuned(folder) is not None
-        speaker = Speaker.load(folder, precision="32-true")
-        torch.testing.assert_close(speaker.model(TOKENS), merged, rtol=1e-4, atol=1e-4)
+        inference_model = InferenceModel.load(folder, precision="32-true")
+        torch.testing.assert_close(inference_model.model(TOKENS), merged, rtol=1e-4, atol=1e-4)
     assert LLM.load(tmp_path / "peft").generate("Name the cat.", max_new_tokens=3) is not None
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litgpt.checkpoint.reader import load_model
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from litgpt.generate.base import generate, main
 from litgpt.tokenizer import Tokenizer
@@ -25,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected(folder: Path, prompt: str, n: int, sys_prompt: str | None = None) -> str:
     """Prompt and greedy answer as text, by the oracle."""
-    speaker = Speaker.load(folder, precision="32-true")
-    ids = speaker.encode(prompt, sys_prompt)
+    inference_model = InferenceModel.load(folder, precision="32-true")
+    ids = inference_model.encode(prompt, sys_prompt)
     answer = naive(load_model(folder), ids, n)
     return Tokenizer(folder).decode(ids + (answer[: answer.index(END)] if END in answer else answer))
 

@@ -17,7 +17,7 @@ from litgpt.api import LLM
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from litgpt.generate import adapter, adapter_v2, base, full
 from litgpt.lora import LoRA
@@ -90,7 +90,7 @@ def test_a_command_prints_the_answer_of_the_finetuned_model(folder, runs, name, 
 def test_the_style_is_the_bases_where_the_finetuning_left_none(folder, runs, tmp_path, capsys):
     file = Path(shutil.copy(runs["adapter"][0] / "lit_model.pth.adapter", tmp_path))
     adapter.main(folder, prompt="Hi", input="there", sys_prompt="Short.", adapter_path=file, max_new_tokens=8, **EXACT)
-    style = Speaker.load(folder, precision="32-true").style
+    style = InferenceModel.load(folder, precision="32-true").style
     expected = answer(runs["adapter"][1], folder, style, "Hi\n\nthere", 8, sys_prompt="Short.")
     assert capsys.readouterr().out == expected + "\n"
 
@@ -119,7 +119,7 @@ def test_llm_takes_the_folder_of_a_run(folder, runs, name, tmp_path):
 
 def test_low_rank_updates_are_merged_into_the_weights(folder, runs):
     model = runs["lora"][1]
-    merged = Speaker.load(runs["lora"][0], precision="32-true").model
+    merged = InferenceModel.load(runs["lora"][0], precision="32-true").model
     tokens = torch.arange(20)[None]
     expected = model(tokens).detach()
     torch.testing.assert_close(merged(tokens), expected, rtol=0, atol=3e-5 * float(expected.abs().max()))
@@ -129,7 +129,9 @@ def test_low_rank_updates_are_merged_into_the_weights(folder, runs):
 def test_a_whole_model_wins_over_an_update_beside_it(folder, runs, tmp_path):
     out = shutil.copytree(runs["lora"][0], tmp_path / "final")
     shutil.copytree(folder, out, dirs_exist_ok=True)
-    assert torch.equal(Speaker.load(out, precision="32-true").model.lm_head.weight, load_model(folder).lm_head.weight)
+    assert torch.equal(
+        InferenceModel.load(out, precision="32-true").model.lm_head.weight, load_model(folder).lm_head.weight
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_a_broken_folder_is_told_in_one_sentence(runs, tmp_path, name, change, c
     out = shutil.copytree(runs[name][0], tmp_path / "final")
     change(out, name)
     with pytest.raises(LitGPTError, match=complaint) as caught:
-        Speaker.load(out)
+        InferenceModel.load(out)
     assert "\n" not in str(caught.value)
 
 

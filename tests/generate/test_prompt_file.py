@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.generate import full
@@ -36,9 +36,9 @@ def answers(folder, tmp_path, capsys):
 
 
 def alone(folder: Path, prompt: list[int] | str, n: int = 8, **settings) -> str:
-    speaker = Speaker.load(folder, precision="32-true")
-    ids = speaker.encode(prompt) if isinstance(prompt, str) else prompt
-    return "".join(speaker.reply(speaker.engine(), ids, Sampling(**{"temperature": 0, **settings}), n))
+    inference_model = InferenceModel.load(folder, precision="32-true")
+    ids = inference_model.encode(prompt) if isinstance(prompt, str) else prompt
+    return "".join(inference_model.reply(inference_model.engine(), ids, Sampling(**{"temperature": 0, **settings}), n))
 
 
 def test_one_prompt_a_line(answers, folder):
@@ -46,8 +46,8 @@ def test_one_prompt_a_line(answers, folder):
     assert [row["id"] for row in rows] == [0, 1, 2]
     prompts = ["What food?", "Hello there, who are you?", "Hi"]
     assert [row["output"] for row in rows] == [alone(folder, prompt) for prompt in prompts]
-    speaker = Speaker.load(folder, precision="32-true")
-    assert [row["prompt_tokens"] for row in rows] == [len(speaker.encode(prompt)) for prompt in prompts]
+    inference_model = InferenceModel.load(folder, precision="32-true")
+    assert [row["prompt_tokens"] for row in rows] == [len(inference_model.encode(prompt)) for prompt in prompts]
     assert all(row["completion_tokens"] <= 8 and row["finish_reason"] in ("length", "stop") for row in rows)
 
 
@@ -59,9 +59,11 @@ def test_lines_have_settings_of_their_own(answers, folder):
         {"prompt": "Hi", "temperature": 1.5, "seed": 7, "top_k": None, "logprobs": 2},
         {"prompt": "Hi", "regex": "[ab]{3}"},
     )
-    speaker = Speaker.load(folder, precision="32-true")
+    inference_model = InferenceModel.load(folder, precision="32-true")
     assert rows[0]["output"] == alone(folder, "Hi", 3) and rows[0]["completion_tokens"] == 3
-    assert rows[1]["id"] == "conversation" and rows[1]["output"] == alone(folder, speaker.encode_messages(messages))
+    assert rows[1]["id"] == "conversation" and rows[1]["output"] == alone(
+        folder, inference_model.encode_messages(messages)
+    )
     assert rows[2]["output"] == alone(folder, "Hi", temperature=1.5, seed=7)
     assert all(len(noted["top"]) == 2 for noted in rows[2]["logprobs"])
     assert set(rows[3]["output"]) <= set("ab") and rows[3]["finish_reason"] == "stop"

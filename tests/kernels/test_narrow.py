@@ -11,7 +11,7 @@ from torch import nn
 
 from litgpt.config import Config
 from litgpt.kernels import narrow
-from litgpt.kernels.narrow import ALIGNED, MANY, quicken
+from litgpt.kernels.narrow import ALIGNED, MANY, use_fast_linear
 from litgpt.model.mlp import LLaMAMLP
 
 PLENTY = 2**30
@@ -30,7 +30,7 @@ def test_the_same_numbers(bias, shape):
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias).bfloat16()
     quick = copy.deepcopy(plain)
-    quicken(quick, PLENTY)
+    use_fast_linear(quick, PLENTY)
     x = torch.randn(shape, dtype=torch.bfloat16)
     with torch.no_grad():
         y = quick(x)
@@ -40,7 +40,7 @@ def test_the_same_numbers(bias, shape):
 
 def test_gradients_and_other_precisions_are_torchs_own():
     layer = nn.Linear(8, 8).bfloat16()
-    quicken(layer, PLENTY)
+    use_fast_linear(layer, PLENTY)
     layer(torch.randn(2, 8, dtype=torch.bfloat16)).sum().backward()
     assert layer.weight.grad is not None
     layer.float()
@@ -54,16 +54,16 @@ def test_only_plain_layers_of_bfloat16_are_changed_and_once():
         pass
 
     model = nn.ModuleList([nn.Linear(4, 4), Other(4, 4).bfloat16(), nn.Linear(4, 4).bfloat16()])
-    quicken(model, PLENTY)
+    use_fast_linear(model, PLENTY)
     assert ["forward" in vars(module) for module in model] == [False, False, True]
     first = model[2].forward
-    quicken(model, PLENTY)
+    use_fast_linear(model, PLENTY)
     assert model[2].forward is first
 
 
 def test_copies_compute_with_their_own_weights():
     layer = nn.Linear(4, 4, bias=False).bfloat16()
-    quicken(layer, PLENTY)
+    use_fast_linear(layer, PLENTY)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         with torch.no_grad():
             other.weight.zero_()
@@ -76,20 +76,20 @@ def test_weights_across_cache_lines_are_moved_and_shared_ones_stay_shared():
     head, embedding = nn.Linear(16, 16, bias=False), nn.Embedding(16, 16)
     head.weight = embedding.weight = nn.Parameter(buffer[2:].view(16, 16))
     before = head.weight.detach().clone()
-    quicken(head, PLENTY)
+    use_fast_linear(head, PLENTY)
     assert head.weight.data_ptr() % ALIGNED == 0
     assert head.weight is embedding.weight and torch.equal(head.weight, before)
 
 
-@pytest.mark.parametrize("spare", [0, 2 * 16 * 16 * 2 - 1, 2 * 16 * 16 * 2])
-def test_weights_across_cache_lines_stay_where_copies_of_all_would_take_more_than_can_be_spared(spare):
+@pytest.mark.parametrize("headroom", [0, 2 * 16 * 16 * 2 - 1, 2 * 16 * 16 * 2])
+def test_weights_across_cache_lines_stay_where_copies_of_all_would_take_more_than_can_be_spared(headroom):
     buffer = torch.randn(2 + 2 * 16 * 16, dtype=torch.bfloat16)
     model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
     model[0].weight = model[2].weight = nn.Parameter(buffer[2:258].view(16, 16))  # one, which counts once
     model[1].weight = nn.Parameter(buffer[258:].view(16, 16))
-    quicken(model, spare)
+    use_fast_linear(model, headroom)
     moved = [layer.weight.data_ptr() % ALIGNED == 0 for layer in model]
-    assert moved == [spare == 2 * 16 * 16 * 2] * 3
+    assert moved == [headroom == 2 * 16 * 16 * 2] * 3
 
 
 @pytest.mark.parametrize("tokens", [1, 5, MANY + 1])
@@ -97,7 +97,7 @@ def test_an_mlp_whose_gates_are_left_lying_gives_the_same(tokens, bfloat16):
     torch.manual_seed(0)
     plain = LLaMAMLP(Config(n_embd=24, n_head=2, intermediate_size=40)).bfloat16()
     quick = copy.deepcopy(plain)
-    quicken(quick, PLENTY)
+    use_fast_linear(quick, PLENTY)
     x = torch.randn(2, tokens, 24, dtype=torch.bfloat16)
     with torch.no_grad():
         assert (quick.fc_1(x).stride(-1) != 1) is bfloat16 and quick.proj(plain.fc_1(x)).is_contiguous()
@@ -107,7 +107,7 @@ def test_an_mlp_whose_gates_are_left_lying_gives_the_same(tokens, bfloat16):
 def test_torchs_compiler_warns_of_nothing(monkeypatch):
     monkeypatch.undo()  # what it would warn of is how the processor's instructions are found out
     layer = nn.Linear(24, 41).bfloat16()
-    quicken(layer, PLENTY)
+    use_fast_linear(layer, PLENTY)
     x = torch.randn(7, 24, dtype=torch.bfloat16)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
@@ -117,7 +117,7 @@ def test_a_weight_of_many_rows_is_widened_in_parts(monkeypatch):
     monkeypatch.setattr(narrow, "WIDENED", 100)
     layer = nn.Linear(24, 41).bfloat16()
     quick = copy.deepcopy(layer)
-    quicken(quick, PLENTY)
+    use_fast_linear(quick, PLENTY)
     x = torch.randn(7, 24, dtype=torch.bfloat16)
     with torch.no_grad():
         torch.testing.assert_close(quick(x), layer(x), rtol=2**-7, atol=2**-7)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.kernels import onednn
-from litgpt.kernels.onednn import FEWEST, quicken
+from litgpt.kernels.onednn import FEWEST, use_fast_linear
 from litgpt.training import loss as loss_module
 from litgpt.training.loop import fit
 from litgpt.training.loss import linear_cross_entropy
@@ -54,7 +54,7 @@ def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias)
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    use_fast_linear(quick)
     return plain, quick
 
 
@@ -110,17 +110,17 @@ def test_only_plain_layers_of_float32_are_changed_and_once():
         pass
 
     model = nn.ModuleList([nn.Linear(4, 4).double(), Other(4, 4), nn.Linear(4, 4)])
-    quicken(model)
+    use_fast_linear(model)
     assert ["forward" in vars(module) for module in model] == [False, False, True]
     first = model[2].forward
-    quicken(model)
+    use_fast_linear(model)
     assert model[2].forward is first
 
 
 def test_other_processors_are_left_alone(monkeypatch):
     monkeypatch.setattr(onednn, "FITS", False)
     layer = nn.Linear(4, 4)
-    quicken(layer)
+    use_fast_linear(layer)
     assert "forward" not in vars(layer)
 
 

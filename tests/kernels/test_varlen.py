@@ -11,7 +11,7 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.kernels import varlen
-from litgpt.model.attention import Attention, Reach
+from litgpt.model.attention import Attention, AttentionContext
 
 LENGTHS = (5, 1, 16, 8)
 
@@ -65,7 +65,7 @@ def test_is_told_the_same_attention_as_document_by_document(
 ) -> None:
     monkeypatch.setattr(varlen, "kernel", lambda: function)
     q, k, v = packed(groups)
-    expected = looking().look(q, k, v, Reach((), {}, LENGTHS))
+    expected = looking().attend(q, k, v, AttentionContext((), {}, LENGTHS))
     torch.testing.assert_close(varlen.attend(q, k, v, LENGTHS, 0.3), expected)
 
 
@@ -110,7 +110,7 @@ def test_attention_uses_it_where_it_is_plain(
 
     monkeypatch.setattr(varlen, "applies", lambda *tensors: True)
     monkeypatch.setattr(varlen, "attend", attend)
-    looking(**options).look(*packed(4), Reach((), {}, LENGTHS))
+    looking(**options).attend(*packed(4), AttentionContext((), {}, LENGTHS))
     assert bool(calls) is chosen
 
 
@@ -121,10 +121,10 @@ def test_equals_document_by_document_on_cuda(groups: int, monkeypatch: pytest.Mo
     if not varlen.applies(*tensors):
         pytest.skip("this GPU has no such kernel")
     weights = torch.randn(1, 4, sum(LENGTHS), 16, device="cuda", dtype=torch.bfloat16)
-    found = looking().look(*tensors, Reach((), {}, LENGTHS))
+    found = looking().attend(*tensors, AttentionContext((), {}, LENGTHS))
     gradients = torch.autograd.grad((found * weights).sum(), tensors)
     monkeypatch.setattr(varlen, "applies", lambda *tensors: False)
-    expected = looking().look(*tensors, Reach((), {}, LENGTHS))
+    expected = looking().attend(*tensors, AttentionContext((), {}, LENGTHS))
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
     for own, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), tensors), strict=True):
         torch.testing.assert_close(own, other, atol=5e-2, rtol=5e-2)

@@ -11,7 +11,7 @@ from torch import nn
 
 from litgpt import LLM
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.kernels import wide
 from litgpt.kernels.wide import FEW, MANY, is_transposed, rearrange
@@ -67,12 +67,12 @@ def test_only_plain_layers_of_float32_with_more_outputs_are_transposed():
     assert [is_transposed(module.weight) for module in model] == [True, False, False, False, False]
 
 
-@pytest.mark.parametrize("spare", [0, 2 * 128 - 1, 2 * 128])
-def test_all_stay_where_copies_would_take_more_than_can_be_spared(spare):
+@pytest.mark.parametrize("headroom", [0, 2 * 128 - 1, 2 * 128])
+def test_all_stay_where_copies_would_take_more_than_can_be_spared(headroom):
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 8))
     model[2].weight = model[0].weight  # one, which counts once
-    rearrange(model.requires_grad_(False), 1, spare)
-    assert [is_transposed(layer.weight) for layer in model] == [spare == 2 * 128] * 3
+    rearrange(model.requires_grad_(False), 1, headroom)
+    assert [is_transposed(layer.weight) for layer in model] == [headroom == 2 * 128] * 3
     assert model[2].weight is model[0].weight
 
 
@@ -90,9 +90,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_commands_compute_this_way_and_models_that_may_be_trained_do_not(folder):
-    speaker = Speaker.load(folder, precision="32-true")
-    speaker.engine()
-    assert is_transposed(speaker.model.lm_head.weight)
+    inference_model = InferenceModel.load(folder, precision="32-true")
+    inference_model.engine()
+    assert is_transposed(inference_model.model.lm_head.weight)
     llm = LLM.load(folder, distribute=None)
     llm.generate("What food?", max_new_tokens=2)
     assert all(parameter.is_contiguous() for parameter in llm.model.parameters())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt.config import Config
-from litgpt.model.attention import SHORT, CausalSelfAttention, Reach, attention_mask, query_factors
+from litgpt.model.attention import SHORT, AttentionContext, CausalSelfAttention, attention_mask, query_factors
 from litgpt.model.rope import RopeTable
 
 LLAMA = dict(
@@ -50,7 +50,7 @@ def test_gradients_of_packed_documents_in_bfloat16_are_near_those_of_float32(len
         cos, sin = RopeTable(config).upto(max(lengths), x.device, max(lengths))
         positions = torch.cat([torch.arange(length) for length in lengths])
         inputs = x.to(attention.proj.weight.dtype, copy=True).requires_grad_()
-        y = attention(inputs, Reach(((cos[positions], sin[positions]),), {}, lengths))
+        y = attention(inputs, AttentionContext(((cos[positions], sin[positions]),), {}, lengths))
         assert y.dtype == inputs.dtype
         y.float().square().sum().backward()
         gradients.append(inputs.grad.float())

@@ -123,7 +123,7 @@ def test_a_state_cannot_go_back(model):
 @torch.no_grad()
 def test_a_pass_that_failed_leaves_no_state_to_go_on_from(model, monkeypatch):
     cache = KVCache(model.config, slots=1, length=20, dtype=torch.float64)
-    monkeypatch.setattr(model.transformer.h[2].attn, "look", lambda *_: 1 / 0)
+    monkeypatch.setattr(model.transformer.h[2].attn, "attend", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.hidden(tokens(9), span=Span(cache, slice(0, 1), [0]))
     monkeypatch.undo()

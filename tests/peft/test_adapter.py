@@ -16,7 +16,7 @@ from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.model.attention import Reach
+from litgpt.model.attention import AttentionContext
 from litgpt.peft import load_owned, owned_state
 from tests.engine.oracle import naive, prompts
 from tests.paths import GOLDEN
@@ -109,8 +109,8 @@ def test_output_and_gradients_are_those_of_the_paper(groups: int) -> None:
     x = torch.randn(5, 32, dtype=torch.float64)
     angles = torch.arange(5, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)
     ropes = torch.cat((angles.cos(), angles.cos()), dim=-1), torch.cat((-angles.sin(), angles.sin()), dim=-1)
-    reach = Reach(ropes=(ropes,), masks={None: None})
-    ours, paper = attn(x[None], reach)[0], slow_attention(attn, x)
+    context = AttentionContext(ropes=(ropes,), masks={None: None})
+    ours, paper = attn(x[None], context)[0], slow_attention(attn, x)
     torch.testing.assert_close(ours, paper, rtol=0, atol=1e-12)
     target = torch.randn_like(ours)
     learned = (attn.adapter_wte.weight, attn.gating_factor)

@@ -69,7 +69,7 @@ def test_an_engine_gives_each_request_what_its_adapter_alone_would_and_shares_no
     prompt = [5, 9, 33, 12, 7, 41]
     names = [None, "attention", "everything", "magnitudes", "attention", None, "everything"]
     greedy = Sampling(temperature=0)
-    requests = [engine.submit(prompt, greedy, max_new_tokens=12, variant=name) for name in names]
+    requests = [engine.submit(prompt, greedy, max_new_tokens=12, adapter=name) for name in names]
     found = [request.result() for request in requests]
     for name, tokens in zip(names, found, strict=True):
         assert tokens == Engine(alone[name]).submit(prompt, greedy, max_new_tokens=12).result(), name
@@ -83,7 +83,7 @@ def test_an_unknown_adapter_is_told():
     engine = Engine(bank.model)
     engine.bank = bank
     with pytest.raises(LitGPTError, match="There is no adapter 'x'"):
-        engine.submit([1], variant="x")
+        engine.submit([1], adapter="x")
 
 
 def test_experts_and_whole_modules_are_refused():

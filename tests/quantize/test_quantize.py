@@ -20,12 +20,12 @@ from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.finetune import adapter_v2, lora
 from litgpt.generate.base import main as generate
-from litgpt.kernels.narrow import quicken
+from litgpt.kernels.narrow import use_fast_linear
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantized, kernels, make_layer, quantize_model
@@ -351,12 +351,15 @@ def test_an_update_stays_beside_quantized_weights(
     x = torch.randn(3, 32)
     expected = own(x) + layer.scaling * F.linear(F.linear(x, layer.down()), layer.up())
     torch.testing.assert_close(layer(x), expected)
-    assert len(Speaker(model, *_talk(lit_folder)).engine().submit([1, 2], Sampling(temperature=0), (), 3).result()) == 3
+    assert (
+        len(InferenceModel(model, *_talk(lit_folder)).engine().submit([1, 2], Sampling(temperature=0), (), 3).result())
+        == 3
+    )
 
 
 def _talk(folder: Path) -> tuple[Any, Any]:
-    speaker = Speaker.load(folder, precision="32-true")
-    return speaker.tokenizer, speaker.style
+    inference_model = InferenceModel.load(folder, precision="32-true")
+    return inference_model.tokenizer, inference_model.style
 
 
 def test_adapters_train_beside_quantized_weights(
@@ -368,7 +371,9 @@ def test_adapters_train_beside_quantized_weights(
     run(adapter_v2.setup, lit_folder, data_file, tmp_path, quantize="bnb.nf4")
     early, late = (load_pth(tmp_path / step / "lit_model.pth.adapter_v2") for step in ("step-000002", "final"))
     assert not [name for name, tensor in late.items() if torch.equal(tensor, early[name])]
-    assert Speaker.load(tmp_path / "final", "cpu", quantize="int8").engine().submit([1], Sampling(), (), 2).result()
+    assert (
+        InferenceModel.load(tmp_path / "final", "cpu", quantize="int8").engine().submit([1], Sampling(), (), 2).result()
+    )
 
 
 def test_dense_weight_is_that_of_any_linear() -> None:
@@ -539,11 +544,11 @@ def test_real_weights_take_less_memory_and_little_more_on_the_way(
 )
 def test_real_weights_keep_their_perplexity(chosen: str, factor: float, smollm2: Path, shared_assets: Path) -> None:
     text = (shared_assets / "text" / "janeausten" / "emma.txt").read_text()[20_000:26_000]
-    speaker = Speaker.load(smollm2, "cpu", "bf16-true")
-    quicken(speaker.model, 0)
-    tokens = torch.tensor(speaker.tokenizer.encode_ids(text, bos=False)[:1024]).view(4, 256)
+    inference_model = InferenceModel.load(smollm2, "cpu", "bf16-true")
+    use_fast_linear(inference_model.model, 0)
+    tokens = torch.tensor(inference_model.tokenizer.encode_ids(text, bos=False)[:1024]).view(4, 256)
     quantized = load_model(smollm2, dtype=torch.bfloat16, quantize=chosen)
-    assert perplexity(quantized, tokens) < factor * perplexity(speaker.model, tokens)
+    assert perplexity(quantized, tokens) < factor * perplexity(inference_model.model, tokens)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from litgpt.args import EvalArgs
 from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
-from litgpt.kernels.linear import quicken
+from litgpt.kernels.linear import use_fast_linear
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
 from litgpt.training import loop
@@ -139,7 +139,7 @@ def test_a_bfloat16_validation_is_the_same_before_and_after_text_is_generated(tm
         train={"max_steps": 2},
         eval=EvalArgs(interval=1),
         optimizer={"class_path": "SGD", "init_args": {"lr": 0.0}},
-        sample=lambda step: quicken(model, spare=0),
+        sample=lambda step: use_fast_linear(model, headroom=0),
         whole_final_validation=False,
     )
     fit(run)

@@ -102,7 +102,7 @@ def test_restoring_gives_the_blocks_back():
     assert model.transformer.h[0].forward != Block.forward.__get__(model.transformer.h[0])
     restore(model)
     assert model.transformer.h[0].forward == Block.forward.__get__(model.transformer.h[0])
-    assert not any({"forward", "look", "replaced"} & set(vars(module)) for module in model.modules())
+    assert not any({"forward", "attend", "replaced"} & set(vars(module)) for module in model.modules())
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

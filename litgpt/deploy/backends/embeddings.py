@@ -20,7 +20,7 @@ ROWS = 64
 
 def compute(kind: Literal["embed", "score"], voice: Voice, tokens: list[int], **options: Any) -> Any:
     """`embed` or `score`, by name; only while the engine takes no step."""
-    with voice.engine.as_variants([voice.adapter]):
+    with voice.engine.using_adapters([voice.adapter]):
         return embed(voice, tokens, **options) if kind == "embed" else score(voice, tokens, **options)
 
 

@@ -34,7 +34,7 @@ from litgpt.deploy.backends import embeddings as vectors
 from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
 from litgpt.deploy.served_models import Voice, base_of, find_adapter, make_voices, parse_adapters
 from litgpt.deploy.settings import Loading, Settings
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
@@ -80,10 +80,10 @@ class EngineAPI(ls.LitAPI):
     def setup(self, device: str) -> None:
         """Loads the model onto a replica's device."""
         checkpoint, name, adapters, loading = self.settings
-        speaker = Speaker.load(checkpoint, device, loading.precision, loading.quantize)
+        inference_model = InferenceModel.load(checkpoint, device, loading.precision, loading.quantize)
         folders = parse_adapters(adapters)
         base = base_of(checkpoint) if folders else None
-        self.voices = make_voices(speaker, name, loading.slots, folders, loading.length, base)
+        self.voices = make_voices(inference_model, name, loading.slots, folders, loading.length, base)
         self.engine = self.voices[name].engine
         self.running: dict[str, list[Following]] = {}
         self.told: set[str] = set()
@@ -381,7 +381,9 @@ def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer
     folder = str(auto_download(settings.checkpoint_dir, loading.access_token))
     voices = plain_voices(folder, settings)
     slots = loading.slots * devices * replicas
-    length = min(loading.length or LENGTH_WITHOUT_LIMIT, voices[settings.model_name].speaker.model.max_seq_length)
+    length = min(
+        loading.length or LENGTH_WITHOUT_LIMIT, voices[settings.model_name].inference_model.model.max_seq_length
+    )
     backend = QueueBackend(slots, length, settings.model_name)
     service = settings.service(voices, backend)
     worker = replace(loading, length=length, access_token=None)
@@ -403,9 +405,9 @@ def plain_voices(folder: str, settings: Settings) -> dict[str, Voice]:
     source = find_finetuned(folder) or find_checkpoint(folder)
     base = source.base if isinstance(source, Finetuned) else source
     style = source.prompt_style() if isinstance(source, Finetuned) else prompt_style_for(base.dir, base.config)
-    speaker = Speaker(GPT.skeleton(base.config), Tokenizer(base.dir), style)
-    voices = {settings.model_name: Voice(settings.model_name, speaker, None)}
+    inference_model = InferenceModel(GPT.skeleton(base.config), Tokenizer(base.dir), style)
+    voices = {settings.model_name: Voice(settings.model_name, inference_model, None)}
     for name, place in parse_adapters(settings.adapters).items():
         style = find_adapter(name, place, base_of(folder)).prompt_style()
-        voices[name] = Voice(name, replace(speaker, style=style), None, name)
+        voices[name] = Voice(name, replace(inference_model, style=style), None, name)
     return voices

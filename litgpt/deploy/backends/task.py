@@ -254,12 +254,12 @@ def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Followin
         LitGPTError: It makes no sense.
     """
     sampling = work.sampling
-    tokenizer = voice.speaker.tokenizer
+    tokenizer = voice.inference_model.tokenizer
     if work.form is not None:
         sampling = replace(sampling, grammar=grammar_of(work.form, tokenizer))
-    ends = [] if work.ignore_end else voice.speaker.stops
+    ends = [] if work.ignore_end else voice.inference_model.stops
     decoder = NotedStream(tokenizer, work.shown, work.prompt if work.continues else ())
-    request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, variant=voice.adapter)
+    request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, adapter=voice.adapter)
     return Following(choice, Reply(request, decoder, work.stops), decoder)
 
 

@@ -37,7 +37,7 @@ def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None)
         changes["seed"] = body.seed % 2**64
     if body.logit_bias:
         biases = changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
-        rows = voice.speaker.model.transformer.wte.num_embeddings
+        rows = voice.inference_model.model.transformer.wte.num_embeddings
         if max(biases) >= rows:
             raise Problem(400, f"logit_bias has a token id outside 0 ... {rows - 1}.", "logit_bias")
     try:
@@ -95,7 +95,7 @@ def check_form(schema: dict[str, Any], voice: Voice, field: str) -> str:
         message = f"The JSON schema has {len(form)} characters; at most {LONGEST_FORM} are taken."
         raise Problem(400, message, field)
     try:
-        grammar_of(form, voice.speaker.tokenizer)
+        grammar_of(form, voice.inference_model.tokenizer)
     except LitGPTError as error:
         raise Problem(400, str(error), field) from None
     return form
@@ -160,7 +160,7 @@ def render(
     Raises:
         Problem: The model's style cannot write it.
     """
-    style = voice.speaker.style
+    style = voice.inference_model.style
     if unread := [name for name in variables if isinstance(style, ChatTemplate) and not _reads(style, name)]:
         raise Problem(400, f"This model's chat template doesn't read {unread[0][:50]}; leave it out.", unread[0][:50])
     if not isinstance(style, ChatTemplate) and variables:
@@ -180,7 +180,7 @@ def render(
 
 def unplaced(voice: Voice, error: LitGPTError) -> str:
     """What is wrong, without where the server keeps its files."""
-    return str(error).replace(f" in {voice.speaker.tokenizer.checkpoint_dir}", "")
+    return str(error).replace(f" in {voice.inference_model.tokenizer.checkpoint_dir}", "")
 
 
 def _reads(style: ChatTemplate, name: str) -> bool:
@@ -210,9 +210,9 @@ def encode(service: Service, voice: Voice, text: str, field: str, raw: bool = Fa
         Problem: It is empty, too long, or no text.
     """
     service.check_length(len(text), field)
-    speaker = voice.speaker
+    inference_model = voice.inference_model
     try:
-        tokens = speaker.tokenizer.encode_ids(text) if raw else speaker.encode_text(text)
+        tokens = inference_model.tokenizer.encode_ids(text) if raw else inference_model.encode_text(text)
     except LitGPTError as error:
         raise Problem(400, unplaced(voice, error), field) from None
     service.check_tokens(tokens, field)

@@ -163,7 +163,7 @@ def variables_of(body: ChatRequest, voice: Voice) -> dict[str, Any]:
         name = sorted(taken)[0]
         raise Problem(400, f"chat_template_kwargs has no place for {name}.", f"chat_template_kwargs.{name}")
     if body.reasoning_effort is not None:
-        style = voice.speaker.style
+        style = voice.inference_model.style
         source = style.template().source if isinstance(style, ChatTemplate) else ""
         if "reasoning_effort" not in source and "enable_thinking" in source:  # on or off is all that it knows
             given.setdefault("enable_thinking", body.reasoning_effort != "none")
@@ -174,12 +174,12 @@ def variables_of(body: ChatRequest, voice: Voice) -> dict[str, Any]:
 
 def notation_of(voice: Voice) -> ToolFormat | None:
     """How this model writes calls; None: nobody knows, and they stay text."""
-    style = voice.speaker.style
+    style = voice.inference_model.style
     return format_of(style.template("tool_use").source) if isinstance(style, ChatTemplate) else None
 
 
 def _template_has(voice: Voice, sign: str) -> bool:
-    style = voice.speaker.style
+    style = voice.inference_model.style
     return isinstance(style, ChatTemplate) and sign in style.template().source
 
 
@@ -264,7 +264,7 @@ async def pieces(order: Order, live: Live) -> AsyncIterator[dict[str, Any]]:
 
 def _logprobs(order: Order, notes: Sequence[TokenNote]) -> dict[str, Any]:
     """How likely the tokens were."""
-    tokenizer = order.voice.speaker.tokenizer
+    tokenizer = order.voice.inference_model.tokenizer
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text, content = token_text(tokenizer, token), list(tokenizer.token_bytes(token))

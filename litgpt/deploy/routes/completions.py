@@ -104,7 +104,7 @@ def prompts_of(service: Service, voice: Voice, given: str | list[Any], field: st
     room = service.backend.slots + service.limits.queue
     if len(given) > room:
         raise Problem(400, f"There are {len(given)} texts, and there is room for {room}; split them.", field)
-    rows = voice.speaker.model.transformer.wte.num_embeddings
+    rows = voice.inference_model.model.transformer.wte.num_embeddings
     prompts = []
     for at, text in enumerate(given):
         if isinstance(text, str):
@@ -128,7 +128,7 @@ class Echo:
 
 async def echoes_of(service: Service, order: Order) -> list[Echo | None]:
     """The prompts, where they are to be given back, with log-probabilities where these are asked for."""
-    body, tokenizer = order.body, order.voice.speaker.tokenizer
+    body, tokenizer = order.body, order.voice.inference_model.tokenizer
     if not body.echo:
         return [None] * len(order.prompts)
     echoes: list[Echo | None] = []
@@ -150,7 +150,7 @@ async def echoes_of(service: Service, order: Order) -> list[Echo | None]:
 
 def _logprobs(order: Order, notes: Sequence[TokenNote], start: int = 0) -> dict[str, Any]:
     """As OpenAI's older endpoint tells them; `start`: characters before the first token."""
-    tokenizer = order.voice.speaker.tokenizer
+    tokenizer = order.voice.inference_model.tokenizer
     told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for note in notes:
         unknown = math.isnan(note.logprob)

@@ -66,7 +66,7 @@ def make_router(service: Service) -> APIRouter:
         service.check_length(len(body.tokens), "tokens")
         if any(not 0 <= token < 2**31 for token in body.tokens):
             raise Problem(400, "A token id is from 0 to 2147483647.", "tokens")
-        return JSON({"prompt": voice.speaker.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        return JSON({"prompt": voice.inference_model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     return router
 
@@ -91,7 +91,7 @@ async def _embed(service: Service, body: EmbeddingRequest, http: Request) -> dic
     voice = service.voice(body.model)
     record = http.state.record
     record.model = voice.name
-    width = voice.speaker.model.config.n_embd
+    width = voice.inference_model.model.config.n_embd
     if body.dimensions is not None and body.dimensions != width:
         raise Problem(400, f"This model's embeddings have {width} numbers, and no fewer make sense.", "dimensions")
     if isinstance(body.input, list) and len(body.input) > MOST_TEXTS and not isinstance(body.input[0], int):
@@ -125,6 +125,6 @@ def _tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
         assert body.prompt is not None
         service.check_length(len(body.prompt), "prompt")
         bos = None if body.add_special_tokens in (None, True) else False
-        tokens = voice.speaker.tokenizer.encode_ids(body.prompt, bos=bos)
-    pieces = [token_text(voice.speaker.tokenizer, token) for token in tokens]
+        tokens = voice.inference_model.tokenizer.encode_ids(body.prompt, bos=bos)
+    pieces = [token_text(voice.inference_model.tokenizer, token) for token in tokens]
     return {"tokens": tokens, "pieces": pieces, "count": len(tokens), "max_model_len": service.prompt_limit}

@@ -69,7 +69,7 @@ def understand(service: Service, body: Prediction) -> Work:
     voice = service.base if body.model is None else service.voice(body.model)
     service.check_length(len(body.prompt), "prompt")
     sampling = body.sampling(service.sampling)
-    tokens = voice.speaker.encode(body.prompt)
+    tokens = voice.inference_model.encode(body.prompt)
     service.check_tokens(tokens, "prompt")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > service.limits.stops:

@@ -23,8 +23,8 @@ from litserve.utils import LitAPIStatus
 
 from litgpt.deploy.backends.litserve import EngineAPI, Loop, Outcome, QueueBackend, Task
 from litgpt.deploy.backends.task import Work
-from litgpt.deploy.serve import Loading
-from litgpt.engine.inference_model import Speaker
+from litgpt.deploy.settings import Loading
+from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import GREEDY, alone
 from tests.generate.folder import make_folder
 
@@ -53,13 +53,13 @@ def test_litserves_own_loop_drives_the_engine(folder):
     assert isinstance(loop, Loop)
     loop._restart_workers = False
     loop.pre_setup(api)
-    speaker = Speaker.load(folder, "cpu", "32-true")
+    inference_model = InferenceModel.load(folder, "cpu", "32-true")
     prompts = ["Hi", "Llamas eat", "Once"]
-    works = [Work("tiny", speaker.encode(prompt), GREEDY, 8) for prompt in prompts]
+    works = [Work("tiny", inference_model.encode(prompt), GREEDY, 8) for prompt in prompts]
     requests.put((0, "two", 0.0, works[:2]))
     requests.put((0, "one", 0.0, works[2:]))
     requests.put((0, "wrong", 0.0, [Work("tiny", [99_999], GREEDY, 8)]))
-    requests.put((0, "task", 0.0, Task("embed", "tiny", speaker.encode("Hi"), {})))
+    requests.put((0, "task", 0.0, Task("embed", "tiny", inference_model.encode("Hi"), {})))
 
     async def run() -> None:
         scheduling = asyncio.create_task(loop.schedule_task(api, None, requests, transport))
@@ -76,7 +76,7 @@ def test_litserves_own_loop_drives_the_engine(folder):
         if uid in texts and status == LitAPIStatus.OK:
             for news in content:
                 texts[uid][news.choice] += news.text
-    assert texts["two"] + texts["one"] == [alone(speaker, prompt, 8) for prompt in prompts]
+    assert texts["two"] + texts["one"] == [alone(inference_model, prompt, 8) for prompt in prompts]
     told = {uid: content for uid, (content, status, *_) in transport.sent if uid in ("wrong", "task") and content}
     assert "token ids outside" in str(told["wrong"])
     assert isinstance(told["task"], Outcome) and len(told["task"].value) == 32
@@ -156,11 +156,11 @@ def test_a_server_of_two_replicas(folder, tmp_path):
     flags = ["--replicas", "2", "--api_key", "k3y", "--temperature", "0", "--max_new_tokens", "8"]
     headers = {"authorization": "Bearer k3y"}
     with litserved(folder, tmp_path / "log", *flags) as (url, server):
-        speaker = Speaker.load(folder, "cpu", "32-true")
+        inference_model = InferenceModel.load(folder, "cpu", "32-true")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="k3y", max_retries=0)
         ask = dict(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=12)
         answer = client.chat.completions.create(**ask, n=2)
-        expected = alone(speaker, "Hi", 12)
+        expected = alone(inference_model, "Hi", 12)
         assert [choice.message.content for choice in answer.choices] == [expected] * 2
         assert answer.usage.completion_tokens == 24 and answer.choices[0].finish_reason == "length"
         chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
@@ -173,7 +173,7 @@ def test_a_server_of_two_replicas(folder, tmp_path):
         assert len(client.embeddings.create(model="tiny", input="Hi").data[0].embedding) == 32
         client.close()
         predicted = httpx.post(f"{url}/predict", json={"prompt": "Hi"}, headers=headers, timeout=30).json()
-        assert predicted == {"output": alone(speaker, "Hi")}
+        assert predicted == {"output": alone(inference_model, "Hi")}
         assert json.loads(httpx.get(f"{url}/info").text)["server"]["workers_per_device"] == 2
         with pytest.raises(httpx.ReadTimeout):  # a client that goes away
             httpx.post(f"{url}/v1/completions", json=LONG, headers=headers, timeout=0.2)

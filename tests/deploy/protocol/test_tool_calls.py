@@ -14,7 +14,7 @@ from litgpt.deploy.backends.task import Answers, Counts, News
 from litgpt.deploy.protocol.channels import ChannelReader
 from litgpt.deploy.protocol.tool_calls import FORMATS, CallReader, Parted, forced_schema, format_of
 from litgpt.deploy.service import Service
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import make_service, running
 from tests.generate.folder import make_folder
 
@@ -210,7 +210,7 @@ class Script(Answers):
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     folder: Path = make_folder(tmp_path_factory.mktemp("tools") / "tiny", template=TEMPLATE, block_size=1024)
-    return make_service(Speaker.load(folder, "cpu", "32-true"))
+    return make_service(InferenceModel.load(folder, "cpu", "32-true"))
 
 
 @pytest.fixture(scope="module")
@@ -266,17 +266,17 @@ def test_one_call_at_most_where_parallel_ones_are_off(client, scripted):
 
 def test_tools_reach_the_template_and_results_come_back(client, service, scripted):
     first = ask(client).choices[0].message
-    assert "What the weather will be." in service.base.speaker.tokenizer.decode(scripted.asked[0].prompt)
+    assert "What the weather will be." in service.base.inference_model.tokenizer.decode(scripted.asked[0].prompt)
     history = [
         {"role": "user", "content": "Paris?"},
         first,
         {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Sunny."},
     ]
     ask(client, messages=history)
-    text = service.base.speaker.tokenizer.decode(scripted.asked[0].prompt, skip_special_tokens=False)
+    text = service.base.inference_model.tokenizer.decode(scripted.asked[0].prompt, skip_special_tokens=False)
     assert "<call weather Paris>" in text and "<|im_start|>tool\nSunny.<|im_end|>" in text
     ask(client, tool_choice="none")
-    assert "What the weather" not in service.base.speaker.tokenizer.decode(scripted.asked[0].prompt)
+    assert "What the weather" not in service.base.inference_model.tokenizer.decode(scripted.asked[0].prompt)
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
@@ -297,7 +297,7 @@ CHANNELS = (
 
 def test_answers_in_channels_are_parted_with_tools_and_without(tmp_path):
     folder = make_folder(tmp_path / "tiny", template="<|channel|>" + TEMPLATE, block_size=1024)
-    service = make_service(Speaker.load(folder, "cpu", "32-true"))
+    service = make_service(InferenceModel.load(folder, "cpu", "32-true"))
 
     async def script(works):
         assert "<|channel|>" in works[0].shown
@@ -335,7 +335,7 @@ def test_nesting_without_end_is_told(service, field, depth):
     deep = '{"items":' * depth + "{}" + "}" * depth
     head = '{"model":"tiny","max_tokens":2,"messages":[{"role":"user","content":"Hi"}],'
     body = (head + field.replace("DEEP", deep) + "}").encode()
-    with TestClient(make_app(make_service(service.base.speaker)), raise_server_exceptions=False) as client:
+    with TestClient(make_app(make_service(service.base.inference_model)), raise_server_exceptions=False) as client:
         answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
         assert answer.status_code < 500, answer.text
         assert depth < 5000 or answer.status_code == 400

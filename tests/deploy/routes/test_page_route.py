@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from litgpt.deploy.app import make_app
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import make_service
 from tests.generate.folder import make_folder
 
@@ -16,8 +16,8 @@ from tests.generate.folder import make_folder
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """What a server with a key answers to someone without one."""
-    speaker = Speaker.load(make_folder(tmp_path_factory.mktemp("page") / "tiny"), "cpu", "32-true")
-    with TestClient(make_app(make_service(speaker, key="secret"))) as client:
+    inference_model = InferenceModel.load(make_folder(tmp_path_factory.mktemp("page") / "tiny"), "cpu", "32-true")
+    with TestClient(make_app(make_service(inference_model, key="secret"))) as client:
         yield client.get("/")
 
 
