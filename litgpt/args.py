@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
+import re
 import sys
-from collections.abc import Mapping, Sized
+import typing
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.errors import LitGPTError
+
+Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"]
+"""How weights can be kept in few bits to answer with."""
+TrainedQuantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"]
+"""How frozen weights can be kept in few bits to train beside."""
+SplitQuantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq"]
+"""How the weights of a model on several devices can be kept in few bits."""
 
 SECRETS = frozenset({"access_token", "api_key", "token", "password"})
 """Argument names whose values never reach a file, a log or the screen."""
@@ -215,6 +225,57 @@ class LogArgs:
     """Upload what the run prints (LitLogger)."""
     checkpoint_name: str | None = None
     """Name under which checkpoints are uploaded (LitLogger)."""
+
+
+def inherits(base: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the parameters of `base`, with their types, defaults and meanings, besides its own.
+
+    The command takes them by `**inherited`. A parameter that both have stands where `base` has it, with the command's
+    default and meaning; one that only the command has follows the parameter it is declared after.
+
+    Args:
+        base: Another command, or a dataclass of options; its docstring says in `Args:` what each parameter means.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        theirs = inspect.signature(base).parameters
+        own = {n: p for n, p in inspect.signature(command).parameters.items() if p.kind is not p.VAR_KEYWORD}
+        names = _merged([*own], [*theirs])
+        hints = typing.get_type_hints(base) | typing.get_type_hints(command)
+        meanings = _meanings(base) | _meanings(command)
+        signature = inspect.Signature(
+            [(own.get(name) or theirs[name]).replace(annotation=hints[name]) for name in names]
+        )
+
+        @functools.wraps(command)
+        def main(*args: Any, **flags: Any) -> None:
+            given = signature.bind(*args, **flags)
+            given.apply_defaults()
+            command(**given.arguments)
+
+        main.__signature__ = signature  # type: ignore[attr-defined]
+        main.__annotations__ = {name: hints[name] for name in names}
+        description = inspect.cleandoc(command.__doc__ or "").partition("Args:\n")[0]
+        main.__doc__ = description + "Args:\n" + "".join(meanings[name] for name in names)
+        return main
+
+    return decorate
+
+
+def _merged(own: list[str], theirs: list[str]) -> list[str]:
+    """Their names in their order, with each name that is not theirs behind the one it stands behind in `own`."""
+    merged = list(theirs)
+    for before, name in zip(["", *own], own, strict=False):
+        if name not in merged:
+            merged.insert(merged.index(before) + 1 if before else 0, name)
+    return merged
+
+
+def _meanings(documented: Any) -> dict[str, str]:
+    """The entries of a docstring's `Args:` by name, each as it stands there."""
+    section = inspect.cleandoc(documented.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^(    (\w+):.*\n?(?: {8}.*\n?)*)", section, re.MULTILINE)
+    return {name: entry.rstrip("\n") + "\n" for entry, name in entries}
 
 
 def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:

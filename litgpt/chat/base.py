@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+
+from litgpt.args import Quantization
 
 SEED = 1234
 """Of the first answer; the next one has the next number."""
@@ -16,7 +17,7 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
+    quantize: Quantization | None = None,
     precision: str | None = None,
     compile: bool = False,
     multiline: bool = False,

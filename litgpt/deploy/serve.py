@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from litgpt.args import Quantization
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ OWN_PATHS = ("/health", "/metrics", "/tokenize", "/detokenize", "/openapi.json",
 
 def run_server(
     checkpoint_dir: Path,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
+    quantize: Quantization | None = None,
     precision: str | None = None,
     temperature: float = 0.8,
     top_k: int = 50,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs
+from litgpt.args import EvalArgs, LogArgs, TrainArgs, TrainedQuantization
 from litgpt.data import DataModule
 
 
@@ -13,7 +13,7 @@ def setup(
     checkpoint_dir: Path,
     out_dir: Path = Path("out/finetune/adapter-v2"),
     precision: str | None = None,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"] | None = None,
+    quantize: TrainedQuantization | None = None,
     devices: int | str = 1,
     num_nodes: int = 1,
     resume: bool | Literal["auto"] | Path | None = False,

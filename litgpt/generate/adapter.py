@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from litgpt.generate.options import Options, with_options
+from litgpt.args import Quantization, inherits
+from litgpt.generate.options import Options
 
 
-@with_options
+@inherits(Options)
 def main(
     checkpoint_dir: Path,
     prompt: str = "What food do llamas eat?",
     input: str = "",
     sys_prompt: str | None = None,
     adapter_path: Path = Path("out/finetune/adapter/final/lit_model.pth.adapter"),
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
+    quantize: Quantization | None = None,
     max_new_tokens: int = 100,
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
     precision: str | None = None,
-    *,
-    options: Options = Options(),
+    **options: Any,
 ) -> None:
     """Generate text with a model finetuned with LLaMA-Adapter.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from litgpt.generate.options import Options, with_options
+from litgpt.args import Quantization, inherits
+from litgpt.generate.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 PROMPT = "What food do llamas eat?"
 
 
-@with_options
+@inherits(Options)
 def main(
     checkpoint_dir: Path,
     prompt: str = PROMPT,
@@ -29,10 +30,10 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
+    quantize: Quantization | None = None,
     precision: str | None = None,
     compile: bool = False,
-    options: Options = Options(),
+    **options: Any,
 ) -> None:
     """Generate text from a prompt.
 
@@ -67,7 +68,7 @@ def answer(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> 
     from litgpt.generate.prompt_file import answer_file
 
     inference_model, job = prepare(arguments, load)
-    options: Options = arguments["options"]
+    options = Options(**arguments["options"])
     prompt, sys_prompt, num_samples = (arguments[name] for name in ("prompt", "sys_prompt", "num_samples"))
     if options.prompt_file is not None:
         answer_file(inference_model, options, job, sys_prompt, num_samples)
@@ -84,7 +85,7 @@ def prepare(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) ->
     from litgpt.errors import LitGPTError
     from litgpt.generate.prompt_file import Job
 
-    options: Options = arguments["options"]
+    options = Options(**arguments["options"])
     for name in ("num_samples", "max_new_tokens"):
         if arguments.get(name, 1) < 1:
             raise LitGPTError(f"{name} is {arguments[name]}; it must be 1 or more.")

@@ -33,7 +33,7 @@ def print_answer(method: Method, path: Path, arguments: dict[str, Any]) -> None:
         arguments,
         lambda: InferenceModel.open(source, precision=arguments["precision"], quantize=arguments["quantize"]),
     )
-    options: Options = arguments["options"]
+    options = Options(**arguments["options"])
     if options.prompt_file is not None:
         answer_file(inference_model, options, job, arguments["sys_prompt"])
         return

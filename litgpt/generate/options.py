@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +17,7 @@ SEED = 1234
 """Of the first sample; the next one has the next number."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """How tokens are drawn beyond temperature, top-k and top-p, what ends an answer, and prompts from a file.
 
@@ -96,29 +91,3 @@ def grammar_of(tokenizer: Tokenizer, json_schema: Any = None, regex: str | None 
                 f"json_schema is {json_schema!r}, which is neither JSON nor a file that can be read."
             ) from None
     return Grammar.json_schema(json_schema, tokenizer)
-
-
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the fields of `Options` as flags of its own; its parameter `options` gets them as one object."""
-    fields = {field.name: field for field in dataclasses.fields(Options)}
-
-    @functools.wraps(command)
-    def main(*args: Any, **flags: Any) -> None:
-        options = Options(**{name: flags.pop(name) for name in fields if name in flags})
-        command(*args, **flags, options=options)
-
-    # Left as texts, the parser would evaluate them by running the module's `if TYPE_CHECKING:` block: torch.
-    command.__annotations__ = typing.get_type_hints(command)
-    signature, hints = inspect.signature(command), typing.get_type_hints(Options)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
-    more = [
-        inspect.Parameter(name, keyword, default=field.default, annotation=hints[name])
-        for name, field in fields.items()
-    ]
-    main.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
-    annotations = {name: hint for name, hint in command.__annotations__.items() if name != "options"}
-    main.__annotations__ = annotations | {name: hints[name] for name in fields}
-    meanings = inspect.cleandoc(Options.__doc__ or "").partition("Args:\n")[2]
-    main.__doc__ = f"{inspect.cleandoc(command.__doc__ or '')}\n{meanings}"
-    return main

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
+from litgpt.args import Quantization, inherits
 from litgpt.generate.base import PROMPT, answer
-from litgpt.generate.options import Options, with_options
+from litgpt.generate.options import Options
 
 if TYPE_CHECKING:
     from litgpt.engine.inference_model import InferenceModel
 
 
-@with_options
+@inherits(Options)
 def main(
     draft_model_checkpoint_dir: Path,
     target_model_checkpoint_dir: Path,
@@ -25,10 +26,10 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"] | None = None,
+    quantize: Quantization | None = None,
     precision: str | None = None,
     compile: bool = False,
-    options: Options = Options(),
+    **options: Any,
 ) -> None:
     """Generate text with a small model that drafts for a large one.
 

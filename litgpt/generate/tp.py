@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from litgpt.args import SplitQuantization, inherits
 from litgpt.generate.base import PROMPT, answer
-from litgpt.generate.options import Options, with_options
+from litgpt.generate.options import Options
 
 
-@with_options
+@inherits(Options)
 def main(
     checkpoint_dir: Path,
     prompt: str = PROMPT,
@@ -20,10 +21,10 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq"] | None = None,
+    quantize: SplitQuantization | None = None,
     precision: str | None = None,
     compile: bool = False,
-    options: Options = Options(),
+    **options: Any,
 ) -> None:
     """Generate text with every layer split over several devices.
 
