@@ -31,7 +31,7 @@ LAYERS = {
     6: "pretrain finetune generate chat deploy eval scripts api demo",
     7: "__main__ cli",
 }
-"""Layer -> modules and packages; imports go downwards or stay in their layer."""
+"""Layer -> the modules and packages at the top; imports go downwards or stay in their layer."""
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
 TORCH = {"torch", "triton", "numpy"}
@@ -65,20 +65,18 @@ MODULES = {module_name(path) for path in SOURCES}
 
 
 def layer(name: str) -> int | None:
-    """The layer of a module, by the longest entry of the table that it lies in."""
-    while name and name not in LAYER_OF:
-        name = name.rpartition(".")[0]
-    return LAYER_OF.get(name)
+    """The layer of a module: that of the package it lies in."""
+    return LAYER_OF.get(name.partition(".")[0])
 
 
 def is_for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports(tree: ast.AST, inside_functions: bool = True) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of each import that runs; `from a import b` gives `a.b`."""
+def imports(tree: ast.AST, inside_functions: bool = True, for_types: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of each import that runs, or is for types; `from a import b` gives `a.b`."""
     for node in ast.iter_child_nodes(tree):
-        if is_for_types_only(node):
+        if not for_types and is_for_types_only(node):
             continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -86,7 +84,7 @@ def imports(tree: ast.AST, inside_functions: bool = True) -> Iterator[tuple[int,
             assert node.level == 0, f"line {node.lineno}: a relative import hides where it goes"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from imports(node, inside_functions)
+            yield from imports(node, inside_functions, for_types)
 
 
 def own_module(imported: str) -> str | None:
@@ -114,6 +112,73 @@ def test_imports_go_downwards_only():
         if (own := own_module(imported)) and (layer(own) or 0) > (layer(module_name(path)) or 0)
     ]
     assert not upwards, "\n".join(upwards)
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected parts of a graph that have more than one node (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    path: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        path.append(node)
+        for other in sorted(arrows.get(node, ())):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in path:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            part = path[path.index(node) :]
+            del path[path.index(node) :]
+            found.extend([part] if len(part) > 1 else [])
+
+    for node in arrows:
+        if node not in index:
+            visit(node)
+    return found
+
+
+ARROWS = {
+    module_name(path): {own for _, imported in imports(tree, for_types=True) if (own := own_module(imported))}
+    - {module_name(path)}
+    for path, tree in TREES.items()
+}
+"""Module -> those it imports, for types too."""
+
+
+def test_no_imports_go_in_circles():
+    assert circles(ARROWS) == []
+
+
+def test_no_packages_import_each_other():
+    between: dict[str, set[str]] = {}
+    for name, others in ARROWS.items():
+        top = name.partition(".")[0]
+        between.setdefault(top, set()).update({other.partition(".")[0] for other in others} - {top})
+    del between["litgpt"]  # the version, and public names that are imported when first used
+    assert circles(between) == []
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"]]
+
+
+def test_rooms_hold_few_files():
+    """A stranger finds a thing by the room it is in; one file a model family and one a data set are found by name."""
+    rooms: dict[Path, int] = {}
+    for path in SOURCES:
+        rooms[path.parent] = rooms.get(path.parent, 0) + 1
+    assert rooms.pop(PACKAGE) <= 16
+    assert sum(1 for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()) <= 18
+    crowded = {
+        str(room.relative_to(PACKAGE)): n
+        for room, n in rooms.items()
+        if n > 14 and room not in (PACKAGE / "families", PACKAGE / "data")
+    }
+    assert not crowded
 
 
 def test_plain_data_has_no_torch_and_the_model_layer_nothing_but_torch():
