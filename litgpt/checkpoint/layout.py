@@ -49,10 +49,6 @@ class Checkpoint:
     @cached_property
     def config(self) -> Config:
         """Its model's configuration."""
-        if self.kind == "gguf":
-            from litgpt.checkpoint.gguf.reader import open_gguf
-
-            return deepcopy(open_gguf(self.files[0]).config)
         return Config.from_checkpoint(self.dir)
 
     @property
@@ -173,12 +169,14 @@ def gguf_files(folder: Path) -> tuple[Path, ...]:
 
 def _gguf_checkpoint(file: Path, folder: Path | None = None) -> Checkpoint:
     """A GGUF file; where its folder was given, the tokenizer files beside it count more than what it says itself."""
-    from litgpt.checkpoint.gguf.reader import as_folder, open_gguf
+    from litgpt.checkpoint.gguf.reader import as_folder, open_gguf  # torch, which folders don't need to be found
 
     names = ("generation_config.json", PROMPT_STYLE, *TOKENIZER_FILES)
     beside = [folder / name for name in names if (folder / name).is_file()] if folder else []
     opened = open_gguf(file)
-    return Checkpoint(as_folder(opened, beside), "gguf", opened.paths)
+    checkpoint = Checkpoint(as_folder(opened, beside), "gguf", opened.paths)
+    vars(checkpoint)["config"] = deepcopy(opened.config)  # which knows of a tied head what no file in a folder says
+    return checkpoint
 
 
 def copy_config_files(source: Path, target: Path) -> None:

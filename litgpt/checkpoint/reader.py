@@ -16,11 +16,12 @@ from torch import Tensor
 
 from litgpt.checkpoint.dequantize import dequantized
 from litgpt.checkpoint.dtypes import cast
+from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.checkpoint.pages import ReadOnce
+from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, make_room
@@ -157,8 +158,6 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
         config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
         return lazy(_modern_names(tensors, config))
     if checkpoint.kind == "gguf":
-        from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
-
         return gguf_weights(open_gguf(checkpoint.files[0]))
     theirs = read_files(checkpoint.files)
     wanted = GPT.skeleton(config).state_dict()
@@ -214,6 +213,27 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LitGPTError(f"{path} holds no state dict of tensors.")
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """The weights called `names` in a checkpoint of Lightning's Trainer, whatever attribute of its module the model was.
+
+    Raises:
+        LitGPTError: The file can't be read, or lacks one of them.
+    """
+    if not path.is_file():
+        raise LitGPTError(f"There is no Trainer checkpoint {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except UNREADABLE as error:
+        raise LitGPTError(f"{path} is no Trainer checkpoint ({one_line(error)}).") from None
+    found = {}
+    for name in names:
+        matches = [key for key in state if key == name or key.endswith(f".{name}")]
+        if not matches:
+            raise LitGPTError(f"{path} has no tensor {name!r}.")
+        found[name] = state[min(matches, key=len)]
+    return found
 
 
 def _tied(tensors: dict[str, Tensor], said: bool) -> bool:

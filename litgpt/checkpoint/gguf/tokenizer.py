@@ -302,9 +302,8 @@ def _token_list(tokenizer: Tokenizer) -> TokenList:
     kind = state["model"].get("type", "BPE")
     if kind != "BPE":
         raise LitGPTError(f"The tokenizer in {where} is a {kind} model, which GGUF files here cannot hold; known: BPE.")
-    token_list = (
-        _from_sentencepiece_json(state) if state["model"].get("byte_fallback") else _from_byte_level_json(state, where)
-    )
+    has_bytes = state["model"].get("byte_fallback")
+    token_list = _from_sentencepiece_json(state) if has_bytes else _from_byte_level_json(state, where)
     for token in state["added_tokens"]:
         unknown = token_list.model == SENTENCEPIECE and token["content"] == state["model"].get("unk_token")
         special = TokenType.UNKNOWN if unknown else TokenType.CONTROL
