@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from litgpt.checkpoint.atomic import explained, require_space
+from litgpt.checkpoint.atomic import explain_os_errors, require_space
 from litgpt.checkpoint.layout import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -27,7 +27,7 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.config import name_to_config
 from litgpt.errors import LitGPTError, closest
-from litgpt.hub_client import REPOSITORY_ID, explained_by_hub
+from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""
@@ -130,7 +130,7 @@ class Repository:
         """
         from huggingface_hub import snapshot_download
 
-        with explained_hub(self.id, self.token, folder):
+        with explain_hub_and_disk_errors(self.id, self.token, folder):
             for name in self.missing(names, folder):
                 if self.sizes.get(name, 0) >= RESUMABLE_BYTES:
                     self._fetch_in_parts(name, folder)
@@ -185,7 +185,7 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     from huggingface_hub import HfApi
 
     token = access_token or None
-    with explained_hub(repo_id, token, folder or CHECKPOINTS / repo_id):
+    with explain_hub_and_disk_errors(repo_id, token, folder or CHECKPOINTS / repo_id):
         info = HfApi(token=token).model_info(repo_id, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     return Repository(repo_id, info.sha or "main", sizes, token)
@@ -241,7 +241,7 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def explained_hub(repo_id: str, token: str | None, folder: Path) -> Iterator[None]:
+def explain_hub_and_disk_errors(repo_id: str, token: str | None, folder: Path) -> Iterator[None]:
     """Turns what the hub's client raises, and what the disk does, into one sentence that says what to do."""
-    with explained_by_hub(repo_id, token, folder, known_ids()), explained(folder):
+    with explain_hub_errors(repo_id, token, folder, known_ids()), explain_os_errors(folder):
         yield

@@ -27,9 +27,9 @@ from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, make_room
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
-BROKEN = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
+DAMAGED_FILE_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
 """What `torch.load` raises for a file that is cut off or something else; `UNREADABLE`: or that can't or mustn't be."""
-UNREADABLE = (*BROKEN, OSError, pickle.UnpicklingError)
+UNREADABLE = (*DAMAGED_FILE_ERRORS, OSError, pickle.UnpicklingError)
 
 
 def load_model(
@@ -60,12 +60,12 @@ def load_model(
     if pages is None:
         fill(model, weights, device, dtype)
     else:
-        fill(model, _counted(weights, pages), device, dtype, quantize)
+        fill(model, _releasing_pages(weights, pages), device, dtype, quantize)
         pages.release()
     return model.eval()
 
 
-def _counted(weights: Tensors, pages: ReadOnce) -> Tensors:
+def _releasing_pages(weights: Tensors, pages: ReadOnce) -> Tensors:
     """The same tensors; when the next one is asked for, the last has been dealt with."""
     last = 0
 
@@ -97,7 +97,7 @@ def fill(
     if quantize:
         dtype = dtype or torch.get_default_dtype()
         room = make_room(model, quantize, dtype)
-    state, experts = {}, places_of_experts(model)
+    state, experts = {}, expert_slots(model)
     for name, tensor in weights:
         if tensor.shape != expected[name].shape:
             raise LitGPTError(
@@ -122,7 +122,7 @@ def fill(
         model.tie()
 
 
-def places_of_experts(model: GPT) -> dict[str, tuple[Experts, str, int]]:
+def expert_slots(model: GPT) -> dict[str, tuple[Experts, str, int]]:
     """By name in a state dict: the experts that a tensor belongs to, which part it is there, and whose."""
     return {
         f"{prefix}.{number}.{name}": (module, name, number)
@@ -156,7 +156,7 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
     if checkpoint.kind == "litgpt":
         tensors = load_pth(checkpoint.files[0])
         config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
-        return lazy(_modern_names(tensors, config))
+        return lazy(_rename_legacy(tensors, config))
     if checkpoint.kind == "gguf":
         return gguf_weights(open_gguf(checkpoint.files[0]))
     theirs = read_files(checkpoint.files)
@@ -207,7 +207,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
         raise LitGPTError(
             f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
         ) from None
-    except BROKEN as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise LitGPTError(f"{path} is damaged: torch cannot read it; make or download it again.") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -216,7 +216,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
 
 
 def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """The weights called `names` in a checkpoint of Lightning's Trainer, whatever attribute of its module the model was.
+    """The weights called `names` in a checkpoint of Lightning's Trainer, whatever attribute held the model.
 
     Raises:
         LitGPTError: The file can't be read, or lacks one of them.
@@ -246,7 +246,7 @@ def _tied(tensors: dict[str, Tensor], said: bool) -> bool:
     return said and torch.equal(head, embedding)
 
 
-def _modern_names(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+def _rename_legacy(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Older LitGPT files have `attn.attn`, with rows head by head, where `attn.qkv` is now."""
     return {
         name.replace(".attn.attn.", ".attn.qkv."): deinterleave_qkv(tensor, config) if ".attn.attn." in name else tensor

@@ -24,7 +24,7 @@ REAL = frozenset(
     """.split()
 )
 """Fields that are written as floating-point numbers even where they are whole."""
-HARMLESS = frozenset(
+IGNORED = frozenset(
     {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
 )
 """Keys that change nothing, or only together with others that are refused."""
@@ -256,7 +256,7 @@ class GGUF:
             raise LitGPTError(f"The GGUF file rotates {rotated} of {size} dimensions, which its family here doesn't.")
         if not left.pop("attention.causal", True):
             raise LitGPTError("The GGUF file holds a model that is not causal, which none here is.")
-        unknown = [key for key, value in left.items() if key not in HARMLESS and value not in (None, False, 0, "", [])]
+        unknown = [key for key, value in left.items() if key not in IGNORED and value not in (None, False, 0, "", [])]
         if unknown:
             raise LitGPTError(
                 f"The GGUF file has `{start}{unknown[0]}`: {left[unknown[0]]!r}, which is not known here and may "
