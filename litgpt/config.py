@@ -325,7 +325,7 @@ class Config:
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
-        if row._computation() == config._computation():
+        if row.computation() == config.computation():
             return row
         return replace(config, name=row.name, hf_config=row.hf_config)
 
@@ -378,7 +378,7 @@ class Config:
             "router_scores": scores,
         }
 
-    def _computation(self) -> dict[str, Any]:
+    def computation(self) -> dict[str, Any]:
         """The fields that decide what is computed: all but names and the size of the vocabulary before padding."""
         values = {**asdict(self), "rope_base": float(self.rope_base)}
         for label in ("name", "hf_config", "vocab_size", "padding_multiple"):

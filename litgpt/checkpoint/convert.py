@@ -21,7 +21,7 @@ from litgpt.checkpoint.layout import (
     gguf_files,
     hf_weight_files,
 )
-from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, load_pth, open_weights
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
 from litgpt.config import Config, read_json
 from litgpt.errors import LitGPTError
@@ -51,7 +51,7 @@ def to_litgpt(
 
     def converted() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
-            check_shape(name, tensor, expected[name])
+            check_shape(name, tensor, expected[name].shape)
             tensor = cast(name, tensor, dtype)
             progress.add(name, tensor)
             yield name, tensor
@@ -114,7 +114,7 @@ def to_hf(path: str | Path, output: str | Path) -> Path:
     check_names(expected, weights.names, tied=bool(checkpoint.config.tie_embeddings))
     nbytes = 0
     for name, tensor in weights:
-        check_shape(name, tensor, expected[name])
+        check_shape(name, tensor, expected[name].shape)
         nbytes += tensor.nbytes
     require_space(target, nbytes, f"Converting {path}")
     progress = ConversionProgress(len(weights.names))
@@ -153,12 +153,6 @@ def _refuse_adapters(folder: Path, names: Iterable[str]) -> None:
             raise LitGPTError(f"{folder} holds LoRA weights ({name}); run `litgpt merge_lora {folder}` first.")
         if ".adapter_" in name or "gating_factor" in name:
             raise LitGPTError(f"{folder} holds adapter weights ({name}), which no Hugging Face model has a place for.")
-
-
-def check_shape(name: str, tensor: Tensor, expected: Tensor) -> None:
-    """Raises a LitGPTError if a checkpoint's tensor has not the shape that the model needs."""
-    if tensor.shape != expected.shape:
-        raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected.shape)}.")
 
 
 class ConversionProgress:

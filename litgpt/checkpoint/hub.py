@@ -18,12 +18,13 @@ from litgpt.checkpoint.layout import (
     CONFIG_FILES,
     HF_CONFIG_FILE,
     LIT_MODEL,
-    NOT_WEIGHTS,
     PROMPT_STYLE,
     TOKENIZER_FILES,
+    WEIGHT_INDEXES,
     existing_folder,
     find_checkpoint,
     indexed_files,
+    is_weight_file,
 )
 from litgpt.config import name_to_config
 from litgpt.errors import LitGPTError, closest
@@ -31,7 +32,6 @@ from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""
-WEIGHT_INDEXES = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
 RESUMABLE_BYTES = 50_000_000
 """Files from this size on are continued by the next run if one is stopped."""
 
@@ -103,7 +103,7 @@ class Repository:
             single = index.removesuffix(".index.json")
             if single in self.sizes:
                 return [single]
-            others = [name for name in self.sizes if name.endswith(f".{suffix}") and _is_weights(name)]
+            others = [name for name in self.sizes if name.endswith(f".{suffix}") and is_weight_file(name)]
             if others:
                 return others
         if LIT_MODEL in self.sizes and CONFIG_FILE in self.sizes:
@@ -165,10 +165,6 @@ class Repository:
         with part.open("ab", buffering=0) as file:
             http_get(metadata.location, file, resume_size=file.tell(), headers=headers, expected_size=self.sizes[name])
         part.replace(folder / name)
-
-
-def _is_weights(name: str) -> bool:
-    return "/" not in name and name not in NOT_WEIGHTS and "adapter" not in name
 
 
 def look_up(repo_id: str, access_token: str | None = None, folder: Path | None = None) -> Repository:

@@ -33,6 +33,8 @@ TOKENIZER_FILES = (
 CONFIG_FILES = (HF_CONFIG_FILE, "generation_config.json", CONFIG_FILE, *TOKENIZER_FILES)
 """Everything but the weights that a folder needs to be used."""
 
+WEIGHT_INDEXES = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
+"""Ending of Hugging Face's weight files → what says which tensor is in which, where there are several."""
 NOT_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "consolidated.safetensors"})
 
 
@@ -124,8 +126,8 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         LitGPTError: The index names a file that is not there.
     """
-    for pattern in ("safetensors", "bin"):
-        index = folder / f"{'model' if pattern == 'safetensors' else 'pytorch_model'}.{pattern}.index.json"
+    for suffix, index_name in WEIGHT_INDEXES.items():
+        index = folder / index_name
         if index.is_file():
             files = tuple(folder / name for name in indexed_files(index))
             for file in files:
@@ -133,12 +135,15 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
                     raise LitGPTError(f"{index} names {file.name}, which is not there; download the checkpoint again.")
             if files:
                 return files
-        found = sorted(
-            file for file in folder.glob(f"*.{pattern}") if file.name not in NOT_WEIGHTS and "adapter" not in file.name
-        )
+        found = sorted(file for file in folder.glob(f"*.{suffix}") if is_weight_file(file.name))
         if found:
             return tuple(found)
     return ()
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file with the ending of Hugging Face's weight files holds a model's weights."""
+    return "/" not in name and name not in NOT_WEIGHTS and "adapter" not in name
 
 
 def indexed_files(index: Path) -> list[str]:

@@ -6,7 +6,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -99,10 +99,7 @@ def fill(
         room = make_room(model, quantize, dtype)
     state, experts = {}, expert_slots(model)
     for name, tensor in weights:
-        if tensor.shape != expected[name].shape:
-            raise LitGPTError(
-                f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}."
-            )
+        check_shape(name, tensor, expected[name].shape)
         if name in room:
             room.pop(name).take(tensor.to(device))
             continue
@@ -142,6 +139,12 @@ def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = Fals
     surplus = sorted(found - set(expected))
     if surplus:
         raise LitGPTError(f"The checkpoint has a tensor {surplus[0]!r} that its model has no place for.")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    """Raises a LitGPTError if a checkpoint's tensor has not the shape that the model needs."""
+    if tensor.shape != tuple(expected):
+        raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected)}.")
 
 
 def open_weights(checkpoint: Checkpoint) -> Tensors:

@@ -266,10 +266,10 @@ def _unmatched_settings(config: Config, hf_config: dict[str, Any]) -> list[str]:
         adjustments = {"factor": float(config.rope_condense_ratio)}
         config = replace(config, rope_condense_ratio=1, rope_adjustments=adjustments)
     try:
-        read = Config.from_hf(hf_config, name=config.name)._computation()
+        read = Config.from_hf(hf_config, name=config.name).computation()
     except LitGPTError:  # it is of a model that is not known here: not of this one
         return ["architecture"]
-    return [setting for setting, value in config._computation().items() if read[setting] != value]
+    return [setting for setting, value in config.computation().items() if read[setting] != value]
 
 
 def _complete_tokenizer(folder: Path, source: Path, config: Config, hf_config: dict[str, Any]) -> None:

@@ -146,7 +146,7 @@ class GGUFFile:
         if known is None:
             return config
         row = Config.from_name(known)
-        return row if row._computation() == config._computation() else replace(config, name=known)
+        return row if row.computation() == config.computation() else replace(config, name=known)
 
     def _tied(self) -> bool:
         """Whether the head is the embedding: it is left out, or repeats it byte for byte."""

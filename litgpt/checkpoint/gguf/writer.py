@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from litgpt.checkpoint.gguf.reader import (
 )
 from litgpt.checkpoint.gguf.tokenizer import tokenizer_metadata
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, open_weights
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, open_weights
 from litgpt.checkpoint.weights import Tensors
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
@@ -113,8 +113,7 @@ def export_tensors(config: Config, weights: Tensors) -> tuple[Tensors, dict[str,
         if name in experts:
             return torch.stack([fetch(part) for part in experts[name]])
         tensor = found.fetch(name)
-        if tensor.shape != shapes[name]:
-            raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {shapes[name]}.")
+        check_shape(name, tensor, shapes[name])
         offset = norm_offset(config, name)
         tensor = tensor.float() + offset if offset else tensor
         return pair(tensor, heads[name]) if name in heads else tensor
@@ -149,13 +148,11 @@ def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Met
 
 def _computation(config: Config) -> dict[str, Any]:
     """What is computed, with the same things said in the same way."""
-    values = asdict(config)
-    for label in ("name", "hf_config", "vocab_size", "padding_multiple", "tie_embeddings", "rope_condense_ratio"):
-        del values[label]
+    values = config.computation()
+    del values["tie_embeddings"], values["rope_condense_ratio"]
     frequencies = inverse_frequencies(config) / config.rope_condense_ratio
     values["rope_adjustments"] = [*frequencies.tolist(), attention_factor(config), attention_scale(config)]
     values["rotary_percentage"] = config.rope_n_elem
-    values["rope_base"] = float(config.rope_base)
     values["attention_scores_scalar"] = config.attention_scores_scalar or config.head_size
     return values
 

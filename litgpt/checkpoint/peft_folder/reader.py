@@ -384,9 +384,7 @@ def _method(
 ) -> LoRA:
     """The method whose files hold such tensors; with switches alone, as LitGPT has them, where these can say it."""
     rslora = bool(settings.get("use_rslora"))
-    alphas = {
-        name: whole_number(s * (math.sqrt(ranks[name]) if rslora else ranks[name])) for name, s in scalings.items()
-    }
+    alphas = {name: alpha_of(scaling, ranks[name], rslora) for name, scaling in scalings.items()}
     names = [at for name, module in model.named_modules() for at in candidates(name, module)]
     r = Counter(ranks.values()).most_common(1)[0][0] if ranks else int(settings.get("r", 8))
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else settings.get("lora_alpha", 8)
@@ -443,7 +441,7 @@ def _shorten_values(values: Mapping[str, Any], names: Iterable[str]) -> dict[str
     }
 
 
-def whole_number(value: float) -> float:
-    """Whole numbers as such, and without the last digit's noise."""
-    value = round(value, 9)
+def alpha_of(scaling: float, r: int, rslora: bool) -> float:
+    """`lora_alpha`, without the last digit's noise; whole numbers as such."""
+    value = round(scaling * (math.sqrt(r) if rslora else r), 9)
     return int(value) if value == int(value) else value

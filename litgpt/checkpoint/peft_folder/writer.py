@@ -7,7 +7,6 @@ What has several updates in one of their layers, or one where they have several 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,9 +27,9 @@ from litgpt.checkpoint.peft_folder.reader import (
     ADAPTER_WEIGHTS,
     PREFIX,
     Delta,
+    alpha_of,
     base_tensor,
     source_names,
-    whole_number,
 )
 from litgpt.checkpoint.weights import WeightTable, interleave_qkv, lazy
 from litgpt.config import HF_CONFIG_FILE, Config
@@ -255,10 +254,7 @@ def _adapter_config(
     lora: LoRA, pieces: Mapping[str, Delta], kept: list[str], table: WeightTable, base: Checkpoint
 ) -> dict[str, Any]:
     """`adapter_config.json`."""
-    alphas = {
-        name: whole_number(piece.scaling * (math.sqrt(piece.r) if lora.rslora else piece.r))
-        for name, piece in pieces.items()
-    }
+    alphas = {name: alpha_of(piece.scaling, piece.r, lora.rslora) for name, piece in pieces.items()}
     r = Counter(piece.r for piece in pieces.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     everything = [name for rule in table.rules.values() for _, name in source_names(rule)]
