@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from litgpt.checkpoint.gguf import GGUF_SUFFIX as GGUF_SUFFIX
+from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CHECKPOINTS as CHECKPOINTS
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError, closest

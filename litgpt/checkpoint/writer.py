@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.checkpoint.atomic import atomic_file as atomic_file
-from litgpt.checkpoint.atomic import atomic_folder as atomic_folder
+from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.layout import HF_CONFIG_FILE, TOKENIZER_FILES
 from litgpt.checkpoint.reader import EMBEDDING
 from litgpt.checkpoint.weights import Tensors, WeightTable
