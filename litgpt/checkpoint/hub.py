@@ -18,7 +18,6 @@ from litgpt.checkpoint.layout import (
     CONFIG_FILES,
     HF_CONFIG_FILE,
     LIT_MODEL,
-    PROMPT_STYLE,
     TOKENIZER_FILES,
     WEIGHT_INDEXES,
     existing_folder,
@@ -88,7 +87,7 @@ class Repository:
 
     def config_files(self) -> list[str]:
         """Everything a checkpoint folder needs but its weights."""
-        return [name for name in (*CONFIG_FILES, PROMPT_STYLE) if name in self.sizes]
+        return [name for name in CONFIG_FILES if name in self.sizes]
 
     def weight_files(self, folder: Path) -> list[str]:
         """The weights, safetensors before pickles; an index is downloaded to `folder` to learn what it names.

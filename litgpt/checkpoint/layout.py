@@ -14,10 +14,10 @@ from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CHECKPOINTS as CHECKPOINTS
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError, closest
+from litgpt.prompts.files import PROMPT_STYLE_FILE
 
 LIT_MODEL = "lit_model.pth"
 HYPERPARAMETERS = "hyperparameters.yaml"
-PROMPT_STYLE = "prompt_style.yaml"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-CONFIG_FILES = (HF_CONFIG_FILE, "generation_config.json", CONFIG_FILE, *TOKENIZER_FILES)
+CONFIG_FILES = (HF_CONFIG_FILE, "generation_config.json", CONFIG_FILE, *TOKENIZER_FILES, PROMPT_STYLE_FILE)
 """Everything but the weights that a folder needs to be used."""
 
 WEIGHT_INDEXES = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
@@ -176,7 +176,7 @@ def _gguf_checkpoint(file: Path, folder: Path | None = None) -> Checkpoint:
     """A GGUF file; where its folder was given, the tokenizer files beside it count more than what it says itself."""
     from litgpt.checkpoint.gguf.reader import as_folder, open_gguf  # torch, which folders don't need to be found
 
-    names = ("generation_config.json", PROMPT_STYLE, *TOKENIZER_FILES)
+    names = ("generation_config.json", PROMPT_STYLE_FILE, *TOKENIZER_FILES)
     beside = [folder / name for name in names if (folder / name).is_file()] if folder else []
     opened = open_gguf(file)
     checkpoint = Checkpoint(as_folder(opened, beside), "gguf", opened.paths)
@@ -187,15 +187,15 @@ def _gguf_checkpoint(file: Path, folder: Path | None = None) -> Checkpoint:
 def copy_config_files(source: Path, target: Path) -> None:
     """Copies everything but the weights: configuration, tokenizer, chat template, prompt style."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*CONFIG_FILES, PROMPT_STYLE):
+    for name in CONFIG_FILES:
         if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
             shutil.copy(source / name, target / name)
 
 
 def complete_folder(source: Path, target: Path) -> None:
     """As `copy_config_files`, but what `target` has of its own stays: a tokenizer of its own, say."""
-    own = {name for name in (*CONFIG_FILES, PROMPT_STYLE) if (target / name).is_file()}
+    own = {name for name in CONFIG_FILES if (target / name).is_file()}
     has_tokenizer = not own.isdisjoint({"tokenizer.json", "tokenizer.model"})
-    for name in (*CONFIG_FILES, PROMPT_STYLE):
+    for name in CONFIG_FILES:
         if (source / name).is_file() and name not in own and not (has_tokenizer and name in TOKENIZER_FILES):
             shutil.copy(source / name, target / name)

@@ -343,16 +343,9 @@ def _to_state_dict(found: Mapping[str, Delta]) -> tuple[dict[str, Tensor], dict[
             )
         if layer.endswith(".attn.qkv") and layer not in pieces:
             order = [pieces[name] for part in QKV_PARTS if (name := f"{layer[:-3]}{part}") in pieces]
-            pieces = {
-                layer: Delta(
-                    torch.cat([piece.a for piece in order]),
-                    torch.cat([piece.b for piece in order]),
-                    order[0].scaling,
-                    torch.cat([piece.magnitude for piece in order if piece.magnitude is not None])
-                    if order[0].magnitude is not None
-                    else None,
-                )
-            }
+            magnitudes = [piece.magnitude for piece in order if piece.magnitude is not None]
+            a, b = torch.cat([piece.a for piece in order]), torch.cat([piece.b for piece in order])
+            pieces = {layer: Delta(a, b, order[0].scaling, torch.cat(magnitudes) if magnitudes else None)}
         for name, piece in pieces.items():
             tensors = {"lora_A": piece.a, "lora_B": piece.b, "lora_magnitude": piece.magnitude}
             state.update({f"{name}.{kind}": tensor for kind, tensor in tensors.items() if tensor is not None})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_update
-from litgpt.checkpoint.layout import CHECKPOINTS, PROMPT_STYLE, Checkpoint, existing_folder
+from litgpt.checkpoint.layout import CHECKPOINTS, Checkpoint, existing_folder
 from litgpt.checkpoint.peft_folder.header import HEADER
 from litgpt.checkpoint.peft_folder.reader import (
     ADAPTER_CONFIG,
@@ -39,6 +39,7 @@ from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import load_owned
 from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, full_rows, row_norms
+from litgpt.prompts.files import PROMPT_STYLE_FILE
 
 
 def to_peft(path: str | Path, output: str | Path) -> Path:
@@ -94,9 +95,9 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     with atomic_folder(output) as folder:
         (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(content, folder / ADAPTER_WEIGHTS[0], metadata=said)
-        style = update.file.parent / PROMPT_STYLE
+        style = update.file.parent / PROMPT_STYLE_FILE
         if style.is_file():
-            (folder / PROMPT_STYLE).write_bytes(style.read_bytes())
+            (folder / PROMPT_STYLE_FILE).write_bytes(style.read_bytes())
     return output
 
 
