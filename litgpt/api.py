@@ -15,7 +15,7 @@ from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
-from litgpt.checkpoint.trainer import trainer_weights
+from litgpt.checkpoint.reader import trainer_weights
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.engine.engine import Engine

@@ -15,7 +15,7 @@ import yaml
 
 from litgpt import families
 from litgpt.errors import LitGPTError, closest
-from litgpt.hub_client import REPOSITORY_ID, fetched
+from litgpt.hub_client import REPOSITORY_ID, fetch_file
 
 CONFIG_FILE = "model_config.yaml"
 HF_CONFIG_FILE = "config.json"
@@ -325,7 +325,7 @@ class Config:
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
-        if row._computation() == config._computation():
+        if row.computation() == config.computation():
             return row
         return replace(config, name=row.name, hf_config=row.hf_config)
 
@@ -378,7 +378,7 @@ class Config:
             "router_scores": scores,
         }
 
-    def _computation(self) -> dict[str, Any]:
+    def computation(self) -> dict[str, Any]:
         """The fields that decide what is computed: all but names and the size of the vocabulary before padding."""
         values = {**asdict(self), "rope_base": float(self.rope_base)}
         for label in ("name", "hf_config", "vocab_size", "padding_multiple"):
@@ -481,7 +481,7 @@ def _hf_config_file(source: str | Path) -> tuple[Path, str]:
         raise LitGPTError(
             f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
         )
-    return fetched(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
+    return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
 
 
 def _by_hub_name() -> dict[str, dict[str, Any]]:

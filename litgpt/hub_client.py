@@ -13,15 +13,15 @@ from litgpt.errors import LitGPTError, closest
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def fetched(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Path:
-    """One small file of a repository, in the client's own cache; `place` and `known` as in `explained_by_hub`.
+def fetch_file(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Path:
+    """One small file of a repository, in the client's own cache; `place` and `known` as in `explain_hub_errors`.
 
     Raises:
         LitGPTError: The repository has no such file, is not there, gated, or the hub can't be reached.
     """
     from huggingface_hub import errors, hf_hub_download
 
-    with explained_by_hub(repo_id, None, place, known):
+    with explain_hub_errors(repo_id, None, place, known):
         try:
             return Path(hf_hub_download(repo_id, name))
         except errors.RemoteEntryNotFoundError:
@@ -29,7 +29,7 @@ def fetched(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Path:
 
 
 @contextmanager
-def explained_by_hub(repo_id: str, token: str | None, place: Path, known: Iterable[str]) -> Iterator[None]:
+def explain_hub_errors(repo_id: str, token: str | None, place: Path, known: Iterable[str]) -> Iterator[None]:
     """Turns what the hub's client raises into one sentence that says what to do.
 
     Args:

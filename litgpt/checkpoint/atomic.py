@@ -21,13 +21,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         LitGPTError: The disk is full, or `path` can't be written.
     """
     target = _real_path(path)
-    with explained(target):
+    with explain_os_errors(target):
         if target.is_dir():
             raise LitGPTError(f"{path} is a folder; give the name of a file to write to.")
         temporary = _temporary(target)
         temporary.touch()
     try:
-        with explained(target):
+        with explain_os_errors(target):
             yield temporary
             temporary.replace(target)
     finally:
@@ -44,14 +44,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         LitGPTError: The disk is full, or `path` can't be written.
     """
     target = _real_path(path)
-    with explained(target):
+    with explain_os_errors(target):
         if target.exists() and not target.is_dir():
             raise LitGPTError(f"{path} is a file; give the name of a folder to write to.")
         temporary = _temporary(target, inside=target.is_dir())
         temporary.mkdir()
-    _meant[temporary] = target
+    _final_folders[temporary] = target
     try:
-        with explained(target):
+        with explain_os_errors(target):
             yield temporary
             if target.exists():
                 for file in sorted(file for file in temporary.rglob("*") if file.is_file()):
@@ -61,7 +61,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             else:
                 temporary.rename(target)
     finally:
-        del _meant[temporary]
+        del _final_folders[temporary]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -83,15 +83,15 @@ def gigabytes(nbytes: float) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
 
 
-_meant: dict[Path, Path] = {}
+_final_folders: dict[Path, Path] = {}
 """The temporary folders that are being filled, and what they will be."""
 
 
-def _as_asked(path: Path) -> Path:
+def _final_path(path: Path) -> Path:
     """Where a file will be that is being written into a temporary folder."""
-    for temporary, target in reversed(_meant.items()):
+    for temporary, target in reversed(_final_folders.items()):
         if path.is_relative_to(temporary):
-            return _as_asked(target / path.relative_to(temporary))
+            return _final_path(target / path.relative_to(temporary))
     return path
 
 
@@ -122,12 +122,12 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def explained(target: Path) -> Iterator[None]:
+def explain_os_errors(target: Path) -> Iterator[None]:
     """Turns what the system says about writing into one sentence."""
     try:
         yield
     except OSError as error:
-        target = _as_asked(target)
+        target = _final_path(target)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise LitGPTError(
                 f"The disk is full: {target} could not be written ({os.strerror(error.errno)}); "

@@ -21,7 +21,7 @@ from litgpt.checkpoint.layout import (
     gguf_files,
     hf_weight_files,
 )
-from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, load_pth, open_weights
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
 from litgpt.config import Config, read_json
 from litgpt.errors import LitGPTError
@@ -47,11 +47,11 @@ def to_litgpt(
     expected = GPT.skeleton(config).state_dict()
     check_names(expected, weights.names, tied=bool(config.tie_embeddings))
     tied = {HEAD: EMBEDDING} if HEAD not in weights.names else {}
-    progress = Progress(len(weights.names), every_tensor)
+    progress = ConversionProgress(len(weights.names), every_tensor)
 
     def converted() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
-            check_shape(name, tensor, expected[name])
+            check_shape(name, tensor, expected[name].shape)
             tensor = cast(name, tensor, dtype)
             progress.add(name, tensor)
             yield name, tensor
@@ -109,15 +109,15 @@ def to_hf(path: str | Path, output: str | Path) -> Path:
     if target.resolve() == checkpoint.dir.resolve():
         raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
     weights = open_weights(checkpoint)
-    _refuse_updates(checkpoint.dir, weights.names)
+    _refuse_adapters(checkpoint.dir, weights.names)
     expected = GPT.skeleton(checkpoint.config).state_dict()
     check_names(expected, weights.names, tied=bool(checkpoint.config.tie_embeddings))
     nbytes = 0
     for name, tensor in weights:
-        check_shape(name, tensor, expected[name])
+        check_shape(name, tensor, expected[name].shape)
         nbytes += tensor.nbytes
     require_space(target, nbytes, f"Converting {path}")
-    progress = Progress(len(weights.names))
+    progress = ConversionProgress(len(weights.names))
     stale = set(target.glob("model*.safetensors")) | set(target.glob("model.safetensors.index.json"))
     with atomic_folder(target) as folder:
         write_hf(folder, checkpoint.config, weights, checkpoint.dir, on_tensor=progress.add)
@@ -147,7 +147,7 @@ def to_weights_only(path: str | Path, output: str | Path) -> Path:
     return target
 
 
-def _refuse_updates(folder: Path, names: Iterable[str]) -> None:
+def _refuse_adapters(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if ".lora_" in name:
             raise LitGPTError(f"{folder} holds LoRA weights ({name}); run `litgpt merge_lora {folder}` first.")
@@ -155,13 +155,7 @@ def _refuse_updates(folder: Path, names: Iterable[str]) -> None:
             raise LitGPTError(f"{folder} holds adapter weights ({name}), which no Hugging Face model has a place for.")
 
 
-def check_shape(name: str, tensor: Tensor, expected: Tensor) -> None:
-    """Raises a LitGPTError if a checkpoint's tensor has not the shape that the model needs."""
-    if tensor.shape != expected.shape:
-        raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected.shape)}.")
-
-
-class Progress:
+class ConversionProgress:
     """Tells on stderr how far a conversion is: on a terminal in one line that changes, else when it is done."""
 
     def __init__(self, total: int, every_tensor: bool = False) -> None:

@@ -14,13 +14,13 @@ WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one weight."""
 
 
-ALWAYS_WIDE = "e_score_correction_bias"
+NEVER_CAST = "e_score_correction_bias"
 """End of the names of tensors that are rounded by no cast: small differences of large numbers choose experts."""
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A tensor of a model as `dtype`, if it is one of weights; None: as it is."""
-    weights = tensor.is_floating_point() and not name.endswith(ALWAYS_WIDE)
+    weights = tensor.is_floating_point() and not name.endswith(NEVER_CAST)
     return tensor.to(dtype) if weights and dtype is not None else tensor
 
 

@@ -11,27 +11,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from litgpt.checkpoint.atomic import explained, require_space
+from litgpt.checkpoint.atomic import explain_os_errors, require_space
 from litgpt.checkpoint.layout import (
     CHECKPOINTS,
     CONFIG_FILE,
     CONFIG_FILES,
     HF_CONFIG_FILE,
     LIT_MODEL,
-    NOT_WEIGHTS,
-    PROMPT_STYLE,
     TOKENIZER_FILES,
+    WEIGHT_INDEXES,
     existing_folder,
     find_checkpoint,
     indexed_files,
+    is_weight_file,
 )
 from litgpt.config import name_to_config
 from litgpt.errors import LitGPTError, closest
-from litgpt.hub_client import REPOSITORY_ID, explained_by_hub
+from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""
-WEIGHT_INDEXES = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
 RESUMABLE_BYTES = 50_000_000
 """Files from this size on are continued by the next run if one is stopped."""
 
@@ -88,7 +87,7 @@ class Repository:
 
     def config_files(self) -> list[str]:
         """Everything a checkpoint folder needs but its weights."""
-        return [name for name in (*CONFIG_FILES, PROMPT_STYLE) if name in self.sizes]
+        return [name for name in CONFIG_FILES if name in self.sizes]
 
     def weight_files(self, folder: Path) -> list[str]:
         """The weights, safetensors before pickles; an index is downloaded to `folder` to learn what it names.
@@ -103,7 +102,7 @@ class Repository:
             single = index.removesuffix(".index.json")
             if single in self.sizes:
                 return [single]
-            others = [name for name in self.sizes if name.endswith(f".{suffix}") and _is_weights(name)]
+            others = [name for name in self.sizes if name.endswith(f".{suffix}") and is_weight_file(name)]
             if others:
                 return others
         if LIT_MODEL in self.sizes and CONFIG_FILE in self.sizes:
@@ -130,7 +129,7 @@ class Repository:
         """
         from huggingface_hub import snapshot_download
 
-        with explained_hub(self.id, self.token, folder):
+        with explain_hub_and_disk_errors(self.id, self.token, folder):
             for name in self.missing(names, folder):
                 if self.sizes.get(name, 0) >= RESUMABLE_BYTES:
                     self._fetch_in_parts(name, folder)
@@ -167,10 +166,6 @@ class Repository:
         part.replace(folder / name)
 
 
-def _is_weights(name: str) -> bool:
-    return "/" not in name and name not in NOT_WEIGHTS and "adapter" not in name
-
-
 def look_up(repo_id: str, access_token: str | None = None, folder: Path | None = None) -> Repository:
     """Asks the hub what a repository holds.
 
@@ -185,7 +180,7 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     from huggingface_hub import HfApi
 
     token = access_token or None
-    with explained_hub(repo_id, token, folder or CHECKPOINTS / repo_id):
+    with explain_hub_and_disk_errors(repo_id, token, folder or CHECKPOINTS / repo_id):
         info = HfApi(token=token).model_info(repo_id, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     return Repository(repo_id, info.sha or "main", sizes, token)
@@ -241,7 +236,7 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def explained_hub(repo_id: str, token: str | None, folder: Path) -> Iterator[None]:
+def explain_hub_and_disk_errors(repo_id: str, token: str | None, folder: Path) -> Iterator[None]:
     """Turns what the hub's client raises, and what the disk does, into one sentence that says what to do."""
-    with explained_by_hub(repo_id, token, folder, known_ids()), explained(folder):
+    with explain_hub_errors(repo_id, token, folder, known_ids()), explain_os_errors(folder):
         yield

@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from litgpt.checkpoint.gguf import GGUF_SUFFIX as GGUF_SUFFIX
+from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CHECKPOINTS as CHECKPOINTS
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError, closest
+from litgpt.prompts.files import PROMPT_STYLE_FILE
 
 LIT_MODEL = "lit_model.pth"
 HYPERPARAMETERS = "hyperparameters.yaml"
-PROMPT_STYLE = "prompt_style.yaml"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,9 +30,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-CONFIG_FILES = (HF_CONFIG_FILE, "generation_config.json", CONFIG_FILE, *TOKENIZER_FILES)
+CONFIG_FILES = (HF_CONFIG_FILE, "generation_config.json", CONFIG_FILE, *TOKENIZER_FILES, PROMPT_STYLE_FILE)
 """Everything but the weights that a folder needs to be used."""
 
+WEIGHT_INDEXES = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
+"""Ending of Hugging Face's weight files → what says which tensor is in which, where there are several."""
 NOT_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "consolidated.safetensors"})
 
 
@@ -49,10 +51,6 @@ class Checkpoint:
     @cached_property
     def config(self) -> Config:
         """Its model's configuration."""
-        if self.kind == "gguf":
-            from litgpt.checkpoint.gguf.reader import open_gguf
-
-            return deepcopy(open_gguf(self.files[0]).config)
         return Config.from_checkpoint(self.dir)
 
     @property
@@ -128,8 +126,8 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         LitGPTError: The index names a file that is not there.
     """
-    for pattern in ("safetensors", "bin"):
-        index = folder / f"{'model' if pattern == 'safetensors' else 'pytorch_model'}.{pattern}.index.json"
+    for suffix, index_name in WEIGHT_INDEXES.items():
+        index = folder / index_name
         if index.is_file():
             files = tuple(folder / name for name in indexed_files(index))
             for file in files:
@@ -137,12 +135,15 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
                     raise LitGPTError(f"{index} names {file.name}, which is not there; download the checkpoint again.")
             if files:
                 return files
-        found = sorted(
-            file for file in folder.glob(f"*.{pattern}") if file.name not in NOT_WEIGHTS and "adapter" not in file.name
-        )
+        found = sorted(file for file in folder.glob(f"*.{suffix}") if is_weight_file(file.name))
         if found:
             return tuple(found)
     return ()
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file with the ending of Hugging Face's weight files holds a model's weights."""
+    return "/" not in name and name not in NOT_WEIGHTS and "adapter" not in name
 
 
 def indexed_files(index: Path) -> list[str]:
@@ -173,26 +174,28 @@ def gguf_files(folder: Path) -> tuple[Path, ...]:
 
 def _gguf_checkpoint(file: Path, folder: Path | None = None) -> Checkpoint:
     """A GGUF file; where its folder was given, the tokenizer files beside it count more than what it says itself."""
-    from litgpt.checkpoint.gguf.reader import as_folder, open_gguf
+    from litgpt.checkpoint.gguf.reader import as_folder, open_gguf  # torch, which folders don't need to be found
 
-    names = ("generation_config.json", PROMPT_STYLE, *TOKENIZER_FILES)
+    names = ("generation_config.json", PROMPT_STYLE_FILE, *TOKENIZER_FILES)
     beside = [folder / name for name in names if (folder / name).is_file()] if folder else []
     opened = open_gguf(file)
-    return Checkpoint(as_folder(opened, beside), "gguf", opened.paths)
+    checkpoint = Checkpoint(as_folder(opened, beside), "gguf", opened.paths)
+    vars(checkpoint)["config"] = deepcopy(opened.config)  # which knows of a tied head what no file in a folder says
+    return checkpoint
 
 
 def copy_config_files(source: Path, target: Path) -> None:
     """Copies everything but the weights: configuration, tokenizer, chat template, prompt style."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*CONFIG_FILES, PROMPT_STYLE):
+    for name in CONFIG_FILES:
         if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
             shutil.copy(source / name, target / name)
 
 
 def complete_folder(source: Path, target: Path) -> None:
     """As `copy_config_files`, but what `target` has of its own stays: a tokenizer of its own, say."""
-    own = {name for name in (*CONFIG_FILES, PROMPT_STYLE) if (target / name).is_file()}
+    own = {name for name in CONFIG_FILES if (target / name).is_file()}
     has_tokenizer = not own.isdisjoint({"tokenizer.json", "tokenizer.model"})
-    for name in (*CONFIG_FILES, PROMPT_STYLE):
+    for name in CONFIG_FILES:
         if (source / name).is_file() and name not in own and not (has_tokenizer and name in TOKENIZER_FILES):
             shutil.copy(source / name, target / name)

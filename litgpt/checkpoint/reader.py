@@ -6,7 +6,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,19 +16,20 @@ from torch import Tensor
 
 from litgpt.checkpoint.dequantize import dequantized
 from litgpt.checkpoint.dtypes import cast
+from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.checkpoint.pages import ReadOnce
+from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, make_room
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
-BROKEN = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
+DAMAGED_FILE_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
 """What `torch.load` raises for a file that is cut off or something else; `UNREADABLE`: or that can't or mustn't be."""
-UNREADABLE = (*BROKEN, OSError, pickle.UnpicklingError)
+UNREADABLE = (*DAMAGED_FILE_ERRORS, OSError, pickle.UnpicklingError)
 
 
 def load_model(
@@ -59,12 +60,12 @@ def load_model(
     if pages is None:
         fill(model, weights, device, dtype)
     else:
-        fill(model, _counted(weights, pages), device, dtype, quantize)
+        fill(model, _releasing_pages(weights, pages), device, dtype, quantize)
         pages.release()
     return model.eval()
 
 
-def _counted(weights: Tensors, pages: ReadOnce) -> Tensors:
+def _releasing_pages(weights: Tensors, pages: ReadOnce) -> Tensors:
     """The same tensors; when the next one is asked for, the last has been dealt with."""
     last = 0
 
@@ -96,12 +97,9 @@ def fill(
     if quantize:
         dtype = dtype or torch.get_default_dtype()
         room = make_room(model, quantize, dtype)
-    state, experts = {}, places_of_experts(model)
+    state, experts = {}, expert_slots(model)
     for name, tensor in weights:
-        if tensor.shape != expected[name].shape:
-            raise LitGPTError(
-                f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}."
-            )
+        check_shape(name, tensor, expected[name].shape)
         if name in room:
             room.pop(name).take(tensor.to(device))
             continue
@@ -121,7 +119,7 @@ def fill(
         model.tie()
 
 
-def places_of_experts(model: GPT) -> dict[str, tuple[Experts, str, int]]:
+def expert_slots(model: GPT) -> dict[str, tuple[Experts, str, int]]:
     """By name in a state dict: the experts that a tensor belongs to, which part it is there, and whose."""
     return {
         f"{prefix}.{number}.{name}": (module, name, number)
@@ -143,6 +141,12 @@ def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = Fals
         raise LitGPTError(f"The checkpoint has a tensor {surplus[0]!r} that its model has no place for.")
 
 
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    """Raises a LitGPTError if a checkpoint's tensor has not the shape that the model needs."""
+    if tensor.shape != tuple(expected):
+        raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected)}.")
+
+
 def open_weights(checkpoint: Checkpoint) -> Tensors:
     """The tensors of a checkpoint under our names, each read when it is asked for.
 
@@ -155,10 +159,8 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
     if checkpoint.kind == "litgpt":
         tensors = load_pth(checkpoint.files[0])
         config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
-        return lazy(_modern_names(tensors, config))
+        return lazy(_rename_legacy(tensors, config))
     if checkpoint.kind == "gguf":
-        from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
-
         return gguf_weights(open_gguf(checkpoint.files[0]))
     theirs = read_files(checkpoint.files)
     wanted = GPT.skeleton(config).state_dict()
@@ -208,12 +210,33 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
         raise LitGPTError(
             f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
         ) from None
-    except BROKEN as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise LitGPTError(f"{path} is damaged: torch cannot read it; make or download it again.") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LitGPTError(f"{path} holds no state dict of tensors.")
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """The weights called `names` in a checkpoint of Lightning's Trainer, whatever attribute held the model.
+
+    Raises:
+        LitGPTError: The file can't be read, or lacks one of them.
+    """
+    if not path.is_file():
+        raise LitGPTError(f"There is no Trainer checkpoint {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except UNREADABLE as error:
+        raise LitGPTError(f"{path} is no Trainer checkpoint ({one_line(error)}).") from None
+    found = {}
+    for name in names:
+        matches = [key for key in state if key == name or key.endswith(f".{name}")]
+        if not matches:
+            raise LitGPTError(f"{path} has no tensor {name!r}.")
+        found[name] = state[min(matches, key=len)]
+    return found
 
 
 def _tied(tensors: dict[str, Tensor], said: bool) -> bool:
@@ -226,7 +249,7 @@ def _tied(tensors: dict[str, Tensor], said: bool) -> bool:
     return said and torch.equal(head, embedding)
 
 
-def _modern_names(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+def _rename_legacy(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Older LitGPT files have `attn.attn`, with rows head by head, where `attn.qkv` is now."""
     return {
         name.replace(".attn.attn.", ".attn.qkv."): deinterleave_qkv(tensor, config) if ".attn.attn." in name else tensor

@@ -145,7 +145,7 @@ class WeightTable:
         if isinstance(rule, Split):
             return tensors[0].chunk(len(rule.ours))[rule.ours.index(ours.rpartition(".")[0])]
         if isinstance(rule, Dealt):
-            return collected(rule, rule.ours.index(ours.rpartition(".")[0]), tensors[0])
+            return ungroup_rows(rule, rule.ours.index(ours.rpartition(".")[0]), tensors[0])
         if isinstance(rule, Stacked):
             part, parts = rule.ours.index(ours), len(rule.ours)
             of_expert = tensors[0][rule.expert]
@@ -178,7 +178,7 @@ class WeightTable:
                 return torch.cat([ours.fetch(f"{module}.{parameter}") for module in rule.ours])
             if isinstance(rule, Dealt):
                 parameter = name.rpartition(".")[2]
-                return dealt(rule, [ours.fetch(f"{module}.{parameter}") for module in rule.ours])
+                return group_rows(rule, [ours.fetch(f"{module}.{parameter}") for module in rule.ours])
             if isinstance(rule, Stacked):
                 return self._stack(theirs, ours)
             return self._take_apart(rule, part, ours.fetch(name))
@@ -209,15 +209,15 @@ class WeightTable:
         return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor
 
 
-def collected(rule: Dealt, which: int, tensor: Tensor) -> Tensor:
+def ungroup_rows(rule: Dealt, which: int, tensor: Tensor) -> Tensor:
     """The rows of one of our tensors, out of theirs, which deals them out by group."""
     parts = tensor.unflatten(0, (rule.groups, -1)).split([size for sizes in rule.rows for size in sizes], dim=1)
     first = sum(len(sizes) for sizes in rule.rows[:which])
     return torch.cat([part.flatten(0, 1) for part in parts[first : first + len(rule.rows[which])]])
 
 
-def dealt(rule: Dealt, tensors: Sequence[Tensor]) -> Tensor:
-    """The inverse of `collected`, of all our tensors."""
+def group_rows(rule: Dealt, tensors: Sequence[Tensor]) -> Tensor:
+    """The inverse of `ungroup_rows`, of all our tensors."""
     parts = [
         part.unflatten(0, (rule.groups, -1))
         for tensor, sizes in zip(tensors, rule.rows, strict=True)

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.checkpoint.atomic import atomic_file as atomic_file
-from litgpt.checkpoint.atomic import atomic_folder as atomic_folder
+from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.layout import HF_CONFIG_FILE, TOKENIZER_FILES
 from litgpt.checkpoint.reader import EMBEDDING
 from litgpt.checkpoint.weights import Tensors, WeightTable
@@ -30,9 +29,9 @@ from litgpt.errors import LitGPTError
 
 ALIGNMENT = 64
 """Bytes; where a tensor may begin in a `.pth` file, so that it can be used memory-mapped."""
-WIDE_RECORD = 2**30
+ZIP64_BYTES = 2**30
 """Bytes; tensors from this size on get the zip header with 64-bit sizes."""
-OnTensor = Callable[[str, Tensor], None]
+TensorCallback = Callable[[str, Tensor], None]
 SHARD_BYTES = 5_000_000_000
 """Size of one safetensors file, at most, unless a single tensor is larger."""
 GENERATION_CONFIG = "generation_config.json"
@@ -89,7 +88,7 @@ def write_lit(
 def _add_record(archive: zipfile.ZipFile, name: str, content: memoryview) -> None:
     info = zipfile.ZipInfo(f"archive/{name}")
     info.file_size = content.nbytes
-    wide = content.nbytes >= WIDE_RECORD
+    wide = content.nbytes >= ZIP64_BYTES
     assert archive.fp is not None
     header = 30 + len(info.filename) + (20 if wide else 0) + 4  # bytes; the last 4 are the padding's own header
     padding = -(archive.fp.tell() + header) % ALIGNMENT
@@ -169,7 +168,7 @@ def write_hf(
     tensors: Tensors,
     source: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    on_tensor: OnTensor | None = None,
+    on_tensor: TensorCallback | None = None,
 ) -> None:
     """Fills `folder` with all that `transformers`' `from_pretrained` needs.
 
@@ -196,11 +195,11 @@ def write_hf(
     _write_json(folder / HF_CONFIG_FILE, hf_config)
     theirs = table.export_from(tensors)
     if on_tensor is not None:
-        theirs = _watched(theirs, on_tensor)
-    write_safetensors(folder, theirs, kinds_of(table.export_from(_stand_ins(tensors))), shard_bytes)
+        theirs = _with_callback(theirs, on_tensor)
+    write_safetensors(folder, theirs, tensor_specs(table.export_from(_placeholders(tensors))), shard_bytes)
 
 
-def _stand_ins(tensors: Tensors) -> Tensors:
+def _placeholders(tensors: Tensors) -> Tensors:
     """Tensors of the same shapes and types that take no memory (as on `meta`, without the time to import that)."""
     scalars = {dtype: torch.empty((), dtype=dtype) for dtype in {tensor.dtype for _, tensor in tensors}}
 
@@ -212,7 +211,7 @@ def _stand_ins(tensors: Tensors) -> Tensors:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TensorSpec:
     """What a tensor will be."""
 
     shape: torch.Size
@@ -224,12 +223,12 @@ class Kind:
         return self.shape.numel() * self.dtype.itemsize
 
 
-def kinds_of(tensors: Tensors) -> dict[str, Kind]:
+def tensor_specs(tensors: Tensors) -> dict[str, TensorSpec]:
     """The kinds of tensors, in their order."""
-    return {name: Kind(tensor.shape, tensor.dtype) for name, tensor in tensors}
+    return {name: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in tensors}
 
 
-def _watched(tensors: Tensors, on_tensor: OnTensor) -> Tensors:
+def _with_callback(tensors: Tensors, on_tensor: TensorCallback) -> Tensors:
     def fetch(name: str) -> Tensor:
         tensor = tensors.fetch(name)
         on_tensor(name, tensor)
@@ -249,9 +248,9 @@ def hf_config_of(config: Config, source: Path | None = None) -> dict[str, Any]:
     found.pop("quantization_config", None)
     if "tie_word_embeddings" in written:
         found["tie_word_embeddings"] = written["tie_word_embeddings"]
-    if len(found) > 1 and not _lost(config, found):
+    if len(found) > 1 and not _unmatched_settings(config, found):
         return found
-    lost = _lost(config, written)
+    lost = _unmatched_settings(config, written)
     if lost:
         raise LitGPTError(
             f"A {config.family.architectures[0]} can't have the model's {', '.join(lost)}: put the config.json of the "
@@ -260,16 +259,16 @@ def hf_config_of(config: Config, source: Path | None = None) -> dict[str, Any]:
     return {**written, **{key: found[key] for key in ("bos_token_id", "eos_token_id") if key in found}}
 
 
-def _lost(config: Config, hf_config: dict[str, Any]) -> list[str]:
+def _unmatched_settings(config: Config, hf_config: dict[str, Any]) -> list[str]:
     """The settings of a model that who reads this `config.json` would get wrong."""
     if config.rope_condense_ratio != 1 and config.rope_adjustments is None:  # two ways to say the same
         adjustments = {"factor": float(config.rope_condense_ratio)}
         config = replace(config, rope_condense_ratio=1, rope_adjustments=adjustments)
     try:
-        read = Config.from_hf(hf_config, name=config.name)._computation()
+        read = Config.from_hf(hf_config, name=config.name).computation()
     except LitGPTError:  # it is of a model that is not known here: not of this one
         return ["architecture"]
-    return [setting for setting, value in config._computation().items() if read[setting] != value]
+    return [setting for setting, value in config.computation().items() if read[setting] != value]
 
 
 def _complete_tokenizer(folder: Path, source: Path, config: Config, hf_config: dict[str, Any]) -> None:
@@ -290,43 +289,45 @@ def _complete_tokenizer(folder: Path, source: Path, config: Config, hf_config: d
 
 
 def write_safetensors(
-    folder: Path, tensors: Tensors, kinds: Mapping[str, Kind], shard_bytes: int = SHARD_BYTES
+    folder: Path, tensors: Tensors, specs: Mapping[str, TensorSpec], shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes `model.safetensors`, or shards of it with their index, one tensor at a time.
 
     Args:
         folder: An existing folder.
         tensors: The tensors, on any device.
-        kinds: What each of them is, for the header that comes first.
+        specs: What each of them is, for the header that comes first.
         shard_bytes: Size of one file, at most, unless a single tensor is larger.
     """
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name in tensors.names:
-        room -= kinds[name].nbytes
+        room -= specs[name].nbytes
         if room < 0 and shards[-1]:
             shards.append([])
-            room = shard_bytes - kinds[name].nbytes
+            room = shard_bytes - specs[name].nbytes
         shards[-1].append(name)
     if len(shards) == 1:
-        return _write_shard(folder / "model.safetensors", shards[0], tensors.fetch, kinds)
+        return _write_shard(folder / "model.safetensors", shards[0], tensors.fetch, specs)
     where = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(folder / file, names, tensors.fetch, kinds)
+        _write_shard(folder / file, names, tensors.fetch, specs)
         where.update(dict.fromkeys(names, file))
-    total = sum(kind.nbytes for kind in kinds.values())
+    total = sum(spec.nbytes for spec in specs.values())
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _write_shard(path: Path, names: Iterable[str], fetch: Callable[[str], Tensor], kinds: Mapping[str, Kind]) -> None:
+def _write_shard(
+    path: Path, names: Iterable[str], fetch: Callable[[str], Tensor], specs: Mapping[str, TensorSpec]
+) -> None:
     """One safetensors file; the format: https://huggingface.co/docs/safetensors."""
-    names = sorted(names, key=lambda name: -kinds[name].dtype.itemsize)  # widest first keeps all of them aligned
+    names = sorted(names, key=lambda name: -specs[name].dtype.itemsize)  # widest first keeps all of them aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
-        begin, end = end, end + kinds[name].nbytes
-        dtype, shape = _SAFETENSORS_NAMES[kinds[name].dtype], list(kinds[name].shape)
+        begin, end = end, end + specs[name].nbytes
+        dtype, shape = _SAFETENSORS_NAMES[specs[name].dtype], list(specs[name].shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)

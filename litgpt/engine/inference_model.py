@@ -21,7 +21,7 @@ from litgpt.engine.text import Reply, stop_strings
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
-from litgpt.prompts.base import Message, joined
+from litgpt.prompts.base import Message, join_text
 from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 
@@ -183,5 +183,5 @@ class InferenceModel:
 def _with_one_text(message: Message) -> Message:
     """A message whose content, if it is in parts of text, is one text: few templates take parts."""
     content = message.get("content") if isinstance(message, Mapping) else None
-    text = joined(content) if isinstance(content, list) else None
+    text = join_text(content) if isinstance(content, list) else None
     return message if text is None else {**message, "content": text}

@@ -5,14 +5,14 @@ https://arxiv.org/abs/2405.04434, https://arxiv.org/abs/2412.19437.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families import llama
 from litgpt.families.base import Absorbed, Drop, Family, Same, changed, named, pop_choice, pop_rope, push_rope, size
-from litgpt.families.gguf import COMMON, EXPERT_FIELDS, EXPERTS, GATED_MLP, GGUF, SHARED_EXPERTS, Metadata
+from litgpt.families.gguf import COMMON, EXPERT_FIELDS, EXPERTS, GATED_MLP, GGUF, SHARED_EXPERTS, Key, Metadata
 
 BASE = {**llama.BASE, "mlp_class_name": "LLaMAMoE", "rope_interleave": True, "norm_eps": 1e-6}
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
@@ -170,59 +170,50 @@ V3 = replace(
 )
 
 
-def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    """Their keys and values are the latent's, of one head; what is made of it has `…_mla` sizes."""
-    rank, turned = left.pop("attention.kv_lora_rank"), left["rope.dimension_count"]
-    for key in ("attention.key_length", "attention.value_length", "attention.head_count_kv"):
-        left.pop(key, None)
-    sizes = left.pop("attention.q_lora_rank", None), rank, turned, left.pop("attention.key_length_mla") - turned
-    return {
-        "latent_attention": dict(zip(LATENT, (*sizes, left.pop("attention.value_length_mla")), strict=True)),
-        "rotary_percentage": 1.0,
-        "routed_scaling_factor": left.pop("expert_weights_scale", 1.0),
-        "norm_topk_prob": left.pop("expert_weights_norm", False),
-    }
-
-
-def gguf_more_from_2(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    groups, used = left.pop("expert_group_count", 1), left.pop("expert_group_used_count", 1)
-    grouped = {"n_expert_groups": groups, "n_topk_groups": used, "n_topk_scores_per_group": 1} if groups > 1 else {}
-    if left.get("expert_gating_func", SOFTMAX) == SOFTMAX:  # another is refused, being left
-        left.pop("expert_gating_func", None)
-    choice = {"router_scores": "softmax", "router_softmax_over_all": True}
-    return {**gguf_more_from(left, tensors, found), **grouped, **choice}
-
-
-def gguf_more_from_3(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    if left.get("expert_gating_func", SIGMOID) == SIGMOID:
-        left.pop("expert_gating_func", None)
-    groups = {
-        "n_expert_groups": left.pop("expert_group_count", 8),
-        "n_topk_groups": left.pop("expert_group_used_count", 4),
-    }
-    return {**gguf_more_from(left, tensors, found), **groups, "n_topk_scores_per_group": 2}
-
-
-def gguf_more_to(config: Any) -> Metadata:
-    sizes = config.latent_attention
-    return {
-        "attention.head_count_kv": 1,
-        "attention.key_length": sizes["kv_lora_rank"] + sizes["qk_rope_head_dim"],
-        "attention.value_length": sizes["kv_lora_rank"],
-        "attention.key_length_mla": sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"],
-        "attention.value_length_mla": sizes["v_head_dim"],
-        "attention.kv_lora_rank": sizes["kv_lora_rank"],
-        "attention.q_lora_rank": sizes["q_lora_rank"],
-        "expert_weights_scale": float(config.routed_scaling_factor),
-        "expert_weights_norm": config.norm_topk_prob,
-        "expert_gating_func": SIGMOID if config.router_scores == "sigmoid" else SOFTMAX,
-        "expert_group_count": config.n_expert_groups,
-        "expert_group_used_count": config.n_topk_groups,
-    }
-
-
-SOFTMAX, SIGMOID = 1, 2
+GATING = {"softmax": 1, "sigmoid": 2}
 """`expert_gating_func`."""
+
+
+def gguf_keys(gating: int, groups: int, used: int) -> tuple[Key, ...]:
+    """Keys and values are the latent's, of one head; what is made of it has `…_mla` sizes.
+
+    Args:
+        gating: How experts are scored.
+        groups: How many groups of experts there are where a file doesn't say.
+        used: How many of them a token uses then.
+    """
+    return (
+        Key("attention.head_count_kv", default=None, write=lambda _, config: 1),
+        Key(
+            "attention.key_length", default=None, write=lambda _, c: c.latent_attention["kv_lora_rank"] + c.rope_n_elem
+        ),
+        Key("attention.value_length", default=None, write=lambda _, config: config.latent_attention["kv_lora_rank"]),
+        Key("rope.dimension_count", "latent_attention.qk_rope_head_dim"),
+        Key(
+            "attention.key_length_mla",
+            "latent_attention.qk_nope_head_dim",
+            read=lambda size, found: size - found["latent_attention"]["qk_rope_head_dim"],
+            write=lambda size, config: size + config.rope_n_elem,
+        ),
+        Key("attention.value_length_mla", "latent_attention.v_head_dim"),
+        Key("attention.kv_lora_rank", "latent_attention.kv_lora_rank"),
+        Key("attention.q_lora_rank", "latent_attention.q_lora_rank", None),
+        Key("expert_weights_scale", "routed_scaling_factor", 1.0),
+        Key("expert_weights_norm", "norm_topk_prob", False),
+        Key(
+            "expert_gating_func", default=gating, known=(gating,), write=lambda _, config: GATING[config.router_scores]
+        ),
+        Key("expert_group_count", "n_expert_groups", groups),
+        Key("expert_group_used_count", "n_topk_groups", used),
+    )
+
+
+def gguf_implied_2(found: Mapping[str, Any]) -> Metadata:
+    choice = {"router_scores": "softmax", "router_softmax_over_all": True}
+    if found["n_expert_groups"] > 1:
+        return {**choice, "n_topk_scores_per_group": 1}
+    return {**choice, "n_expert_groups": None, "n_topk_groups": None}
+
 
 AS_GGUF_2 = GGUF(
     arch="deepseek2",
@@ -243,13 +234,18 @@ AS_GGUF_2 = GGUF(
     ),
     fields=(
         *EXPERT_FIELDS,
-        ("expert_shared_count", "n_shared_expert"),
-        ("expert_feed_forward_length", "moe_intermediate_size"),
-        ("leading_dense_block_count", "first_k_dense_replace"),
+        Key("expert_shared_count", "n_shared_expert"),
+        Key("expert_feed_forward_length", "moe_intermediate_size"),
+        Key("leading_dense_block_count", "first_k_dense_replace"),
     ),
-    more_from=gguf_more_from_2,
-    more_to=gguf_more_to,
+    more=gguf_keys(GATING["softmax"], groups=1, used=1),
+    implied=gguf_implied_2,
     yarn_log=0.1,
     yarn_mscale=None,
 )
-AS_GGUF_3 = replace(AS_GGUF_2, more_from=gguf_more_from_3, only_with="expert_weights_norm")
+AS_GGUF_3 = replace(
+    AS_GGUF_2,
+    more=gguf_keys(GATING["sigmoid"], groups=8, used=4),
+    implied=lambda found: {"n_topk_scores_per_group": 2},
+    only_with="expert_weights_norm",
+)

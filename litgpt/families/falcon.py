@@ -5,7 +5,6 @@ Almazrouei et al. 2023, https://arxiv.org/abs/2311.16867.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from litgpt.errors import LitGPTError
@@ -24,7 +23,7 @@ from litgpt.families.base import (
     size,
 )
 from litgpt.families.gguf import COMMON as COMMON_GGUF
-from litgpt.families.gguf import FUSED_QKV, GGUF, PLAIN_MLP, Metadata
+from litgpt.families.gguf import FUSED_QKV, GGUF, PLAIN_MLP
 
 # The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`).
 COMMON = (
@@ -126,10 +125,6 @@ def gguf_norms(config: Any) -> tuple[Rule, ...]:
     )
 
 
-def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    return {"shared_attention_norm": "blk.0.attn_norm_2.weight" not in tensors}
-
-
 AS_GGUF = GGUF(
     arch="falcon",
     eps="attention.layer_norm_epsilon",
@@ -137,6 +132,6 @@ AS_GGUF = GGUF(
         (*COMMON_GGUF, *FUSED_QKV, *PLAIN_MLP), without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2")
     ),
     special=gguf_norms,
-    more_from=gguf_more_from,
+    by_tensors=lambda names: {"shared_attention_norm": "blk.0.attn_norm_2.weight" not in names},
     pre_tokenizer="falcon",
 )

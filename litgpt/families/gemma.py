@@ -23,7 +23,7 @@ from litgpt.families.base import (
     push_windows,
     size,
 )
-from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS
+from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, UNSET, WINDOW, Key
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "GemmaMLP"},
@@ -242,10 +242,10 @@ AS_GGUF_2 = replace(
     AS_GGUF,
     arch="gemma2",
     weights=(*AS_GGUF.weights, *NORMED_OUTPUTS),
-    fields=(("attention.sliding_window", "sliding_window_size"),),
+    fields=(WINDOW,),
     optional=(
-        ("attn_logit_softcapping", "attention_logit_softcapping"),
-        ("final_logit_softcapping", "final_logit_softcapping"),
+        Key("attn_logit_softcapping", "attention_logit_softcapping", UNSET),
+        Key("final_logit_softcapping", "final_logit_softcapping", UNSET),
     ),
     implied=implied_2,
 )
@@ -253,6 +253,9 @@ AS_GGUF_3 = replace(
     AS_GGUF_2,
     arch="gemma3",
     weights=(*AS_GGUF_2.weights, *NORMED_HEADS),
-    optional=(("final_logit_softcapping", "final_logit_softcapping"), ("rope.freq_base_swa", "rope_local_base_freq")),
+    optional=(
+        Key("final_logit_softcapping", "final_logit_softcapping", UNSET),
+        Key("rope.freq_base_swa", "rope_local_base_freq", UNSET),
+    ),
     implied=implied_3,
 )

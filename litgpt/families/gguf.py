@@ -17,27 +17,14 @@ from litgpt.families.base import Drop, Join, Rule, Same, Split
 Metadata = dict[str, Any]
 """The file's key-value pairs, read into plain Python values."""
 
-FIELDS = (
-    ("context_length", "block_size"),
-    ("embedding_length", "n_embd"),
-    ("block_count", "n_layer"),
-    ("feed_forward_length", "intermediate_size"),
-    ("attention.head_count", "n_head"),
-)
-"""Metadata key, without the architecture before it ↔ `Config` field; every file has them."""
-OPTIONAL_FIELDS = (
-    ("attention.head_count_kv", "n_query_groups"),
-    ("attention.key_length", "head_size"),
-)
-"""Where a file leaves them out, `Config`'s own default is what it means."""
 REAL = frozenset(
     """
     norm_eps rope_local_base_freq attention_logit_softcapping final_logit_softcapping qkv_clip embedding_multiplier
-    residual_multiplier logits_divisor routed_scaling_factor
+    residual_multiplier logits_divisor routed_scaling_factor rope_base query_tuning.scale
     """.split()
 )
 """Fields that are written as floating-point numbers even where they are whole."""
-HARMLESS = frozenset(
+IGNORED = frozenset(
     {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
 )
 """Keys that change nothing, or only together with others that are refused."""
@@ -71,9 +58,6 @@ SHARED_EXPERTS = (
     Same("blk.{i}.ffn_up_shexp", "transformer.h.{i}.mlp.shared_experts.fc_2"),
     Same("blk.{i}.ffn_down_shexp", "transformer.h.{i}.mlp.shared_experts.proj"),
 )
-EXPERT_FIELDS = (("expert_count", "n_expert"), ("expert_used_count", "n_expert_per_token"))
-WINDOW_PATTERN = "attention.sliding_window_pattern"
-"""By layer: whether it has a window."""
 NORMED_HEADS = (
     Same("blk.{i}.attn_q_norm", "transformer.h.{i}.attn.norm_q"),
     Same("blk.{i}.attn_k_norm", "transformer.h.{i}.attn.norm_k"),
@@ -96,6 +80,104 @@ ROPE_FREQUENCIES = "rope_freqs.weight"
 STRETCHED = (Drop(ROPE_FREQUENCIES),)
 
 
+REQUIRED: Any = object()
+"""In the place of a default: a file without the key is refused."""
+UNSET: Any = object()
+"""In the place of a default: a file without the key means what the family's, or `Config`'s own, default is."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A metadata key, without the architecture before it, and what it says of a `Config`; read in both directions."""
+
+    name: str
+    field: str = ""
+    """Of `Config`, or an entry of one: `latent_attention.v_head_dim`; empty: the key says nothing that others don't."""
+    default: Any = REQUIRED
+    """The value in a file that leaves the key out."""
+    read: Callable[[Any, Metadata], Any] | None = None
+    """A file's value → the field's, given the fields that were read before; None: the same for all layers."""
+    write: Callable[[Any, Any], Any] = lambda value, config: value
+    """A field's value → the file's, given the `Config`; None is not written."""
+    known: tuple[Any, ...] | None = None
+    """The values that are understood; None: all."""
+
+    def take(self, arch: str, left: Metadata, found: Metadata) -> None:
+        """Moves the key's value from what is left of a file to the fields that were found.
+
+        Raises:
+            LitGPTError: The file hasn't got it, or has a value for each layer where only one for all is understood.
+        """
+        if self.known is not None and left.get(self.name, self.known[0]) not in self.known:
+            return
+        value = left.pop(self.name, self.default)
+        if value is REQUIRED:
+            raise LitGPTError(f"The GGUF file has no `{arch}.{self.name}`, which a model of its architecture needs.")
+        if value is UNSET or not (self.field or self.read):
+            return
+        value = self.read(value, found) if self.read else _same_in_all_layers(f"{arch}.{self.name}", value)
+        field, _, entry = self.field.partition(".")
+        if field:
+            found[field] = {**found.get(field, {}), entry: value} if entry else value
+
+    def written(self, config: Any) -> Any:
+        """The key's value in a file; None: the file leaves it out."""
+        field, _, entry = self.field.partition(".")
+        value: Any = getattr(config, field) if field else None
+        value = self.write(value[entry] if entry else value, config)
+        return value if value is None or self.field not in REAL else float(value)
+
+
+def head_size(found: Mapping[str, Any]) -> int:
+    """The dimensions of a head, given the fields that were read."""
+    return int(found.get("head_size") or found["n_embd"] // found["n_head"])
+
+
+def check_value_length(size: int | None, found: Mapping[str, Any]) -> None:
+    """Raises a LitGPTError where values are of another size than keys."""
+    if size not in (None, head_size(found)):
+        raise LitGPTError("The GGUF file has values of another size than its keys, which no model here has.")
+
+
+FIELDS = (
+    Key("context_length", "block_size"),
+    Key("embedding_length", "n_embd"),
+    Key("block_count", "n_layer"),
+    Key("feed_forward_length", "intermediate_size"),
+    Key("attention.head_count", "n_head"),
+)
+"""Every file has them."""
+HEADS = (Key("attention.head_count_kv", "n_query_groups", UNSET), Key("attention.key_length", "head_size", UNSET))
+VALUE_LENGTH = Key(
+    "attention.value_length", default=None, read=check_value_length, write=lambda _, config: config.head_size
+)
+ROPE = (
+    Key(
+        "rope.dimension_count",
+        "rotary_percentage",
+        None,
+        read=lambda size, found: share(head_size(found) if size is None else size, head_size(found)),
+        write=lambda _, config: config.rope_n_elem,
+    ),
+    Key("rope.freq_base", "rope_base", 10000.0, read=lambda base, _: int(base) if base == int(base) else base),
+)
+EXPERT_FIELDS = (Key("expert_count", "n_expert"), Key("expert_used_count", "n_expert_per_token"))
+WINDOW = Key("attention.sliding_window", "sliding_window_size")
+
+
+def windowed_layers(every: int) -> Key:
+    """Which layers have a window; where it is not said, one in `every` has none."""
+    return Key(
+        "attention.sliding_window_pattern",
+        "sliding_window_indices",
+        None,
+        read=lambda pattern, found: [
+            int(bool(windowed)) for windowed in pattern or [(layer + 1) % every for layer in range(found["n_layer"])]
+        ],
+        write=lambda indices, _: [bool(index) for index in indices or ()] or None,
+    )
+
+
 @dataclass(frozen=True)
 class GGUF:
     """A family as GGUF files hold it."""
@@ -106,17 +188,15 @@ class GGUF:
     """The key of the norms' epsilon."""
     weights: tuple[Rule, ...]
     """Tensor names, theirs on the left."""
-    fields: tuple[tuple[str, str], ...] = ()
-    """Further keys that every file of the family has."""
-    optional: tuple[tuple[str, str], ...] = ()
-    """Further keys that a file may have."""
+    fields: tuple[Key, ...] = ()
+    """Further keys; in a file they stand before those of heads, `optional` ones after these."""
+    optional: tuple[Key, ...] = ()
+    more: tuple[Key, ...] = ()
+    """Further keys, at a file's end, or in the place of those that other families have by their names."""
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
     """`Config` fields that the architecture settles without a key, from those that were read."""
-    more_from: Callable[[Metadata, Collection[str], Metadata], Metadata] = lambda left, tensors, found: {}
-    """`Config` fields that need more than a rename: of keys, which it takes out of `left`, of the tensors there are,
-    and of the fields that all families share."""
-    more_to: Callable[[Any], Metadata] = lambda config: {}
-    """And back, from a `Config`; None for a key that the family doesn't have."""
+    by_tensors: Callable[[Collection[str]], Metadata] = lambda names: {}
+    """`Config` fields that only the tensors there are tell."""
     yarn_log: float | None = None
     """What YaRN's `mscale_all_dim` is multiplied with in `rope.scaling.yarn_log_multiplier`, where that counts."""
     yarn_mscale: float | None = 1.0
@@ -167,45 +247,33 @@ class GGUF:
         start = f"{self.arch}."
         left = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
         found = dict(base)
-        try:
-            for key, field in (*FIELDS, (self.eps, "norm_eps"), *self.fields):
-                found[field] = _one_for_all(start + key, left.pop(key))
-            more = self.more_from(left, shapes, found)
-        except KeyError as missing:
-            key = start + missing.args[0]
-            raise LitGPTError(f"The GGUF file has no `{key}`, which a model of its architecture needs.") from None
-        for key, field in (*OPTIONAL_FIELDS, *self.optional):
-            if left.get(key) is not None:
-                found[field] = _one_for_all(start + key, left.pop(key))
-        head_size = found.get("head_size") or found["n_embd"] // found["n_head"]
-        if left.pop("attention.value_length", head_size) != head_size:
-            raise LitGPTError("The GGUF file has values of another size than its keys, which no model here has.")
+        for key in {key.name: key for key in (*self._keys(), *self.more)}.values():
+            key.take(self.arch, left, found)
         if self.has_rope:
-            found.update(self._read_rope(left, head_size))
+            found.update(self._read_scaling(left))
+        size = head_size(found)
+        if self.paired and (rotated := int(found["rotary_percentage"] * size)) != size:
+            raise LitGPTError(f"The GGUF file rotates {rotated} of {size} dimensions, which its family here doesn't.")
         if not left.pop("attention.causal", True):
             raise LitGPTError("The GGUF file holds a model that is not causal, which none here is.")
-        unknown = [key for key, value in left.items() if key not in HARMLESS and value not in (None, False, 0, "", [])]
+        unknown = [key for key, value in left.items() if key not in IGNORED and value not in (None, False, 0, "", [])]
         if unknown:
             raise LitGPTError(
                 f"The GGUF file has `{start}{unknown[0]}`: {left[unknown[0]]!r}, which is not known here and may "
                 "change what the model computes."
             )
         rows = shapes.get("token_embd.weight", (0,))[0]
-        found |= more | {"vocab_size": rows, "padded_vocab_size": rows}
+        found |= {**self.by_tensors(shapes), "vocab_size": rows, "padded_vocab_size": rows}
         found |= self._biases(shapes, found)
         return {**found, **self.implied(found)}
 
-    def _read_rope(self, left: Metadata, head_size: int) -> Metadata:
-        base = left.pop("rope.freq_base", 10000.0)
-        dimensions = left.pop("rope.dimension_count", head_size)
-        if self.paired and dimensions != head_size:
-            raise LitGPTError(
-                f"The GGUF file rotates {dimensions} of {head_size} dimensions, which its family here doesn't."
-            )
-        found = {
-            "rope_base": int(base) if base == int(base) else base,
-            "rotary_percentage": share(dimensions, head_size),
-        }
+    def _keys(self) -> tuple[Key, ...]:
+        """Those that are much the same in all families."""
+        rope = ROPE if self.has_rope else ()
+        return (*FIELDS, Key(self.eps, "norm_eps"), *self.fields, *HEADS, *self.optional, VALUE_LENGTH, *rope)
+
+    def _read_scaling(self, left: Metadata) -> Metadata:
+        found: Metadata = {}
         factor = left.pop("rope.scale_linear", 1.0)  # how older files say it
         kind = left.pop("rope.scaling.type", "none")
         if kind == "linear":
@@ -267,18 +335,17 @@ class GGUF:
             raise LitGPTError(
                 f"llama.cpp opens models of the architecture {self.arch!r} with biases only, and this one has none."
             )
-        names = (*FIELDS, (self.eps, "norm_eps"), *self.fields, *OPTIONAL_FIELDS, *self.optional)
-        values = {key: (field, getattr(config, field)) for key, field in names}
-        written = {key: float(v) if field in REAL else v for key, (field, v) in values.items() if v is not None}
-        written["attention.value_length"] = config.head_size
+        written = {key.name: key.written(config) for key in self._keys()}
         if self.has_rope:
-            written |= {"rope.dimension_count": config.rope_n_elem, "rope.freq_base": float(config.rope_base)}
-            factor = linear_factor(config)
-            if factor != 1.0:
-                written |= {"rope.scaling.type": "linear", "rope.scaling.factor": factor}
-            written |= self._write_yarn(config.rope_adjustments or {})
-        written |= {"vocab_size": config.padded_vocab_size, **self.more_to(config)}
-        return {f"{self.arch}.{key}": value for key, value in written.items() if value is not None}
+            written |= self._write_scaling(config)
+        written["vocab_size"] = config.padded_vocab_size
+        written |= {key.name: key.written(config) for key in self.more}
+        return {f"{self.arch}.{name}": value for name, value in written.items() if value is not None}
+
+    def _write_scaling(self, config: Any) -> Metadata:
+        factor = linear_factor(config)
+        linear = {"rope.scaling.type": "linear", "rope.scaling.factor": factor} if factor != 1.0 else {}
+        return linear | self._write_yarn(config.rope_adjustments or {})
 
     def _write_yarn(self, adjust: Mapping[str, Any]) -> Metadata:
         if "beta_fast" not in adjust:
@@ -288,17 +355,6 @@ class GGUF:
             numbers["yarn_log_multiplier"] = self.yarn_log * adjust["mscale_all_dim"]
         written = {**numbers, "type": "yarn", "original_context_length": adjust["original_max_seq_len"]}
         return {f"rope.scaling.{key}": value for key, value in written.items()}
-
-
-def pop_window_pattern(left: Metadata, n_layer: int, every: int) -> Metadata:
-    """Takes out which layers have a window; where it is not said, one in `every` has none."""
-    pattern = left.pop(WINDOW_PATTERN, None) or [(layer + 1) % every for layer in range(n_layer)]
-    return {"sliding_window_indices": [int(bool(windowed)) for windowed in pattern]}
-
-
-def push_window_pattern(config: Any) -> Metadata:
-    """And back."""
-    return {WINDOW_PATTERN: [bool(index) for index in config.sliding_window_indices or ()] or None}
 
 
 def linear_factor(config: Any) -> float:
@@ -313,7 +369,7 @@ def share(part: int, whole: int) -> float:
     return quotient if int(quotient * whole) == part else math.nextafter(quotient, 2.0)
 
 
-def _one_for_all(key: str, value: Any) -> Any:
+def _same_in_all_layers(key: str, value: Any) -> Any:
     """A setting that some files give layer by layer.
 
     Raises:

@@ -27,9 +27,10 @@ from litgpt.families.gguf import (
     EXPERT_FIELDS,
     EXPERTS,
     SPLIT_QKV,
+    WINDOW,
+    Key,
     Metadata,
-    pop_window_pattern,
-    push_window_pattern,
+    windowed_layers,
 )
 
 BASE = dict(
@@ -140,11 +141,10 @@ AS_GGUF = replace(
     ),
     fields=(
         *EXPERT_FIELDS,
-        ("expert_feed_forward_length", "intermediate_size"),
-        ("attention.sliding_window", "sliding_window_size"),
+        Key("expert_feed_forward_length", "intermediate_size"),
+        WINDOW,
     ),
-    more_from=lambda left, tensors, found: pop_window_pattern(left, found["n_layer"], every=2),
-    more_to=push_window_pattern,
+    more=(windowed_layers(every=2),),
     implied=gguf_implied,
     head_may_be_left_out=False,
     paired=(),

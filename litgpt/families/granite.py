@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import named, size
-from litgpt.families.gguf import Metadata
+from litgpt.families.gguf import UNSET, Key
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -65,20 +64,18 @@ FAMILY = replace(
 )
 
 
-def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    scale = left.pop("attention.scale", None)
-    return {} if scale is None else {"attention_scores_scalar": scale**-2}
-
-
-def gguf_more_to(config: Any) -> Metadata:
-    return {"attention.scale": (config.attention_scores_scalar or config.head_size) ** -0.5}
-
-
+SCALE = Key(
+    *("attention.scale", "attention_scores_scalar", UNSET),
+    read=lambda scale, _: scale**-2,
+    write=lambda scalar, config: (scalar or config.head_size) ** -0.5,
+)
 AS_GGUF = replace(
     llama.AS_GGUF,
     arch="granite",
-    fields=(("logit_scale", "logits_divisor"),),
-    optional=(("embedding_scale", "embedding_multiplier"), ("residual_scale", "residual_multiplier")),
-    more_from=gguf_more_from,
-    more_to=gguf_more_to,
+    fields=(Key("logit_scale", "logits_divisor"),),
+    optional=(
+        Key("embedding_scale", "embedding_multiplier", UNSET),
+        Key("residual_scale", "residual_multiplier", UNSET),
+    ),
+    more=(SCALE,),
 )

@@ -5,13 +5,13 @@ https://ai.meta.com/blog/llama-4-multimodal-intelligence/.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, Stacked, changed, pop_choice, pop_rope, push_rope
-from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, SHARED_EXPERTS, Metadata
+from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, SHARED_EXPERTS, WINDOW, Key, Metadata
 from litgpt.families.smollm3 import rotating
 
 BASE = dict(
@@ -124,27 +124,15 @@ FAMILY = replace(
 CHUNK = 8192
 
 
-def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    """What llama.cpp settles without a key, besides."""
-    n_layer, step = found["n_layer"], left.pop("interleave_moe_layer_step")
-    left.pop("leading_dense_block_count", None)
-    chunked = left.pop("attention.sliding_window", CHUNK) > 0
+def gguf_implied(found: Mapping[str, Any]) -> Metadata:
+    chunked, n_layer = found["sliding_window_size"] is not None, found["n_layer"]
     turning = rotating(n_layer) if chunked else [1] * n_layer
     tuning = dict(scale=0.1, floor=CHUNK, offset=1, unturned_only=True)
     return {
-        "sliding_window_size": CHUNK if chunked else None,
         "sliding_window_indices": turning if chunked else None,
         "rope_layers": turning,
         "query_tuning": tuning if chunked else None,
         "norm_turned": found["n_expert"] != 128,
-        "moe_layers": [int((layer + 1) % step == 0) for layer in range(n_layer)],
-    }
-
-
-def gguf_more_to(config: Any) -> Metadata:
-    return {
-        "interleave_moe_layer_step": (config.moe_layers or [1]).index(1) + 1,
-        "attention.sliding_window": None if config.sliding_window_size else 0,
     }
 
 
@@ -152,8 +140,22 @@ AS_GGUF = replace(
     llama.AS_GGUF,
     arch="llama4",
     weights=(*llama.AS_GGUF.weights, *EXPERTS, *SHARED_EXPERTS),
-    fields=(*EXPERT_FIELDS, ("expert_feed_forward_length", "moe_intermediate_size")),
-    more_from=gguf_more_from,
-    more_to=gguf_more_to,
+    fields=(*EXPERT_FIELDS, Key("expert_feed_forward_length", "moe_intermediate_size")),
+    more=(
+        Key(
+            "interleave_moe_layer_step",
+            "moe_layers",
+            read=lambda step, found: [int((layer + 1) % step == 0) for layer in range(found["n_layer"])],
+            write=lambda layers, _: (layers or [1]).index(1) + 1,
+        ),
+        Key("leading_dense_block_count", default=None),
+        replace(
+            WINDOW,
+            default=CHUNK,
+            read=lambda size, _: CHUNK if size > 0 else None,
+            write=lambda size, _: None if size else 0,
+        ),
+    ),
+    implied=gguf_implied,
     paired=(),
 )

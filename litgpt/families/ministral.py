@@ -5,13 +5,13 @@ https://mistral.ai/news/ministraux, https://mistral.ai/news/mistral-3.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import named, push_windows, size
-from litgpt.families.gguf import Metadata
+from litgpt.families.gguf import Key, Metadata
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -67,25 +67,16 @@ MINISTRAL_3 = replace(
 )
 
 
-def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
-    scale = left.pop("attention.temperature_scale", 0.0)
-    return {"query_tuning": dict(scale=scale, floor=1, offset=0, unturned_only=False)}
-
-
-def gguf_more_to(config: Any) -> Metadata:
-    return {"attention.temperature_scale": float(config.query_tuning["scale"])}
-
-
 def gguf_implied(found: Mapping[str, Any]) -> Metadata:
     adjust = found.get("rope_adjustments") or {"original_max_seq_len": found["block_size"]}
-    return {"query_tuning": {**found["query_tuning"], "floor": adjust["original_max_seq_len"]}}
+    tuning = dict(floor=adjust["original_max_seq_len"], offset=0, unturned_only=False)
+    return {"query_tuning": found["query_tuning"] | tuning}
 
 
 AS_GGUF = replace(
     llama.AS_GGUF,
     arch="mistral3",
-    more_from=gguf_more_from,
-    more_to=gguf_more_to,
+    more=(Key("attention.temperature_scale", "query_tuning.scale", 0.0),),
     implied=gguf_implied,
     yarn_log=1.0,
 )

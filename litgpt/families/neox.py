@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from litgpt.families.base import GELU, Drop, Family, Interleaved, Same, named, pop_choice, pop_rope, push_rope
-from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP
+from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP, Key
 
 WEIGHTS = (
     Same("gpt_neox.embed_in", "transformer.wte"),
@@ -95,7 +95,7 @@ AS_GGUF = GGUF(
     arch="gptneox",
     eps="attention.layer_norm_epsilon",
     weights=(*COMMON, *FUSED_QKV, *PLAIN_MLP),
-    fields=(("use_parallel_residual", "parallel_residual"),),
+    fields=(Key("use_parallel_residual", "parallel_residual"),),
     always_biased=True,
     head_may_be_left_out=False,
     pre_tokenizer="olmo",

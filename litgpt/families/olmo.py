@@ -11,7 +11,15 @@ from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, pop_windows, push_rope, push_windows, size
-from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, Metadata, pop_window_pattern, push_window_pattern
+from litgpt.families.gguf import (
+    NORMED_HEADS,
+    NORMED_OUTPUTS,
+    UNSET,
+    WINDOW,
+    Key,
+    Metadata,
+    windowed_layers,
+)
 
 BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
 BASE_2 = dict(
@@ -165,12 +173,11 @@ def gguf_implied_3(found: Mapping[str, Any]) -> Metadata:
 
 AS_GGUF_3 = replace(
     AS_GGUF_2,
-    fields=(("attention.sliding_window", "sliding_window_size"),),
-    optional=(("rope.freq_base_swa", "rope_local_base_freq"),),
-    more_from=lambda left, tensors, found: pop_window_pattern(left, found["n_layer"], every=4),
-    more_to=push_window_pattern,
+    fields=(WINDOW,),
+    optional=(Key("rope.freq_base_swa", "rope_local_base_freq", UNSET),),
+    more=(windowed_layers(every=4),),
     implied=gguf_implied_3,
-    only_with="attention.sliding_window",
+    only_with=WINDOW.name,
 )
 AS_GGUF = replace(
     llama.AS_GGUF,
@@ -180,6 +187,6 @@ AS_GGUF = replace(
         llama.AS_GGUF.weights,
         without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2", "transformer.ln_f"),
     ),
-    optional=(("attention.clamp_kqv", "qkv_clip"),),
+    optional=(Key("attention.clamp_kqv", "qkv_clip", UNSET),),
     implied=lambda found: {"norm_bias": True},  # of norms that have nothing at all
 )

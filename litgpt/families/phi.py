@@ -23,7 +23,7 @@ from litgpt.families.base import (
     push_rope,
     size,
 )
-from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV
+from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, UNSET, WINDOW
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ AS_GGUF_3 = replace(
     llama.AS_GGUF,
     arch="phi3",
     weights=(*COMMON, *FUSED_QKV, *FUSED_GATE),
-    optional=(("attention.sliding_window", "sliding_window_size"),),
+    optional=(replace(WINDOW, default=UNSET),),
     implied=lambda found: {"sliding_window_size": found.get("sliding_window_size") or None},
     paired=(),
 )

@@ -21,7 +21,7 @@ from litgpt.families.base import (
     push_windows,
     size,
 )
-from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS
+from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS, Key
 
 BASE = dict(**llama.BASE, attn_bias=True)
 BASE_3 = dict(**llama.BASE, norm_qk=True)
@@ -248,5 +248,5 @@ AS_GGUF_3_MOE = replace(
     AS_GGUF_3,
     arch="qwen3moe",
     weights=changed((*AS_GGUF_3.weights, *EXPERTS), without=llama.DENSE),
-    fields=(*EXPERT_FIELDS, ("expert_feed_forward_length", "moe_intermediate_size")),
+    fields=(*EXPERT_FIELDS, Key("expert_feed_forward_length", "moe_intermediate_size")),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from litgpt.families import llama
 from litgpt.families.base import Family, named, pop_choice, pop_rope, push_rope, size
-from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV
+from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV, Key
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +60,6 @@ AS_GGUF = GGUF(
     arch="stablelm",
     eps="attention.layer_norm_epsilon",
     weights=(*COMMON, *SPLIT_QKV, *GATED_MLP),
-    fields=(("use_parallel_residual", "parallel_residual"),),
+    fields=(Key("use_parallel_residual", "parallel_residual"),),
     pre_tokenizer="olmo",
 )

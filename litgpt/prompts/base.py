@@ -176,13 +176,13 @@ def _text(message: Message) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    text = joined(content) if isinstance(content, list | tuple) else None
+    text = join_text(content) if isinstance(content, list | tuple) else None
     if text is None:
         raise LitGPTError(f"A {message['role']} message holds something other than text: {content!r:.80}.")
     return text
 
 
-def joined(parts: Sequence[Any]) -> str | None:
+def join_text(parts: Sequence[Any]) -> str | None:
     """The parts of a message's content as one text; None where one is something else."""
     texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type", "text") == "text"]
     known = [text for text in texts if isinstance(text, str)]

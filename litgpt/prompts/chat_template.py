@@ -82,10 +82,10 @@ class Template:
 
         That is what the template has inside `{% generation %}` blocks; few templates have any.
         """
-        from litgpt.prompts.sandbox import noting_spans
+        from litgpt.prompts.sandbox import collect_spans
 
         blocks: list[str] = []
-        with noting_spans(blocks) as spans:
+        with collect_spans(blocks) as spans:
             for block in self._blocks(messages, add_generation_prompt, variables):
                 blocks.append(block)  # One by one: the places are counted from what is there already.
         return "".join(blocks), spans

@@ -37,7 +37,7 @@ def save_prompt_style(style: str | PromptStyle, checkpoint_dir: str | Path) -> N
     style = PromptStyle.from_name(style) if isinstance(style, str) else style
     if isinstance(style, ChatTemplate):
         (folder / PROMPT_STYLE_FILE).unlink(missing_ok=True)
-        source = style.template().source if style._templates else None
+        source = style.template().source if style.templates else None
         if source is not None and read_templates(folder).get("default") != source:
             (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
         return

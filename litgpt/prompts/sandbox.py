@@ -241,26 +241,26 @@ class GenerationBlocks(Extension):
 
     def _note(self, caller: Macro) -> str:
         text = caller()
-        if (noted := _noted.get()) is not None:
+        if (noted := _collected_spans.get()) is not None:
             blocks, spans = noted
             start = sum(map(len, blocks))
             spans.append((start, start + len(text)))
         return text
 
 
-_noted: ContextVar[tuple[list[str], list[tuple[int, int]]] | None] = ContextVar("noted", default=None)
+_collected_spans: ContextVar[tuple[list[str], list[tuple[int, int]]] | None] = ContextVar("noted", default=None)
 """Where the places of generation blocks are asked for: the text so far, in pieces, and the places."""
 
 
 @contextmanager
-def noting_spans(blocks: list[str]) -> Iterator[list[tuple[int, int]]]:
+def collect_spans(blocks: list[str]) -> Iterator[list[tuple[int, int]]]:
     """Collect the `[start, end)` of generation blocks while the caller appends what is rendered to `blocks`."""
     spans: list[tuple[int, int]] = []
-    token = _noted.set((blocks, spans))
+    token = _collected_spans.set((blocks, spans))
     try:
         yield spans
     finally:
-        _noted.reset(token)
+        _collected_spans.reset(token)
 
 
 class PlainNamespace(Namespace):

@@ -145,7 +145,7 @@ def validate(
         training: Count gradients and optimizer state as well.
     """
     check_dtype(dtype)
-    subject = _Subject(existing_folder(checkpoint_dir), model_filename, dtype, training)
+    subject = _CheckpointChecks(existing_folder(checkpoint_dir), model_filename, dtype, training)
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("files", subject.files),
         ("configuration", subject.configuration),
@@ -164,17 +164,17 @@ def validate(
                 failed[name], outcome = str(error), f"FAILED: {error}"
         print(f"[{number}/{len(checks)}] {name}: {outcome}")
     if failed:
-        raise LitGPTError(f"{subject.folder} is not valid: see above what is wrong with its {_and(failed)}.")
+        raise LitGPTError(f"{subject.folder} is not valid: see above what is wrong with its {_enumerated(failed)}.")
     print(f"{subject.folder} is valid.")
 
 
-def _and(names: Iterable[str]) -> str:
+def _enumerated(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _CheckpointChecks:
     """The folder that is checked; each check returns what it found, or raises."""
 
     folder: Path

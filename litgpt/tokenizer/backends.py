@@ -22,7 +22,7 @@ BOS_BY_DEFAULT = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokeni
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class Backend(Protocol):
+class TokenizerBackend(Protocol):
     """What `Tokenizer` needs of a library."""
 
     name: str

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.errors import LitGPTError, one_line
-from litgpt.tokenizer.backends import Backend, SentencePieceBackend, TokenizersBackend
+from litgpt.tokenizer.backends import SentencePieceBackend, TokenizerBackend, TokenizersBackend
 from litgpt.tokenizer.files import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
@@ -214,7 +214,7 @@ class Tokenizer:
         return LitGPTError(f"The tokenizer in {self.checkpoint_dir} cannot encode this text: {error}.")
 
 
-def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> Backend:
+def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> TokenizerBackend:
     if (folder / TOKENIZER_JSON).is_file():
         return TokenizersBackend(_read_tokenizer_json(folder / TOKENIZER_JSON), settings)
     if (folder / TOKENIZER_MODEL).is_file():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from litgpt.checkpoint.writer import atomic_folder
+from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import use_fast_linear
 from litgpt.peft import parameter_counts

@@ -19,7 +19,7 @@ import litgpt.checkpoint.writer as writer
 from litgpt.checkpoint.atomic import atomic_file, atomic_folder, require_space
 from litgpt.checkpoint.reader import load_pth
 from litgpt.checkpoint.weights import Tensors, lazy
-from litgpt.checkpoint.writer import kinds_of, save_state, write_lit, write_safetensors
+from litgpt.checkpoint.writer import save_state, tensor_specs, write_lit, write_safetensors
 from litgpt.errors import LitGPTError
 from tests.paths import ROOT
 
@@ -103,14 +103,14 @@ def test_only_one_tensor_is_asked_for_at_a_time(tmp_path):
 
 def test_safetensors_in_one_file(tmp_path):
     state = tensors()
-    write_safetensors(tmp_path, lazy(state), kinds_of(lazy(state)))
+    write_safetensors(tmp_path, lazy(state), tensor_specs(lazy(state)))
     assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors"}
     assert_equal(load_file(tmp_path / "model.safetensors"), state)
 
 
 def test_safetensors_in_shards_with_their_index(tmp_path):
     state = {str(number): torch.randn(10, 10) for number in range(5)} | {"large": torch.randn(60, 10)}
-    write_safetensors(tmp_path, lazy(state), kinds_of(lazy(state)), shard_bytes=1000)
+    write_safetensors(tmp_path, lazy(state), tensor_specs(lazy(state)), shard_bytes=1000)
     index = writer.read_json(tmp_path / "model.safetensors.index.json")
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in state.values())
     shards = {name: load_file(tmp_path / name) for name in sorted(set(index["weight_map"].values()))}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.checkpoint.gguf.tokenizer import CUTS, Cut
+from litgpt.checkpoint.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from litgpt.checkpoint.gguf.writer import write_gguf
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
@@ -99,15 +99,15 @@ def test_llama_cpp_computes_the_same_from_8_bits(tmp_path: Path):
     compare(tmp_path / "a.gguf", [5, 9, 33, 77, 120, 200, 7, 8], TEXTS, within=0.04)  # it rounds activations to 8 bits
 
 
-def cut_alike(cut: Cut, text: str) -> bool:
+def cut_alike(cut: PreTokenizer, text: str) -> bool:
     """Whether llama.cpp cuts a text as the original tokenizer does: Falcon's takes some bytes beyond ASCII for digits,
     and those that tell capitals from small letters know combining marks."""
     marks = any(unicodedata.category(character).startswith("M") for character in text)
     return text.isascii() if cut.steps else not (marks and r"\p{Lu}" in "".join(cut.patterns))
 
 
-@pytest.mark.parametrize("cut", [cut for cut in CUTS if not cut.nfc], ids=lambda cut: cut.names[-1])
-def test_llama_cpp_cuts_text_the_same(cut: Cut, tmp_path: Path, shared_assets: Path):
+@pytest.mark.parametrize("cut", [cut for cut in PRE_TOKENIZERS if not cut.nfc], ids=lambda cut: cut.names[-1])
+def test_llama_cpp_cuts_text_the_same(cut: PreTokenizer, tmp_path: Path, shared_assets: Path):
     """Of a tokenizer whose tokens go across all words; so where it is cut shows."""
     from tokenizers import Tokenizer as Processor
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -120,7 +120,7 @@ def test_llama_cpp_cuts_text_the_same(cut: Cut, tmp_path: Path, shared_assets: P
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
     processor.train_from_iterator([*texts, *texts], trainer)
-    processor.model.ignore_merges = cut.whole_words
+    processor.model.ignore_merges = cut.ignore_merges
     cut.apply_to(processor)
     processor.decoder = decoders.ByteLevel()
     save_tokenizer(processor, tmp_path / "bpe")

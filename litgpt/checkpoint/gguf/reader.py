@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 """What llama.cpp calls the parts of a large model."""
-READ = frozenset("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K MXFP4".split())
+READABLE_TYPES = frozenset("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K MXFP4".split())
 """Tensor types that are read; the quantised ones become float32, which holds their values exactly."""
-AS_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+UNQUANTIZED_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EXPERTS = "_exps."
 """In the name of a tensor that holds all experts of a layer."""
-USUAL = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 """Of Llama 3's scaling; Llama 4 has nothing between what is kept and what is stretched."""
-ABRUPT = {**USUAL, "high_freq_factor": 1.0}
+LLAMA_4_SCALING = {**LLAMA_3_SCALING, "high_freq_factor": 1.0}
 
 
 def gguf_package() -> Any:
@@ -66,7 +66,7 @@ def gguf_package() -> Any:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor as it lies in a file."""
 
     kind: gguf.GGMLQuantizationType
@@ -87,7 +87,7 @@ class Stored:
 
         return np.memmap(self.path, self.dtype, "c", self.offset, self.stored_shape)
 
-    def expert(self, number: int) -> Stored:
+    def expert(self, number: int) -> StoredTensor:
         """The part of one expert."""
         nbytes = self.dtype.itemsize * math.prod(self.stored_shape[1:])
         offset = self.offset + number * nbytes
@@ -100,7 +100,7 @@ class GGUFFile:
 
     paths: tuple[Path, ...]
     metadata: Metadata
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,7 +146,7 @@ class GGUFFile:
         if known is None:
             return config
         row = Config.from_name(known)
-        return row if row._computation() == config._computation() else replace(config, name=known)
+        return row if row.computation() == config.computation() else replace(config, name=known)
 
     def _tied(self) -> bool:
         """Whether the head is the embedding: it is left out, or repeats it byte for byte."""
@@ -162,12 +162,12 @@ class GGUFFile:
     def dtype(self) -> torch.dtype:
         """The narrowest type that holds every tensor exactly: the matrices' own, if the norms' float32 fits it."""
         kinds = {tensor.kind.name for tensor in self.tensors.values()} - {"F32"}
-        narrow = AS_STORED.get(next(iter(kinds)), torch.float32) if len(kinds) == 1 else torch.float32
+        narrow = UNQUANTIZED_TYPES.get(next(iter(kinds)), torch.float32) if len(kinds) == 1 else torch.float32
         wide = [name for name, tensor in self.tensors.items() if tensor.kind.name == "F32"]
-        fits = narrow != torch.float32 and all(self._fits(name, narrow) for name in wide)
+        fits = narrow != torch.float32 and all(self._fits_dtype(name, narrow) for name in wide)
         return narrow if fits else torch.float32
 
-    def _fits(self, name: str, dtype: torch.dtype) -> bool:
+    def _fits_dtype(self, name: str, dtype: torch.dtype) -> bool:
         offset = norm_offset(self.config, name)
         stored = self.tensor(name)
         return torch.equal((stored - offset).to(dtype).float() + offset, stored)
@@ -180,14 +180,14 @@ class GGUFFile:
         """
         stored = self.tensors[name]
         kind = stored.kind.name
-        if kind not in READ:
+        if kind not in READABLE_TYPES:
             raise LitGPTError(
                 f"{name!r} in {self.paths[0]} is of the type {kind}, which is not read here; known: "
-                f"{', '.join(sorted(READ))}."
+                f"{', '.join(sorted(READABLE_TYPES))}."
             )
         if kind == "BF16":
             return torch.from_numpy(stored.data).view(torch.bfloat16)
-        if kind in AS_STORED:
+        if kind in UNQUANTIZED_TYPES:
             return torch.from_numpy(stored.data)
         from gguf.quants import dequantize
 
@@ -207,7 +207,7 @@ def config_of(
     config = Config(
         **families.AS_GGUF[family.name].read(metadata, shapes, family.base), name=name, family_name=family.name
     )
-    return config if factors is None else stretched(config, factors)
+    return config if factors is None else with_rope_factors(config, factors)
 
 
 # ------------------------------------------------------------------------------------------------------------ opening
@@ -253,23 +253,23 @@ def _read(path: Path) -> GGUFFile:
         reader = _reader_class()(path)
         if reader.byte_order != "I":
             raise LitGPTError(f"{path} is for machines of the other byte order, which is not read here.")
-        metadata = {key: _plain(field, package) for key, field in reader.fields.items()}
+        metadata = {key: _field_value(field, package) for key, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise LitGPTError(f"{path} is damaged or no GGUF file ({one_line(error)}); download it again.") from None
-    tensors = {name: part for tensor in reader.tensors for name, part in _parts(tensor, path).items()}
+    tensors = {name: part for tensor in reader.tensors for name, part in _split_experts(tensor, path).items()}
     return GGUFFile((path,), metadata, tensors)
 
 
-def _parts(tensor: gguf.ReaderTensor, path: Path) -> dict[str, Stored]:
+def _split_experts(tensor: gguf.ReaderTensor, path: Path) -> dict[str, StoredTensor]:
     """A tensor by its name; one that holds all experts of a layer as one an expert, `…_exps.0.weight` and so on."""
     shape, data = tuple(reversed(tensor.shape.tolist())), tensor.data
-    stored = Stored(tensor.tensor_type, shape, path, tensor.data_offset, data.dtype, data.shape)
+    stored = StoredTensor(tensor.tensor_type, shape, path, tensor.data_offset, data.dtype, data.shape)
     if EXPERTS not in tensor.name or len(shape) < (2 if tensor.name.endswith(".bias") else 3):
         return {tensor.name: stored}
     return {tensor.name.replace(EXPERTS, f"{EXPERTS}{number}."): stored.expert(number) for number in range(shape[0])}
 
 
-def _plain(field: gguf.ReaderField, package: Any) -> Any:
+def _field_value(field: gguf.ReaderField, package: Any) -> Any:
     value = field.contents()
     if field.types[:1] == [package.GGUFValueType.FLOAT32]:
         return float(str(field.parts[-1][0]))  # 1e-5, not 9.999999747378752e-06
@@ -376,12 +376,12 @@ def rope_factors(config: Config) -> Tensor | None:
     adjust = config.rope_adjustments or {}
     if set(adjust) <= {"factor"} or "beta_fast" in adjust:
         return None
-    if set(adjust) != {"factor", *USUAL, "original_max_seq_len"}:
+    if set(adjust) != {"factor", *LLAMA_3_SCALING, "original_max_seq_len"}:
         raise LitGPTError(f"GGUF files here have no place for `rope_adjustments` with {', '.join(sorted(adjust))}.")
     return inverse_frequencies(replace(config, rope_adjustments=None)) / inverse_frequencies(config)
 
 
-def stretched(config: Config, factors: Tensor) -> Config:
+def with_rope_factors(config: Config, factors: Tensor) -> Config:
     """The config whose Llama 3 scaling gives these factors; the file holds nothing but them.
 
     Only the ratios of the scaling's three lengths count, so the usual ones are taken.
@@ -395,9 +395,9 @@ def stretched(config: Config, factors: Tensor) -> Config:
     if factors.shape == theta.shape and factor > 1:
         smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)  # 1: as it was, 0: divided by the whole factor
         blended = (smooth > 1e-4) & (smooth < 1 - 1e-4)
-        low, high = USUAL.values()
+        low, high = LLAMA_3_SCALING.values()
         lengths += (2 * torch.pi / theta * (low + smooth * (high - low)))[blended].round().int().tolist()
-    for length, kind in itertools.product(lengths, (USUAL, ABRUPT)):
+    for length, kind in itertools.product(lengths, (LLAMA_3_SCALING, LLAMA_4_SCALING)):
         adjust = {"factor": factor, **kind, "original_max_seq_len": length}
         candidate = replace(config, rope_adjustments=adjust)
         made = rope_factors(candidate)

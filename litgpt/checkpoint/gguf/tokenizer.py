@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from litgpt.checkpoint.gguf.pre_tokenizers import (
+    PRE_TOKENIZER_BY_NAME,
+    PRE_TOKENIZERS,
+    PreTokenizer,
+    steps_before_model,
+)
 from litgpt.errors import LitGPTError, closest
 from litgpt.prompts.chat_template import read_templates
 from litgpt.tokenizer import Tokenizer, save_tokenizer
@@ -25,9 +31,9 @@ if TYPE_CHECKING:
 
 PREFIX = "tokenizer.ggml."
 CHAT_TEMPLATE = "tokenizer.chat_template"
-SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 """`tokenizer.ggml.NAME_token_id` ↔ `tokenizer_config.json`."""
-ENDS = ("eos", "eot", "eom")
+END_TOKENS = ("eos", "eot", "eom")
 """Tokens that end an answer: of text, turn, message; the format has room for three."""
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """`tokenizer.ggml.model`, named after the first models that had them."""
@@ -46,92 +52,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-ADDED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
-
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
-CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-O200K = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + CONTRACTED + "|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + CONTRACTED + "|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-DEEPSEEK_3 = (
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
-    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A way of cutting text into words before byte-level BPE."""
-
-    names: tuple[str, ...]
-    """`tokenizer.ggml.pre`; the first one is written."""
-    patterns: tuple[str, ...] = ()
-    """Words, as regular expressions, one after the other; none: GPT-2's."""
-    digits: bool = False
-    """Each digit is a word."""
-    nfc: bool = False
-    """Text is composed first (Unicode NFC)."""
-    whole_words: bool = False
-    """A word in the vocabulary is one token whatever the merges say."""
-    adds_bos: bool = False
-    """Texts open with BOS where the file doesn't say."""
-    steps: Callable[[], list[Any]] | None = None
-    """The cutting itself, where it is none of this."""
-
-    def apply_to(self, processor: tokenizers.Tokenizer) -> None:
-        """Makes a tokenizer cut text this way."""
-        from tokenizers import Regex, normalizers, pre_tokenizers
-
-        if self.nfc:
-            processor.normalizer = normalizers.NFC()
-        first: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
-        first += [pre_tokenizers.Digits(individual_digits=True)] if self.digits else []
-        steps = [*first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not self.patterns)]
-        steps = self.steps() if self.steps else steps
-        processor.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
-
-
-def falcon_steps() -> list[Any]:
-    """Falcon cuts at punctuation first, and numbers last, every three digits."""
-    from tokenizers import Regex, pre_tokenizers
-
-    return [
-        pre_tokenizers.Punctuation("contiguous"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        pre_tokenizers.Digits(individual_digits=False),
-        pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
-    ]
-
-
-CUTS = (
-    Cut(("gpt-2",)),
-    Cut(("olmo", "mpt"), nfc=True),
-    Cut(("smollm", "starcoder", "refact", "command-r"), digits=True),
-    Cut(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), patterns=(LLAMA_3,), whole_words=True, adds_bos=True
-    ),
-    Cut(("smaug-bpe",), patterns=(LLAMA_3,)),
-    Cut(("qwen2", "deepseek-r1-qwen"), patterns=(QWEN_2,), nfc=True),
-    Cut(("tekken",), patterns=(TEKKEN,), whole_words=True, adds_bos=True),
-    Cut(("gpt-4o",), patterns=(O200K,), whole_words=True),
-    Cut(("gpt-4o", "llama4"), patterns=(O200K,)),
-    Cut(("deepseek-v3",), patterns=DEEPSEEK_3),
-    Cut(("falcon",), steps=falcon_steps),
-)
-CUT_BY_NAME = {name: cut for cut in CUTS for name in cut.names}
+ADDED_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -170,12 +91,12 @@ class Vocabulary:
     @cached_property
     def own(self) -> dict[str, int]:
         """The model's own vocabulary; special tokens that follow it are added to it later."""
-        last = max((i for i, kind in enumerate(self.types) if kind not in ADDED), default=-1)
+        last = max((i for i, kind in enumerate(self.types) if kind not in ADDED_TYPES), default=-1)
         size = last + 1 if TokenType.UNUSED not in self.types[last:] else len(self.tokens)
         return {token: index for index, token in enumerate(self.tokens[:size])}
 
     @cached_property
-    def cut(self) -> Cut:
+    def pre_tokenizer(self) -> PreTokenizer:
         """How text is cut into words.
 
         Raises:
@@ -184,14 +105,14 @@ class Vocabulary:
         name = self.get("pre") or self.default_pre
         if name == "default":
             name = self.default_pre or name
-        if name in CUT_BY_NAME:
-            return CUT_BY_NAME[name]
+        if name in PRE_TOKENIZER_BY_NAME:
+            return PRE_TOKENIZER_BY_NAME[name]
         said = (
             f"cuts text into words as {name!r} does, which is not known here" if name else "doesn't say how text is cut"
         )
         raise LitGPTError(
-            f"The tokenizer in the GGUF file {said} (`{PREFIX}pre`).{closest(name or '', CUT_BY_NAME)} Put the model's "
-            "tokenizer.json beside the file, in a folder of their own, and give the folder."
+            f"The tokenizer in the GGUF file {said} (`{PREFIX}pre`).{closest(name or '', PRE_TOKENIZER_BY_NAME)} "
+            "Put the model's tokenizer.json beside the file, in a folder of their own, and give the folder."
         )
 
     def token(self, name: str) -> str | None:
@@ -220,7 +141,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, default_pre: str 
         raise LitGPTError(f"The GGUF file has a tokenizer of the kind {kind!r}; known here: {', '.join(makers)}.")
     vocabulary = Vocabulary(metadata, default_pre)
     settings: dict[str, Any] = {
-        key: token for name, key in SPECIAL.items() if (token := vocabulary.token(name)) is not None
+        key: token for name, key in SPECIAL_TOKENS.items() if (token := vocabulary.token(name)) is not None
     }
     templates = read_chat_templates(metadata)
     if templates:
@@ -228,14 +149,14 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, default_pre: str 
     if words:
         processor = makers[kind](vocabulary)
         processor.add_tokens(list(_added(vocabulary)))
-        add_bos = vocabulary.get("add_bos_token", kind == SENTENCEPIECE or vocabulary.cut.adds_bos)
+        add_bos = vocabulary.get("add_bos_token", kind == SENTENCEPIECE or vocabulary.pre_tokenizer.adds_bos)
         save_tokenizer(processor, folder, **settings, add_bos_token=bool(add_bos))
     else:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    ends = [vocabulary.get(f"{name}_token_id") for name in ENDS]
-    generation = {"bos_token_id": vocabulary.get("bos_token_id"), "eos_token_id": list(dict.fromkeys(ends))}
-    generation["eos_token_id"] = [index for index in generation["eos_token_id"] if index is not None]
-    content = {key: value for key, value in generation.items() if value not in (None, [])}
+    ends = dict.fromkeys(vocabulary.get(f"{name}_token_id") for name in END_TOKENS)
+    stop_ids = [index for index in ends if index is not None]
+    generation = {"bos_token_id": vocabulary.get("bos_token_id"), "eos_token_id": stop_ids or None}
+    content = {key: value for key, value in generation.items() if value is not None}
     (folder / "generation_config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
@@ -256,11 +177,11 @@ def _byte_level(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
     merges = [_merge(merge) for merge in vocabulary["merges"]]
     try:
-        model = models.BPE(vocab=vocabulary.own, merges=merges, ignore_merges=vocabulary.cut.whole_words)
+        model = models.BPE(vocab=vocabulary.own, merges=merges, ignore_merges=vocabulary.pre_tokenizer.ignore_merges)
     except Exception as error:  # `tokenizers` raises a bare Exception
         raise LitGPTError(f"The GGUF file's tokens and merges don't fit together ({error}).") from None
     processor = Tokenizer(model)
-    vocabulary.cut.apply_to(processor)
+    vocabulary.pre_tokenizer.apply_to(processor)
     processor.decoder = decoders.ByteLevel()
     return processor
 
@@ -304,7 +225,7 @@ def _added(vocabulary: Vocabulary) -> Iterator[tokenizers.AddedToken]:
     from tokenizers import AddedToken
 
     for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind in ADDED:
+        if kind in ADDED_TYPES:
             yield AddedToken(token, special=kind != TokenType.USER_DEFINED, normalized=False)
 
 
@@ -322,7 +243,7 @@ class Token:
 
 
 @dataclass
-class Listing:
+class TokenList:
     """A tokenizer on its way into a file."""
 
     model: str
@@ -345,20 +266,20 @@ def tokenizer_metadata(folder: Path, rows: int) -> dict[str, Any]:
     tokenizer = Tokenizer(folder)
     if len(tokenizer) > rows:
         raise LitGPTError(f"The tokenizer in {folder} has {len(tokenizer)} tokens and its model only {rows} of them.")
-    listing = _listing(tokenizer)
-    tokens = [listing.tokens.get(index) or Token(f"[PAD{index}]", TokenType.UNUSED, -1e4) for index in range(rows)]
+    token_list = _token_list(tokenizer)
+    tokens = [token_list.tokens.get(index) or Token(f"[PAD{index}]", TokenType.UNUSED, -1e4) for index in range(rows)]
     found: dict[str, Any] = {
-        "model": listing.model,
-        **listing.settings,
+        "model": token_list.model,
+        **token_list.settings,
         "tokens": [token.text for token in tokens],
         "token_type": [int(token.kind) for token in tokens],
         "add_bos_token": tokenizer.use_bos,
     }
-    if listing.model == SENTENCEPIECE:
+    if token_list.model == SENTENCEPIECE:
         found["scores"] = [float(token.score) for token in tokens]
-    ids = {"bos": tokenizer.bos_id, **dict(zip(ENDS, tokenizer.stop_ids, strict=False))}
-    by_text = {token.text: index for index, token in listing.tokens.items()}
-    for name, key in SPECIAL.items():
+    ids = {"bos": tokenizer.bos_id, **dict(zip(END_TOKENS, tokenizer.stop_ids, strict=False))}
+    by_text = {token.text: index for index, token in token_list.tokens.items()}
+    for name, key in SPECIAL_TOKENS.items():
         ids.setdefault(name, by_text.get(special_tokens(folder).get(key, "")))
     found |= {f"{name}_token_id": index for name, index in ids.items() if index is not None}
     return {PREFIX + key: value for key, value in found.items()} | _chat_templates(folder)
@@ -373,63 +294,42 @@ def _chat_templates(folder: Path) -> dict[str, Any]:
     return written | ({CHAT_TEMPLATE: templates["default"]} if "default" in templates else {})
 
 
-def _listing(tokenizer: Tokenizer) -> Listing:
+def _token_list(tokenizer: Tokenizer) -> TokenList:
     where = tokenizer.checkpoint_dir
     if tokenizer.backend == "sentencepiece":
-        return _list_model(tokenizer)
+        return _from_sentencepiece_model(tokenizer)
     state = json.loads(tokenizer.processor.to_str())
     kind = state["model"].get("type", "BPE")
     if kind != "BPE":
         raise LitGPTError(f"The tokenizer in {where} is a {kind} model, which GGUF files here cannot hold; known: BPE.")
-    listing = _list_pieces(state) if state["model"].get("byte_fallback") else _list_bytes(state, where)
+    has_bytes = state["model"].get("byte_fallback")
+    token_list = _from_sentencepiece_json(state) if has_bytes else _from_byte_level_json(state, where)
     for token in state["added_tokens"]:
-        unknown = listing.model == SENTENCEPIECE and token["content"] == state["model"].get("unk_token")
+        unknown = token_list.model == SENTENCEPIECE and token["content"] == state["model"].get("unk_token")
         special = TokenType.UNKNOWN if unknown else TokenType.CONTROL
         kind = special if token["special"] else TokenType.USER_DEFINED
-        listing.tokens[token["id"]] = Token(token["content"], kind)
-    return listing
+        token_list.tokens[token["id"]] = Token(token["content"], kind)
+    return token_list
 
 
-def _list_bytes(state: Mapping[str, Any], where: Path) -> Listing:
+def _from_byte_level_json(state: Mapping[str, Any], where: Path) -> TokenList:
     """A byte-level BPE from `tokenizer.json`.
 
     Raises:
         LitGPTError: It cuts text in a way that llama.cpp has no name for.
     """
-    cut = next((cut for cut in CUTS if _cuts_like(cut, state)), None)
-    if cut is None:
+    pre = next((pre for pre in PRE_TOKENIZERS if pre.matches(state)), None)
+    if pre is None:
         raise LitGPTError(
             f"The tokenizer in {where} cuts text into words in a way that has no name in GGUF known here; "
-            f"known: {', '.join(CUT_BY_NAME)}."
+            f"known: {', '.join(PRE_TOKENIZER_BY_NAME)}."
         )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
     tokens = {index: Token(text, TokenType.NORMAL) for text, index in state["model"]["vocab"].items()}
-    return Listing(BYTE_LEVEL, tokens, {"pre": cut.names[0], "merges": merges})
+    return TokenList(BYTE_LEVEL, tokens, {"pre": pre.names[0], "merges": merges})
 
 
-def _cuts_like(cut: Cut, state: Mapping[str, Any]) -> bool:
-    from tokenizers import Tokenizer, models
-
-    other = Tokenizer(models.BPE())
-    cut.apply_to(other)
-    same_words = bool(state["model"].get("ignore_merges")) == cut.whole_words
-    return same_words and _cutting(state) == _cutting(json.loads(other.to_str()))
-
-
-def _cutting(state: Mapping[str, Any]) -> list[Any]:
-    """What a tokenizer does before its model, as a flat list."""
-    return [_flat(state["normalizer"], "normalizers"), _flat(state["pre_tokenizer"], "pretokenizers")]
-
-
-def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Any]:
-    if part is None:
-        return []
-    if inner in part:
-        return [step for other in part[inner] for step in _flat(other, inner)]
-    return [{key: value for key, value in part.items() if key != "trim_offsets"}]  # which is about places, not ids
-
-
-def _list_pieces(state: Mapping[str, Any]) -> Listing:
+def _from_sentencepiece_json(state: Mapping[str, Any]) -> TokenList:
     """A sentencepiece BPE from `tokenizer.json`: the merges' order tells the scores' order."""
     model = state["model"]
     scores: dict[str, int] = {}
@@ -440,12 +340,14 @@ def _list_pieces(state: Mapping[str, Any]) -> Listing:
         kind = TokenType.BYTE if BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
         kind = TokenType.UNKNOWN if text == model.get("unk_token") else kind
         tokens[index] = Token(text, kind, scores.get(text, -len(model["merges"])) if kind == TokenType.NORMAL else 0.0)
-    steps = [*_flat(state["normalizer"], "normalizers"), *_flat(state["pre_tokenizer"], "pretokenizers")]
-    spaced = any(step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never" for step in steps)
-    return Listing(SENTENCEPIECE, tokens, {"pre": "default", "add_space_prefix": spaced})
+    spaced = any(
+        step["type"] == "Prepend" or step.get("prepend_scheme", "never") != "never"
+        for step in steps_before_model(state)
+    )
+    return TokenList(SENTENCEPIECE, tokens, {"pre": "default", "add_space_prefix": spaced})
 
 
-def _list_model(tokenizer: Tokenizer) -> Listing:
+def _from_sentencepiece_model(tokenizer: Tokenizer) -> TokenList:
     """A sentencepiece BPE from `tokenizer.model`, read by hand: the library doesn't tell users' own pieces from others.
 
     https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto.
@@ -471,7 +373,7 @@ def _list_model(tokenizer: Tokenizer) -> Listing:
         shown = tokenizer.decode([index]) != ""
         text = tokenizer.decode([index], skip_special_tokens=False)
         tokens[index] = Token(text, TokenType.USER_DEFINED if shown else TokenType.CONTROL)
-    return Listing(SENTENCEPIECE, tokens, {"pre": "default", "add_space_prefix": bool(normalizer.get(3, True))})
+    return TokenList(SENTENCEPIECE, tokens, {"pre": "default", "add_space_prefix": bool(normalizer.get(3, True))})
 
 
 def _protobuf(data: memoryview) -> Iterator[tuple[int, Any]]:

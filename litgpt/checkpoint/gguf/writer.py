@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from litgpt.checkpoint.gguf.reader import (
 )
 from litgpt.checkpoint.gguf.tokenizer import tokenizer_metadata
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, open_weights
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, open_weights
 from litgpt.checkpoint.weights import Tensors
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest
@@ -38,9 +38,9 @@ from litgpt.model.rope import attention_factor, attention_scale, inverse_frequen
 if TYPE_CHECKING:
     import gguf
 
-DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 """What the matrices can be written as ↔ what GGUF calls such a file."""
-KEPT_WIDE = ("position_embd.weight", "ffn_gate_inp.weight")
+KEPT_IN_FP32 = ("position_embd.weight", "ffn_gate_inp.weight")
 """Ends of the names of matrices that stay float32, as in llama.cpp's own files; so does everything of one dimension."""
 EXPERT = re.compile(r"_exps\.\d+\.")
 """In the name of an expert's part of a tensor."""
@@ -60,9 +60,9 @@ def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str
             can't be written.
     """
     package = gguf_package()
-    if dtype not in DTYPES:
+    if dtype not in FILE_TYPES:
         raise LitGPTError(
-            f"A GGUF file is not written as {dtype!r}; known: {', '.join(DTYPES)}.{closest(dtype, DTYPES)}"
+            f"A GGUF file is not written as {dtype!r}; known: {', '.join(FILE_TYPES)}.{closest(dtype, FILE_TYPES)}"
         )
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint)
     weights = open_weights(checkpoint)
@@ -70,9 +70,9 @@ def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str
     if config.family.name not in families.AS_GGUF:
         names = ", ".join(families.AS_GGUF)
         raise LitGPTError(f"Models of the family {config.family.name!r} are not written as GGUF here; known: {names}.")
-    tensors, shapes = exported(config, weights)
+    tensors, shapes = export_tensors(config, weights)
     metadata = model_metadata(config, shapes) | tokenizer_metadata(checkpoint.dir, int(config.padded_vocab_size or 0))
-    metadata["general.file_type"] = int(package.LlamaFileType[DTYPES[dtype]])
+    metadata["general.file_type"] = int(package.LlamaFileType[FILE_TYPES[dtype]])
     require_space(path, checkpoint.nbytes, f"Writing {path}")
     with atomic_file(path) as temporary:
         writer = package.GGUFWriter(temporary, families.AS_GGUF[config.family.name].arch)
@@ -84,7 +84,7 @@ def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str
             writer.close()
 
 
-def exported(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple[int, ...]]]:
+def export_tensors(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple[int, ...]]]:
     """A model's tensors under GGUF's names, and their shapes.
 
     Raises:
@@ -113,8 +113,7 @@ def exported(config: Config, weights: Tensors) -> tuple[Tensors, dict[str, tuple
         if name in experts:
             return torch.stack([fetch(part) for part in experts[name]])
         tensor = found.fetch(name)
-        if tensor.shape != shapes[name]:
-            raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {shapes[name]}.")
+        check_shape(name, tensor, shapes[name])
         offset = norm_offset(config, name)
         tensor = tensor.float() + offset if offset else tensor
         return pair(tensor, heads[name]) if name in heads else tensor
@@ -149,13 +148,11 @@ def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Met
 
 def _computation(config: Config) -> dict[str, Any]:
     """What is computed, with the same things said in the same way."""
-    values = asdict(config)
-    for label in ("name", "hf_config", "vocab_size", "padding_multiple", "tie_embeddings", "rope_condense_ratio"):
-        del values[label]
+    values = config.computation()
+    del values["tie_embeddings"], values["rope_condense_ratio"]
     frequencies = inverse_frequencies(config) / config.rope_condense_ratio
     values["rope_adjustments"] = [*frequencies.tolist(), attention_factor(config), attention_scale(config)]
     values["rotary_percentage"] = config.rope_n_elem
-    values["rope_base"] = float(config.rope_base)
     values["attention_scores_scalar"] = config.attention_scores_scalar or config.head_size
     return values
 
@@ -182,7 +179,7 @@ def _write_tensors(
 ) -> None:
     """First all names, then one tensor after another."""
     package = gguf_package()
-    kinds = {name: stored_as(name, shapes[name], dtype) for name in tensors.names}
+    kinds = {name: tensor_type(name, shapes[name], dtype) for name in tensors.names}
     for name, kind in kinds.items():
         stored = package.GGMLQuantizationType[kind.upper()]
         block, nbytes = package.GGML_QUANT_SIZES[stored]  # numbers in a block, and what it takes
@@ -192,17 +189,17 @@ def _write_tensors(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, kind in kinds.items():
-        writer.write_tensor_data(encoded(name, tensors.fetch(name), kind))
+        writer.write_tensor_data(encode_tensor(name, tensors.fetch(name), kind))
 
 
-def stored_as(name: str, shape: tuple[int, ...], dtype: str) -> str:
+def tensor_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
     """The type that a tensor gets in a file whose matrices are `dtype`."""
-    if len(shape) == 1 or name.endswith((*KEPT_WIDE, ".bias")):
+    if len(shape) == 1 or name.endswith((*KEPT_IN_FP32, ".bias")):
         return "f32"
     return "f16" if dtype == "q8_0" and shape[-1] % 32 else dtype
 
 
-def encoded(name: str, tensor: Tensor, kind: str) -> np.ndarray:
+def encode_tensor(name: str, tensor: Tensor, kind: str) -> np.ndarray:
     """A tensor's bytes in the file.
 
     Raises:

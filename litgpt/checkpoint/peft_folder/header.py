@@ -21,7 +21,7 @@ HEADER = "litgpt"
 """The key of our settings in the header of a safetensors file."""
 
 
-def said_settings(file: Path) -> dict[str, Any] | None:
+def saved_settings(file: Path) -> dict[str, Any] | None:
     """Our settings in the header of a safetensors file; None: it is not ours, or was written again by another."""
     if file.suffix != ".safetensors":
         return None
@@ -33,7 +33,7 @@ def said_settings(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def as_it_was(said: dict[str, Any], read: LoRA, model: GPT, state: dict[str, Tensor]) -> tuple[LoRA, dict[str, Tensor]]:
+def restore(said: dict[str, Any], read: LoRA, model: GPT, state: dict[str, Tensor]) -> tuple[LoRA, dict[str, Tensor]]:
     """The method with the settings that the file says, and its tensors, where these are what was written."""
     try:
         lora = LoRA(**said)
@@ -45,17 +45,17 @@ def as_it_was(said: dict[str, Any], read: LoRA, model: GPT, state: dict[str, Ten
         return read, state
     result: dict[str, Tensor] = {}
     for name, target in targets.items():
-        for at, update, rows in _spots(name, target, model):
+        for at, update, rows in _update_locations(name, target, model):
             other = found[name].updates[0] if not name.endswith(".experts") else _update_at(at, found[name])
             mine = {kind: state[f"{at}.{kind}"] for kind in UPDATES if f"{at}.{kind}" in state}
-            narrowed = _narrowed(mine, update.r, rows)
+            narrowed = _from_block_diagonal(mine, update.r, rows)
             if other is None or narrowed is None or abs(update.scaling / other.scaling - 1) > 1e-6:
                 return read, state
             result.update({f"{at}.{kind}": tensor for kind, tensor in narrowed.items()})
     return lora, result
 
 
-def _spots(name: str, target: Target, model: GPT) -> Iterable[tuple[str, Update, list[range] | None]]:
+def _update_locations(name: str, target: Target, model: GPT) -> Iterable[tuple[str, Update, list[range] | None]]:
     """Each update of a layer: what its tensors' names begin with, how it is made, and the rows it is of; None: all."""
     module = model.get_submodule(name)
     if isinstance(module, Experts):
@@ -71,7 +71,7 @@ def _update_at(name: str, target: Target) -> Update | None:
     return dict(zip(target.parts, target.updates, strict=True)).get(name.rpartition(".")[2])
 
 
-def _narrowed(tensors: Mapping[str, Tensor], r: int, rows: list[range] | None) -> dict[str, Tensor] | None:
+def _from_block_diagonal(tensors: Mapping[str, Tensor], r: int, rows: list[range] | None) -> dict[str, Tensor] | None:
     """The updates of rank r that a block-diagonal one is made of; None where it isn't one."""
     a, b = tensors["lora_A"], tensors["lora_B"]
     parts = rows or [range(b.size(0))]

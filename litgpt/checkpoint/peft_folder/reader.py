@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from litgpt.checkpoint.layout import Checkpoint
-from litgpt.checkpoint.peft_folder.header import as_it_was, said_settings
+from litgpt.checkpoint.peft_folder.header import restore, saved_settings
 from litgpt.checkpoint.reader import open_weights, read_files
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
 from litgpt.config import Config, read_json
@@ -39,7 +39,7 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model it wraps."""
 
-HARMLESS = frozenset(
+IGNORED_KEYS = frozenset(
     """
     auto_mapping base_model_name_or_path corda_config eva_config exclude_modules fan_in_fan_out inference_mode
     layers_pattern layers_to_transform loftq_config lora_ga_config megatron_core peft_type peft_version
@@ -48,15 +48,15 @@ HARMLESS = frozenset(
     """.split()
 )
 """Keys of `adapter_config.json` that don't change what the saved tensors mean; which layers there are, these tell."""
-READ = frozenset(
+KNOWN_KEYS = frozenset(
     "r lora_alpha lora_dropout rank_pattern alpha_pattern use_rslora use_dora modules_to_save init_lora_weights".split()
 )
-OWN_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` with which PEFT changes the model that the updates stand beside."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class Delta:
     """The update of one layer, or of one part of it."""
 
     a: Tensor
@@ -74,7 +74,7 @@ class Piece:
         """Its rank."""
         return self.a.size(0) // self.experts
 
-    def rows(self, rows: slice) -> Piece:
+    def rows(self, rows: slice) -> Delta:
         """The update of some rows of the layer."""
         magnitude = None if self.magnitude is None else self.magnitude[rows]
         return replace(self, b=self.b[rows], magnitude=magnitude)
@@ -120,22 +120,22 @@ def read_peft(folder: Path, base: Checkpoint) -> tuple[LoRA, dict[str, Tensor]]:
     Raises:
         LitGPTError: It uses what has no counterpart here, or doesn't fit the model.
     """
-    settings, file = _checked(read_json(folder / ADAPTER_CONFIG), folder), peft_weights(folder)
+    settings, file = _check_settings(read_json(folder / ADAPTER_CONFIG), folder), peft_weights(folder)
     model = GPT.skeleton(base.config)
     theirs = read_files([file])
     try:
-        found, saved = _sorted_out(theirs, settings, WeightTable(base.config), base)
-        state, ranks, alphas = _gathered(found)
+        found, saved = _import_updates(theirs, settings, WeightTable(base.config), base)
+        state, ranks, alphas = _to_state_dict(found)
         lora = _method(settings, model, state, saved, ranks, alphas)
-        ours = said_settings(file)
+        ours = saved_settings(file)
         if ours is not None:
-            lora, state = as_it_was(ours, lora, model, state)
+            lora, state = restore(ours, lora, model, state)
         return lora, {**state, **saved}
     except LitGPTError as error:
         raise LitGPTError(f"{folder}: {error}") from None
 
 
-def _checked(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _check_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """PEFT's settings, none of which says something that is not understood here."""
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -143,20 +143,20 @@ def _checked(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     if settings.get("task_type") not in (None, "CAUSAL_LM"):
         raise LitGPTError(f"{folder} was trained for {settings['task_type']}, not to continue text (CAUSAL_LM).")
     start = str(settings.get("init_lora_weights", True))
-    if start.startswith(OWN_BASES):
+    if start.startswith(CHANGES_BASE):
         raise LitGPTError(
             f"{folder} has init_lora_weights {start}, so its updates stand beside a changed model; save it in PEFT "
             "with path_initial_model_for_weight_conversion, which makes plain LoRA of it."
         )
     for key, value in settings.items():
-        if key not in HARMLESS | READ and value not in (None, False, "none", [], {}, ""):
+        if key not in IGNORED_KEYS | KNOWN_KEYS and value not in (None, False, "none", [], {}, ""):
             raise LitGPTError(f"{folder} has {key}: {json.dumps(value)} in {ADAPTER_CONFIG}, which is not known here.")
     return settings
 
 
-def _sorted_out(
+def _import_updates(
     theirs: Tensors, settings: Mapping[str, Any], table: WeightTable, base: Checkpoint
-) -> tuple[dict[str, Piece], dict[str, Tensor]]:
+) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """The updates by what patterns call our layers, and the tensors of modules that were trained whole."""
     updates: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, str] = {}
@@ -170,11 +170,11 @@ def _sorted_out(
             raise LitGPTError(f"it holds {plain}, which has no counterpart here: only linear layers get updates.")
         else:
             whole[plain.replace(".base_layer.", ".")] = name
-    places = {name: (rule, part, ours) for ours, rule in table.rules.items() for part, name in theirs_of(rule)}
+    places = {name: (rule, part, ours) for ours, rule in table.rules.items() for part, name in source_names(rule)}
     names = _table_names([*(f"{module}.weight" for module in updates), *whole], table)
-    found: dict[str, Piece] = {}
+    found: dict[str, Delta] = {}
     for module, tensors in updates.items():
-        experts = _of_experts(module, tensors, settings, table.config)
+        experts = _import_experts(module, tensors, settings, table.config)
         if experts is not None:
             found.update(experts)
             continue
@@ -184,10 +184,10 @@ def _sorted_out(
         if known not in places:
             raise LitGPTError(f"it updates {module}, which is no linear layer of this model's architecture.")
         rule, part, ours = places[known]
-        found.update(_ours(rule, part, ours, _piece(module, tensors, settings), table.config))
+        found.update(_import_delta(rule, part, ours, _read_delta(module, tensors, settings), table.config))
     modules = tuple(settings.get("modules_to_save") or ())
     asked = {names[plain] for plain in whole if plain.rpartition(".")[0].endswith(modules)}
-    return found, _whole({names[plain]: name for plain, name in whole.items()}, theirs, asked, table, base)
+    return found, _import_saved({names[plain]: name for plain, name in whole.items()}, theirs, asked, table, base)
 
 
 def _table_names(names: list[str], table: WeightTable) -> dict[str, str]:
@@ -206,9 +206,9 @@ def _router(module: str, places: Mapping[str, Any]) -> str:
     return next((name for name, (_, _, at) in places.items() if rest == "gate" and at == ours), module)
 
 
-def _of_experts(
+def _import_experts(
     module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], config: Config
-) -> dict[str, Piece] | None:
+) -> dict[str, Delta] | None:
     """The updates of one part of all experts, which transformers keeps in one tensor; None: `module` is none.
 
     A is `(E r, in)`, B `(out, r E)`, experts within ranks. gate_up_proj, `fc_1` over `fc_2`, is told from down_proj by
@@ -228,18 +228,18 @@ def _of_experts(
     found = {}
     for expert, (of_a, of_b) in enumerate(zip(stacked_a, stacked_b, strict=True)):
         own = f"transformer.h.{match[2]}.mlp.experts.{expert}"
-        piece = Piece(of_a.contiguous(), of_b.contiguous(), scaling)
+        piece = Delta(of_a.contiguous(), of_b.contiguous(), scaling)
         halves = {"fc_1": piece.rows(slice(rows // 2)), "fc_2": piece.rows(slice(rows // 2, rows))}
         found.update({f"{own}.{part}": half for part, half in (halves if up else {"proj": piece}).items()})
     return found
 
 
-def theirs_of(rule: Rule) -> Iterable[tuple[int, str]]:
+def source_names(rule: Rule) -> Iterable[tuple[int, str]]:
     names = getattr(rule, "theirs", ())
     return enumerate(names if isinstance(rule, Join) else (names,))
 
 
-def _piece(module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Piece:
+def _read_delta(module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Delta:
     """An update as PEFT computes it."""
     dora = bool(settings.get("use_dora"))
     wanted = UPDATES if dora else UPDATES[:2]
@@ -249,7 +249,7 @@ def _piece(module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, An
     r = int(_by_pattern("rank", module, settings, settings.get("r", 8)))
     if a.dim() != 2 or b.dim() != 2 or not a.size(0) == b.size(1) == r:
         raise LitGPTError(f"its {module} has the shapes {tuple(a.shape)} and {tuple(b.shape)}, and rank {r} is said.")
-    return Piece(a, b, _scaling(module, r, settings), tensors.get("lora_magnitude"))
+    return Delta(a, b, _scaling(module, r, settings), tensors.get("lora_magnitude"))
 
 
 def _scaling(module: str, r: int, settings: Mapping[str, Any]) -> float:
@@ -265,7 +265,7 @@ def _by_pattern(kind: str, module: str, settings: Mapping[str, Any], default: An
     return default
 
 
-def _ours(rule: Rule, part: int, ours: str, piece: Piece, config: Config) -> dict[str, Piece]:
+def _import_delta(rule: Rule, part: int, ours: str, piece: Delta, config: Config) -> dict[str, Delta]:
     """An update of one of their layers, as updates of ours."""
     if isinstance(rule, Join):
         return {f"{ours.rpartition('.')[0]}.{QKV_PARTS[part]}": piece}
@@ -280,7 +280,7 @@ def _ours(rule: Rule, part: int, ours: str, piece: Piece, config: Config) -> dic
     raise LitGPTError(f"it updates the layer that holds {ours} among others, which is not known here.")
 
 
-def _whole(
+def _import_saved(
     present: Mapping[str, str], theirs: Tensors, asked: set[str], table: WeightTable, base: Checkpoint
 ) -> dict[str, Tensor]:
     """The tensors of `modules_to_save` by our names, without those that PEFT only saved along and are as in the base.
@@ -310,7 +310,7 @@ def _whole(
                 "another model, or the vocabulary was enlarged, which is not known here."
             )
         along = asked.isdisjoint(sources[ours])
-        if not (along and torch.equal(tensor, tensor_of_base(base, ours).to(tensor.dtype))):
+        if not (along and torch.equal(tensor, base_tensor(base, ours).to(tensor.dtype))):
             found[ours] = tensor
     return found
 
@@ -319,18 +319,18 @@ def _has_rule(table: WeightTable, ours: str) -> bool:
     return ours in table.rules or ours.rpartition(".")[0] in table.rules
 
 
-def tensor_of_base(base: Checkpoint, ours: str) -> Tensor:
+def base_tensor(base: Checkpoint, ours: str) -> Tensor:
     weights = open_weights(base)
     return weights.fetch(ours if ours in weights.names else "transformer.wte.weight")
 
 
-def _gathered(found: Mapping[str, Piece]) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
+def _to_state_dict(found: Mapping[str, Delta]) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Tensors by their names in a state dict, and rank and scaling by what patterns call the layers.
 
     Raises:
         LitGPTError: The parts of a layer, which are one here, differ in rank or scaling.
     """
-    layers: dict[str, dict[str, Piece]] = {}
+    layers: dict[str, dict[str, Delta]] = {}
     for name, piece in found.items():
         layers.setdefault(_layer_of(name), {})[name] = piece
     state: dict[str, Tensor] = {}
@@ -343,16 +343,9 @@ def _gathered(found: Mapping[str, Piece]) -> tuple[dict[str, Tensor], dict[str, 
             )
         if layer.endswith(".attn.qkv") and layer not in pieces:
             order = [pieces[name] for part in QKV_PARTS if (name := f"{layer[:-3]}{part}") in pieces]
-            pieces = {
-                layer: Piece(
-                    torch.cat([piece.a for piece in order]),
-                    torch.cat([piece.b for piece in order]),
-                    order[0].scaling,
-                    torch.cat([piece.magnitude for piece in order if piece.magnitude is not None])
-                    if order[0].magnitude is not None
-                    else None,
-                )
-            }
+            magnitudes = [piece.magnitude for piece in order if piece.magnitude is not None]
+            a, b = torch.cat([piece.a for piece in order]), torch.cat([piece.b for piece in order])
+            pieces = {layer: Delta(a, b, order[0].scaling, torch.cat(magnitudes) if magnitudes else None)}
         for name, piece in pieces.items():
             tensors = {"lora_A": piece.a, "lora_B": piece.b, "lora_magnitude": piece.magnitude}
             state.update({f"{name}.{kind}": tensor for kind, tensor in tensors.items() if tensor is not None})
@@ -384,9 +377,7 @@ def _method(
 ) -> LoRA:
     """The method whose files hold such tensors; with switches alone, as LitGPT has them, where these can say it."""
     rslora = bool(settings.get("use_rslora"))
-    alphas = {
-        name: whole_number(s * (math.sqrt(ranks[name]) if rslora else ranks[name])) for name, s in scalings.items()
-    }
+    alphas = {name: alpha_of(scaling, ranks[name], rslora) for name, scaling in scalings.items()}
     names = [at for name, module in model.named_modules() for at in candidates(name, module)]
     r = Counter(ranks.values()).most_common(1)[0][0] if ranks else int(settings.get("r", 8))
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else settings.get("lora_alpha", 8)
@@ -400,11 +391,11 @@ def _method(
         alpha=alpha,
         dropout=float(settings.get("lora_dropout", 0.0)),
         **_layers(set(ranks), names),
-        rank_pattern=_short_patterns(other_ranks, layers) or None,
-        alpha_pattern=_short_patterns(other_alphas, layers) or None,
+        rank_pattern=_shorten_values(other_ranks, layers) or None,
+        alpha_pattern=_shorten_values(other_alphas, layers) or None,
         rslora=rslora,
         dora=bool(settings.get("use_dora")),
-        modules_to_save=_short(kept, modules) or None,
+        modules_to_save=_shorten_patterns(kept, modules) or None,
     )
 
 
@@ -421,10 +412,10 @@ def _layers(targets: set[str], names: list[str]) -> dict[str, Any]:
     on = {switch for switch, covered in stands_for.items() if covered and covered <= targets}
     if set().union(*(stands_for[switch] for switch in on)) == targets:
         return {switch: switch in on for switch in SWITCHES}
-    return {"target": _short(sorted(targets), names)}
+    return {"target": _shorten_patterns(sorted(targets), names)}
 
 
-def _short(chosen: Iterable[str], names: Iterable[str]) -> list[str]:
+def _shorten_patterns(chosen: Iterable[str], names: Iterable[str]) -> list[str]:
     """Names as patterns: one for all layers where all of them are meant."""
     chosen, found = set(chosen), []
     for name in sorted(chosen):
@@ -434,16 +425,16 @@ def _short(chosen: Iterable[str], names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _short_patterns(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _shorten_values(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     names = list(names)
     return {
         pattern: value
         for value in dict.fromkeys(values.values())
-        for pattern in _short([name for name, other in values.items() if other == value], names)
+        for pattern in _shorten_patterns([name for name, other in values.items() if other == value], names)
     }
 
 
-def whole_number(value: float) -> float:
-    """Whole numbers as such, and without the last digit's noise."""
-    value = round(value, 9)
+def alpha_of(scaling: float, r: int, rslora: bool) -> float:
+    """`lora_alpha`, without the last digit's noise; whole numbers as such."""
+    value = round(scaling * (math.sqrt(r) if rslora else r), 9)
     return int(value) if value == int(value) else value

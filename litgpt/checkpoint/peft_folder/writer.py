@@ -7,7 +7,6 @@ What has several updates in one of their layers, or one where they have several 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,16 +20,16 @@ from torch import Tensor
 
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_update
-from litgpt.checkpoint.layout import CHECKPOINTS, PROMPT_STYLE, Checkpoint, existing_folder
+from litgpt.checkpoint.layout import CHECKPOINTS, Checkpoint, existing_folder
 from litgpt.checkpoint.peft_folder.header import HEADER
 from litgpt.checkpoint.peft_folder.reader import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PREFIX,
-    Piece,
-    tensor_of_base,
-    theirs_of,
-    whole_number,
+    Delta,
+    alpha_of,
+    base_tensor,
+    source_names,
 )
 from litgpt.checkpoint.weights import WeightTable, interleave_qkv, lazy
 from litgpt.config import HF_CONFIG_FILE, Config
@@ -40,6 +39,7 @@ from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import load_owned
 from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, full_rows, row_norms
+from litgpt.prompts.files import PROMPT_STYLE_FILE
 
 
 def to_peft(path: str | Path, output: str | Path) -> Path:
@@ -69,16 +69,18 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     lora.attach(model)
     load_owned(model, lora.owns, learned, str(update.file))
     table = WeightTable(model.config)
-    pieces: dict[str, Piece] = {}
+    pieces: dict[str, Delta] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
-            pieces.update(_of_linear(name, module, model, table, base))
+            pieces.update(_export_linear(name, module, model, table, base))
         elif isinstance(module, LoRAExperts):
-            pieces.update(_of_experts(name, module, table))
+            pieces.update(_export_experts(name, module, table))
     pieces = {_as_transformers(name, table): piece for name, piece in pieces.items()}
-    whole = {_as_transformers(name, table): tensor for name, tensor in _whole_theirs(lora, learned, table).items()}
+    whole = {_as_transformers(name, table): tensor for name, tensor in _export_saved(lora, learned, table).items()}
     tensors = {
-        f"{_place(name, pieces)}{kind}": tensor for name, piece in pieces.items() for kind, tensor in _named(piece)
+        f"{_peft_name(name, pieces)}{kind}": tensor
+        for name, piece in pieces.items()
+        for kind, tensor in _tensors_of(piece)
     }
     kept = sorted({name.rpartition(".")[0] for name in whole})
     settings = _adapter_config(lora, pieces, kept, table, base)
@@ -93,9 +95,9 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     with atomic_folder(output) as folder:
         (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(content, folder / ADAPTER_WEIGHTS[0], metadata=said)
-        style = update.file.parent / PROMPT_STYLE
+        style = update.file.parent / PROMPT_STYLE_FILE
         if style.is_file():
-            (folder / PROMPT_STYLE).write_bytes(style.read_bytes())
+            (folder / PROMPT_STYLE_FILE).write_bytes(style.read_bytes())
     return output
 
 
@@ -107,7 +109,7 @@ def _as_transformers(name: str, table: WeightTable) -> str:
     return f"lm_head{name.removeprefix(head)}" if name == head or name.startswith(f"{head}.") else name
 
 
-def _place(name: str, pieces: Mapping[str, Piece]) -> str:
+def _peft_name(name: str, pieces: Mapping[str, Delta]) -> str:
     """Where the state dict of a PEFT model has the update of a layer, or of a tensor of experts.
 
     Those of one module are wrapped one in the other, in the order of the tensors there: down_proj is the outer one.
@@ -118,7 +120,7 @@ def _place(name: str, pieces: Mapping[str, Piece]) -> str:
     return f"{module}.base_layer" if last == "gate_up_proj" and f"{module}.down_proj" in pieces else module
 
 
-def _named(piece: Piece) -> Iterable[tuple[str, Tensor]]:
+def _tensors_of(piece: Delta) -> Iterable[tuple[str, Tensor]]:
     """The tensors of an update, by the ends of their names."""
     yield ".lora_A.weight", piece.a
     yield ".lora_B.weight", piece.b
@@ -126,14 +128,14 @@ def _named(piece: Piece) -> Iterable[tuple[str, Tensor]]:
         yield ".lora_magnitude_vector", piece.magnitude
 
 
-def _of_linear(name: str, module: LoRALinear, model: GPT, table: WeightTable, base: Checkpoint) -> dict[str, Piece]:
+def _export_linear(name: str, module: LoRALinear, model: GPT, table: WeightTable, base: Checkpoint) -> dict[str, Delta]:
     """The update of one of our layers, by theirs."""
     rule = table.rules.get(name)
     if isinstance(rule, Join):
-        return _of_joined(rule, module, table.config)
+        return _export_joined(rule, module, table.config)
     if isinstance(rule, Split):
-        return _of_split(rule, model, base)
-    whole = _one_piece(name, module, base)
+        return _export_split(rule, model, base)
+    whole = _whole_delta(name, module, base)
     if isinstance(rule, Interleaved):
         magnitude = None if whole.magnitude is None else interleave_qkv(whole.magnitude, table.config)
         return {rule.theirs: replace(whole, b=interleave_qkv(whole.b, table.config), magnitude=magnitude)}
@@ -142,19 +144,19 @@ def _of_linear(name: str, module: LoRALinear, model: GPT, table: WeightTable, ba
     raise LitGPTError(f"The update of {name} has no counterpart in PEFT: there, the layer is a part of a larger one.")
 
 
-def _one_piece(name: str, module: LoRALinear, base: Checkpoint) -> Piece:
+def _whole_delta(name: str, module: LoRALinear, base: Checkpoint) -> Delta:
     """The update of a layer as one, block-diagonal where it has several."""
     magnitude: Tensor | None = module.lora_magnitude
     if magnitude is not None and module.parts is not None:
         magnitude = full_rows(magnitude, _norms(name, base).to(magnitude.dtype), module.parts)
-    return Piece(module.lora_A, module.up(), module.scaling, magnitude)
+    return Delta(module.lora_A, module.up(), module.scaling, magnitude)
 
 
 def _norms(name: str, base: Checkpoint) -> Tensor:
-    return row_norms(tensor_of_base(base, f"{name}.weight"))
+    return row_norms(base_tensor(base, f"{name}.weight"))
 
 
-def _of_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, Piece]:
+def _export_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, Delta]:
     if module.parts is None:  # one update of all: the same A for each
         rows = list(config.qkv_rows())
         parts, starts = list(rule.theirs), [module.lora_A] * 3
@@ -168,15 +170,15 @@ def _of_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, Piec
         [None] * len(rows) if module.lora_magnitude is None else module.lora_magnitude.split(rows)
     )
     return {
-        theirs: Piece(a, b, module.scaling, magnitude)
+        theirs: Delta(a, b, module.scaling, magnitude)
         for theirs, a, b, magnitude in zip(parts, starts, blocks, magnitudes, strict=True)
     }
 
 
-def _of_split(rule: Split, model: GPT, base: Checkpoint) -> dict[str, Piece]:
+def _export_split(rule: Split, model: GPT, base: Checkpoint) -> dict[str, Delta]:
     """The updates of several of our layers that are one of theirs: block-diagonal, or with the A that they share."""
     modules = {name: model.get_submodule(name) for name in rule.ours}
-    pieces = {name: _one_piece(name, m, base) for name, m in modules.items() if isinstance(m, LoRALinear)}
+    pieces = {name: _whole_delta(name, m, base) for name, m in modules.items() if isinstance(m, LoRALinear)}
     first = next(iter(pieces.values()))
     shared = len(pieces) == len(modules) and all(
         piece.scaling == first.scaling and torch.equal(piece.a, first.a) for piece in pieces.values()
@@ -196,10 +198,10 @@ def _of_split(rule: Split, model: GPT, base: Checkpoint) -> dict[str, Piece]:
             assert own is not None
             magnitudes.append(own)
     a = first.a if shared else torch.cat([piece.a for piece in pieces.values()])
-    return {rule.theirs: Piece(a, torch.cat(blocks), first.scaling, torch.cat(magnitudes) if magnitudes else None)}
+    return {rule.theirs: Delta(a, torch.cat(blocks), first.scaling, torch.cat(magnitudes) if magnitudes else None)}
 
 
-def _of_experts(name: str, module: LoRAExperts, table: WeightTable) -> dict[str, Piece]:
+def _export_experts(name: str, module: LoRAExperts, table: WeightTable) -> dict[str, Delta]:
     """The updates of experts, which transformers keeps in two tensors; the reader has the form."""
     if module.kinds[2:]:
         raise LitGPTError("PEFT has no DoRA of experts, so this can't be written as its folder; merge it instead.")
@@ -212,32 +214,32 @@ def _of_experts(name: str, module: LoRAExperts, table: WeightTable) -> dict[str,
         )
     found = {}
     if "proj" in module.parts:
-        found[f"{match[1]}.mlp.experts.down_proj"] = _flat(*module.matrices("proj"), module.updates["proj"].scaling)
+        found[f"{match[1]}.mlp.experts.down_proj"] = _flatten(*module.matrices("proj"), module.updates["proj"].scaling)
     halves = [part for part in ("fc_1", "fc_2") if part in module.parts]
     if halves:
         found[f"{match[1]}.mlp.experts.gate_up_proj"] = _gate_and_up(module, halves)
     return found
 
 
-def _gate_and_up(module: LoRAExperts, halves: Sequence[str]) -> Piece:
+def _gate_and_up(module: LoRAExperts, halves: Sequence[str]) -> Delta:
     """The updates of `fc_1` and `fc_2`, or of one of them, as one of both."""
     starts, ends = zip(*(module.matrices(part) for part in halves), strict=True)
     scalings = [module.updates[part].scaling for part in halves]
     if len(halves) == 2 and scalings[0] == scalings[1] and torch.equal(*starts):
-        return _flat(starts[0], torch.cat(ends, dim=1), scalings[0])
+        return _flatten(starts[0], torch.cat(ends, dim=1), scalings[0])
     columns = []
     for half, end, scaling in zip(halves, ends, scalings, strict=True):
         end, empty = end * (scaling / scalings[0]), torch.zeros_like(end)
         columns.append(torch.cat((end, empty) if half == "fc_1" else (empty, end), dim=1))
-    return _flat(torch.cat(starts, dim=1), torch.cat(columns, dim=2), scalings[0])
+    return _flatten(torch.cat(starts, dim=1), torch.cat(columns, dim=2), scalings[0])
 
 
-def _flat(a: Tensor, b: Tensor, scaling: float) -> Piece:
+def _flatten(a: Tensor, b: Tensor, scaling: float) -> Delta:
     """Of all experts: A `(E, r, in)` and B `(E, out, r)` as PEFT has them, `(E r, in)` and `(out, r E)`."""
-    return Piece(a.flatten(0, 1), b.permute(1, 2, 0).flatten(1), scaling, experts=a.size(0))
+    return Delta(a.flatten(0, 1), b.permute(1, 2, 0).flatten(1), scaling, experts=a.size(0))
 
 
-def _whole_theirs(lora: LoRA, learned: Mapping[str, Tensor], table: WeightTable) -> dict[str, Tensor]:
+def _export_saved(lora: LoRA, learned: Mapping[str, Tensor], table: WeightTable) -> dict[str, Tensor]:
     """The tensors of modules that were trained whole, by their names."""
     mine = {name: tensor for name, tensor in learned.items() if lora.saves(name)}
     try:
@@ -250,16 +252,13 @@ def _whole_theirs(lora: LoRA, learned: Mapping[str, Tensor], table: WeightTable)
 
 
 def _adapter_config(
-    lora: LoRA, pieces: Mapping[str, Piece], kept: list[str], table: WeightTable, base: Checkpoint
+    lora: LoRA, pieces: Mapping[str, Delta], kept: list[str], table: WeightTable, base: Checkpoint
 ) -> dict[str, Any]:
     """`adapter_config.json`."""
-    alphas = {
-        name: whole_number(piece.scaling * (math.sqrt(piece.r) if lora.rslora else piece.r))
-        for name, piece in pieces.items()
-    }
+    alphas = {name: alpha_of(piece.scaling, piece.r, lora.rslora) for name, piece in pieces.items()}
     r = Counter(piece.r for piece in pieces.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
-    everything = [name for rule in table.rules.values() for _, name in theirs_of(rule)]
+    everything = [name for rule in table.rules.values() for _, name in source_names(rule)]
     modules = {name for name, piece in pieces.items() if piece.experts == 1}
     stacked = sorted({".".join(name.split(".")[-3:]) for name in pieces.keys() - modules})
     _refuse_neighbours(modules, table)
@@ -267,7 +266,7 @@ def _adapter_config(
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": _name_of(base),
+        "base_model_name_or_path": _base_name(base),
         "r": r,
         "lora_alpha": alpha,
         "lora_dropout": lora.dropout,
@@ -301,7 +300,7 @@ def _suffixes(targets: set[str], everything: Iterable[str]) -> list[str]:
     return sorted({last if (last := name.rpartition(".")[2]) not in others else name for name in targets})
 
 
-def _name_of(base: Checkpoint) -> str:
+def _base_name(base: Checkpoint) -> str:
     """What the Hugging Face libraries open the model by: its folder, or its name on the hub."""
     if base.kind == "hf" or (base.dir / HF_CONFIG_FILE).is_file():
         return str(base.dir.resolve())

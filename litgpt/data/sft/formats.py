@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.prompts.base import joined
+from litgpt.prompts.base import join_text
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -219,7 +219,7 @@ def _one_text(parts: list[Any], role: str) -> Any:
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
     if media := [kind for kind in kinds if kind in MEDIA]:
         raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
-    text = joined(parts)
+    text = join_text(parts)
     return parts if text is None else text
 
 

@@ -72,18 +72,18 @@ def fetch_data_set(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    from litgpt.hub_client import explained_by_hub
+    from litgpt.hub_client import explain_hub_errors
 
     place = folder or Path(repo_id)
     if folder is not None and (found := _split_files(_relative(folder), split, subset)) and _is_whole(folder, found):
         return [folder / name for name in found]
     token = access_token or None
-    with explained_by_hub(repo_id, token, place, ()):
+    with explain_hub_errors(repo_id, token, place, ()):
         names = [file.rfilename for file in HfApi(token=token).dataset_info(repo_id).siblings or ()]
     wanted = _split_files(names, split, subset)
     if not wanted:
         raise LitGPTError(_no_split(repo_id, names, split, subset))
-    with explained_by_hub(repo_id, token, place, ()):
+    with explain_hub_errors(repo_id, token, place, ()):
         root = snapshot_download(
             repo_id, repo_type="dataset", allow_patterns=wanted, token=token, local_dir=folder, max_workers=4
         )

@@ -16,7 +16,7 @@ import torch
 from gguf.quants import quantize
 
 from litgpt import families
-from litgpt.checkpoint.gguf.reader import open_gguf, pair, rope_factors, stretched, unpair
+from litgpt.checkpoint.gguf.reader import open_gguf, pair, rope_factors, unpair, with_rope_factors
 from litgpt.checkpoint.gguf.writer import write_gguf
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model, open_weights
@@ -329,7 +329,7 @@ def test_llama_3_scaling_is_told_from_its_factors(name):
     factors = rope_factors(config)
     assert factors is not None
     config.rope_adjustments = None
-    assert stretched(config, factors) == Config.from_name(name)
+    assert with_rope_factors(config, factors) == Config.from_name(name)
 
 
 @pytest.mark.parametrize("factors", [torch.arange(1.0, 65.0), torch.full((64,), 2.0), torch.ones(3)])
@@ -338,12 +338,12 @@ def test_other_factors_are_refused(factors):
     if len(factors) == 3:
         factors = factors + torch.arange(3)
     with pytest.raises(LitGPTError, match="rope_freqs.weight"):
-        stretched(config, factors)
+        with_rope_factors(config, factors)
 
 
 def test_factors_of_one_change_nothing():
     config = Config.from_name("Llama-2-7b-hf")
-    assert stretched(config, torch.ones(64)) is config
+    assert with_rope_factors(config, torch.ones(64)) is config
 
 
 def test_a_share_of_dimensions_is_exact():

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MAPS = Path("/proc/self/maps")
-OFTEN = 16 * 2**20
+RELEASE_BYTES = 16 * 2**20
 """Bytes that are read between two times that pages are let go of."""
 MADV_DONTNEED = 4
 
@@ -29,7 +29,7 @@ class ReadOnce:
     def read(self, nbytes: int) -> None:
         """So much more has been read, and is not looked at again."""
         self.pending += nbytes
-        if self.pending >= OFTEN:
+        if self.pending >= RELEASE_BYTES:
             self.release()
 
     def release(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.checkpoint.pages import OFTEN, ReadOnce
+from litgpt.checkpoint.page_cache import RELEASE_BYTES, ReadOnce
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 SIZE = 8 * 2**20
@@ -38,7 +38,7 @@ def test_pages_are_let_go_of_and_come_back(file: Path) -> None:
     tensor = mapped(file)
     total = tensor.sum(dtype=torch.int64)
     before = resident()
-    pages.read(OFTEN - 1)
+    pages.read(RELEASE_BYTES - 1)
     assert resident() > before - SIZE // 2
     pages.read(1)
     assert resident() < before - SIZE // 2
