@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from litgpt.errors import LitGPTError
+from litgpt.prompts.base import public_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,12 @@ TOKENIZER_FILES = (
     "added_tokens.json generation_config.json config.json"
 ).split()
 """What decides which ids a text gets and how it begins and ends."""
+EARLIER_NAMES = {
+    "litgpt.data.sft.module.SFTModule": "litgpt.data.instructions.SFTModule",
+    "litgpt.data.sft.turns.TurnsModule": "litgpt.data.turns.TurnsModule",
+    "litgpt.prompts.PromptStyle": "litgpt.prompt_style.PromptStyle",
+}
+"""Classes that have moved -> the names they had, which hashes keep, so that token files written before are found."""
 
 
 def cache_folder(chosen: Path | None = None) -> Path | None:
@@ -291,7 +298,8 @@ def identity(thing: Any) -> bytes:
 
     parts: list[str] = [__version__]
     for cls in type(thing).__mro__[:-1]:
-        parts.append(f"{cls.__module__}.{cls.__qualname__}")
+        name = public_path(cls)
+        parts.append(EARLIER_NAMES.get(name, name))
         if cls.__module__.partition(".")[0] not in ("litgpt", "abc", "typing"):
             try:
                 parts.append(inspect.getsource(cls))
