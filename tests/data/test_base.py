@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_counted_and_what_teaches_nothing_is_left_out(token
     dataset = SFTDataset(ROWS, tokenizer, Plain(), max_seq_length=24)
     assert dataset.data == ROWS[:2]
     assert (dataset.n_cut, dataset.n_dropped) == (1, 1)
-    assert len(dataset.losses("training")) == 2
+    assert len(dataset.unused("training")) == 2
     assert all((sample["labels"] != -100).sum() > 1 for sample in dataset)
 
 
