@@ -42,6 +42,10 @@ class DataModule(ABC):
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_seq_length = -1 if max_seq_length is None else max_seq_length
+        self.on_connect()
+
+    def on_connect(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Called by `connect` when the tokenizer and the limits are set."""
 
     def prepare_data(self) -> None:  # noqa: B027  (most have nothing to do)
         """What one process does for all: downloads, token files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from litgpt.data.base import split_sizes
 from litgpt.data.sft.data_module import SFTModule
@@ -17,9 +17,6 @@ from litgpt.data.storage.download import DATA_SUFFIXES, fetch_data_set
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer.files import special_tokens
-
-if TYPE_CHECKING:
-    from litgpt.tokenizer import Tokenizer
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Conversations(SFTModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chat_template is not None:
-            template_of(Path(self.chat_template))
+            chat_template_from(Path(self.chat_template))
         if (self.path is None) == (self.repo_id is None):
             raise LitGPTError("Give data.path (a file or folder) or data.repo_id (a data set on the hub), one of them.")
         if self.val_split is not None and self.repo_id is None:
@@ -68,14 +65,12 @@ class Conversations(SFTModule):
             raise LitGPTError(f"data.turns is all or last, not {self.turns!r}.")
         split_sizes(2, self.val_split_fraction)
 
-    def connect(
-        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
-    ) -> None:
+    def on_connect(self) -> None:
         self._no_template: LitGPTError | None = None
-        if tokenizer is not None and self.chat_template is not None:
-            self.prompt_style = template_of(Path(self.chat_template), tokenizer.checkpoint_dir)
+        if self.tokenizer is not None and self.chat_template is not None:
+            self.prompt_style = chat_template_from(Path(self.chat_template), self.tokenizer.checkpoint_dir)
         try:
-            super().connect(tokenizer, batch_size, max_seq_length)
+            super().on_connect()
         except LitGPTError as error:  # which plain text can do without
             self._no_template = error
 
@@ -152,7 +147,7 @@ def data_files(path: Path) -> tuple[list[Path], list[Path]]:
     return train, val
 
 
-def template_of(file: Path, folder: Path | None = None) -> ChatTemplate:
+def chat_template_from(file: Path, folder: Path | None = None) -> ChatTemplate:
     """The chat template in a file; it may name the special tokens of the tokenizer in `folder`.
 
     Raises:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from litgpt.data.base import DataModule
 from litgpt.data.registry import MODULES, find_module
 from litgpt.data.storage.combined_datasets import ConcatDataset, MixedDataset
 from litgpt.errors import LitGPTError, closest
-
-if TYPE_CHECKING:
-    from litgpt.tokenizer import Tokenizer
 
 
 @dataclass
@@ -38,13 +35,10 @@ class Mixture(DataModule):
         self.weights = [_weight(number, source) for number, source in enumerate(self.sources)]
         self.modules = [_module(number, source) for number, source in enumerate(self.sources)]
 
-    def connect(
-        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
-    ) -> None:
-        super().connect(tokenizer, batch_size, max_seq_length)
+    def on_connect(self) -> None:
         for module in self.modules:
             module.log, module.pretraining = self.log, self.pretraining
-            module.connect(tokenizer, batch_size, max_seq_length)
+            module.connect(self.tokenizer, self.batch_size, self.max_seq_length)
 
     def prepare_data(self) -> None:
         for module in self.modules:

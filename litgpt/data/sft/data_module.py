@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from litgpt.data.base import DataModule, split_indices
 from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, encode_file, style_key
@@ -17,9 +17,6 @@ from litgpt.data.sft.samples import NoUsableSamples, SampleOptions, SFTDataset, 
 from litgpt.data.storage.token_cache import cache_folder, canonical_json, code_identity, content_hash
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
-
-if TYPE_CHECKING:
-    from litgpt.tokenizer import Tokenizer
 
 NEUTRAL = frozenset(
     "mask_prompt prompt_style ignore_index seed num_workers too_long cache_dir val_split_fraction".split()
@@ -85,13 +82,10 @@ class SFTModule(DataModule):
 
     # -- what all share
 
-    def connect(
-        self, tokenizer: "Tokenizer | None" = None, batch_size: int = 1, max_seq_length: int | None = None
-    ) -> None:
-        super().connect(tokenizer, batch_size, max_seq_length)
+    def on_connect(self) -> None:
         self._row_renderer, self._shards, self._files = None, {}, None
-        if tokenizer is not None:
-            self.prompt_style = resolve_style(self.prompt_style, tokenizer)
+        if self.tokenizer is not None:
+            self.prompt_style = resolve_style(self.prompt_style, self.tokenizer)
 
     def prepare_data(self) -> None:
         self.fetch()

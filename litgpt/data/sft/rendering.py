@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, renders_calls
@@ -56,7 +57,6 @@ class Renderer:
 
     def __init__(self, style: PromptStyle, turns: str = "all") -> None:
         self.style, self.turns = style, turns
-        self._style_takes_input: bool | None = None
 
     def render(self, conversation: Conversation) -> RenderedSample:
         """The conversation as text.
@@ -118,9 +118,11 @@ class Renderer:
         """Whether the style renders an instruction's `input` itself."""
         if isinstance(self.style, ChatTemplate) or sum(m["role"] == "user" for m in conversation.messages) > 1:
             return False
-        if self._style_takes_input is None:
-            self._style_takes_input = takes_input(self.style)
         return self._style_takes_input
+
+    @cached_property
+    def _style_takes_input(self) -> bool:
+        return takes_input(self.style)
 
     def _answers(self, conversation: Conversation) -> list[tuple[int, bool]]:
         """The indices of the assistant's messages, and whether each is a target."""
