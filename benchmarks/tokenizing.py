@@ -44,7 +44,7 @@ for line in sys.stdin:
     cache = line.strip()
     clock = [(time.process_time(), time.perf_counter())]
     data = JSON(Path(file), mask_prompt=True, val_split_fraction=0.05{more})
-    data.say = lambda sentence: None
+    data.log = lambda sentence: None
     data.connect(tokenizer, batch_size=1)
     data.prepare_data()
     data.setup()

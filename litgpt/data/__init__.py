@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule, SFTDataset, get_sft_collate_fn
 from litgpt.data.registry import MODULES, find_module
-from litgpt.data.sft.module import SFTModule
+from litgpt.data.sft.data_module import SFTModule
 
 if TYPE_CHECKING:
     from litgpt.data.alpaca import Alpaca as Alpaca

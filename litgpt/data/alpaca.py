@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.module import SFTModule
+from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.storage.download import fetch_file
 
 

@@ -1,7 +1,7 @@
 """What a data module is.
 
-A sample is `{"input_ids": (T,) int64, "labels": (T,) int64}`, not shifted; labels are `ignore_index` where nothing is
-learned.
+A sample is `{"input_ids": (T,) int64, "labels": (T,) int64}`, not shifted; labels are `ignore_index` where a token is
+no target.
 """
 
 from __future__ import annotations
@@ -10,12 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.sft.formats import Row as Row
-from litgpt.data.sft.rendering import with_input_placed as with_input_placed
-from litgpt.data.sft.samples import NothingFits as NothingFits
 from litgpt.data.sft.samples import SFTDataset as SFTDataset
-from litgpt.data.sft.samples import render as render
-from litgpt.data.sft.samples import style_of as style_of
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -35,18 +30,22 @@ class DataModule(ABC):
     train_dataset: Any = None
     val_dataset: Any = None
     """None where there is nothing to validate on."""
-    say: Callable[[str], None] = staticmethod(print)
-    """Where counts and choices are told."""
+    log: Callable[[str], None] = staticmethod(print)
+    """Prints counts and choices for the user."""
     pretraining: bool = False
-    """Whether samples are to be blocks of one long stream of tokens, all of them learned."""
+    """Whether samples are to be blocks of one long stream of tokens, all of them targets."""
 
     def connect(
         self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
     ) -> None:
-        """Tells the module whom it works for. `max_seq_length` None: no limit."""
+        """Sets what samples are made for. `max_seq_length` None: no limit."""
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_seq_length = -1 if max_seq_length is None else max_seq_length
+        self.on_connect()
+
+    def on_connect(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Called by `connect` when the tokenizer and the limits are set."""
 
     def prepare_data(self) -> None:  # noqa: B027  (most have nothing to do)
         """What one process does for all: downloads, token files."""
@@ -84,7 +83,7 @@ def split_sizes(size: int, val_fraction: float) -> tuple[int, int]:
     """How many of `size` samples train and how many validate, as LitGPT cuts them; of several one validates.
 
     Raises:
-        LitGPTError: The fraction is none.
+        LitGPTError: The fraction is not between 0 and 1.
     """
     if not 0 < val_fraction < 1:
         raise LitGPTError(f"val_split_fraction must lie between 0 and 1, not {val_fraction}.")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from litgpt.data.base import split_sizes
-from litgpt.data.sft.encoding import Store
-from litgpt.data.sft.formats import Conversation, Row, conversation_of
-from litgpt.data.sft.module import SFTModule
-from litgpt.data.storage.blocks import TokenBlocks
-from litgpt.data.storage.download import KINDS, fetch_data_set
-from litgpt.data.storage.files import kind_of
-from litgpt.data.storage.mixing import Joined
+from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.encoding import TokenizedShard
+from litgpt.data.sft.formats import Conversation, Row, parse_conversation
+from litgpt.data.storage.blocks import TokenBlocks, block_length
+from litgpt.data.storage.combined_datasets import ConcatDataset
+from litgpt.data.storage.data_files import format_suffix
+from litgpt.data.storage.download import DATA_SUFFIXES, fetch_data_set
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer.files import special_tokens
-
-if TYPE_CHECKING:
-    from litgpt.tokenizer import Tokenizer
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Conversations(SFTModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chat_template is not None:
-            template_of(Path(self.chat_template))
+            chat_template_from(Path(self.chat_template))
         if (self.path is None) == (self.repo_id is None):
             raise LitGPTError("Give data.path (a file or folder) or data.repo_id (a data set on the hub), one of them.")
         if self.val_split is not None and self.repo_id is None:
@@ -68,14 +65,12 @@ class Conversations(SFTModule):
             raise LitGPTError(f"data.turns is all or last, not {self.turns!r}.")
         split_sizes(2, self.val_split_fraction)
 
-    def connect(
-        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
-    ) -> None:
+    def on_connect(self) -> None:
         self._no_template: LitGPTError | None = None
-        if tokenizer is not None and self.chat_template is not None:
-            self.prompt_style = template_of(Path(self.chat_template), tokenizer.checkpoint_dir)
+        if self.tokenizer is not None and self.chat_template is not None:
+            self.prompt_style = chat_template_from(Path(self.chat_template), self.tokenizer.checkpoint_dir)
         try:
-            super().connect(tokenizer, batch_size, max_seq_length)
+            super().on_connect()
         except LitGPTError as error:  # which plain text can do without
             self._no_template = error
 
@@ -92,7 +87,7 @@ class Conversations(SFTModule):
         return train, val
 
     def val_fraction(self) -> float:
-        self.say(f"{self.val_split_fraction:.1%} of the samples are kept for validation (data.val_split_fraction).")
+        self.log(f"{self.val_split_fraction:.1%} of the samples are kept for validation (data.val_split_fraction).")
         return self.val_split_fraction
 
     def options(self) -> dict[str, Any]:
@@ -101,7 +96,7 @@ class Conversations(SFTModule):
     def conversation(self, row: Row) -> Conversation:
         if self.columns:
             row = {self.columns.get(key, key): value for key, value in row.items()}
-        found = conversation_of(row)
+        found = parse_conversation(row)
         if found.messages and self._no_template is not None:
             raise self._no_template
         return found
@@ -110,21 +105,17 @@ class Conversations(SFTModule):
         if not self.pretraining:
             return super().setup(stage)
         train_files, val_files = self.found()
-        train, val = self.stores(train_files), self.stores(val_files)
+        train, val = self.shards(train_files), self.shards(val_files)
         self.train_dataset, self.val_dataset = self._blocks(train, val)
-        tokens = [sum(len(store.tokens.ids) for store in stores) for stores in (train, val)]
+        tokens = [sum(len(shard.tokens.ids) for shard in shards) for shards in (train, val)]
         shown = f"{tokens[1]:,} for validation" if val else f"{self.val_split_fraction:.1%} of them for validation"
-        self.say(f"{self.path or self.repo_id}: {tokens[0]:,} tokens, {shown}.")
+        self.log(f"{self.path or self.repo_id}: {tokens[0]:,} tokens, {shown}.")
 
-    def _blocks(self, train: list[Store], val: list[Store]) -> tuple[Any, Any]:
+    def _blocks(self, train: list[TokenizedShard], val: list[TokenizedShard]) -> tuple[Any, Any]:
         """Blocks of `max_seq_length` tokens; without files to validate on, of the end of the last file."""
-        length = self.max_seq_length
-        if length < 1:
-            raise LitGPTError(
-                "How many tokens a block has is not known: call connect(max_seq_length=...) before setup()."
-            )
-        streams = [store.tokens.ids for store in train]
-        rest = [store.tokens.ids for store in val]
+        length = block_length(self)
+        streams = [shard.tokens.ids for shard in train]
+        rest = [shard.tokens.ids for shard in val]
         if not val:
             at = max(1, int(len(streams[-1]) - sum(map(len, streams)) * self.val_split_fraction))
             streams[-1], rest = streams[-1][:at], [streams[-1][at:]]
@@ -133,7 +124,7 @@ class Conversations(SFTModule):
             found = f"{self.path or self.repo_id} has {sum(map(len, streams)):,} training tokens"
             raise LitGPTError(f"{found}, no block of {length + 1}; lower train.max_seq_length.")
         validating = [TokenBlocks(tokens, length) for tokens in rest if len(tokens) > 1]
-        return Joined(blocks), Joined(validating) if validating else None
+        return ConcatDataset(blocks), ConcatDataset(validating) if validating else None
 
 
 def data_files(path: Path) -> tuple[list[Path], list[Path]]:
@@ -146,15 +137,17 @@ def data_files(path: Path) -> tuple[list[Path], list[Path]]:
         if not path.exists():
             raise LitGPTError(f"There is no data file or folder {path}.")
         return [path], []
-    files = sorted(file for file in path.iterdir() if kind_of(file) in KINDS)
+    files = sorted(file for file in path.iterdir() if format_suffix(file) in DATA_SUFFIXES)
     val = [file for file in files if file.name.startswith(("val", "test", "dev", "eval"))]
     train = [file for file in files if file not in val]
     if not train:
-        raise LitGPTError(f"{path} has no file to train on that is called {', '.join(f'*{kind}' for kind in KINDS)}.")
+        raise LitGPTError(
+            f"{path} has no file to train on that is called {', '.join(f'*{suffix}' for suffix in DATA_SUFFIXES)}."
+        )
     return train, val
 
 
-def template_of(file: Path, folder: Path | None = None) -> ChatTemplate:
+def chat_template_from(file: Path, folder: Path | None = None) -> ChatTemplate:
     """The chat template in a file; it may name the special tokens of the tokenizer in `folder`.
 
     Raises:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.formats import Conversation, Row, conversation_of
-from litgpt.data.sft.turns import TurnsModule
+from litgpt.data.sft.formats import Conversation, Row, parse_conversation
+from litgpt.data.sft.multi_turn import MultiTurnModule
 from litgpt.data.storage.download import fetch_data_set
 
 
 @dataclass
-class Deita(TurnsModule):
+class Deita(MultiTurnModule):
     """The Deita conversations, from the hub."""
 
     download_dir: Path = Path("data/deita")
@@ -24,4 +24,4 @@ class Deita(TurnsModule):
         return fetch_data_set(self.repo_id, "train_sft", folder), fetch_data_set(self.repo_id, "test_sft", folder)
 
     def conversation(self, row: Row) -> Conversation:
-        return self.chosen(conversation_of({"messages": row.get("messages") or []}).messages)
+        return self.selected(parse_conversation({"messages": row.get("messages") or []}).messages)

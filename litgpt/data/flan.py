@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.formats import Conversation, Row, instruction
-from litgpt.data.sft.module import SFTModule
+from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError, closest
 from litgpt.prompts import PromptStyle
@@ -59,4 +59,4 @@ class FLAN(SFTModule):
         return [folder / f"{name}_train.jsonl" for name in names], [folder / f"{name}_test.jsonl" for name in names]
 
     def conversation(self, row: Row) -> Conversation:
-        return instruction({"instruction": row.get("inputs"), "output": row.get("targets")})
+        return parse_instruction({"instruction": row.get("inputs"), "output": row.get("targets")})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.module import SFTModule
-from litgpt.data.storage.files import kind_of
+from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.storage.data_files import format_suffix
 from litgpt.errors import LitGPTError
 
 DEFAULT_VAL_FRACTION = 0.05
@@ -39,7 +39,7 @@ class JSON(SFTModule):
     def val_fraction(self) -> float:
         if self.val_split_fraction is not None:
             return self.val_split_fraction
-        self.say(
+        self.log(
             f"{DEFAULT_VAL_FRACTION:.0%} of {self.json_path.name} is kept for validation "
             "(data.val_split_fraction changes it)."
         )
@@ -56,6 +56,6 @@ class JSON(SFTModule):
 
 def check_kind(path: Path) -> None:
     """Raises a LitGPTError where a file is called neither `.json` nor `.jsonl`."""
-    if kind_of(path) not in (".json", ".jsonl"):
+    if format_suffix(path) not in (".json", ".jsonl"):
         missing = "" if path.exists() else ", and does not exist"
         raise LitGPTError(f"{path} is neither a .json nor a .jsonl file{missing}; --data Conversations reads others.")

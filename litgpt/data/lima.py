@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.formats import Conversation, Row, conversation_of
-from litgpt.data.sft.turns import TurnsModule
+from litgpt.data.sft.formats import Conversation, Row, parse_conversation
+from litgpt.data.sft.multi_turn import MultiTurnModule
 from litgpt.data.storage.download import fetch_data_set
 
 
 @dataclass
-class LIMA(TurnsModule):
+class LIMA(MultiTurnModule):
     """The LIMA conversations, from the hub, where their terms must be accepted."""
 
     val_split_fraction: float = 0.1
@@ -25,4 +25,4 @@ class LIMA(TurnsModule):
         return fetch_data_set(self.repo_id, "train", access_token=self.access_token), []
 
     def conversation(self, row: Row) -> Conversation:
-        return self.chosen(conversation_of({"conversations": row.get("conversations") or []}).messages)
+        return self.selected(parse_conversation({"conversations": row.get("conversations") or []}).messages)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
+from litgpt.data.storage.blocks import block_length, check_token_id
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -61,21 +62,12 @@ class LitDataModule(DataModule):
 
     def blocks(self, folder: str) -> LitDataBlocks:
         """The blocks in a folder, of the length that was asked for."""
-        if self.max_seq_length < 1:
-            raise LitGPTError(
-                "How many tokens a block has is not known: call connect(max_seq_length=...) before setup()."
-            )
-        return LitDataBlocks(folder, self.max_seq_length)
+        return LitDataBlocks(folder, block_length(self))
 
     def check_vocabulary(self, size: int) -> None:
         """Raises a LitGPTError when a token id of the first blocks is `size` or more; the rest is not read."""
         first = range(min(64, len(self.train_dataset)))
-        largest = max(int(self.train_dataset[index]["input_ids"].max()) for index in first)
-        if largest >= size:
-            raise LitGPTError(
-                f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
-                "use the model's own tokenizer."
-            )
+        check_token_id(max(int(self.train_dataset[index]["input_ids"].max()) for index in first), size)
 
 
 def is_remote(path: str | Path) -> bool:
@@ -110,4 +102,4 @@ class LitData(LitDataModule):
         self.train_dataset = self.blocks(below(self.data_path, names[0]) if names else str(self.data_path))
         self.val_dataset = self.blocks(below(self.data_path, names[1])) if names else self.train_dataset
         if not names:
-            self.say(f"The validation data is the training data of {self.data_path} (data.split_names names two).")
+            self.log(f"The validation data is the training data of {self.data_path} (data.split_names names two).")

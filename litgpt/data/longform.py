@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.formats import Conversation, Row, instruction
-from litgpt.data.sft.module import SFTModule
+from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
@@ -33,4 +33,4 @@ class LongForm(SFTModule):
     def conversation(self, row: Row) -> Conversation:
         if "input" not in row:
             raise LitGPTError(f"the sample has no key 'input' (its keys: {', '.join(map(repr, row)) or 'none'}).")
-        return instruction({"instruction": row["input"], "output": row.get("output")})
+        return parse_instruction({"instruction": row["input"], "output": row.get("output")})

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from litgpt.data.base import DataModule
 from litgpt.data.registry import MODULES, find_module
-from litgpt.data.storage.mixing import Joined, Mixed
+from litgpt.data.storage.combined_datasets import ConcatDataset, MixedDataset
 from litgpt.errors import LitGPTError, closest
-
-if TYPE_CHECKING:
-    from litgpt.tokenizer import Tokenizer
 
 
 @dataclass
@@ -38,13 +35,10 @@ class Mixture(DataModule):
         self.weights = [_weight(number, source) for number, source in enumerate(self.sources)]
         self.modules = [_module(number, source) for number, source in enumerate(self.sources)]
 
-    def connect(
-        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
-    ) -> None:
-        super().connect(tokenizer, batch_size, max_seq_length)
+    def on_connect(self) -> None:
         for module in self.modules:
-            module.say, module.pretraining = self.say, self.pretraining
-            module.connect(tokenizer, batch_size, max_seq_length)
+            module.log, module.pretraining = self.log, self.pretraining
+            module.connect(self.tokenizer, self.batch_size, self.max_seq_length)
 
     def prepare_data(self) -> None:
         for module in self.modules:
@@ -54,18 +48,18 @@ class Mixture(DataModule):
         for module in self.modules:
             module.setup(stage)
         self._check_styles()
-        self.train_dataset = Mixed(
+        self.train_dataset = MixedDataset(
             [module.train_dataset for module in self.modules], self.weights, self.epoch_size, self.seed
         )
         validating = [module.val_dataset for module in self.modules if module.val_dataset is not None]
-        self.val_dataset = Joined(validating) if validating else None
+        self.val_dataset = ConcatDataset(validating) if validating else None
         names = [source.get("path") or source.get("repo_id") or source.get("class_path") for source in self.sources]
         shown = (f"{count:,} of {name}" for count, name in zip(self.train_dataset.counts, names, strict=True))
-        self.say(f"Each epoch has {len(self.train_dataset):,} samples: {', '.join(shown)}.")
+        self.log(f"Each epoch has {len(self.train_dataset):,} samples: {', '.join(shown)}.")
 
     @property
     def prompt_style(self) -> Any:
-        """How the samples are put into words, the same for all sources; None: they are tokens already."""
+        """How the samples are rendered, the same for all sources; None: they are tokens already."""
         return getattr(self.modules[0], "prompt_style", None)
 
     def check_vocabulary(self, size: int) -> None:
@@ -78,11 +72,10 @@ class Mixture(DataModule):
     def _check_styles(self) -> None:
         """A model can be prompted in one way only."""
         from litgpt.data.sft.encoding import style_key
-        from litgpt.data.sft.rendering import Writer
         from litgpt.prompts import PromptStyle
 
         styles = [getattr(module, "prompt_style", None) for module in self.modules]
-        keys = {style_key(Writer(style)) for style in styles if isinstance(style, PromptStyle)}
+        keys = {style_key(style) for style in styles if isinstance(style, PromptStyle)}
         if len(keys) > 1:
             names = ", ".join(sorted({type(style).__name__ for style in styles}))
             raise LitGPTError(

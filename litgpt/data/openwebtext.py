@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from litgpt.data.base import split_sizes
 from litgpt.data.lit_data import LitDataBlocks, below, is_remote
 from litgpt.data.storage.blocks import TokenModule
+from litgpt.data.storage.data_files import read_texts
 from litgpt.data.storage.download import fetch_data_set
-from litgpt.data.storage.files import read_rows, unit_of
-from litgpt.data.storage.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
-from litgpt.errors import LitGPTError
+from litgpt.data.storage.token_cache import cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,24 +59,8 @@ class OpenWebText(TokenModule):
         self.cut(tokens[:at], tokens[at:], Path(self.data_path))
 
     def _tokens(self, files: Sequence[Path]) -> np.ndarray:
-        if self.tokenizer is None:
-            raise LitGPTError("Pages need a tokenizer: give --tokenizer_dir.")
-        key = content_hash(b"pages 1", fingerprint(self.tokenizer), *map(file_hash, files))
-        return cached_documents(key, pages(files), self.tokenizer, cache_folder(self.cache_dir))
+        return self.tokenize(b"pages 1", files, lambda file: read_texts(file, "text"), "Pages")
 
     def check_vocabulary(self, size: int) -> None:
         if not self._is_prepared:
             super().check_vocabulary(size)
-
-
-def pages(files: Sequence[Path]) -> Iterator[str]:
-    """The pages of data files.
-
-    Raises:
-        LitGPTError: A file is damaged, or a row has no text; says where.
-    """
-    for file in files:
-        for line, row in read_rows(file):
-            if not isinstance(row.get("text"), str):
-                raise LitGPTError(f"{file}, {unit_of(file)} {line}: there is no text under the key 'text'.")
-            yield row["text"]

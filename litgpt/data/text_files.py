@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.storage.blocks import TokenModule
-from litgpt.data.storage.characters import character_tokenizer
-from litgpt.data.storage.token_cache import cache_folder, cached_tokens, decoded
+from litgpt.data.storage.character_tokenizer import character_tokenizer
+from litgpt.data.storage.data_files import read_text
+from litgpt.data.storage.token_cache import cache_folder
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ class TextFiles(TokenModule):
         if fraction is not None:
             at = int(len(train) * (1 - fraction))
             train, val = train[:at], train[at:]
-            self.say(
+            self.log(
                 f"The last {fraction:.1%} of {self.train_data_path} is kept for validation (data.val_split_fraction)."
             )
         elif self.val_data_path is None:
-            self.say(f"{val_files[0]} is kept for validation (data.val_data_path names other text).")
+            self.log(f"{val_files[0]} is kept for validation (data.val_data_path names other text).")
         self.cut(train, val, self.train_data_path)
 
     def _files(self) -> tuple[list[Path], list[Path], float | None]:
@@ -80,19 +81,14 @@ class TextFiles(TokenModule):
         return train[1:], train[:1], None
 
     def _tokens(self, files: list[Path]) -> np.ndarray:
-        assert self.tokenizer is not None
-        return cached_tokens(files, self.tokenizer, self._cache)
-
-    @property
-    def _cache(self) -> Path | None:
-        return cache_folder(self.cache_dir)
+        return self.tokenize(b"text 2", files, lambda file: [read_text(file)], "Text files")
 
     def _choose_tokenizer(self) -> None:
         if self.characters and not self._own_tokenizer:
             if self.tokenizer is not None:
                 raise LitGPTError("data.characters makes a tokenizer of its own, so no other one can be given.")
             train, val, _ = self._files()
-            self.tokenizer = character_tokenizer(characters_of([*train, *val]), self._cache)
+            self.tokenizer = character_tokenizer(characters_of([*train, *val]), cache_folder(self.cache_dir))
             self._own_tokenizer = True
         if self.tokenizer is None:
             raise LitGPTError(
@@ -120,5 +116,5 @@ def characters_of(files: Iterable[Path]) -> str:
     """Every character of the files, once, sorted."""
     found: set[str] = set()
     for file in files:
-        found |= set(decoded(file, file.read_bytes()))
+        found |= set(read_text(file))
     return "".join(sorted(found))

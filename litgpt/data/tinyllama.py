@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.lit_data import LitDataModule, below, is_remote
-from litgpt.data.storage.mixing import Mixed
+from litgpt.data.storage.combined_datasets import MixedDataset
 from litgpt.errors import LitGPTError
 
 WEIGHTS = (0.693584, 0.306416)
@@ -36,7 +36,7 @@ class TinyLlama(LitDataModule):
         self.prepare_data()
         val, *train = (self.blocks(folder) for folder in self._folders())
         self.val_dataset = val
-        self.train_dataset = Mixed(train, WEIGHTS, None, self.seed) if len(train) > 1 else train[0]
+        self.train_dataset = MixedDataset(train, WEIGHTS, None, self.seed) if len(train) > 1 else train[0]
 
     def _folders(self) -> list[str]:
         """Validation first, then what is trained on."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.storage.blocks import TokenModule
+from litgpt.data.storage.data_files import read_texts
 from litgpt.data.storage.download import fetch_file
-from litgpt.data.storage.files import read_rows
-from litgpt.data.storage.token_cache import cache_folder, cached_documents, content_hash, file_hash, fingerprint
+from litgpt.data.storage.token_cache import cache_folder
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -59,23 +59,12 @@ class TinyStories(TokenModule):
         return files[:1], files[1:]
 
     def _tokens(self, files: list[Path]) -> np.ndarray:
-        if self.tokenizer is None:
-            raise LitGPTError("Stories need a tokenizer: give --tokenizer_dir.")
-        key = content_hash(b"stories 1", fingerprint(self.tokenizer), *map(file_hash, files))
-        texts = (story for file in files for story in stories(file))
-        return cached_documents(key, texts, self.tokenizer, cache_folder(self.cache_dir))
+        return self.tokenize(b"stories 1", files, stories, "Stories")
 
 
 def stories(file: Path) -> Iterator[str]:
-    """The stories of a file, without white space around them.
-
-    Raises:
-        LitGPTError: The file is damaged, or an entry has no story; says in which line.
-    """
-    for line, row in read_rows(file):
-        if not isinstance(row.get("story"), str):
-            raise LitGPTError(f"{file}, line {line}: there is no text under the key 'story'.")
-        yield row["story"].strip()
+    """The stories of a file, without white space around them."""
+    return (story.strip() for story in read_texts(file, "story"))
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.data.storage.blocks import TokenModule
-from litgpt.data.storage.characters import character_tokenizer
+from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.token_cache import cache_folder
 from litgpt.errors import LitGPTError
 

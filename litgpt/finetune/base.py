@@ -168,7 +168,7 @@ def prepare(data: DataModule, job: Job, tokenizer: Tokenizer, model: GPT, fabric
     limit = job.train.max_seq_length or context
     if limit > context:
         raise LitGPTError(f"train.max_seq_length is {limit}, but the model's context is {context} tokens.")
-    data.say = fabric.print
+    data.log = fabric.print
     data.connect(tokenizer, batch_size=job.train.micro_batch_size, max_seq_length=limit)
     with fabric.rank_zero_first():
         data.prepare_data()

@@ -7,7 +7,7 @@ from typing import Any
 
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL, find_checkpoint
-from litgpt.data.base import with_input_placed
+from litgpt.data.sft.rendering import with_input_placed
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.speed import Speed, note, note_memory
 from litgpt.errors import LitGPTError

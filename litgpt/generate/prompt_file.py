@@ -12,8 +12,8 @@ from time import perf_counter
 from typing import Any, TextIO
 
 from litgpt.checkpoint.atomic import atomic_file
-from litgpt.data.base import with_input_placed
-from litgpt.data.storage.files import kind_of, read_rows
+from litgpt.data.sft.rendering import with_input_placed
+from litgpt.data.storage.data_files import format_suffix, read_rows
 from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
@@ -80,7 +80,7 @@ def read_jobs(
         LitGPTError: The file can't be read, or a line makes no sense; the sentence names the line.
     """
     jobs: list[Job] = []
-    for number, given in read_rows(file) if kind_of(file) == ".jsonl" else _lines(file):
+    for number, given in read_rows(file) if format_suffix(file) == ".jsonl" else _lines(file):
         try:
             jobs.append(_job({"id": len(jobs), **given}, default, inference_model, encode))
         except LitGPTError as error:

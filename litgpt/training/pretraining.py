@@ -177,7 +177,7 @@ def read_data(job: Pretraining, model: GPT, fabric: Fabric) -> Tokenizer | None:
     if folder is None and job.initial_checkpoint_dir is not None:
         source = find_checkpoint(job.initial_checkpoint_dir).dir
         folder = source if any((source / name).is_file() for name in TOKENIZER_FILES) else None
-    data.say, data.pretraining = fabric.print, True
+    data.log, data.pretraining = fabric.print, True
     data.connect(None if folder is None else Tokenizer(folder), job.train.micro_batch_size, model.max_seq_length)
     with fabric.rank_zero_first():
         data.prepare_data()

@@ -15,7 +15,6 @@ import torch
 
 from litgpt.data import Conversations, SFTModule
 from litgpt.data.sft.formats import Conversation, Row
-from litgpt.data.storage.token_cache import MAGIC, TokenFile
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 from tests.paths import ROOT
@@ -36,7 +35,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def prepared(module: SFTModule, tokenizer: Tokenizer, limit: int | None = None) -> tuple[Any, list[str]]:
     said: list[str] = []
-    module.say = said.append
+    module.log = said.append
     module.connect(tokenizer, max_seq_length=limit)
     module.prepare_data()
     module.setup()
@@ -228,20 +227,6 @@ def test_half_a_character_is_told_with_its_line(tokenizer: Tokenizer, tmp_path: 
         prepared(Conversations(path=file), tokenizer)
 
 
-def test_a_damaged_cache_file_is_told(tmp_path: Path) -> None:
-    for content in (
-        b"",
-        b"abc",
-        b"x" * 50,
-        b"x" * 20 + MAGIC[:-1],
-        b"x" * 99 + MAGIC,
-        b"{}" + (2).to_bytes(8, "little") + MAGIC,
-    ):
-        (tmp_path / "x.tokens").write_bytes(content)
-        with (tmp_path / "x.tokens").open("rb") as file, pytest.raises(LitGPTError, match="not a whole one"):
-            TokenFile(file, "x.tokens")
-
-
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -288,7 +273,7 @@ module.connect(Tokenizer(sys.argv[2]))
 print("ready", flush=True)
 sys.stdin.readline()
 module.prepare_data()
-print(sum(len(store) for store in module.stores([module.path])))
+print(sum(len(shard) for shard in module.shards([module.path])))
 """
 
 

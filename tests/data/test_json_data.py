@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.data import JSON
-from litgpt.data.storage.files import read_rows
+from litgpt.data.storage.data_files import read_rows
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ def write(path: Path, rows: list[dict[str, str]], gap: str = "") -> Path:
 
 def prepared(module: JSON, tokenizer: Tokenizer) -> tuple[JSON, list[str]]:
     said: list[str] = []
-    module.say = said.append
+    module.log = said.append
     module.connect(tokenizer, batch_size=2)
     module.prepare_data()
     module.setup()
@@ -63,7 +63,7 @@ def test_validation_samples_that_are_all_too_long_are_no_reason_to_stop(tmp_path
     write(tmp_path / "val.json", [{"instruction": "Say " + "very " * 50, "output": "no"}])
     module = JSON(tmp_path, prompt_style="default")
     said: list[str] = []
-    module.say = said.append
+    module.log = said.append
     module.connect(tokenizer, max_seq_length=40)
     module.setup()
     assert len(module.train_dataset) == len(ROWS) and module.val_dataset is None

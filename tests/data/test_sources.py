@@ -75,7 +75,7 @@ def site() -> Iterator[Site]:
 
 
 def prepared(module: DataModule, tokenizer: Tokenizer, limit: int | None = None) -> Any:
-    module.say = lambda sentence: None
+    module.log = lambda sentence: None
     module.connect(tokenizer, max_seq_length=limit)
     module.prepare_data()
     module.setup()
@@ -175,7 +175,7 @@ tokenizer = Tokenizer(sys.argv[1])
 found = {}
 for name, cls, arguments in json.loads(sys.argv[2]):
     module = getattr(data, cls)(**arguments)
-    module.say = lambda sentence: None
+    module.log = lambda sentence: None
     module.connect(tokenizer, max_seq_length=16 if cls == "OpenWebText" else None)
     try:
         module.prepare_data()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from litgpt.data import TextFiles
-from litgpt.data.storage import token_cache
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 
@@ -18,7 +15,7 @@ TEXT = "".join(f"Line {number}: the quick brown fox.\n" for number in range(40))
 
 def set_up(module: TextFiles, tokenizer: Tokenizer | None, length: int = 8) -> tuple[TextFiles, list[str]]:
     said: list[str] = []
-    module.say = said.append
+    module.log = said.append
     module.connect(tokenizer, max_seq_length=length)
     module.prepare_data()
     module.setup()
@@ -79,31 +76,6 @@ def test_a_changed_text_is_tokenized_anew(tmp_path: Path, tokenizer: Tokenizer) 
     path.write_text(TEXT.replace("fox", "cat"))
     changed, _ = set_up(TextFiles(path), tokenizer)
     assert "cat" in tokenizer.decode(changed.train_dataset.tokens.tolist())
-
-
-def tokens_in_a_process(path: Path, folder: Path, cache: Path) -> list[int]:
-    return token_cache.cached_tokens([path], Tokenizer(folder), cache).tolist()
-
-
-def test_two_processes_at_once_make_one_file(tmp_path: Path, tokenizer: Tokenizer, cache: Path) -> None:
-    path = write(tmp_path / "texts", only=TEXT * 200) / "only.txt"
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        calls = [pool.submit(tokens_in_a_process, path, tokenizer.checkpoint_dir, cache) for _ in range(2)]
-        first, second = (call.result() for call in calls)
-    assert first == second and len(first) == len(TEXT) * 200 + 1
-    assert len(list((cache / "tokens").iterdir())) == 1
-
-
-@pytest.mark.parametrize("text", [TEXT, "no line end at all " * 20, "\n\n  \n" * 50 + TEXT, ""])
-def test_pieces_have_the_tokens_of_the_whole(
-    text: str, stories260k: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_cache, "PIECE", 100)
-    for used in (tokenizer, Tokenizer(stories260k)):
-        pieces = token_cache.cut_text(text, used)
-        assert "".join(pieces) == text
-        assert [id_ for ids in used.encode_batch(pieces, bos=False) for id_ in ids] == used.encode_ids(text, bos=False)
-    assert text != TEXT or len(token_cache.cut_text(text, tokenizer)) > 5
 
 
 @pytest.mark.parametrize(

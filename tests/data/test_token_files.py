@@ -27,7 +27,7 @@ def prepare(folder: Path, text: str = "hello world, " * 20) -> Path:
 
 def set_up(folder: Path, **arguments: object) -> TokenFiles:
     module = TokenFiles(folder, **arguments)
-    module.say = lambda sentence: None
+    module.log = lambda sentence: None
     module.connect(max_seq_length=8)
     module.prepare_data()
     module.setup()

@@ -1,8 +1,8 @@
-"""Where in a conversation, as a chat template has written it, the assistant's words stand.
+"""Which characters of a conversation, as a chat template renders it, are the assistant's.
 
-What the template writes up to an answer is a beginning of the whole, so the answer starts at its end (the prefix
-difference). Many templates write earlier turns otherwise once others follow (without their reasoning, say): there the
-comparison starts anew behind the message before, whose end is seen by a mark.
+What the template renders up to an answer is a prefix of the whole, so the answer starts at its end (the prefix
+difference). Many templates render earlier turns differently once others follow (without their reasoning, say): there
+the comparison starts anew behind the message before, whose end a mark shows.
 """
 
 from __future__ import annotations
@@ -14,96 +14,100 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from litgpt.data.sft.formats import Message
+from litgpt.prompts.base import Message
 
-Span = tuple[int, int]
-"""`[start, end)`."""
+CharSpan = tuple[int, int]
+"""`[start, end)` in a text."""
 FIRST_MARK = 0xF0000
 """The mark of message `i` is the character of this number + `i`; no text has such (private use)."""
 MARKS = re.compile("[\U000f0000-\U0010ffff]")
 FEW = 4
-"""Messages up to which each answer is looked for by itself."""
+"""Messages up to which each answer is searched for by itself."""
 
 
-class Answers:
-    """The answers in a conversation.
+class AssistantSpans:
+    """The spans of the assistant's messages in a rendered conversation.
 
-    To find one, all that stands before it is written again. In a long conversation that is done once for all answers
+    To find one, all that comes before it is rendered again. In a long conversation that is done once for all answers
     that have the same surroundings, so that its cost does not grow with the square of the length.
 
     Args:
-        messages: All of it.
-        write: Puts messages into words, with or without what stands before the next answer.
+        messages: The whole conversation.
+        render: Renders messages, with or without the generation prompt.
     """
 
-    def __init__(self, messages: Sequence[Message], write: Callable[[Sequence[Message], bool], str]) -> None:
-        self.messages, self.write = messages, write
-        self.text = write(messages, False)
-        self._found: dict[tuple[str, str], Span | None] = {}
-        """Surroundings of an answer -> its start from the end of the message before, its end from that of its words."""
+    def __init__(self, messages: Sequence[Message], render: Callable[[Sequence[Message], bool], str]) -> None:
+        self.messages, self.render = messages, render
+        self.text = render(messages, False)
+        self._found: dict[tuple[str, str], CharSpan | None] = {}
+        """Surroundings of an answer -> its start from the end of the message before, its end from that of its own."""
 
-    def span(self, place: int) -> Span | None:
-        """Where in `text` the assistant's message at `place` stands, what closes it included; None where the template
-        doesn't tell."""
-        surroundings = self._surroundings(place) if len(self.messages) > FEW else None
+    def span(self, index: int) -> CharSpan | None:
+        """The span in `text` of the assistant's message at `index`, with what closes it; None where it can't be
+        found."""
+        surroundings = self._surroundings(index) if len(self.messages) > FEW else None
         if surroundings is None:
-            return self._by_prefix(place) or self._by_marks(place)
-        before, own = (self._unmarked_place(self._marks[which] + 1) for which in (place - 1, place))
+            return self.search(index)
+        before, own = (self._unmarked(self._marks[which] + 1) for which in (index - 1, index))
         if surroundings not in self._found:
-            span = self._by_prefix(place) or self._by_marks(place)
+            span = self.search(index)
             self._found[surroundings] = span and (span[0] - before, span[1] - own)
         offsets = self._found[surroundings]
         return offsets and (before + offsets[0], own + offsets[1])
 
-    def _surroundings(self, place: int) -> tuple[str, str] | None:
-        """What stands between the words of the message before and those of the one at `place`, and between these and
-        the next one's; None at either end of the conversation, or where that isn't told."""
-        around = [self._marks.get(which) for which in (place - 1, place, place + 1)]
+    def search(self, index: int) -> CharSpan | None:
+        """As `span`, searched for by itself."""
+        return self._by_prefix(index) or self._by_marks(index)
+
+    def _surroundings(self, index: int) -> tuple[str, str] | None:
+        """What stands between the content of the message before and that of the one at `index`, and between this and
+        the next one's; None at either end of the conversation, or where that can't be found."""
+        around = [self._marks.get(which) for which in (index - 1, index, index + 1)]
         if None in around:
             return None
-        words = [_content(self.messages[which]) for which in (place, place + 1)]
+        contents = [_content(self.messages[which]) for which in (index, index + 1)]
         spaces = [self._marked_text[a + 1 : b] for a, b in itertools.pairwise(around)]  # type: ignore[operator]
-        before, after = (space.removesuffix(said) for space, said in zip(spaces, words, strict=True))
+        before, after = (space.removesuffix(content) for space, content in zip(spaces, contents, strict=True))
         return before, after
 
-    def _by_prefix(self, place: int) -> Span | None:
-        if not place:  # nothing stands before it that could be written
+    def _by_prefix(self, index: int) -> CharSpan | None:
+        if not index:  # nothing comes before it that could be rendered
             return None
-        prompt = self._written(place, True)
+        prompt = self._rendered(index, True)
         start = len(prompt)
         if not self.text.startswith(prompt):
-            start = _start(self.text, prompt, self._written(place, False), _content(self.messages[place]))
-        if start < 0 or place == len(self.messages) - 1:
+            start = _start(self.text, prompt, self._rendered(index, False), _content(self.messages[index]))
+        if start < 0 or index == len(self.messages) - 1:
             return None if start < 0 else (start, len(self.text))
-        as_last = self._written(place + 1, False)
+        as_last = self._rendered(index + 1, False)
         return (start, len(as_last)) if len(as_last) >= start and self.text.startswith(as_last) else None
 
-    def _written(self, count: int, prompted: bool) -> str:
-        return self.write(self.messages[:count], prompted)
+    def _rendered(self, count: int, prompted: bool) -> str:
+        return self.render(self.messages[:count], prompted)
 
-    def _by_marks(self, place: int) -> Span | None:
-        text, own = self._marked_text, self._marks.get(place, -1)
-        begin = self._marks.get(place - 1, -1) + 1
-        if own < 0 or (place and not begin):
+    def _by_marks(self, index: int) -> CharSpan | None:
+        text, own = self._marked_text, self._marks.get(index, -1)
+        begin = self._marks.get(index - 1, -1) + 1
+        if own < 0 or (index and not begin):
             return None
-        start = self._marked_start(place, text[begin:own])
-        end = self._marked_end(place, text[own + 1 :])
+        start = self._marked_start(index, text[begin:own])
+        end = self._marked_end(index, text[own + 1 :])
         if start < 0 or end < 0:
             return None
-        return self._unmarked_place(begin + start), self._unmarked_place(own + 1 + end)
+        return self._unmarked(begin + start), self._unmarked(own + 1 + end)
 
-    def _marked_start(self, place: int, after: str) -> int:
-        """Where the answer starts in `after`, what stands between the end of the message before and that of its own
-        words; -1 where that isn't told."""
-        content = _content(self.messages[place])
-        if not place:  # nothing stands before it that could be written
+    def _marked_start(self, index: int, after: str) -> int:
+        """Where the answer starts in `after`, the text between the end of the message before and that of its own
+        content; -1 where that can't be found."""
+        content = _content(self.messages[index])
+        if not index:  # nothing comes before it that could be rendered
             return len(after) - len(content) if content and after.endswith(content) else -1
-        prompt, before = (self._tail(place, prompted) for prompted in (True, False))
+        prompt, before = (self._tail(index, prompted) for prompted in (True, False))
         if after.startswith(prompt):
             return len(prompt)
         found, header = _start(after, prompt, before, content), prompt.removeprefix(before)
         if found < 0 and header not in ("", prompt):
-            # What closes the message before is written otherwise when an answer follows.
+            # What closes the message before is rendered differently when an answer follows.
             found = _once(after, header)
         if found < 0 and not header:
             # Some open an answer always, and its reasoning.
@@ -111,66 +115,66 @@ class Answers:
             found = found if self._marked_text.endswith(prompt[found:]) else -1
         return found
 
-    def _marked_end(self, place: int, after: str) -> int:
-        """Where in `after`, what follows the answer's words, what closes it ends; -1 where that isn't told."""
-        if place == len(self.messages) - 1:
+    def _marked_end(self, index: int, after: str) -> int:
+        """Where in `after`, what follows the answer's content, what closes it ends; -1 where that can't be found."""
+        if index == len(self.messages) - 1:
             return len(after)
-        closing = self._tail(place + 1, False)
+        closing = self._tail(index + 1, False)
         same = _common(closing, after)
         extra = closing[same:]
         # Some close the last turn otherwise, or open the next one, whether asked to or not.
-        if not extra or (same and (self._marked_text.endswith(extra) or self._tail(place, True).endswith(extra))):
+        if not extra or (same and (self._marked_text.endswith(extra) or self._tail(index, True).endswith(extra))):
             return same
-        return _once(after.partition(_mark(place + 1))[0], extra.rstrip(), same)
+        return _once(after.partition(_mark(index + 1))[0], extra.rstrip(), same)
 
     def _tail(self, count: int, prompted: bool) -> str:
-        """What stands behind the words of the last of the first `count` messages."""
-        return self.write(self._marked[:count], prompted).partition(_mark(count - 1))[2]
+        """What follows the content of the last of the first `count` messages."""
+        return self.render(self._marked[:count], prompted).partition(_mark(count - 1))[2]
 
     @cached_property
     def _marked(self) -> list[Message]:
-        return [_with_mark(message, _mark(place)) for place, message in enumerate(self.messages)]
+        return [_with_mark(message, _mark(index)) for index, message in enumerate(self.messages)]
 
     @cached_property
     def _marked_text(self) -> str:
         """The whole, with marks; nothing where they change it."""
-        text = self.write(self._marked, False)
+        text = self.render(self._marked, False)
         return text if MARKS.sub("", text) == self.text else ""
 
     @cached_property
-    def _mark_places(self) -> list[int]:
+    def _mark_indices(self) -> list[int]:
         return [found.start() for found in MARKS.finditer(self._marked_text)]
 
     @cached_property
     def _marks(self) -> dict[int, int]:
-        """The first place of each message's mark in `_marked_text`."""
-        return {ord(self._marked_text[at]) - FIRST_MARK: at for at in reversed(self._mark_places)}
+        """The first index of each message's mark in `_marked_text`."""
+        return {ord(self._marked_text[at]) - FIRST_MARK: at for at in reversed(self._mark_indices)}
 
-    def _unmarked_place(self, at: int) -> int:
-        """The place in `text` of one in `_marked_text`."""
-        return at - bisect_left(self._mark_places, at)
+    def _unmarked(self, at: int) -> int:
+        """The index in `text` of one in `_marked_text`."""
+        return at - bisect_left(self._mark_indices, at)
 
 
-def writes_calls(messages: Sequence[Message], write: Callable[[Sequence[Message], bool], str]) -> bool:
-    """Whether a template writes the functions that the assistant calls."""
+def renders_calls(messages: Sequence[Message], render: Callable[[Sequence[Message], bool], str]) -> bool:
+    """Whether a template renders the functions that the assistant calls."""
     marked, count = list[Message](), 0
     for message in messages:
         calls = [_with_marked_name(call, _mark(0)) for call in message.get("tool_calls") or ()]
         marked.append({**message, "tool_calls": calls} if calls else message)
         count += len(calls)
-    return not count or write(marked, False).count(_mark(0)) >= count
+    return not count or render(marked, False).count(_mark(0)) >= count
 
 
-def _mark(place: int) -> str:
-    return chr(FIRST_MARK + place)
+def _mark(index: int) -> str:
+    return chr(FIRST_MARK + index)
 
 
 def _with_mark(message: Message, mark: str) -> Message:
-    """A message with a mark behind its words, or in the name of the function that it calls."""
+    """A message with a mark behind its content, or in the name of the function that it calls."""
     content, calls = message.get("content"), message.get("tool_calls")
     if isinstance(content, str) and (content.strip() or not calls):
-        said = content.rstrip()
-        return {**message, "content": f"{said}{mark}{content[len(said) :]}"}
+        stripped = content.rstrip()
+        return {**message, "content": f"{stripped}{mark}{content[len(stripped) :]}"}
     if isinstance(content, list) and content and isinstance(content[-1], Mapping) and content[-1].get("text"):
         return {**message, "content": [*content[:-1], _with_mark_at("text", content[-1], mark)]}
     if calls:
@@ -188,14 +192,14 @@ def _with_mark_at(key: str, table: Mapping[str, Any], mark: str) -> Mapping[str,
 
 def _start(text: str, prompt: str, before: str, content: str) -> int:
     """Where an answer starts whose template goes on differently (to its reasoning) for an answer to come than for one
-    that was given: from where they part it is the model's to say. -1 where that isn't told."""
+    that was given: from where they differ it is the model's to write. -1 where that can't be found."""
     if not text.startswith(before) or not prompt.startswith(before):
         return -1
     rest = text[len(before) :]
     parting = _parting(prompt[len(before) :], rest)
     if parting < 0:
         return -1
-    # What is said may happen to begin like what would have come.
+    # The content may happen to begin like what would have come.
     begun = (at for at in range(parting) if content.startswith(rest[at:parting]) and rest.startswith(content, at))
     return len(before) + next(begun, parting)
 

@@ -1,8 +1,8 @@
-"""Samples become tokens: put into words, tokenized in batches on all cores, and written to a token file.
+"""Samples become tokens: rendered, tokenized in batches on all cores, and written to a token file.
 
-While the tokenizer's threads work on a batch, the next one is read and put into words.
+While the tokenizer's threads work on a batch, the next one is read and rendered.
 
-Legend: `N` tokens, `S` samples, `A` learned spans of all samples.
+Legend: `N` tokens, `S` samples, `A` target spans of all samples.
 """
 
 from __future__ import annotations
@@ -12,100 +12,137 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from litgpt.data.sft.assistant_spans import CharSpan
 from litgpt.data.sft.formats import Conversation, Row
-from litgpt.data.sft.rendering import Part, Span, Wording, Writer
-from litgpt.data.storage.files import read_rows, unit_of
+from litgpt.data.sft.rendering import RenderedSample, Renderer, TextPart
+from litgpt.data.storage.data_files import location, read_rows
 from litgpt.data.storage.token_cache import (
     TokenFile,
     TokenWriter,
-    cached,
+    cached_token_file,
+    canonical_json,
+    code_identity,
     content_hash,
     file_hash,
-    fingerprint,
-    identity,
-    plain_json,
+    tokenizer_fingerprint,
 )
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
 
 BATCH = 512
 """Samples that are tokenized together."""
 VERSION = b"samples 1"
 """Changes whenever the same inputs are to get other tokens."""
+TokenSpan = tuple[int, int]
+"""`[start, end)` in the tokens of a sample."""
+Tokens = tuple[list[int], list[TokenSpan]]
+"""Ids, and which of them are targets."""
 
 
-class Encoded(NamedTuple):
+class TokenizedSample(NamedTuple):
     """One sample as tokens."""
 
     line: int
     ids: list[int]
-    learned: list[Span]
-    """Places of the tokens that are learned."""
+    target_spans: list[TokenSpan]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RowRenderer:
     """All that decides which tokens a row becomes, but for the tokenizer."""
 
-    converse: Callable[[Row], Conversation]
-    writer: Writer
-    key: bytes
-    """A hash of what `converse` and `writer` do."""
+    parse: Callable[[Row], Conversation]
+    renderer: Renderer
+    key: bytes = b""
+    """A hash of what `parse` and `renderer` do; only the cache needs it."""
+
+    def render(self, row: Row) -> RenderedSample:
+        """The text of a row."""
+        return self.renderer.render(self.parse(row))
 
 
 @dataclass
-class Store:
+class TokenizedShard:
     """The samples of one data file as tokens."""
 
     tokens: TokenFile
     rows: Callable[[], Iterable[tuple[int, Row]]]
     """Reads the rows again, each with its line."""
     path: Path | None = None
-    """None: rows that came from no file."""
+    """None: the rows are in memory."""
 
     def __len__(self) -> int:
         return len(self.tokens["lengths"])
 
-    def where(self, sample: int) -> str:
-        """Where a sample stands, for a sentence."""
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each sample starts in the tokens, `(S + 1,)`: the last one's end, too."""
+        return _starts(self.tokens["lengths"])
+
+    @cached_property
+    def _first_spans(self) -> np.ndarray:
+        """Where each sample's target spans start, `(S + 1,)`."""
+        return _starts(self.tokens["span_counts"])
+
+    def target_spans(self, sample: int) -> list[TokenSpan]:
+        """Which tokens of a sample are targets."""
+        spans = slice(self._first_spans[sample], self._first_spans[sample + 1])
+        starts, ends = self.tokens["span_starts"][spans], self.tokens["span_ends"][spans]
+        return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+    def location(self, sample: int) -> str:
+        """Where a sample is, for a message."""
         line = int(self.tokens["lines"][sample])
-        return f"{self.path}, {unit_of(self.path)} {line}" if self.path else f"sample {line}"
+        return location(self.path, line) if self.path else f"sample {line}"
 
 
-def encode_file(path: Path, recipe: Recipe, tokenizer: Tokenizer, folder: Path | None) -> Store:
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each of some consecutive runs starts, and where the last one ends."""
+    import numpy as np
+
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def encode_file(path: Path, row_renderer: RowRenderer, tokenizer: Tokenizer, folder: Path | None) -> TokenizedShard:
     """The samples of a data file, from the cache in `folder` if they are there (None: no cache).
 
     Raises:
-        LitGPTError: The file is damaged, or a sample can't be put into words; says in which line.
+        LitGPTError: The file is damaged, or a sample can't be rendered; names the line.
     """
     if not path.is_file():
         next(iter(read_rows(path)))  # which says what is wrong
-    key = content_hash(VERSION, fingerprint(tokenizer), recipe.key, path.suffix.encode(), file_hash(path))
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    key = content_hash(VERSION, fingerprint, row_renderer.key, path.suffix.encode(), file_hash(path))
 
     def write(writer: TokenWriter) -> None:
-        write_samples(writer, encode(read_rows(path), recipe, tokenizer, path))
+        write_samples(writer, encode(read_rows(path), row_renderer, tokenizer, path))
         if not len(writer.arrays["lengths"]):
             raise LitGPTError(f"{path} holds no samples.")
 
-    return Store(cached(key, tokenizer, folder, write), lambda: read_rows(path), path)
+    return TokenizedShard(cached_token_file(key, tokenizer, folder, write), lambda: read_rows(path), path)
 
 
-def encode_rows(rows: Sequence[Row], recipe: Recipe, tokenizer: Tokenizer) -> Store:
-    """The samples in rows that are in memory; nothing is kept."""
-    numbered = [(number, row) for number, row in enumerate(rows)]
-    tokens = cached(
-        "", tokenizer, None, lambda writer: write_samples(writer, encode(numbered, recipe, tokenizer, None))
-    )
-    return Store(tokens, lambda: numbered)
+def encode_rows(rows: Sequence[Row], row_renderer: RowRenderer, tokenizer: Tokenizer) -> TokenizedShard:
+    """The samples of rows in memory, which are not cached."""
+    numbered = list(enumerate(rows))
+
+    def write(writer: TokenWriter) -> None:
+        write_samples(writer, encode(numbered, row_renderer, tokenizer, None))
+
+    return TokenizedShard(cached_token_file("", tokenizer, None, write), lambda: numbered)
 
 
-def write_samples(writer: TokenWriter, samples: Iterable[Encoded]) -> None:
+def write_samples(writer: TokenWriter, samples: Iterable[TokenizedSample]) -> None:
     """Writes tokens, and the arrays `lengths (S,)`, `lines (S,)`, `span_counts (S,)`, `span_starts (A,)`, `span_ends
     (A,)`."""
     import numpy as np
@@ -113,53 +150,52 @@ def write_samples(writer: TokenWriter, samples: Iterable[Encoded]) -> None:
     columns: dict[str, list[int]] = {
         name: [] for name in ("lengths", "lines", "span_counts", "span_starts", "span_ends")
     }
-    for line, ids, learned in samples:
+    for line, ids, spans in samples:
         writer.add(ids)
         columns["lengths"].append(len(ids))
         columns["lines"].append(line)
-        columns["span_counts"].append(len(learned))
-        columns["span_starts"] += [start for start, _ in learned]
-        columns["span_ends"] += [end for _, end in learned]
+        columns["span_counts"].append(len(spans))
+        columns["span_starts"] += [start for start, _ in spans]
+        columns["span_ends"] += [end for _, end in spans]
     writer.arrays = {name: np.array(column, dtype="<u4") for name, column in columns.items()}
 
 
 def encode(
-    rows: Iterable[tuple[int, Row]], recipe: Recipe, tokenizer: Tokenizer, path: Path | None
-) -> Iterator[Encoded]:
+    rows: Iterable[tuple[int, Row]], row_renderer: RowRenderer, tokenizer: Tokenizer, path: Path | None
+) -> Iterator[TokenizedSample]:
     """Every row as tokens, in order.
 
     Raises:
-        LitGPTError: A row can't be put into words or tokens; says where it stands.
+        LitGPTError: A row can't be rendered or tokenized; names its line.
     """
-    encoder = Encoder(recipe.writer, tokenizer)
+    encoder = Encoder(row_renderer.renderer.style, tokenizer)
 
-    def where(line: int) -> str:
-        return f"{path}, {unit_of(path)} {line}" if path else f"Sample {line}"
+    def located(line: int, error: LitGPTError) -> LitGPTError:
+        return LitGPTError(f"{location(path, line) if path else f'Sample {line}'}: {error}")
 
-    def words() -> Iterator[tuple[int, Wording]]:
+    def render() -> Iterator[tuple[int, RenderedSample]]:
         for line, row in rows:
             try:
-                yield line, recipe.writer.write(recipe.converse(row))
+                yield line, row_renderer.render(row)
             except LitGPTError as error:
-                raise LitGPTError(f"{where(line)}: {error}") from None
+                raise located(line, error) from None
 
-    def tokens(batch: list[tuple[int, Wording]]) -> list[Encoded]:
-        lines, wordings = [line for line, _ in batch], [wording for _, wording in batch]
+    def tokenize(batch: list[tuple[int, RenderedSample]]) -> list[TokenizedSample]:
         try:
-            found = encoder.encode(wordings)
+            found = encoder.encode([sample for _, sample in batch])
         except LitGPTError:
-            for line, wording in batch:
+            for line, sample in batch:
                 try:
-                    encoder.encode([wording])
+                    encoder.encode([sample])
                 except LitGPTError as error:
-                    raise LitGPTError(f"{where(line)}: {error}") from None
+                    raise located(line, error) from None
             raise
-        return [Encoded(line, *sample) for line, sample in zip(lines, found, strict=True)]
+        return [TokenizedSample(line, *tokens) for (line, _), tokens in zip(batch, found, strict=True)]
 
-    source, waiting = words(), deque[Future[list[Encoded]]]()
+    source, waiting = render(), deque[Future[list[TokenizedSample]]]()
     with ThreadPoolExecutor(1) as thread:
         while batch := list(islice(source, BATCH)):
-            waiting.append(thread.submit(tokens, batch))
+            waiting.append(thread.submit(tokenize, batch))
             if len(waiting) > 2:
                 yield from waiting.popleft().result()
         while waiting:
@@ -167,45 +203,36 @@ def encode(
 
 
 class Encoder:
-    """Turns wordings into tokens.
+    """Turns rendered samples into tokens.
 
-    A learned span of a template ends with its last end token: what follows it (a line break) is not the model's to
-    say. A sample whose template closes its last answer with no end token gets one.
+    A target span of a template ends with its last end token: what follows it (a line break) is not the model's to
+    write. A sample whose template closes its last answer with no end token gets one.
     """
 
-    def __init__(self, writer: Writer, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.writer = tokenizer, writer
-        self._ends: set[int] | None = None
+    def __init__(self, style: PromptStyle, tokenizer: Tokenizer) -> None:
+        self.style, self.tokenizer = style, tokenizer
 
-    def encode(self, wordings: Sequence[Wording]) -> list[tuple[list[int], list[Span]]]:
-        """The ids of each, and the places of its learned tokens."""
-        groups: dict[tuple[bool, bool, bool], list[Part]] = {}
-        places: list[list[tuple[tuple[bool, bool, bool], int]]] = []
-        for wording in wordings:
-            last, own = len(wording.parts) - 1, []
-            for number, part in enumerate(wording.parts):
-                with_spans = not isinstance(part.learned, bool)
-                opens, ends = wording.opens and number == 0, wording.ends and number == last and not with_spans
-                group = groups.setdefault((opens, ends, with_spans), [])
-                own.append(((opens, ends, with_spans), len(group)))
-                group.append(part)
-            places.append(own)
-        done = {key: self._encode_group(key, parts) for key, parts in groups.items()}
+    def encode(self, samples: Sequence[RenderedSample]) -> list[Tokens]:
+        """The ids of each sample, and which of them are targets."""
+        keys = [[_group_key(sample, number) for number in range(len(sample.parts))] for sample in samples]
+        groups: dict[tuple[bool, bool, bool], list[TextPart]] = {}
+        for sample, own in zip(samples, keys, strict=True):
+            for part, key in zip(sample.parts, own, strict=True):
+                groups.setdefault(key, []).append(part)
+        done = {key: iter(self._encode_group(parts, *key)) for key, parts in groups.items()}
         return [
-            self._joined(wording, [done[key][index] for key, index in own])
-            for wording, own in zip(wordings, places, strict=True)
+            self._joined(sample, [next(done[key]) for key in own]) for sample, own in zip(samples, keys, strict=True)
         ]
 
-    def _encode_group(self, key: tuple[bool, bool, bool], parts: list[Part]) -> list[tuple[list[int], list[Span]]]:
-        opens, ends, with_spans = key
+    def _encode_group(self, parts: list[TextPart], opens: bool, ends: bool, with_spans: bool) -> list[Tokens]:
         texts = [part.text for part in parts]
         if with_spans:
-            return self._with_spans(texts, [part.learned for part in parts])  # type: ignore[misc]
+            return self._with_spans(texts, [part.target for part in parts])  # type: ignore[misc]
         # A text without an end token to close it (some base models have none) stays open.
         ids = self.tokenizer.encode_batch(texts, bos=None if opens else False, eos=ends)
-        return [(row, [(0, len(row))] if part.learned else []) for row, part in zip(ids, parts, strict=True)]
+        return [(row, [(0, len(row))] if part.target else []) for row, part in zip(ids, parts, strict=True)]
 
-    def _with_spans(self, texts: list[str], spans: list[Sequence[Span]]) -> list[tuple[list[int], list[Span]]]:
+    def _with_spans(self, texts: list[str], spans: list[Sequence[CharSpan]]) -> list[Tokens]:
         if self.tokenizer.backend != "huggingface":
             return [self._by_prefixes(text, own) for text, own in zip(texts, spans, strict=True)]
         try:
@@ -219,7 +246,7 @@ class Encoder:
             found.append((row.ids, [_tokens_in(offsets, span) for span in own]))
         return found
 
-    def _by_prefixes(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
+    def _by_prefixes(self, text: str, spans: Sequence[CharSpan]) -> Tokens:
         """Without offsets: a place in the text is where the tokens of what stands before it part from the whole's."""
         ids = self.tokenizer.encode_ids(text, bos=False)
 
@@ -230,19 +257,19 @@ class Encoder:
 
         return ids, [(place(start), place(end)) for start, end in spans]
 
-    def _joined(self, wording: Wording, parts: list[tuple[list[int], list[Span]]]) -> tuple[list[int], list[Span]]:
-        ids, learned = list[int](), list[Span]()
+    def _joined(self, sample: RenderedSample, parts: list[Tokens]) -> Tokens:
+        ids, targets = list[int](), list[TokenSpan]()
         for own, spans in parts:
-            learned += [(start + len(ids), end + len(ids)) for start, end in spans]
+            targets += [(start + len(ids), end + len(ids)) for start, end in spans]
             ids += own
-        if not isinstance(wording.parts[-1].learned, bool) and not wording.marked:
-            ids, learned = self._closed(ids, learned)
-        return ids, [span for span in learned if span[0] < span[1]]
+        if not isinstance(sample.parts[-1].target, bool) and not sample.marked:
+            ids, targets = self._closed(ids, targets)
+        return ids, [span for span in targets if span[0] < span[1]]
 
-    def _closed(self, ids: list[int], learned: list[Span]) -> tuple[list[int], list[Span]]:
+    def _closed(self, ids: list[int], targets: list[TokenSpan]) -> Tokens:
         """Spans up to their last end token; the sample ends with the one that reaches its end."""
-        ends, spans, length = self._end_ids(), list[Span](), len(ids)
-        for start, end in learned:
+        ends, spans, length = self._end_ids, list[TokenSpan](), len(ids)
+        for start, end in targets:
             last = next((i for i in range(end - 1, start - 1, -1) if ids[i] in ends), None)
             if last is not None:
                 spans.append((start, last + 1))
@@ -257,39 +284,30 @@ class Encoder:
                 spans.append((start, end))
         return ids, spans
 
+    @cached_property
     def _end_ids(self) -> set[int]:
-        if self._ends is None:
-            self._ends = {ids[0] for ids in self.writer.style.stop_tokens(self.tokenizer) if len(ids) == 1}
-        return self._ends
+        return {ids[0] for ids in self.style.stop_tokens(self.tokenizer) if len(ids) == 1}
 
 
-def _tokens_in(offsets: Sequence[tuple[int, int]], span: Span) -> Span:
+def _group_key(sample: RenderedSample, number: int) -> tuple[bool, bool, bool]:
+    """Whether a part of a sample opens with BOS, ends with EOS, and has spans; parts alike are tokenized together."""
+    with_spans = not isinstance(sample.parts[number].target, bool)
+    ends = sample.ends and number == len(sample.parts) - 1 and not with_spans
+    return sample.opens and number == 0, ends, with_spans
+
+
+def _tokens_in(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan:
     """The tokens that have characters of `span`."""
     start = bisect_right(offsets, span[0], key=lambda place: place[1])
     return start, max(start, bisect_left(offsets, span[1], key=lambda place: place[0]))
 
 
-def recipe_of(writer: Writer, converse: Callable[[Row], Conversation], options: dict[str, Any]) -> Recipe:
-    """How rows become words, with its hash.
-
-    Args:
-        writer: Puts conversations into words.
-        converse: Makes a conversation of a row; a method of the object that `options` are of.
-        options: What `converse` depends on.
-    """
-    owner = getattr(converse, "__self__", None)
-    code = identity(owner) if owner is not None else f"{converse.__module__}.{converse.__qualname__}".encode()
-    key = content_hash(code, plain_json(options), style_key(writer), writer.turns.encode())
-    return Recipe(converse, writer, key.encode())
-
-
-def style_key(writer: Writer) -> bytes:
-    """What decides how a conversation is written."""
+def style_key(style: PromptStyle) -> bytes:
+    """A hash of what decides how a conversation is rendered."""
     from litgpt.prompts import ChatTemplate
 
-    style = writer.style
     if isinstance(style, ChatTemplate):
         state = {name: [found.source, dict(found.tokens)] for name, found in sorted(style.templates.items())}
     else:
         state = dict(vars(style))
-    return content_hash(identity(style), plain_json(state)).encode()
+    return content_hash(code_identity(style), canonical_json(state)).encode()

@@ -1,4 +1,4 @@
-"""How a row of a data file becomes a conversation: the formats in use are told by their keys.
+"""How a row of a data file becomes a conversation: the formats in use are recognised by their keys.
 
 | format | keys |
 |---|---|
@@ -6,7 +6,7 @@
 | ShareGPT | `conversations`: a list of `from`, `value` (or of texts, the user's and the assistant's in turn) |
 | Alpaca | `instruction`, `output`, perhaps `input`, `system`, `history` |
 | prompt and completion | `prompt` (or `question`), `completion` (or `response`, `answer`): texts or lists of messages |
-| pairs of answers | `chosen`, with `prompt` or `conversations`, or a whole conversation; `rejected` is not learned |
+| pairs of answers | `chosen`, with `prompt` or `conversations`, or a whole conversation; `rejected` is ignored |
 | text | `text` |
 """
 
@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.prompts.base import join_text
+from litgpt.prompts.base import Message, join_text
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
-Message = Mapping[str, Any]
 
-SHARED_ROLES = {
+SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -39,85 +38,89 @@ SHARED_ROLES = {
     "function_response": "tool",
     "function_call": "assistant",
 }
-"""Who speaks in a ShareGPT conversation -> the role in a template."""
-OTHER_NAMES = {name: SHARED_ROLES[name] for name in ("human", "gpt", "model")} | {"developer": "system"}
-"""What roles in messages may be called besides -> the role in a template."""
-PROMPTS = ("prompt", "question")
-COMPLETIONS = ("completion", "response", "answer")
-CHOICES = ("weight", "train")
-"""Keys of a message that say whether its turn is learned; no template sees them."""
-MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video")
+"""`from` in a ShareGPT conversation -> the role in a template."""
+ROLE_ALIASES = {name: SHAREGPT_ROLES[name] for name in ("human", "gpt", "model")} | {"developer": "system"}
+"""Other names of roles in messages -> the role in a template."""
+PROMPT_KEYS = ("prompt", "question")
+COMPLETION_KEYS = ("completion", "response", "answer")
+TRAIN_KEYS = ("weight", "train")
+"""Keys of a message that say whether it is a target; no template sees them."""
+MEDIA_TYPES = ("image", "image_url", "input_image", "audio", "input_audio", "video")
 """Parts of a message's content that no model here takes."""
-OURS = ("messages", "add_generation_prompt", "self")
-"""What a template is given anyway."""
-KNOWN = "messages, conversations, instruction and output, prompt and completion, or text"
+RESERVED_VARIABLES = ("messages", "add_generation_prompt", "self")
+"""Variables that every template is given."""
+KNOWN_FORMATS = "messages, conversations, instruction and output, prompt and completion, or text"
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What one sample says, before it is put into words."""
+    """One sample, before it is rendered."""
 
     messages: Sequence[Message] = ()
-    """Each with `role` and `content`, and what else its template reads."""
+    """Each with `role` and `content`, and whatever else its template reads."""
     tools: Sequence[Any] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     """What else a chat template reads: `documents`, `enable_thinking` …"""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What else a prompt style reads of an instruction: `input` …"""
-    unlearned: frozenset[int] = frozenset()
-    """The assistant's messages, by their place, that are not learned."""
+    masked: frozenset[int] = frozenset()
+    """Indices of the assistant's messages that are no targets."""
     text: str | None = None
     """Plain text instead of messages."""
 
 
-def conversation_of(row: Row) -> Conversation:
+def parse_conversation(row: Row) -> Conversation:
     """The conversation in a row of any known format.
 
     Raises:
-        LitGPTError: The keys are of none, or what stands under them is not what belongs there.
+        LitGPTError: The keys are of no format, or a value is not of the type that belongs there.
     """
     given = {key: value for key, value in row.items() if value is not None}  # tables have cells for every format
     if "chosen" in given:
-        return _of_messages(given, _chosen(given))
+        return _of_messages(given, _preferred_messages(given))
     if "messages" in given:
         return _of_messages(given, _list(given, "messages"))
     if "conversations" in given:
-        return _of_messages(given, _shared(given))
+        return _of_messages(given, _sharegpt_messages(given))
     if "instruction" in given:
-        return instruction(given)
-    prompt = next((key for key in PROMPTS if key in given), None)
-    completion = next((key for key in COMPLETIONS if key in given), None)
+        return parse_instruction(given)
+    prompt = next((key for key in PROMPT_KEYS if key in given), None)
+    completion = next((key for key in COMPLETION_KEYS if key in given), None)
     if prompt and completion:
-        return _of_messages(given, [*_said(given, prompt, "user"), *_said(given, completion)])
+        return _of_messages(given, [*_messages_at(given, prompt, "user"), *_messages_at(given, completion)])
     if "text" in given:
         return Conversation(text=_text(given, "text"))
     found = ", ".join(f"{key!r}{'' if key in given else ' (null)'}" for key in row) or "none"
-    raise LitGPTError(f"no known format (its keys: {found}); a sample has {KNOWN}, and data.columns renames keys.")
+    raise LitGPTError(
+        f"no known format (its keys: {found}); a sample has {KNOWN_FORMATS}, and data.columns renames keys."
+    )
 
 
-def _shared(row: Row) -> list[Any]:
+def _sharegpt_messages(row: Row) -> list[Any]:
     """The turns under `conversations` as messages."""
     turns = _list(row, "conversations")
     if all(isinstance(turn, str) for turn in turns):
-        return alternating(turns)
-    return [turn if isinstance(turn, Mapping) and "role" in turn else shared_message(turn) for turn in turns]
+        return alternating_messages(turns)
+    return [turn if isinstance(turn, Mapping) and "role" in turn else sharegpt_message(turn) for turn in turns]
 
 
-def _chosen(row: Row) -> list[Any]:
-    """What was asked, and the better of two answers."""
+def _preferred_messages(row: Row) -> list[Any]:
+    """The prompt, and the better of two answers."""
     one = row["chosen"]
-    answer = [shared_message(one) if "from" in one else one] if isinstance(one, Mapping) else _said(row, "chosen")
+    answer = (
+        [sharegpt_message(one) if "from" in one else one] if isinstance(one, Mapping) else _messages_at(row, "chosen")
+    )
     if answer and isinstance(answer[0], Mapping) and answer[0].get("role") != "assistant":
         return answer  # it begins with the question
     if "conversations" in row:
-        return [*_shared(row), *answer]
-    prompt = next((key for key in PROMPTS if key in row), None)
+        return [*_sharegpt_messages(row), *answer]
+    prompt = next((key for key in PROMPT_KEYS if key in row), None)
     if prompt is None:
         raise LitGPTError("`chosen` answers `prompt` or `conversations`, of which there is none.")
-    return [*_said(row, prompt, "user"), *answer]
+    return [*_messages_at(row, prompt, "user"), *answer]
 
 
-def instruction(row: Row) -> Conversation:
+def parse_instruction(row: Row) -> Conversation:
     """An instruction with its answer; further keys are the prompt style's to read.
 
     Raises:
@@ -131,15 +134,15 @@ def instruction(row: Row) -> Conversation:
     if system:
         messages.append({"role": "system", "content": str(system)})
     for turn in _list(row, "history") if row.get("history") else ():
-        messages += alternating(turn)
+        messages += alternating_messages(turn)
     messages.append({"role": "user", "content": _text(row, "instruction")})
     messages.append({"role": "assistant", "content": _text(row, "output")})
-    spoken = ("instruction", "output", "sys_prompt", "system", "history", "prompt", "self")
-    return Conversation(messages, fields={key: value for key, value in row.items() if key not in spoken})
+    used = ("instruction", "output", "sys_prompt", "system", "history", "prompt", "self")
+    return Conversation(messages, fields={key: value for key, value in row.items() if key not in used})
 
 
-def alternating(texts: Sequence[Any]) -> list[Message]:
-    """The user's and the assistant's words in turn, as messages.
+def alternating_messages(texts: Sequence[Any]) -> list[Message]:
+    """Texts of the user and the assistant in turn, as messages.
 
     Raises:
         LitGPTError: They are not texts.
@@ -149,19 +152,19 @@ def alternating(texts: Sequence[Any]) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def shared_message(turn: Any) -> Message:
+def sharegpt_message(turn: Any) -> Message:
     """One turn of a ShareGPT conversation as a message.
 
     Raises:
-        LitGPTError: It lacks `from` or `value`, or who speaks is unknown.
+        LitGPTError: It lacks `from` or `value`, or the role is unknown.
     """
     if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
         raise LitGPTError(
             f"a turn of `conversations` has `from` and `value`, which are texts; this one is {turn!r:.80}."
         )
-    role = SHARED_ROLES.get(turn["from"].lower())
+    role = SHAREGPT_ROLES.get(turn["from"].lower())
     if role is None:
-        raise LitGPTError(f"{turn['from']!r} speaks in `conversations`; known are {', '.join(SHARED_ROLES)}.")
+        raise LitGPTError(f"{turn['from']!r} speaks in `conversations`; known are {', '.join(SHAREGPT_ROLES)}.")
     others = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if turn["from"].lower() != "function_call":
         return {"role": role, "content": turn["value"], **others}
@@ -173,35 +176,35 @@ def shared_message(turn: Any) -> Message:
 
 
 def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
-    """A conversation with what else a row holds for its template."""
+    """A conversation, with whatever else a row holds for its template."""
     if not messages:
         raise LitGPTError("the conversation is empty.")
     plain: list[Message] = []
-    unlearned = set()
-    for place, message in enumerate(messages):
+    masked = set()
+    for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise LitGPTError(f"a message has `role` and `content`; this one is {message!r:.80}.")
         _check_content(message)
-        if not _is_learned(message):
-            unlearned.add(place)
+        if not _is_target(message):
+            masked.add(index)
         plain.append(_plain(message))
     if row.get("system") and plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": _text(row, "system")})
-        unlearned = {place + 1 for place in unlearned}
+        masked = {index + 1 for index in masked}
     variables = row.get("chat_template_kwargs") or {}
     if not isinstance(variables, Mapping):
         raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
-    if taken := [name for name in OURS if name in variables]:
+    if taken := [name for name in RESERVED_VARIABLES if name in variables]:
         raise LitGPTError(f"`chat_template_kwargs` has {taken[0]!r}, which is not for the data to say.")
     documents = {"documents": row["documents"]} if row.get("documents") else {}
-    return Conversation(plain, _tools(row), {**documents, **variables}, unlearned=frozenset(unlearned))
+    return Conversation(plain, _tools(row), {**documents, **variables}, masked=frozenset(masked))
 
 
 def _plain(message: Message) -> Message:
-    """A message as templates get it, and as the server gives it to them: its roles, its text as one, the arguments of
-    calls as objects."""
-    plain = {key: value for key, value in message.items() if key not in CHOICES and value is not None}
-    plain["role"] = OTHER_NAMES.get(plain["role"], plain["role"])
+    """A message as templates expect it, and as the server gives it to them: standard roles, content as one text,
+    arguments of calls as objects."""
+    plain = {key: value for key, value in message.items() if key not in TRAIN_KEYS and value is not None}
+    plain["role"] = ROLE_ALIASES.get(plain["role"], plain["role"])
     content, calls = plain.setdefault("content", ""), plain.get("tool_calls")
     if isinstance(content, list):
         plain["content"] = _one_text(content, plain["role"])
@@ -214,10 +217,10 @@ def _one_text(parts: list[Any], role: str) -> Any:
     """The parts of a content as one text, where they are texts; other ones are for the template.
 
     Raises:
-        LitGPTError: They are of a kind that can't be learned.
+        LitGPTError: One is an image, audio or video.
     """
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
-    if media := [kind for kind in kinds if kind in MEDIA]:
+    if media := [kind for kind in kinds if kind in MEDIA_TYPES]:
         raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
     text = join_text(parts)
     return parts if text is None else text
@@ -274,12 +277,12 @@ def _check_content(message: Message) -> None:
         raise LitGPTError(f"the {message['role']} message has no text under `content`.")
 
 
-def _is_learned(message: Message) -> bool:
-    """`weight` 0 or `train` false: this turn is read, not learned."""
-    choice = next((message[key] for key in CHOICES if message.get(key) is not None), 1)
-    if choice not in (0, 1):
-        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {choice!r}.")
-    return bool(choice)
+def _is_target(message: Message) -> bool:
+    """Whether neither `weight` is 0 nor `train` false."""
+    value = next((message[key] for key in TRAIN_KEYS if message.get(key) is not None), 1)
+    if value not in (0, 1):
+        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {value!r}.")
+    return bool(value)
 
 
 def _tools(row: Row) -> Sequence[Any] | None:
@@ -292,18 +295,18 @@ def _tools(row: Row) -> Sequence[Any] | None:
     if not tools:
         return None
     if not isinstance(tools, list):
-        raise LitGPTError(f"`tools` is {kind_of_value(tools)}, not a list.")
+        raise LitGPTError(f"`tools` is {json_type(tools)}, not a list.")
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise LitGPTError(f"`tools` is a list of objects, not {tools!r:.80}.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _said(row: Row, key: str, role: str = "assistant") -> list[Message]:
+def _messages_at(row: Row, key: str, role: str = "assistant") -> list[Message]:
     """One side of a prompt–completion pair: a text, or messages."""
     if isinstance(row[key], str):
         return [{"role": role, "content": row[key]}]
     if not isinstance(row[key], list):
-        raise LitGPTError(f"{key!r} is {kind_of_value(row[key])}, neither text nor a list of messages.")
+        raise LitGPTError(f"{key!r} is {json_type(row[key])}, neither text nor a list of messages.")
     return row[key]
 
 
@@ -316,17 +319,17 @@ def _list(row: Row, key: str) -> list[Any]:
         except ValueError:
             raise LitGPTError(f"{key!r} is a text that is no JSON: {value!r:.80}.") from None
     if not isinstance(value, list):
-        raise LitGPTError(f"{key!r} is {kind_of_value(value)}, not a list.")
+        raise LitGPTError(f"{key!r} is {json_type(value)}, not a list.")
     return value
 
 
 def _text(row: Row, key: str) -> str:
     if not isinstance(row[key], str):
-        raise LitGPTError(f"{key!r} is {kind_of_value(row[key])}, not text.")
+        raise LitGPTError(f"{key!r} is {json_type(row[key])}, not text.")
     return row[key]
 
 
-def kind_of_value(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What a value is called in JSON."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

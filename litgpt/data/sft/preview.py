@@ -1,4 +1,4 @@
-"""What `litgpt data preview` shows: samples with what is learned of them, and their lengths."""
+"""What `litgpt data preview` shows: samples with their targets marked, and their lengths."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Preview:
     tokenizer: Tokenizer
     limit: int | None
     """Tokens of a sample at most."""
-    said: Sequence[str] = ()
-    """What was told on the way."""
+    messages: Sequence[str] = ()
+    """What the data module logged."""
 
     @classmethod
     def of(
@@ -59,34 +59,34 @@ class Preview:
         except LitGPTError:  # a tokenizer alone is enough
             limit = limit or (BLOCK if pretraining else None)
         tokenizer, data = Tokenizer(folder), data or Alpaca()
-        data.pretraining, said = pretraining, list[str]()
-        data.say = said.append
+        data.pretraining, messages = pretraining, list[str]()
+        data.log = messages.append
         data.connect(tokenizer, max_seq_length=limit)
         data.prepare_data()
         data.setup()
-        return cls(data, data.tokenizer or tokenizer, limit, said)
+        return cls(data, data.tokenizer or tokenizer, limit, messages)
 
     def show(self, samples: int, color: str) -> None:
         """Prints samples, lengths and counts."""
         datasets = {"training": self.data.train_dataset, "validation": self.data.val_dataset}
         summaries = [line for name, found in datasets.items() if found for line in ("", *self.summary(name, found))]
-        print("\n".join(sentence for sentence in self.said if sentence not in summaries))
+        print("\n".join(message for message in self.messages if message not in summaries))
         colored = color == "always" or (color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         for index in range(min(samples, len(self.data.train_dataset))):
             sample = self.data.train_dataset[index]
-            size, learned = len(sample["input_ids"]), sum(1 for label in sample["labels"].tolist()[1:] if label >= 0)
-            print(f"\n── training sample {index}: {size:,} tokens, {learned:,} of them targets")
+            size, targets = len(sample["input_ids"]), sum(1 for label in sample["labels"].tolist()[1:] if label >= 0)
+            print(f"\n── training sample {index}: {size:,} tokens, {targets:,} of them targets")
             print(self.text(sample, colored))
         print("\n".join(summaries))
 
     def text(self, sample: Any, colored: bool) -> str:
-        """A sample in words; what is learned is green, or between ⟦ and ⟧."""
+        """A sample as text; targets are green, or between ⟦ and ⟧."""
         marks = (GREEN, PLAIN + GREY, GREY, PLAIN) if colored else ("⟦", "⟧", "", "")
         pieces, on = [marks[2]], False
-        for ids, learned in runs(sample["input_ids"].tolist(), sample["labels"].tolist()):
-            if learned != on:
-                pieces.append((PLAIN if colored else "") + marks[0] if learned else marks[1])
-            on = learned
+        for ids, is_target in runs(sample["input_ids"].tolist(), sample["labels"].tolist()):
+            if is_target != on:
+                pieces.append((PLAIN if colored else "") + marks[0] if is_target else marks[1])
+            on = is_target
             pieces.append(self.tokenizer.decode(ids, skip_special_tokens=False).replace("\033", "␛"))
         return "".join((*pieces, marks[1] if on and not colored else "", marks[3]))
 
@@ -100,12 +100,12 @@ class Preview:
             f"({targets / max(1, tokens):.1%})"
         )
         middle, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-        losses = getattr(dataset, "losses", None)
-        limit = self.limit if losses is not None else None  # blocks of text are never cut
+        unused = getattr(dataset, "unused", None)
+        limit = self.limit if unused is not None else None  # blocks of text are never cut
         kept = f"; at most {limit:,} are kept" if limit is not None else ""
         yield f"tokens of a sample: {ordered[0]:,} to {ordered[-1]:,}, half up to {middle:,}, 95% up to {most:,}{kept}"
-        if losses is not None:
-            yield from losses(name) or ["nothing is cut or left out"]
+        if unused is not None:
+            yield from unused(name) or ["nothing is cut or left out"]
         yield from histogram(getattr(dataset, "full_lengths", lengths), limit)
 
 
@@ -118,7 +118,7 @@ def count_targets(dataset: Any) -> int:
 
 
 def runs(ids: Sequence[int], labels: Sequence[int]) -> Iterator[tuple[list[int], bool]]:
-    """Consecutive ids that are all learned or all not."""
+    """Consecutive ids that are all targets or all not."""
     start = 0
     for at in range(1, len(ids) + 1):
         if at == len(ids) or (labels[at] >= 0) != (labels[start] >= 0):

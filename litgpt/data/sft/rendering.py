@@ -1,93 +1,94 @@
-"""A conversation put into words by a prompt style, and which of the words are learned.
+"""A conversation rendered by a prompt style, and which parts of the text are targets.
 
-What a style writes before an assistant's answer is found by writing the conversation up to there. A chat template with
-`{% generation %}` marks says it itself; without, see `answers`. A template for which neither tells is an error: nothing
-is ever learned that should only be read.
+What a style writes before an assistant's answer is found by rendering the conversation up to there. A chat template
+with `{% generation %}` marks says it itself; without, see `assistant_spans`. A template for which neither works is an
+error: nothing is ever a target that should only be read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from litgpt.data.sft.assistant_spans import Answers, Span, writes_calls
-from litgpt.data.sft.formats import Conversation, Message, with_arguments_as_texts
+from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, renders_calls
+from litgpt.data.sft.formats import Conversation, with_arguments_as_texts
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
+from litgpt.prompts.base import Message
 
 if TYPE_CHECKING:
     from litgpt.prompts.chat_template import Template
 
-MARK = re.compile(r"\{%[-+]?\s*generation\b")
+GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\b")
 WORD = re.compile(r"\w+")
-PLACE = "\ue000"
-"""A character that no text has, to see where a style puts something."""
+PROBE = "\ue000"
+"""A character that no text has, to see whether a style writes something."""
 
 
-class Part(NamedTuple):
+class TextPart(NamedTuple):
     """A text that is tokenized by itself."""
 
     text: str
-    learned: bool | Sequence[Span]
-    """All, nothing, or these characters."""
+    target: bool | Sequence[CharSpan]
+    """All of it, nothing, or these characters."""
 
 
-class Wording(NamedTuple):
+class RenderedSample(NamedTuple):
     """A sample as text, before it is tokens."""
 
-    parts: Sequence[Part]
+    parts: Sequence[TextPart]
     opens: bool
     """Begin with BOS where the tokenizer's files say so."""
     ends: bool
     """End with EOS."""
     marked: bool = False
-    """The template says itself what is learned; else a learned span ends with its last end token."""
+    """The template itself marks what is a target; else a target span ends with its last end token."""
 
 
-class Writer:
-    """Writes conversations in one style.
+class Renderer:
+    """Renders conversations in one style.
 
     Args:
         style: A prompt style, or the tokenizer's own template.
-        turns: Which of the assistant's turns are learned: all that the data doesn't exclude, or the last one only.
+        turns: Which of the assistant's turns are targets: all that the data doesn't exclude, or the last one only.
     """
 
     def __init__(self, style: PromptStyle, turns: str = "all") -> None:
         self.style, self.turns = style, turns
-        self._places_input: bool | None = None
 
-    def write(self, conversation: Conversation) -> Wording:
-        """The conversation in words.
+    def render(self, conversation: Conversation) -> RenderedSample:
+        """The conversation as text.
 
         Raises:
-            LitGPTError: The style can't write it, or doesn't tell what the assistant said.
+            LitGPTError: The style can't render it, or what the assistant said can't be found in the text.
         """
         if conversation.text is not None:
-            return Wording([Part(conversation.text, True)], opens=True, ends=True)
+            return RenderedSample([TextPart(conversation.text, True)], opens=True, ends=True)
         answers = self._answers(conversation)
         if isinstance(self.style, ChatTemplate):
-            return self._by_template(conversation, answers)
+            return self._render_by_template(conversation, answers)
         if conversation.tools:
             self.style.apply_messages(conversation.messages, tools=conversation.tools)  # which refuses them
-        parts, done, messages = list[Part](), "", self._messages(conversation)
-        for number, (place, is_learned) in enumerate(answers):
-            prompt = self.prompt(conversation, place)
+        parts, done, messages = list[TextPart](), "", self._messages(conversation)
+        for number, (index, is_target) in enumerate(answers):
+            prompt = self.prompt(conversation, index)
             if not prompt.startswith(done):
                 raise LitGPTError(
                     f"the prompt style {type(self.style).__name__} rewrites earlier turns, so what the assistant said "
                     "can't be told from it; choose another."
                 )
-            # What closes an earlier answer is the model's to say, a line break is not.
+            # What closes an earlier answer is the model's to write, a line break is not.
             closing = self.style.end.rstrip() if number < len(answers) - 1 else ""
-            answer = f"{messages[place].get('content') or ''}{closing}"
-            parts += [Part(prompt[len(done) :], False), Part(answer, is_learned)]
+            answer = f"{messages[index].get('content') or ''}{closing}"
+            parts += [TextPart(prompt[len(done) :], False), TextPart(answer, is_target)]
             done = prompt + answer
-        return Wording(parts, opens=not self.style.adds_bos, ends=True)
+        return RenderedSample(parts, opens=not self.style.adds_bos, ends=True)
 
-    def prompt(self, conversation: Conversation, place: int) -> str:
-        """The text that the assistant's message at `place` follows."""
-        before = self._messages(conversation)[:place]
+    def prompt(self, conversation: Conversation, index: int) -> str:
+        """The text that the assistant's message at `index` follows."""
+        before = self._messages(conversation)[:index]
         if isinstance(self.style, ChatTemplate):
             return self.style.apply_messages(before, tools=conversation.tools, **conversation.variables)
         roles = [message["role"] for message in before]
@@ -97,7 +98,7 @@ class Writer:
         if not isinstance(text, str) or not isinstance(system, str | None):
             return self.style.apply_messages(before)
         fields = {key: value for key, value in conversation.fields.items() if not (key == "input" and not value)}
-        if not self._has_own_place(conversation):
+        if not self._takes_input(conversation):
             fields.pop("input", None)
         return self.style.apply(text, **({"sys_prompt": system} if system else {}), **fields)
 
@@ -105,90 +106,93 @@ class Writer:
         """The messages; an instruction's `input` follows it where the style has no place for it, so that nothing is
         lost."""
         given = conversation.fields.get("input")
-        if not given or self._has_own_place(conversation):
+        if not given or self._takes_input(conversation):
             return conversation.messages
-        last = max(place for place, message in enumerate(conversation.messages) if message["role"] == "user")
+        last = max(index for index, message in enumerate(conversation.messages) if message["role"] == "user")
         return [
-            {**message, "content": f"{message['content']}\n\n{given}"} if place == last else message
-            for place, message in enumerate(conversation.messages)
+            {**message, "content": f"{message['content']}\n\n{given}"} if index == last else message
+            for index, message in enumerate(conversation.messages)
         ]
 
-    def _has_own_place(self, conversation: Conversation) -> bool:
-        """Whether the style writes an instruction's `input` itself."""
+    def _takes_input(self, conversation: Conversation) -> bool:
+        """Whether the style renders an instruction's `input` itself."""
         if isinstance(self.style, ChatTemplate) or sum(m["role"] == "user" for m in conversation.messages) > 1:
             return False
-        if self._places_input is None:
-            self._places_input = has_place_for_input(self.style)
-        return self._places_input
+        return self._style_takes_input
+
+    @cached_property
+    def _style_takes_input(self) -> bool:
+        return takes_input(self.style)
 
     def _answers(self, conversation: Conversation) -> list[tuple[int, bool]]:
-        """The places of the assistant's messages, and whether each is learned."""
-        places = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        if not places:
+        """The indices of the assistant's messages, and whether each is a target."""
+        indices = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        if not indices:
             raise LitGPTError("the conversation has no message of the assistant, so there is nothing to learn from it.")
         last_only = self.turns == "last"
         return [
-            (place, place not in conversation.unlearned and not (last_only and place != places[-1])) for place in places
+            (index, index not in conversation.masked and not (last_only and index != indices[-1])) for index in indices
         ]
 
     # -- chat templates
 
-    def _by_template(self, conversation: Conversation, answers: list[tuple[int, bool]]) -> Wording:
+    def _render_by_template(self, conversation: Conversation, answers: list[tuple[int, bool]]) -> RenderedSample:
         assert isinstance(self.style, ChatTemplate)
         template = self.style.template("tool_use" if conversation.tools else "default")
         messages = self._messages(conversation)
-        given: Mapping[str, Any] = {"tools": conversation.tools, **conversation.variables}
+        variables: Mapping[str, Any] = {"tools": conversation.tools, **conversation.variables}
         try:
-            return self._written(template, messages, given, answers)
+            return self._render_template(template, messages, variables, answers)
         except LitGPTError:
             as_texts = with_arguments_as_texts(messages)  # which some templates expect
             if as_texts == messages:
                 raise
-            return self._written(template, as_texts, given, answers)
+            return self._render_template(template, as_texts, variables, answers)
 
-    def _written(
+    def _render_template(
         self,
         template: Template,
         messages: Sequence[Message],
-        given: Mapping[str, Any],
+        variables: Mapping[str, Any],
         answers: list[tuple[int, bool]],
-    ) -> Wording:
+    ) -> RenderedSample:
+        def render(part: Sequence[Message], prompted: bool) -> str:
+            return template.render(part, add_generation_prompt=prompted, **variables)
 
-        def write(said: Sequence[Message], prompted: bool) -> str:
-            return template.render(said, add_generation_prompt=prompted, **given)
-
-        if not writes_calls(messages, write):
+        if not renders_calls(messages, render):
             raise LitGPTError(
                 f"{template.where} does not write the functions that the assistant calls, so they could not be "
                 "learned; choose another data.prompt_style or data.chat_template."
             )
-        if MARK.search(template.source):
-            text, spans = template.render_with_spans(messages, **given)
-            _check_all_is_said(template, messages, text)
-            learned = [is_learned for _, is_learned in answers]
-            if len(spans) == len(answers) or (spans and all(learned)):
-                chosen = spans if all(learned) else [span for span, own in zip(spans, learned, strict=True) if own]
-                return Wording([Part(text, _filled(chosen))], opens=False, ends=False, marked=True)
-        found = Answers(messages, write)
-        _check_all_is_said(template, messages, found.text)
+        if GENERATION_MARK.search(template.source):
+            text, spans = template.render_with_spans(messages, **variables)
+            _check_all_is_rendered(template, messages, text)
+            targets = [is_target for _, is_target in answers]
+            if len(spans) == len(answers) or (spans and all(targets)):
+                chosen = spans if all(targets) else [span for span, own in zip(spans, targets, strict=True) if own]
+                return RenderedSample([TextPart(text, _filled(chosen))], opens=False, ends=False, marked=True)
+        found = AssistantSpans(messages, render)
+        _check_all_is_rendered(template, messages, found.text)
         spans = []
-        for place, is_learned in answers:
-            span = found.span(place) if is_learned else (0, 0)
+        for index, is_target in answers:
+            span = found.span(index) if is_target else (0, 0)
             if span is None and messages[-1]["role"] != "assistant":
                 # A question that is not answered comes in the way of telling where the answer before it ends.
-                return self._written(template, messages[: answers[-1][0] + 1], given, answers)
+                return self._render_template(template, messages[: answers[-1][0] + 1], variables, answers)
             if span is None:
                 raise LitGPTError(
                     f"{template.where} has no generation marks and writes this conversation so that what the assistant "
                     "said can't be told from the rest; choose another data.prompt_style, or give the template marks."
                 )
             spans.append(span)
-        return Wording([Part(found.text, _filled(spans))], opens=False, ends=True)
+        return RenderedSample([TextPart(found.text, _filled(spans))], opens=False, ends=True)
 
 
-def _check_all_is_said(template: Template, messages: Sequence[Message], text: str) -> None:
-    """Raises a LitGPTError where a template leaves out what the user, the system or a tool says (it knows no such role,
-    say); of what the assistant said before, many leave out some."""
+def _check_all_is_rendered(template: Template, messages: Sequence[Message], text: str) -> None:
+    """Raises a LitGPTError where a template leaves out a message of the user, the system or a tool.
+
+    It may not know the role, say. Many leave out some of the assistant's earlier messages.
+    """
     for message in messages:
         content = message.get("content")
         word = max(WORD.findall(content), key=len, default="") if isinstance(content, str) else ""
@@ -199,17 +203,17 @@ def _check_all_is_said(template: Template, messages: Sequence[Message], text: st
             )
 
 
-def has_place_for_input(style: PromptStyle) -> bool:
-    """Whether the style writes the `input` of an instruction."""
-    return style.apply("a", input=PLACE) != style.apply("a", input="")
+def takes_input(style: PromptStyle) -> bool:
+    """Whether the style renders the `input` of an instruction."""
+    return style.apply("a", input=PROBE) != style.apply("a", input="")
 
 
 def with_input_placed(style: PromptStyle, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """An instruction's row; its `input` follows the instruction where the style has no place for it."""
-    if row.get("input") and (isinstance(style, ChatTemplate) or not has_place_for_input(style)):
+    if row.get("input") and (isinstance(style, ChatTemplate) or not takes_input(style)):
         return {**row, "instruction": f"{row['instruction']}\n\n{row['input']}", "input": ""}
     return row
 
 
-def _filled(spans: Sequence[Span]) -> list[Span]:
+def _filled(spans: Sequence[CharSpan]) -> list[CharSpan]:
     return [span for span in spans if span[0] < span[1]]

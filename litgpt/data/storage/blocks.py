@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import DataModule
+from litgpt.data.storage.token_cache import cache_folder, cached_documents
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class TokenModule(DataModule):
     """A source of token streams; a subclass finds them in `setup` and hands them to `cut`."""
 
     seed: int
+    cache_dir: Path | None
     vocab_size: int | None = None
     """Ids that the tokens are drawn from, once `setup` is done; None where nothing tells."""
     train_dataset: TokenBlocks | None = None
@@ -76,11 +78,7 @@ class TokenModule(DataModule):
         Raises:
             LitGPTError: The training stream doesn't fill a block.
         """
-        length = self.max_seq_length
-        if length < 1:
-            raise LitGPTError(
-                "How many tokens a block has is not known: call connect(max_seq_length=...) before setup()."
-            )
+        length = block_length(self)
         if not len(train):
             raise LitGPTError(f"{where} holds nothing to train on; give texts or tokens.")
         if len(train) <= length:
@@ -90,17 +88,41 @@ class TokenModule(DataModule):
         self.train_dataset = TokenBlocks(train, length, self.seed)
         self.val_dataset = TokenBlocks(val, length) if val is not None and len(val) > 1 else None
         n_val = len(val) if self.val_dataset is not None and val is not None else 0
-        self.say(f"{where}: {len(train):,} training tokens, {n_val:,} for validation.")
+        self.log(f"{where}: {len(train):,} training tokens, {n_val:,} for validation.")
+
+    def tokenize(
+        self, version: bytes, files: Sequence[Path], read: Callable[[Path], Iterable[str]], kind: str
+    ) -> np.ndarray:
+        """The tokens of the texts in files, as `cached_documents`; `kind` names the texts in errors."""
+        if self.tokenizer is None:
+            raise LitGPTError(f"{kind} need a tokenizer: give --tokenizer_dir.")
+        return cached_documents(version, files, read, self.tokenizer, cache_folder(self.cache_dir))
 
     def check_vocabulary(self, size: int) -> None:
         """Raises a LitGPTError when a token id is `size` or more; reads everything."""
         for dataset in (self.train_dataset, self.val_dataset):
-            largest = max_token(dataset.tokens) if dataset is not None else 0
-            if largest >= size:
-                raise LitGPTError(
-                    f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
-                    "use the model's own tokenizer."
-                )
+            if dataset is not None:
+                check_token_id(max_token(dataset.tokens), size)
+
+
+def block_length(module: DataModule) -> int:
+    """How many tokens a block has as input.
+
+    Raises:
+        LitGPTError: `connect` set no limit.
+    """
+    if module.max_seq_length < 1:
+        raise LitGPTError("How many tokens a block has is not known: call connect(max_seq_length=...) before setup().")
+    return module.max_seq_length
+
+
+def check_token_id(largest: int, size: int) -> None:
+    """Raises a LitGPTError when the largest token id of the data is not among the `size` of the model's vocabulary."""
+    if largest >= size:
+        raise LitGPTError(
+            f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
+            "use the model's own tokenizer."
+        )
 
 
 def max_token(tokens: np.ndarray) -> int:

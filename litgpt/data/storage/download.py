@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file, require_space
-from litgpt.data.storage.files import COMPRESSIONS, kind_of
+from litgpt.data.storage.data_files import COMPRESSIONS, format_suffix
 from litgpt.errors import LitGPTError
 
 TIMEOUT = 60.0
 """Seconds without an answer, or without another byte, after which a download is given up."""
-KINDS = (".parquet", ".jsonl", ".json", ".csv")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """In which a data set's files are looked for."""
 NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
 SPLIT = re.compile(r"[A-Za-z0-9]+")
@@ -100,11 +100,11 @@ def _relative(folder: Path) -> list[str]:
 
 def _split_files(names: Sequence[str], split: str, subset: str | None) -> list[str]:
     """The data files of a split: those with its name as a word in theirs, of the first kind that there is."""
-    data = [name for name in names if kind_of(Path(name)) in KINDS and Path(name).name not in NOT_DATA]
+    data = [name for name in names if format_suffix(Path(name)) in DATA_SUFFIXES and Path(name).name not in NOT_DATA]
     if subset is not None:
         data = [name for name in data if name.startswith(f"{subset}/") or f"/{subset}/" in name]
-    for kind in KINDS:
-        own = sorted(name for name in data if kind_of(Path(name)) == kind)
+    for kind in DATA_SUFFIXES:
+        own = sorted(name for name in data if format_suffix(Path(name)) == kind)
         found = [name for name in own if _is_of(name, split)]
         if not found and split == "train" and len(own) == 1 and not _words(own[0]) & {"test", "validation", "val"}:
             found = own  # a single file that names no split
@@ -135,7 +135,7 @@ def _is_whole(folder: Path, names: Sequence[str]) -> bool:
 
 def _is_of(name: str, split: str) -> bool:
     stem = Path(name).name
-    for suffix in (*COMPRESSIONS, *KINDS):
+    for suffix in (*COMPRESSIONS, *DATA_SUFFIXES):
         stem = stem.removesuffix(suffix)
     return re.search(rf"(^|[^A-Za-z0-9]){re.escape(split)}([^A-Za-z0-9_]|_\d|$)", stem) is not None or (
         re.search(rf"(^|/){re.escape(split)}/", name) is not None
@@ -147,7 +147,7 @@ def _words(name: str) -> set[str]:
 
 
 def _no_split(repo_id: str, names: Sequence[Any], split: str, subset: str | None) -> str:
-    data = [name for name in names if kind_of(Path(name)) in KINDS]
+    data = [name for name in names if format_suffix(Path(name)) in DATA_SUFFIXES]
     where = f" in {subset}" if subset else ""
-    found = f"it has {', '.join(data[:5])}" if data else f"it has no files of the kinds {', '.join(KINDS)}"
+    found = f"it has {', '.join(data[:5])}" if data else f"it has no files of the kinds {', '.join(DATA_SUFFIXES)}"
     return f"The data set {repo_id} has no files of the split {split!r}{where}; {found}."

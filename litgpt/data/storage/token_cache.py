@@ -1,6 +1,6 @@
 """Texts become token ids once: kept in a file named by what went in, memory-mapped ever after.
 
-The name is a hash of the texts, of the tokenizer and of how the texts were put into words, so a change of any makes
+The name is a hash of the texts, of the tokenizer and of how the texts were rendered, so a change of any makes
 another file, and two processes that make the same file at the same time both succeed. A file is written under another
 name first: a killed process leaves none that is half.
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from litgpt.errors import LitGPTError
+from litgpt.prompts.base import public_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +37,17 @@ OFF = "off"
 MAGIC = b"litgpt1\n"
 ALIGNMENT = 16
 """Bytes that each array in a file starts at a multiple of."""
-TOKENIZER_FILES = (
+FINGERPRINTED_FILES = (
     "tokenizer.json tokenizer.model vocab.json merges.txt tokenizer_config.json special_tokens_map.json "
     "added_tokens.json generation_config.json config.json"
 ).split()
-"""What decides which ids a text gets and how it begins and ends."""
+"""Files that decide which ids a text gets and how it begins and ends; their order is part of the hash."""
+EARLIER_NAMES = {
+    "litgpt.data.sft.data_module.SFTModule": "litgpt.data.instructions.SFTModule",
+    "litgpt.data.sft.multi_turn.MultiTurnModule": "litgpt.data.turns.TurnsModule",
+    "litgpt.prompts.PromptStyle": "litgpt.prompt_style.PromptStyle",
+}
+"""Classes that have moved -> the names they had, which hashes keep, so that token files written before are found."""
 
 
 def cache_folder(chosen: Path | None = None) -> Path | None:
@@ -121,7 +128,9 @@ class TokenWriter:
         self.file.flush()
 
 
-def cached(key: str, tokenizer: Tokenizer, folder: Path | None, write: Callable[[TokenWriter], None]) -> TokenFile:
+def cached_token_file(
+    key: str, tokenizer: Tokenizer, folder: Path | None, write: Callable[[TokenWriter], None]
+) -> TokenFile:
     """The token file called `key`, written by `write` if it isn't there.
 
     Args:
@@ -180,10 +189,12 @@ def file_hash(path: Path) -> bytes:
         raise LitGPTError(f"{path} can't be read ({error.strerror or error}).") from None
 
 
-def fingerprint(tokenizer: Tokenizer) -> bytes:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> bytes:
     """What decides which ids a text gets."""
     folder = tokenizer.checkpoint_dir
-    states = tuple((name, (folder / name).stat().st_mtime_ns) for name in TOKENIZER_FILES if (folder / name).is_file())
+    states = tuple(
+        (name, (folder / name).stat().st_mtime_ns) for name in FINGERPRINTED_FILES if (folder / name).is_file()
+    )
     facts = (len(tokenizer), tokenizer.bos_id, tokenizer.stop_ids, tokenizer.use_bos, tokenizer.backend)
     return content_hash(_files_hash(folder, states), repr(facts).encode()).encode()
 
@@ -196,20 +207,29 @@ def _files_hash(folder: Path, states: tuple[tuple[str, int], ...]) -> bytes:
 # --------------------------------------------------------------------------------------------------- documents
 
 
-def cached_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path | None) -> np.ndarray:
-    """The tokens of text files, one document each, as one memory-mapped stream.
+def cached_documents(
+    version: bytes,
+    files: Sequence[Path],
+    read: Callable[[Path], Iterable[str]],
+    tokenizer: Tokenizer,
+    folder: Path | None,
+) -> np.ndarray:
+    """The tokens of the texts in files, one document each, as one memory-mapped stream.
 
     A document starts with the tokenizer's start token; where it has none, it ends with the end token.
 
+    Args:
+        version: Changes whenever the same files are to get other tokens.
+        files: Where the texts are.
+        read: The texts of a file.
+        tokenizer: Makes the ids.
+        folder: The cache. None: nothing is kept.
+
     Raises:
-        LitGPTError: A file is not UTF-8 text, or `folder` can't be written.
+        LitGPTError: `folder` can't be written, or what `read` raises.
     """
-    key = content_hash(b"text 2", fingerprint(tokenizer), *map(file_hash, files))
-    return cached_documents(key, (decoded(file, file.read_bytes()) for file in files), tokenizer, folder)
-
-
-def cached_documents(key: str, texts: Iterable[str], tokenizer: Tokenizer, folder: Path | None) -> np.ndarray:
-    """The tokens of texts, one document each, as one memory-mapped stream called `key`."""
+    key = content_hash(version, tokenizer_fingerprint(tokenizer), *map(file_hash, files))
+    texts = (text for file in files for text in read(file))
 
     def write(writer: TokenWriter) -> None:
         for batch in _batches(texts, tokenizer):
@@ -217,7 +237,7 @@ def cached_documents(key: str, texts: Iterable[str], tokenizer: Tokenizer, folde
                 _, opening, closing = batch.pop(0)
                 writer.add((*opening, *ids, *closing))
 
-    return cached(key, tokenizer, folder, write).ids
+    return cached_token_file(key, tokenizer, folder, write).ids
 
 
 def _batches(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[tuple[str, list[int], list[int]]]]:
@@ -236,19 +256,6 @@ def _batches(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[tuple[
                 batch, size = [], 0
     if batch:
         yield batch
-
-
-def decoded(file: Path, raw: bytes) -> str:
-    """The text of a file, with line ends as they are.
-
-    Raises:
-        LitGPTError: It is not UTF-8; says in which line.
-    """
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise LitGPTError(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
 
 
 def cut_text(text: str, tokenizer: Tokenizer) -> list[str]:
@@ -280,7 +287,7 @@ def _clean_cut(left: str, right: str, tokenizer: Tokenizer) -> bool:
     return whole == first + second
 
 
-def identity(thing: Any) -> bytes:
+def code_identity(thing: Any) -> bytes:
     """What an object's own code and settings are, for a hash: a class of litgpt by name, one of the user's by source.
 
     An object whose source can't be had gets an identity of its own, so that nothing is ever taken for it.
@@ -291,7 +298,8 @@ def identity(thing: Any) -> bytes:
 
     parts: list[str] = [__version__]
     for cls in type(thing).__mro__[:-1]:
-        parts.append(f"{cls.__module__}.{cls.__qualname__}")
+        name = public_path(cls)
+        parts.append(EARLIER_NAMES.get(name, name))
         if cls.__module__.partition(".")[0] not in ("litgpt", "abc", "typing"):
             try:
                 parts.append(inspect.getsource(cls))
@@ -300,6 +308,6 @@ def identity(thing: Any) -> bytes:
     return "\n".join(parts).encode()
 
 
-def plain_json(value: Mapping[str, Any]) -> bytes:
+def canonical_json(value: Mapping[str, Any]) -> bytes:
     """A table as text, for a hash."""
     return json.dumps(value, sort_keys=True, default=repr).encode()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.sft.formats import conversation_of, with_arguments_as_texts
+from litgpt.data.sft.formats import parse_conversation, with_arguments_as_texts
 from litgpt.errors import LitGPTError
 
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -37,11 +37,11 @@ CALL = {"name": "f", "arguments": {"x": 1}}
     ],
 )
 def test_a_format_is_told_by_its_keys(row: dict[str, Any], expected: list[dict[str, str]]) -> None:
-    assert list(conversation_of(row).messages) == expected
+    assert list(parse_conversation(row).messages) == expected
 
 
 def test_plain_text_is_text() -> None:
-    assert conversation_of({"text": "Once.", "url": "x"}).text == "Once."
+    assert parse_conversation({"text": "Once.", "url": "x"}).text == "Once."
 
 
 def test_tools_reasoning_and_further_keys_reach_the_template() -> None:
@@ -50,7 +50,7 @@ def test_tools_reasoning_and_further_keys_reach_the_template() -> None:
         "tools": '[{"name": "f"}]',
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    found = conversation_of(row)
+    found = parse_conversation(row)
     called = [{"type": "function", "function": CALL}]
     assert found.messages[1] == {**SAID, "reasoning_content": "hm", "tool_calls": called}
     assert found.tools == [{"type": "function", "function": {"name": "f"}}]
@@ -63,7 +63,7 @@ def test_a_function_call_becomes_a_tool_call_and_an_observation_a_tools_answer()
         {"from": "Function_Call", "value": '{"name": "f", "arguments": {"x": 1}}'},
         {"from": "observation", "value": "7"},
     ]
-    _, called, answered = conversation_of({"conversations": turns}).messages
+    _, called, answered = parse_conversation({"conversations": turns}).messages
     assert called == {
         "role": "assistant",
         "content": "",
@@ -75,7 +75,7 @@ def test_a_function_call_becomes_a_tool_call_and_an_observation_a_tools_answer()
 @pytest.mark.parametrize("arguments", ['{"x": 1}', {"x": 1}])
 def test_arguments_are_objects_however_they_are_written(arguments: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    _, called = conversation_of({"messages": [ASKED, {**SAID, "tool_calls": [call]}]}).messages
+    _, called = parse_conversation({"messages": [ASKED, {**SAID, "tool_calls": [call]}]}).messages
     assert called["tool_calls"] == [{"id": "1", "type": "function", "function": CALL}]
     (as_text,) = with_arguments_as_texts([called])
     assert as_text["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
@@ -83,8 +83,8 @@ def test_arguments_are_objects_however_they_are_written(arguments: Any) -> None:
 
 @pytest.mark.parametrize("choice", [{"weight": 0}, {"train": False}])
 def test_a_turn_can_be_left_unlearned(choice: dict[str, Any]) -> None:
-    found = conversation_of({"system": "s", "messages": [ASKED, {**SAID, **choice}, ASKED, {**SAID, "weight": 1}]})
-    assert found.unlearned == {2}
+    found = parse_conversation({"system": "s", "messages": [ASKED, {**SAID, **choice}, ASKED, {**SAID, "weight": 1}]})
+    assert found.masked == {2}
     assert found.messages[2] == SAID
 
 
@@ -125,5 +125,5 @@ def test_a_turn_can_be_left_unlearned(choice: dict[str, Any]) -> None:
 )
 def test_what_belongs_to_no_format_is_told_in_one_sentence(row: dict[str, Any], complaint: str) -> None:
     with pytest.raises(LitGPTError, match=complaint) as caught:
-        conversation_of(row)
+        parse_conversation(row)
     assert "\n" not in str(caught.value)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from litgpt.data.sft.encoding import Encoder
-from litgpt.data.sft.formats import Conversation, conversation_of
-from litgpt.data.sft.rendering import Writer
+from litgpt.data.sft.formats import Conversation, parse_conversation
+from litgpt.data.sft.rendering import Renderer
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer import Tokenizer
@@ -50,9 +50,9 @@ ALWAYS_DIFFERENT = (
 
 def learned(source: str, messages: list[dict[str, Any]], turns: str = "all") -> list[str]:
     """The words that are learned of a conversation in a template."""
-    part = Writer(ChatTemplate.from_source(source), turns).write(conversation_of({"messages": messages})).parts[0]
-    assert not isinstance(part.learned, bool)
-    return [part.text[start:end] for start, end in part.learned]
+    part = Renderer(ChatTemplate.from_source(source), turns).render(parse_conversation({"messages": messages})).parts[0]
+    assert not isinstance(part.target, bool)
+    return [part.text[start:end] for start, end in part.target]
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_arguments_go_as_text_to_a_template_that_expects_it() -> None:
 def test_tools_and_variables_reach_the_template() -> None:
     source = "{{ tools|length }}{{ mood }}" + CHATML
     row = {"messages": TURNS, "tools": [{"name": "f"}], "chat_template_kwargs": {"mood": "calm"}}
-    text = Writer(ChatTemplate.from_source(source)).write(conversation_of(row)).parts[0].text
+    text = Renderer(ChatTemplate.from_source(source)).render(parse_conversation(row)).parts[0].text
     assert text.startswith("1calm<|user|>")
 
 
 def test_a_style_writes_several_turns_in_parts() -> None:
-    parts = Writer(PromptStyle.from_name("chatml")).write(Conversation(TURNS)).parts
-    assert [part.text for part in parts if part.learned] == ["Yo<|im_end|>", "4"]
+    parts = Renderer(PromptStyle.from_name("chatml")).render(Conversation(TURNS)).parts
+    assert [part.text for part in parts if part.target] == ["Yo<|im_end|>", "4"]
     whole = PromptStyle.from_name("chatml").apply_messages(TURNS[:3])
     assert "".join(part.text for part in parts[:3]) == whole
 
@@ -131,9 +131,9 @@ def test_a_style_that_knows_no_turns_is_told() -> None:
         def apply(self, prompt: Any, *, sys_prompt: str | None = None, **kwargs: Any) -> str:
             return f"Q: {prompt} A: "
 
-    assert Writer(Question()).write(Conversation(TURNS[:2])).parts == [("Q: Hi A: ", False), ("Yo", True)]
+    assert Renderer(Question()).render(Conversation(TURNS[:2])).parts == [("Q: Hi A: ", False), ("Yo", True)]
     with pytest.raises(LitGPTError, match="single prompts, not conversations"):
-        Writer(Question()).write(Conversation(TURNS))
+        Renderer(Question()).render(Conversation(TURNS))
 
 
 def test_marks_and_tokens_are_those_of_transformers(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_marks_and_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     expected = theirs.apply_chat_template(
         messages, chat_template=MARKED, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    writer = Writer(ChatTemplate.from_source(MARKED))
-    (found,) = Encoder(writer, Tokenizer(assets)).encode([writer.write(Conversation(messages))])
+    renderer = Renderer(ChatTemplate.from_source(MARKED))
+    (found,) = Encoder(renderer.style, Tokenizer(assets)).encode([renderer.render(Conversation(messages))])
     ids, spans = found
     mask = [int(any(start <= i < end for start, end in spans)) for i in range(len(ids))]
     assert ids == expected["input_ids"] and mask == expected["assistant_masks"]
@@ -163,8 +163,8 @@ def test_without_offsets_a_place_is_where_the_tokens_part(stories260k: Path, tmp
         (tmp_path / name).write_bytes((stories260k / name).read_bytes())
     tokenizer = Tokenizer(tmp_path)
     assert tokenizer.backend == "sentencepiece"
-    writer = Writer(ChatTemplate.from_source(CHATML))
-    (found,) = Encoder(writer, tokenizer).encode([writer.write(Conversation(TURNS))])
+    renderer = Renderer(ChatTemplate.from_source(CHATML))
+    (found,) = Encoder(renderer.style, tokenizer).encode([renderer.render(Conversation(TURNS))])
     ids, spans = found
     assert [tokenizer.decode(ids[start:end]).strip() for start, end in spans] == ["Yo<end>", "4<end>"]
     assert ids[-1] == tokenizer.eos_id

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from litgpt.data.sft.formats import Row, kind_of_value
+from litgpt.data.sft.formats import Row, json_type
 from litgpt.errors import LitGPTError
 
 COMPRESSIONS = (".gz", ".zst")
@@ -20,14 +20,14 @@ MAX_CELL = 1 << 30
 """Characters of one CSV cell."""
 
 
-def kind_of(path: Path) -> str:
-    """The suffix that says how a file is written, that of a compression left out: `.jsonl` of `data.jsonl.gz`."""
+def format_suffix(path: Path) -> str:
+    """The suffix of a file's format, without that of a compression: `.jsonl` of `data.jsonl.gz`."""
     return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
-def unit_of(path: Path) -> str:
-    """What the numbers of `read_rows` count."""
-    return "row" if kind_of(path) == ".parquet" else "line"
+def location(path: Path, line: int) -> str:
+    """Where a row of `read_rows` is, for a message."""
+    return f"{path}, {'row' if format_suffix(path) == '.parquet' else 'line'} {line}"
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -37,15 +37,36 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         LitGPTError: No such file, of no known kind, or damaged; says in which line.
     """
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
-    if kind_of(path) not in readers:
+    if format_suffix(path) not in readers:
         missing = "" if path.exists() else ", and does not exist"
         raise LitGPTError(f"{path} is none of {', '.join(readers)}{missing}.")
     if not path.is_file():
         raise LitGPTError(f"There is no data file {path}.")
-    for line, row in readers[kind_of(path)](path):
+    for line, row in readers[format_suffix(path)](path):
         if not isinstance(row, dict):
-            raise LitGPTError(f"{path}, line {line}: a sample must be an object with keys, not {kind_of_value(row)}.")
+            raise LitGPTError(f"{path}, line {line}: a sample must be an object with keys, not {json_type(row)}.")
         yield line, row
+
+
+def read_texts(path: Path, key: str) -> Iterator[str]:
+    """The texts under a key of each row of a data file.
+
+    Raises:
+        LitGPTError: The file is damaged, or a row has no text; names the line.
+    """
+    for line, row in read_rows(path):
+        if not isinstance(row.get(key), str):
+            raise LitGPTError(f"{location(path, line)}: there is no text under the key {key!r}.")
+        yield row[key]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with line ends as they are.
+
+    Raises:
+        LitGPTError: It is not UTF-8; names the line.
+    """
+    return _decoded(path, path.read_bytes(), 1)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:

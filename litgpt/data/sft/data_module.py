@@ -1,4 +1,4 @@
-"""What all modules of instructions and conversations have in common: from files to tokenized samples.
+"""The base of all modules of instructions and conversations: from files to tokenized samples.
 
 Annotations are types here, not texts: a subclass in another file takes them over with the fields.
 """
@@ -7,29 +7,26 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from litgpt.data.base import DataModule, split_indices
-from litgpt.data.sft.encoding import Recipe, Store, encode_file, recipe_of
-from litgpt.data.sft.formats import Conversation, Row, instruction
-from litgpt.data.sft.rendering import Writer
-from litgpt.data.sft.samples import Fitting, NothingFits, SFTDataset, style_of
-from litgpt.data.storage.token_cache import cache_folder
+from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, encode_file, style_key
+from litgpt.data.sft.formats import Conversation, Row, parse_instruction
+from litgpt.data.sft.rendering import Renderer
+from litgpt.data.sft.samples import NoUsableSamples, SampleOptions, SFTDataset, resolve_style
+from litgpt.data.storage.token_cache import cache_folder, canonical_json, code_identity, content_hash
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
-
-if TYPE_CHECKING:
-    from litgpt.tokenizer import Tokenizer
 
 NEUTRAL = frozenset(
     "mask_prompt prompt_style ignore_index seed num_workers too_long cache_dir val_split_fraction".split()
 )
-"""Arguments that no token depends on, or (the style) that are looked at by themselves."""
+"""Arguments that no token depends on, or (the style) that have a key of their own."""
 
 
 @dataclass(kw_only=True)
 class SFTModule(DataModule):
-    """A source of instructions or conversations; a subclass says where files come from and what a row says."""
+    """A source of instructions or conversations; a subclass says where files come from and what a row means."""
 
     mask_prompt: bool = False
     """Learn the answers only, not the prompts."""
@@ -51,11 +48,11 @@ class SFTModule(DataModule):
             self.prompt_style = PromptStyle.from_name(self.prompt_style)
         if self.too_long not in ("cut", "drop"):
             raise LitGPTError(f"data.too_long is cut or drop, not {self.too_long!r}.")
-        self._recipe: Recipe | None = None
-        self._stores: dict[Path, Store] = {}
+        self._row_renderer: RowRenderer | None = None
+        self._shards: dict[Path, TokenizedShard] = {}
         self._files: tuple[list[Path], list[Path]] | None = None
 
-    # -- what a subclass says
+    # -- what a subclass defines
 
     def fetch(self) -> None:
         """Brings the files to where `files` finds them; one process does it for all."""
@@ -66,12 +63,12 @@ class SFTModule(DataModule):
         once."""
 
     def conversation(self, row: Row) -> Conversation:
-        """What a row of a file says.
+        """The conversation in a row of a file.
 
         Raises:
-            LitGPTError: It says nothing that can be learned.
+            LitGPTError: There is none.
         """
-        return instruction(row)
+        return parse_instruction(row)
 
     def options(self) -> dict[str, Any]:
         """The arguments that `conversation` depends on; of a class of the user's own all that may matter."""
@@ -83,25 +80,22 @@ class SFTModule(DataModule):
         """Share of the samples to validate on where there are no files for it."""
         return getattr(self, "val_split_fraction", None) or 0.05
 
-    # -- what all do
+    # -- what all share
 
-    def connect(
-        self, tokenizer: "Tokenizer | None" = None, batch_size: int = 1, max_seq_length: int | None = None
-    ) -> None:
-        super().connect(tokenizer, batch_size, max_seq_length)
-        self._recipe, self._stores, self._files = None, {}, None
-        if tokenizer is not None:
-            self.prompt_style = style_of(self.prompt_style, tokenizer)
+    def on_connect(self) -> None:
+        self._row_renderer, self._shards, self._files = None, {}, None
+        if self.tokenizer is not None:
+            self.prompt_style = resolve_style(self.prompt_style, self.tokenizer)
 
     def prepare_data(self) -> None:
         self.fetch()
         for paths in self.found():
             if cache_folder(self.cache_dir) is not None:  # which the other processes then read
-                self.stores(paths)
+                self.shards(paths)
 
     def setup(self, stage: str = "") -> None:
         train_files, val_files = self.found()
-        train, val = self.stores(train_files), self.stores(val_files)
+        train, val = self.shards(train_files), self.shards(val_files)
         chosen: tuple[list[int] | None, list[int] | None] = (None, None)
         if not val_files:
             chosen = split_indices(sum(map(len, train)), self.val_fraction(), self.seed)
@@ -116,19 +110,19 @@ class SFTModule(DataModule):
         if val_files or chosen[1]:
             try:
                 self.val_dataset = self._view(val, "validation", chosen[1])
-            except NothingFits:
-                self.say(
+            except NoUsableSamples:
+                self.log(
                     f"No validation: no prompt of its samples leaves room for an answer in {self.max_seq_length} "
                     "tokens."
                 )
 
     def found(self) -> tuple[list[Path], list[Path]]:
-        """`files`, looked for once."""
+        """`files`, called once."""
         if self._files is None:
             self._files = self.files()
         return self._files
 
-    def recipe(self) -> Recipe:
+    def row_renderer(self) -> RowRenderer:
         """How rows become tokens.
 
         Raises:
@@ -136,24 +130,26 @@ class SFTModule(DataModule):
         """
         if self.tokenizer is None:
             raise LitGPTError("These samples need a tokenizer: call connect(tokenizer=...) before setup().")
-        if self._recipe is None:
+        if self._row_renderer is None:
             assert isinstance(self.prompt_style, PromptStyle)
-            writer = Writer(self.prompt_style, getattr(self, "turns", "all"))
-            self._recipe = recipe_of(writer, self.conversation, self.options())
-        return self._recipe
+            renderer = Renderer(self.prompt_style, getattr(self, "turns", "all"))
+            parts = (code_identity(self), canonical_json(self.options()), style_key(renderer.style))
+            key = content_hash(*parts, renderer.turns.encode()).encode()
+            self._row_renderer = RowRenderer(self.conversation, renderer, key)
+        return self._row_renderer
 
-    def stores(self, paths: Sequence[Path]) -> list[Store]:
+    def shards(self, paths: Sequence[Path]) -> list[TokenizedShard]:
         """The samples of files as tokens; each file is read once."""
-        recipe, folder = self.recipe(), cache_folder(self.cache_dir)
+        row_renderer, folder = self.row_renderer(), cache_folder(self.cache_dir)
         assert self.tokenizer is not None
         for path in paths:
-            if path not in self._stores:
-                self._stores[path] = encode_file(path, recipe, self.tokenizer, folder)
-        return [self._stores[path] for path in paths]
+            if path not in self._shards:
+                self._shards[path] = encode_file(path, row_renderer, self.tokenizer, folder)
+        return [self._shards[path] for path in paths]
 
-    def _view(self, stores: list[Store], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
-        fitting = Fitting(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long)
-        dataset = SFTDataset.of(stores, self.recipe(), fitting, chosen)
-        for sentence in dataset.losses(purpose):
-            self.say(sentence)
+    def _view(self, shards: list[TokenizedShard], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
+        options = SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long)
+        dataset = SFTDataset.from_shards(shards, self.row_renderer(), options, chosen)
+        for sentence in dataset.unused(purpose):
+            self.log(sentence)
         return dataset

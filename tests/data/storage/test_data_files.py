@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.data.storage.files import read_rows
+from litgpt.data.storage.data_files import read_rows
 from litgpt.errors import LitGPTError
 
 ROWS = [{"prompt": f"What is\n{number}?", "completion": str(number)} for number in range(4)]

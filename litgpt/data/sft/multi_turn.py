@@ -1,4 +1,4 @@
-"""What Deita and LIMA share: conversations, of which LitGPT takes the first question and answer."""
+"""The base of Deita and LIMA: conversations, of which LitGPT takes the first question and answer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from litgpt.data.sft.formats import Conversation, Message
-from litgpt.data.sft.module import SFTModule
+from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.formats import Conversation
+from litgpt.prompts.base import Message
 
 
 @dataclass
-class TurnsModule(SFTModule):
+class MultiTurnModule(SFTModule):
     """A source of conversations of several turns."""
 
     include_multiturn_conversations: bool = False
@@ -20,9 +21,9 @@ class TurnsModule(SFTModule):
     def options(self) -> dict[str, Any]:
         return {"multiturn": self.include_multiturn_conversations}
 
-    def chosen(self, messages: Sequence[Message]) -> Conversation:
-        """The part of a conversation that is learned."""
+    def selected(self, messages: Sequence[Message]) -> Conversation:
+        """The whole conversation, or its first question and answer."""
         if self.include_multiturn_conversations:
             return Conversation(messages)
-        answer = next((place for place, m in enumerate(messages) if m.get("role") == "assistant"), len(messages))
+        answer = next((index for index, m in enumerate(messages) if m.get("role") == "assistant"), len(messages))
         return Conversation(messages[: answer + 1])

@@ -1,4 +1,4 @@
-"""Several data sets as one: behind one another, or mixed by weights."""
+"""Several data sets as one: concatenated, or mixed by weights."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from itertools import accumulate
 from typing import Any
 
 
-class Joined:
-    """Data sets one behind the other."""
+class ConcatDataset:
+    """Data sets one after the other."""
 
     def __init__(self, datasets: Sequence[Any]) -> None:
         self.datasets = list(datasets)
         self._ends = list(accumulate(map(len, self.datasets)))
 
     def epoch(self, n: int) -> None:
-        """Tells the data sets, those that ask for it."""
-        for dataset in self.datasets:
-            if hasattr(dataset, "epoch"):
-                dataset.epoch(n)
+        """Starts epoch `n` of the data sets that have epochs."""
+        _start_epoch(self.datasets, n)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sample."""
         return [length for dataset in self.datasets for length in dataset.lengths]
 
-    def place(self, index: int) -> tuple[Any, int]:
+    def _locate(self, index: int) -> tuple[Any, int]:
         """The data set that a sample comes from, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -35,23 +33,23 @@ class Joined:
 
     @property
     def prompt_style(self) -> Any:
-        """How the samples of the first data set are put into words; None: they aren't."""
+        """How the samples of the first data set are rendered; None: they aren't."""
         return getattr(self.datasets[0], "prompt_style", None)
 
     def question(self, index: int) -> tuple[str, str] | None:
         """As `SFTDataset.question`; None where the data set has no questions."""
-        dataset, own = self.place(index)
+        dataset, own = self._locate(index)
         return dataset.question(own) if hasattr(dataset, "question") else None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Any:
-        dataset, own = self.place(index)
+        dataset, own = self._locate(index)
         return dataset[own]
 
 
-class Mixed:
+class MixedDataset:
     """Data sets mixed by weights: each epoch has the same number of samples of each.
 
     A data set is gone through again and again in orders drawn from the seed, each sample once before any comes a second
@@ -74,30 +72,28 @@ class Mixed:
     def epoch(self, n: int) -> None:
         """Chooses the samples of epoch `n`, the same for the same seed and `n`."""
         self._number, self._orders = n, {}
-        for dataset in self.datasets:
-            if hasattr(dataset, "epoch"):
-                dataset.epoch(n)
+        _start_epoch(self.datasets, n)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sample of the epoch."""
         own = [dataset.lengths for dataset in self.datasets]
-        return [own[which][sample] for which, sample in map(self._place, range(len(self)))]
+        return [own[which][sample] for which, sample in map(self._locate, range(len(self)))]
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         """Which data set, and which of its samples."""
         which = bisect_right(self._ends, index)
         count, size = self.counts[which], len(self.datasets[which])
         position = self._number * count + index - (self._ends[which] - count)
-        turn, place = divmod(position, size)
-        if (which, turn) not in self._orders:
-            self._orders[which, turn] = self._order(which, turn, size)
-        return which, self._orders[which, turn][place]
+        pass_, offset = divmod(position, size)
+        if (which, pass_) not in self._orders:
+            self._orders[which, pass_] = self._order(which, pass_, size)
+        return which, self._orders[which, pass_][offset]
 
-    def _order(self, which: int, turn: int, size: int) -> list[int]:
+    def _order(self, which: int, pass_: int, size: int) -> list[int]:
         import torch
 
-        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + turn) * 1_009 + which) % 2**63)
+        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + pass_) * 1_009 + which) % 2**63)
         return torch.randperm(size, generator=generator).tolist()
 
     def __len__(self) -> int:
@@ -106,8 +102,14 @@ class Mixed:
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        which, sample = self._place(index)
+        which, sample = self._locate(index)
         return self.datasets[which][sample]
+
+
+def _start_epoch(datasets: Sequence[Any], n: int) -> None:
+    for dataset in datasets:
+        if hasattr(dataset, "epoch"):
+            dataset.epoch(n)
 
 
 def shares(weights: Sequence[float], size: int) -> list[int]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.sft.assistant_spans import Answers
+from litgpt.data.sft.assistant_spans import AssistantSpans
 from litgpt.data.sft.encoding import Encoder
-from litgpt.data.sft.formats import conversation_of
-from litgpt.data.sft.rendering import MARK, Writer
+from litgpt.data.sft.formats import parse_conversation
+from litgpt.data.sft.rendering import GENERATION_MARK, Renderer
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate
 from litgpt.tokenizer import Tokenizer
@@ -124,16 +124,16 @@ def test_every_answer_is_learned_and_nothing_else_or_it_is_an_error(shared_asset
     file = sorted((shared_assets / "chat_templates").glob("*.jinja"))[number]
     source = file.read_text(encoding="utf-8")
     for conversation in CONVERSATIONS:
-        writer = Writer(ChatTemplate.from_source(source, bos_token="<s>", eos_token="</s>"))
+        renderer = Renderer(ChatTemplate.from_source(source, bos_token="<s>", eos_token="</s>"))
         try:
-            (part,) = writer.write(conversation_of(row_of(conversation))).parts
+            (part,) = renderer.render(parse_conversation(row_of(conversation))).parts
         except LitGPTError as error:
             assert conversation in REFUSED.get(file.stem, ()), (conversation, error)
             assert str(error).startswith("The chat template")
             continue
         assert conversation not in REFUSED.get(file.stem, ()), conversation
-        assert not isinstance(part.learned, bool)
-        learned = [part.text[start:end] for start, end in part.learned]
+        assert not isinstance(part.target, bool)
+        learned = [part.text[start:end] for start, end in part.target]
         assert not faults(part.text, learned, conversation), (conversation, learned)
 
 
@@ -149,13 +149,13 @@ def test_alike_turns_are_found_alike(shared_assets: Path, number: int) -> None:
         return template.render(said, add_generation_prompt=prompted, functions="[]", datetime="Monday")
 
     try:
-        together = Answers(messages, write)
+        together = AssistantSpans(messages, write)
     except LitGPTError:
         assert REFUSED[file.stem] == WITHOUT_TOOLS
         return
     for place in range(1, len(messages), 2):
-        alone = Answers(messages, write)
-        expected = alone._by_prefix(place) or alone._by_marks(place)
+        alone = AssistantSpans(messages, write)
+        expected = alone.search(place)
         assert expected is not None
         assert together.span(place) == expected
 
@@ -168,12 +168,12 @@ def test_templates_with_marks_have_the_mask_of_transformers(shared_assets: Path)
     tokenizer, compared = Tokenizer(assets), 0
     for file in sorted((shared_assets / "chat_templates").glob("*.jinja")):
         source = file.read_text(encoding="utf-8")
-        if not MARK.search(source):
+        if not GENERATION_MARK.search(source):
             continue
-        writer = Writer(ChatTemplate.from_source(source))
+        renderer = Renderer(ChatTemplate.from_source(source))
         for conversation in CONVERSATIONS:
             row = row_of(conversation)
-            ((ids, spans),) = Encoder(writer, tokenizer).encode([writer.write(conversation_of(row))])
+            ((ids, spans),) = Encoder(renderer.style, tokenizer).encode([renderer.render(parse_conversation(row))])
             expected = theirs.apply_chat_template(
                 row["messages"],
                 tools=row.get("tools"),
