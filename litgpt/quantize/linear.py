@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
-from litgpt.kernels.narrow import product_dtype
+from litgpt.kernels.linear import matmul_dtype
 from litgpt.model.moe import Experts
 from litgpt.quantize import kernels
 
@@ -45,7 +45,7 @@ class QuantizedLinear(nn.Linear):
 
     def product(self, rows: Tensor) -> Tensor:
         """`(M, I)` → `(M, O)`, without gradients and bias."""
-        dtype = product_dtype(rows)
+        dtype = matmul_dtype(rows)
         return F.linear(rows.to(dtype), self.dequantized(dtype)).to(rows.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.finetune import adapter_v2, lora
 from litgpt.generate.base import main as generate
-from litgpt.kernels.narrow import use_fast_linear
+from litgpt.kernels.linear import use_fast_linear
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantized, kernels, make_layer, quantize_model
