@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from litgpt.errors import LitGPTError, closest
-from litgpt.kernels.narrow import has_bfloat16
+from litgpt.kernels.linear import has_bfloat16
 from litgpt.quantize import check_quantization
 
 if TYPE_CHECKING:

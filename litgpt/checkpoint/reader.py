@@ -101,17 +101,17 @@ def fill(
     for name, tensor in weights:
         check_shape(name, tensor, expected[name].shape)
         if name in room:
-            room.pop(name).take(tensor.to(device))
+            room.pop(name).load_weight(tensor.to(device))
             continue
         if name in experts:  # at once: all of a model's would be in memory twice before they are stacked
             module, part, number = experts[name]
-            module.take(part, number, cast(name, tensor.to(device), dtype))
+            module.load_expert(part, number, cast(name, tensor.to(device), dtype))
             continue
         state[name] = cast(name, tensor.to(device), dtype)
         if quantize and state[name] is tensor:
             state[name] = tensor.clone()  # else this one would keep the map of a whole file, which was read, in memory
     if HEAD in room:
-        room.pop(HEAD).take(state[EMBEDDING])
+        room.pop(HEAD).load_weight(state[EMBEDDING])
     elif model.config.tie_embeddings and not isinstance(model.lm_head, QuantizedLinear):
         state[HEAD] = state[EMBEDDING]
     model.load_state_dict(state, assign=True, strict=not quantize and not experts)

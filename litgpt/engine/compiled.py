@@ -119,9 +119,9 @@ class _Columns(Span):
     places: Tensor | None = None
     upto: int = 0
 
-    def held(self, window: int | None, n_tokens: int) -> Tensor | None:
-        """As `Span.held`, for every row by itself."""
-        size = None if window is None else self.cache.rings.get(window)
+    def key_positions(self, window: int | None, n_tokens: int) -> Tensor | None:
+        """As `Span.key_positions`, for every row by itself."""
+        size = None if window is None else self.cache.ring_sizes.get(window)
         if size is None or self.places is None:
             return None
         last = self.places[:, None]

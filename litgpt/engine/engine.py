@@ -76,7 +76,7 @@ class Engine:
         self.at_once = max(chunk, LEAST_AT_ONCE)
         model.train(model.training)  # what was added to the model since, too
         use_fast_linear(model, headroom_bytes(self.device), slots * self.tokens_a_step)
-        check_cache_fits(self.cache_nbytes, slots, length, model.places)
+        check_cache_fits(self.cache_nbytes, slots, length, model.layer_devices)
         self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None
         self.error: BaseException | None = None
@@ -318,7 +318,7 @@ class Engine:
         overwrite."""
         for slot in range(first, self.slots):
             del self._filled[slot][self.length - 1 :]
-            self.cache.written[slot] = max(self.cache.written[slot], len(self._filled[slot]) + 1)
+            self.cache.filled_ends[slot] = max(self.cache.filled_ends[slot], len(self._filled[slot]) + 1)
         return [len(filled) for filled in self._filled[first:]]
 
     def _prefill(self) -> list[Tensor]:

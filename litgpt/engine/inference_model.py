@@ -150,7 +150,7 @@ class InferenceModel:
         """
         longest = self.model.max_seq_length
         if length is None:
-            length = longest_fit(partial(self.cache_nbytes, slots), longest, slots, self.model.places)
+            length = longest_fit(partial(self.cache_nbytes, slots), longest, slots, self.model.layer_devices)
         length = min(length, longest)
         if tell is not None:
             size = gigabytes(self.cache_nbytes(slots, length))

@@ -1,7 +1,7 @@
-"""Attention: what a token may look at, and the two ways of looking (grouped queries, latent keys and values).
+"""Attention: what a token attends to, and its two kinds (grouped queries, latent keys and values).
 
 B: batch, T: tokens, C: `n_embd`, N: `n_head`, G: `n_query_groups` (key-value heads), H: `head_size`,
-S: positions that attention looks at, R: dimensions of a head that rotate.
+S: positions of the keys, R: dimensions of a head that rotate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from litgpt.model.rope import apply_rope, attention_scale
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What every layer of one forward pass shares: where the tokens stand and what each of them may look at."""
+    """What every layer of one forward pass shares: where the tokens stand and what each of them attends to."""
 
     ropes: tuple[tuple[Tensor, Tensor], ...]
     """`cos` and `sin`, `(T, R)` or `(B, 1, T, R)`, for global and for local layers; none with learned positions."""
@@ -31,7 +31,7 @@ class AttentionContext:
     lengths: tuple[int, ...] | None = None
     """Packed documents: attention stays inside each."""
     span: Span | None = None
-    tuning: Tensor | None = None
+    query_factors: Tensor | None = None
     """What queries are multiplied with (`config.query_tuning`), `(T, 1)` or `(B, 1, T, 1)`, float32."""
 
     def to(self, device: torch.device) -> AttentionContext:
@@ -40,7 +40,7 @@ class AttentionContext:
             self,
             ropes=tuple((cos.to(device), sin.to(device)) for cos, sin in self.ropes),
             masks={window: None if mask is None else mask.to(device) for window, mask in self.masks.items()},
-            tuning=None if self.tuning is None else self.tuning.to(device),
+            query_factors=None if self.query_factors is None else self.query_factors.to(device),
         )
 
 
@@ -53,15 +53,17 @@ class Attention(nn.Module):
         self.layer = layer
         self.window = config.window(layer)
         self.scale = scale
-        self.rotates = not config.learned_positions and (config.rope_layers is None or bool(config.rope_layers[layer]))
+        self.uses_rope = not config.learned_positions and (
+            config.rope_layers is None or bool(config.rope_layers[layer])
+        )
         tuning = config.query_tuning
-        self.tuned = tuning is not None and not (tuning["unturned_only"] and self.rotates)
-        self.rope_kind = config.rope_indices[layer] if config.rope_indices else 0
+        self.scales_queries = tuning is not None and not (tuning["unturned_only"] and self.uses_rope)
+        self.rope_index = config.rope_indices[layer] if config.rope_indices else 0
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
 
     def apply_rope(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Rotates queries or keys `(B, heads, T, H)` to their positions."""
-        cos, sin = context.ropes[self.rope_kind]
+        cos, sin = context.ropes[self.rope_index]
         return apply_rope(x, cos, sin, self.config.rope_interleave)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
@@ -97,13 +99,13 @@ class Attention(nn.Module):
             mask = attention_mask(torch.arange(q.size(2), device=q.device), k.size(2), None, always=True)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
-        wide = torch.promote_types(scores.dtype, torch.float32)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
         if self.sinks is None:
-            return scores.softmax(dim=-1, dtype=wide).to(q.dtype) @ v
+            return scores.softmax(dim=-1, dtype=dtype).to(q.dtype) @ v
         # A sink takes its share of the attention and gives nothing (https://arxiv.org/abs/2309.17453).
         sinks = self.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        shares = torch.cat((scores, sinks), dim=-1).softmax(dim=-1, dtype=wide)
-        return shares[..., :-1].to(q.dtype) @ v
+        probabilities = torch.cat((scores, sinks), dim=-1).softmax(dim=-1, dtype=dtype)
+        return probabilities[..., :-1].to(q.dtype) @ v
 
 
 class CausalSelfAttention(Attention):
@@ -126,13 +128,13 @@ class CausalSelfAttention(Attention):
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         q, k, v, gate = self.project(x)
-        if self.rotates:
+        if self.uses_rope:
             q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
             if self.config.norm_turned:
                 q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
-        if self.tuned:
-            assert context.tuning is not None
-            q = (q * context.tuning).to(q.dtype)
+        if self.scales_queries:
+            assert context.query_factors is not None
+            q = (q * context.query_factors).to(q.dtype)
         if context.span is not None:
             k, v = context.span.extend(self.layer, k, v)  # (B, G, S, H)
         y = self.attend(q, k, v, context)
@@ -141,8 +143,8 @@ class CausalSelfAttention(Attention):
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they turn to their
-        positions; and the queries' gates, `(B, N, T, H)`."""
+        """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
+        their positions; and the queries' gates, `(B, N, T, H)`."""
         qkv = self.qkv(x)
         if self.config.qkv_clip is not None:
             qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
@@ -174,68 +176,66 @@ class MultiheadLatentAttention(Attention):
         assert config.latent_attention is not None
         sizes = config.latent_attention
         self.n_head = config.n_head
-        self.rank, self.plain = sizes["kv_lora_rank"], sizes["qk_nope_head_dim"]
-        self.turned, self.value = sizes["qk_rope_head_dim"], sizes["v_head_dim"]
-        super().__init__(config, layer, (self.plain + self.turned) ** -0.5 * attention_scale(config))
-        query = config.n_head * (self.plain + self.turned)
+        self.kv_rank, self.nope_dim = sizes["kv_lora_rank"], sizes["qk_nope_head_dim"]
+        self.rope_dim, self.v_dim = sizes["qk_rope_head_dim"], sizes["v_head_dim"]
+        super().__init__(config, layer, (self.nope_dim + self.rope_dim) ** -0.5 * attention_scale(config))
+        query = config.n_head * (self.nope_dim + self.rope_dim)
         if sizes["q_lora_rank"] is None:
             self.q_proj = nn.Linear(config.n_embd, query, bias=False)
         else:
             self.q_a_proj = nn.Linear(config.n_embd, sizes["q_lora_rank"], bias=config.attn_bias)
             self.q_a_norm = RMSNorm(sizes["q_lora_rank"], eps=1e-6)
             self.q_b_proj = nn.Linear(sizes["q_lora_rank"], query, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(config.n_embd, self.rank + self.turned, bias=config.attn_bias)
-        self.kv_a_norm = RMSNorm(self.rank, eps=1e-6)
-        self.kv_b_proj = nn.Linear(self.rank, config.n_head * (self.plain + self.value), bias=False)
-        self.proj = nn.Linear(config.n_head * self.value, config.n_embd, bias=config.attn_bias)
+        self.kv_a_proj_with_mqa = nn.Linear(config.n_embd, self.kv_rank + self.rope_dim, bias=config.attn_bias)
+        self.kv_a_norm = RMSNorm(self.kv_rank, eps=1e-6)
+        self.kv_b_proj = nn.Linear(self.kv_rank, config.n_head * (self.nope_dim + self.v_dim), bias=False)
+        self.proj = nn.Linear(config.n_head * self.v_dim, config.n_embd, bias=config.attn_bias)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         low_rank = self.config.latent_attention is not None and self.config.latent_attention["q_lora_rank"] is not None
         q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if low_rank else self.q_proj(x)
-        q = q.view(B, T, -1, self.plain + self.turned).transpose(1, 2)
-        q_plain, q_turned = q.split((self.plain, self.turned), dim=-1)  # (B, N, T, P), (B, N, T, R)
-        latent, k_turned = self.kv_a_proj_with_mqa(x).split((self.rank, self.turned), dim=-1)
-        q_turned, k_turned = (
-            self.apply_rope(q_turned, context),
-            self.apply_rope(k_turned[:, None], context),
-        )  # (B, 1, T, R)
-        held = torch.cat((self.kv_a_norm(latent)[:, None], k_turned), dim=-1)  # (B, 1, T, L + R)
+        q = q.view(B, T, -1, self.nope_dim + self.rope_dim).transpose(1, 2)
+        q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)  # (B, N, T, P), (B, N, T, R)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_rank, self.rope_dim), dim=-1)
+        q_rope = self.apply_rope(q_rope, context)
+        k_rope = self.apply_rope(k_rope[:, None], context)  # (B, 1, T, R)
+        kv = torch.cat((self.kv_a_norm(latent)[:, None], k_rope), dim=-1)  # (B, 1, T, L + R)
         if context.span is not None:
-            held, _ = context.span.extend(self.layer, held)  # (B, 1, S, L + R)
+            kv, _ = context.span.extend(self.layer, kv)  # (B, 1, S, L + R)
         if T == 1 and type(self.kv_b_proj) is nn.Linear:
-            y = self.attend_to_latents(q_plain, q_turned, held, context)
+            y = self.attend_absorbed(q_nope, q_rope, kv, context)
         else:
-            y = self.attend(torch.cat((q_plain, q_turned), dim=-1), *self.expand(held), context)
+            y = self.attend(torch.cat((q_nope, q_rope), dim=-1), *self.expand(kv), context)
         return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, D) → (B, T, C)
 
-    def expand(self, held: Tensor) -> tuple[Tensor, Tensor]:
-        """What is held of each token `(B, 1, S, L + R)` → keys `(B, N, S, P + R)` and values `(B, N, S, D)`."""
-        latent, k_turned = held.split((self.rank, self.turned), dim=-1)
-        made = self.kv_b_proj(latent[:, 0])
-        made = made.view(*made.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, N, S, P + D)
-        k_plain, v = made.split((self.plain, self.value), dim=-1)
-        return torch.cat((k_plain, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1), v
+    def expand(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """What the cache has of each token `(B, 1, S, L + R)` → keys `(B, N, S, P + R)` and values `(B, N, S, D)`."""
+        latent, k_rope = kv.split((self.kv_rank, self.rope_dim), dim=-1)
+        kv = self.kv_b_proj(latent[:, 0])
+        kv = kv.view(*kv.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, N, S, P + D)
+        k_nope, v = kv.split((self.nope_dim, self.v_dim), dim=-1)
+        return torch.cat((k_nope, k_rope.expand(-1, self.n_head, -1, -1)), dim=-1), v
 
-    def attend_to_latents(self, q_plain: Tensor, q_turned: Tensor, held: Tensor, context: AttentionContext) -> Tensor:
-        """The same for one new token a row, without making the keys and values of all before it: their making is moved
-        to the query and to the result."""
-        made = self.kv_b_proj.weight.view(self.n_head, self.plain + self.value, self.rank)
-        to_keys, to_values = made.split((self.plain, self.value), dim=1)  # (N, P, L), (N, D, L)
-        q = torch.cat((q_plain @ to_keys, q_turned), dim=-1)  # (B, N, 1, L + R)
-        return self.attend(q, held, held[..., : self.rank], context) @ to_values.mT  # (B, N, 1, D)
+    def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, kv: Tensor, context: AttentionContext) -> Tensor:
+        """The same for one new token a row, without the keys and values of all before it: the weight that makes them of
+        the latents is absorbed into the query and into the result."""
+        weight = self.kv_b_proj.weight.view(self.n_head, self.nope_dim + self.v_dim, self.kv_rank)
+        to_keys, to_values = weight.split((self.nope_dim, self.v_dim), dim=1)  # (N, P, L), (N, D, L)
+        q = torch.cat((q_nope @ to_keys, q_rope), dim=-1)  # (B, N, 1, L + R)
+        return self.attend(q, kv, kv[..., : self.kv_rank], context) @ to_values.mT  # (B, N, 1, D)
 
 
-SHORT = 256
-"""Tokens from which on bfloat16 is as fast as float32 where gradients are wanted of a CPU."""
+BF16_MIN_KEYS = 256
+"""Keys from which on bfloat16 is as fast as float32 in a backward pass on the CPU."""
 
 
 def trains_faster_in_float32(q: Tensor, k: Tensor) -> bool:
     """Whether attention's backward pass is slower than in float32: torch's own for bfloat16 on CPUs takes two to four
     times as long over short documents (16 to 160 tokens, on one with AMX), the casts included."""
-    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.size(2) < SHORT
-    return narrow and q.requires_grad and torch.is_grad_enabled()
+    bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return bf16_on_cpu and k.size(2) < BF16_MIN_KEYS and q.requires_grad and torch.is_grad_enabled()
 
 
 def query_factors(config: Config, positions: Tensor) -> Tensor | None:
@@ -262,7 +262,7 @@ def attention_mask(
     window: int | None,
     always: bool = False,
     chunked: bool = False,
-    held: Tensor | None = None,
+    key_positions: Tensor | None = None,
 ) -> Tensor | None:
     """True where a query sees a key.
 
@@ -272,17 +272,23 @@ def attention_mask(
         window: A query sees itself and the `window` - 1 tokens before it; None: all before it.
         always: Make the mask even where SDPA's own causal one does.
         chunked: The window doesn't slide: a query sees what is in its own block of `window` positions.
-        held: The keys' positions, `(1 or B, S)`, where they are others; below 0: nothing.
+        key_positions: `(1 or B, S)`, where they are others; below 0: no key.
 
     Returns:
         `(1 or B, 1, T, S)`; None where plain causal attention, or one last token that sees everything, needs no mask.
     """
     T = positions.size(-1)
-    if held is None and positions.dim() == 1 and (window is None or window >= end) and not always and T in (1, end):
+    if (
+        key_positions is None
+        and positions.dim() == 1
+        and (window is None or window >= end)
+        and not always
+        and T in (1, end)
+    ):
         return None
-    keys = torch.arange(end, device=positions.device) if held is None else held[:, None, None]
+    keys = torch.arange(end, device=positions.device) if key_positions is None else key_positions[:, None, None]
     distance = positions.reshape(-1, 1, T, 1) - keys
-    seen = distance >= 0 if held is None else (distance >= 0) & (keys >= 0)
+    seen = distance >= 0 if key_positions is None else (distance >= 0) & (keys >= 0)
     if window is None:
         return seen
     if chunked:

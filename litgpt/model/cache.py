@@ -1,7 +1,8 @@
 """Keys and values of tokens already seen, so that each new token is computed once; in layers of linear attention, their
 state after those tokens.
 
-S: slots (sequences held at the same time), G: key-value heads, L: positions a slot has room for, H: head size.
+S: slots (sequences cached at the same time), G: key-value heads, L: positions that a layer keeps of a slot,
+H: head size.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 
-LARGE = 2**20
-"""Bytes from which on a tensor of a cache takes memory page by page, as it fills."""
+LAZY_NBYTES = 2**20
+"""Bytes from which on a tensor of a cache is allocated lazily, page by page, as it fills."""
 
 
 class KVCache:
@@ -27,13 +28,13 @@ class KVCache:
 
     Args:
         config: Of the model.
-        slots: Sequences held at the same time.
+        slots: Sequences cached at the same time.
         length: Tokens of each.
         device: Where, for all layers or one by one.
         dtype: None: torch's default.
         ranks: Processes that share the model's key-value heads; each holds those of its own.
-        at_once: The most tokens that come at once. Layers with a sliding window then keep that many and a window's, a
-            new token in the place of the oldest. None: every layer keeps all.
+        max_chunk: The most tokens a sequence is extended by at once. Layers with a sliding window then keep that many
+            and a window's, a new token in the place of the oldest. None: every layer keeps all.
     """
 
     def __init__(
@@ -44,45 +45,46 @@ class KVCache:
         device: torch.device | str | Sequence[torch.device] | None = None,
         dtype: torch.dtype | None = None,
         ranks: int = 1,
-        at_once: int | None = None,
+        max_chunk: int | None = None,
     ) -> None:
         groups, key_size, value_size = kv_shape(config, ranks)
         devices = device if isinstance(device, Sequence) and not isinstance(device, str) else [device] * config.n_layer
-        places = [(room(config, layer, length, at_once), place) for layer, place in enumerate(devices)]
+        sizes = [cached_positions(config, layer, length, max_chunk) for layer in range(config.n_layer)]
+        layers = list(zip(sizes, devices, strict=True))
         # One tensor a layer: compilers copy a single stacked one whole at each write.
-        self.keys = [_zeros((slots, groups, L, key_size), place, dtype) for L, place in places]
+        self.keys = [_zeros((slots, groups, L, key_size), on, dtype) for L, on in layers]
         if config.latent_attention is None:
-            self.values = [_zeros((slots, groups, L, value_size), place, dtype) for L, place in places]
+            self.values = [_zeros((slots, groups, L, value_size), on, dtype) for L, on in layers]
         else:
             self.values = [keys[..., :value_size] for keys in self.keys]  # the latent is both
-        self.held = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
+        self.kv_tensors = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
         """Every tensor of keys and values there is, once, `(slots, G, length, ...)`."""
         self.states = {
-            layer: [_zeros((slots, *shape), place, kind) for shape, kind in state_shapes(config, dtype)]
-            for layer, place in enumerate(devices)
+            layer: [_zeros((slots, *shape), on, kind) for shape, kind in state_shapes(config, dtype)]
+            for layer, on in enumerate(devices)
             if config.linear(layer)
         }
-        """By number of a layer of linear attention: the convolution's last inputs and the memory, `(slots, ...)`."""
-        self.reached = [0] * slots
-        """The position that each slot's states are at; -1: they are of no use."""
-        self.rings = {
+        """By layer of linear attention: the convolution's last inputs and the recurrent state, `(slots, ...)`."""
+        self.state_positions = [0] * slots
+        """The position that each slot's states are at; -1: they can't be used."""
+        self.ring_sizes = {
             window: L
-            for layer, (L, _) in enumerate(places)
+            for layer, L in enumerate(sizes)
             if (window := config.window(layer)) is not None and not config.linear(layer) and length > L
         }
         """By window: the positions that its layers have room for, where that is less than `length`."""
-        self.written = [0] * slots
+        self.filled_ends = [0] * slots
         """One past the furthest position written in each slot since it was begun."""
-        self.at_once = at_once
+        self.max_chunk = max_chunk
         self.slots = slots
         self.length = length
 
     def resumable(self, slot: int, position: int) -> bool:
         """Whether the sequence in a slot can go on from a position that it reached before."""
-        if position and not self.rewindable and position != self.reached[slot]:
+        if position and not self.rewindable and position != self.state_positions[slot]:
             return False
-        oldest = max(0, position - max(self.rings, default=0) + 1)
-        return position == 0 or all(oldest >= self.written[slot] - room for room in self.rings.values())
+        oldest = max(0, position - max(self.ring_sizes, default=0) + 1)
+        return position == 0 or all(oldest >= self.filled_ends[slot] - size for size in self.ring_sizes.values())
 
     @property
     def rewindable(self) -> bool:
@@ -91,25 +93,25 @@ class KVCache:
 
     def swap(self, a: int, b: int, n_tokens: int) -> None:
         """Exchanges two slots, of which at most the first `n_tokens` positions are filled."""
-        for tensor in self.held:
+        for tensor in self.kv_tensors:
             tensor[[a, b], :, :n_tokens] = tensor[[b, a], :, :n_tokens]
         for tensor in (tensor for states in self.states.values() for tensor in states):
             tensor[[a, b]] = tensor[[b, a]]
-        self.reached[a], self.reached[b] = self.reached[b], self.reached[a]
-        self.written[a], self.written[b] = self.written[b], self.written[a]
+        self.state_positions[a], self.state_positions[b] = self.state_positions[b], self.state_positions[a]
+        self.filled_ends[a], self.filled_ends[b] = self.filled_ends[b], self.filled_ends[a]
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Makes the first `n_tokens` positions of a slot those of another; all that are filled unless `rewindable`."""
-        for tensor in self.held:
+        for tensor in self.kv_tensors:
             tensor[target, :, :n_tokens] = tensor[source, :, :n_tokens]
         for tensor in (tensor for states in self.states.values() for tensor in states):
             tensor[target] = tensor[source]
-        self.reached[target] = self.reached[source]
-        self.written[target] = self.written[source] if self.rings else n_tokens
+        self.state_positions[target] = self.state_positions[source]
+        self.filled_ends[target] = self.filled_ends[source] if self.ring_sizes else n_tokens
 
     @staticmethod
     def nbytes(
-        config: Config, slots: int, length: int, dtype: torch.dtype, ranks: int = 1, at_once: int | None = None
+        config: Config, slots: int, length: int, dtype: torch.dtype, ranks: int = 1, max_chunk: int | None = None
     ) -> int:
         """Bytes a cache of this size takes, on each of `ranks` processes."""
         groups, key_size, value_size = kv_shape(config, ranks)
@@ -117,24 +119,24 @@ class KVCache:
         n_linear = sum(config.linear(layer) for layer in range(config.n_layer))
         states = state_shapes(config, dtype) if n_linear else ()
         state = sum(math.prod(shape) * kind.itemsize for shape, kind in states)
-        positions = sum(room(config, layer, length, at_once) for layer in range(config.n_layer))
+        positions = sum(cached_positions(config, layer, length, max_chunk) for layer in range(config.n_layer))
         return slots * (n_linear * state + positions * groups * size * dtype.itemsize)
 
 
-def room(config: Config, layer: int, length: int, at_once: int | None) -> int:
+def cached_positions(config: Config, layer: int, length: int, max_chunk: int | None) -> int:
     """Positions of a sequence of `length` tokens that a layer keeps at a time."""
     if config.linear(layer):
         return 0
     window = config.window(layer)
-    return length if window is None or at_once is None else min(length, window + at_once)
+    return length if window is None or max_chunk is None else min(length, window + max_chunk)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-    """Zeros; on a CPU, large ones cost no memory until they are written to. (torch's own cost all at once, and numpy's
+    """Zeros; on a CPU, large ones take no memory until they are written to. (torch's own take all at once, and numpy's
     two megabytes for each sequence's first token.)"""
     dtype = dtype or torch.get_default_dtype()
     nbytes = math.prod(shape) * dtype.itemsize
-    if torch.device(device or "cpu").type != "cpu" or nbytes < LARGE or not hasattr(mmap, "MAP_PRIVATE"):
+    if torch.device(device or "cpu").type != "cpu" or nbytes < LAZY_NBYTES or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(shape, device=device, dtype=dtype)
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
@@ -152,13 +154,13 @@ def kv_shape(config: Config, ranks: int = 1) -> tuple[int, int, int]:
 
 def state_shapes(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """Shape and type of what a layer of linear attention keeps of a sequence: its convolution's last inputs, and the
-    memory, which is a sum over all tokens, in float32 at least."""
-    sizes, narrow = config.linear_attention, dtype or torch.get_default_dtype()
+    recurrent state, which is a sum over all tokens, in float32 at least."""
+    sizes = config.linear_attention
     assert sizes is not None
     channels = 2 * sizes["n_key_heads"] * sizes["key_size"] + sizes["n_value_heads"] * sizes["value_size"]
-    memory = sizes["n_value_heads"], sizes["key_size"], sizes["value_size"]
-    wide = torch.promote_types(narrow, torch.float32)
-    return ((channels, sizes["kernel_size"] - 1), narrow), (memory, wide)
+    recurrent = sizes["n_value_heads"], sizes["key_size"], sizes["value_size"]
+    dtype = dtype or torch.get_default_dtype()
+    return ((channels, sizes["kernel_size"] - 1), dtype), (recurrent, torch.promote_types(dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -191,23 +193,23 @@ class Span:
             if start == 0:
                 for tensor in (tensor for states in self.cache.states.values() for tensor in states):
                     tensor[slot].zero_()
-            elif start != self.cache.reached[slot]:
+            elif start != self.cache.state_positions[slot]:
                 raise LitGPTError(
                     f"Linear attention can't go on from position {start}: its state in slot {slot} of the cache is at"
-                    f" {self.cache.reached[slot]}; begin at 0."
+                    f" {self.cache.state_positions[slot]}; begin at 0."
                 )
-            self.cache.reached[slot] = -1  # until all layers are through
+            self.cache.state_positions[slot] = -1  # until all layers are through
 
     def finish(self, n_tokens: int) -> None:
         """After the layers."""
         for slot, start in enumerate(self.starts, self.rows.start):
-            self.cache.reached[slot] = start + n_tokens
-            self.cache.written[slot] = max(start + n_tokens, self.cache.written[slot] if start else 0)
+            self.cache.state_positions[slot] = start + n_tokens
+            self.cache.filled_ends[slot] = max(start + n_tokens, self.cache.filled_ends[slot] if start else 0)
 
-    def held(self, window: int | None, n_tokens: int) -> Tensor | None:
+    def key_positions(self, window: int | None, n_tokens: int) -> Tensor | None:
         """The positions of what `extend` returns in layers with this window, `(B or 1, S)`, below 0 where there is
         nothing; None: 0 ... `end` - 1."""
-        size = None if window is None else self.cache.rings.get(window)
+        size = None if window is None else self.cache.ring_sizes.get(window)
         if size is None or self.end(n_tokens) <= size:
             return None
         device = self.cache.keys[0].device
@@ -216,10 +218,10 @@ class Span:
         return last - (last - torch.arange(size, device=device)) % size
 
     def state(self, layer: int) -> list[Tensor]:
-        """The convolution's last inputs `(B, channels, kernel - 1)` and the memory `(B, heads, keys, values)`."""
+        """The convolution's last inputs `(B, channels, kernel - 1)`, the recurrent state `(B, heads, keys, values)`."""
         return [tensor[self.rows] for tensor in self.cache.states[layer]]
 
-    def keep(self, layer: int, *states: Tensor) -> None:
+    def store_state(self, layer: int, *states: Tensor) -> None:
         """Stores what `state` gives next time."""
         for tensor, state in zip(self.cache.states[layer], states, strict=True):
             tensor[self.rows] = state
@@ -228,7 +230,7 @@ class Span:
     def _indices(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
         """Rows and where each starts, on every device that has layers."""
         rows, starts = torch.arange(len(self.starts)), torch.tensor(self.starts)
-        return {place: (rows.to(place), starts.to(place)) for place in {keys.device for keys in self.cache.keys}}
+        return {on: (rows.to(on), starts.to(on)) for on in {keys.device for keys in self.cache.keys}}
 
     def extend(self, layer: int, k: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Stores new keys and values `(B, G, T, H)`; returns the filled part of these slots, `(B, G, end, H)` each."""
@@ -239,24 +241,25 @@ class Span:
         end = self.end(k.size(2))  # a ring has fewer positions, and gives them all
         return keys[:, :, :end], values[:, :, :end]
 
-    def _write(self, held: Tensor, new: Tensor) -> None:
+    def _write(self, cached: Tensor, new: Tensor) -> None:
         n_tokens = new.size(2)
         if len(set(self.starts)) == 1:
-            self._place(held, new, self.starts[0])
+            self._write_rows(cached, new, self.starts[0])
         elif n_tokens == 1:
-            rows, starts = self._indices[held.device]
-            held[rows, :, starts if held.size(2) == self.cache.length else starts % held.size(2)] = new[:, :, 0]
+            rows, starts = self._indices[cached.device]
+            size = cached.size(2)
+            cached[rows, :, starts if size == self.cache.length else starts % size] = new[:, :, 0]
         else:
             for row, start in enumerate(self.starts):
-                self._place(held[row : row + 1], new[row : row + 1], start)
+                self._write_rows(cached[row : row + 1], new[row : row + 1], start)
 
-    def _place(self, held: Tensor, new: Tensor, start: int) -> None:
+    def _write_rows(self, cached: Tensor, new: Tensor, start: int) -> None:
         """Writes `(B, G, T, H)` from position `start` on; in a ring, over its end to its beginning."""
-        size, n_tokens = held.size(2), new.size(2)
-        if size < self.cache.length and self.cache.at_once is not None and n_tokens > self.cache.at_once:
-            raise LitGPTError(f"This cache takes {self.cache.at_once} tokens at once, not {n_tokens}.")
+        size, n_tokens = cached.size(2), new.size(2)
+        if size < self.cache.length and self.cache.max_chunk is not None and n_tokens > self.cache.max_chunk:
+            raise LitGPTError(f"This cache takes {self.cache.max_chunk} tokens at once, not {n_tokens}.")
         at = start % size if size < self.cache.length else start
         first = min(n_tokens, size - at)
-        held[:, :, at : at + first] = new[:, :, :first]
+        cached[:, :, at : at + first] = new[:, :, :first]
         if first < n_tokens:
-            held[:, :, : n_tokens - first] = new[:, :, first:]
+            cached[:, :, : n_tokens - first] = new[:, :, first:]

@@ -1,4 +1,4 @@
-"""Attention without keys and values: each head keeps one matrix, which every token corrects a little.
+"""Attention without keys and values: each head keeps one matrix, its state, which every token corrects a little.
 
 Gated delta networks (Yang et al. 2024, https://arxiv.org/abs/2412.06464):
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from litgpt.config import Config
 from litgpt.model.attention import AttentionContext
-from litgpt.model.norm import RMSNorm, widened
+from litgpt.model.norm import RMSNorm, upcast
 
 CHUNK = 64
 """Tokens that are computed together, by products of matrices."""
@@ -32,17 +32,17 @@ class GatedDeltaNet(nn.Module):
         assert config.linear_attention is not None
         sizes = config.linear_attention
         self.layer = layer
-        self.keys, self.key_size = sizes["n_key_heads"], sizes["key_size"]
-        self.values, self.value_size = sizes["n_value_heads"], sizes["value_size"]
-        self.rows = config.qkv_rows(layer)
-        channels, width = sum(self.rows), self.rows[2]
+        self.n_key_heads, self.key_size = sizes["n_key_heads"], sizes["key_size"]
+        self.n_value_heads, self.value_size = sizes["n_value_heads"], sizes["value_size"]
+        self.qkv_rows = config.qkv_rows(layer)
+        channels, width = sum(self.qkv_rows), self.qkv_rows[2]
         self.qkv = nn.Linear(config.n_embd, channels, bias=False)  # rows: [Q | K | V]
         self.gate = nn.Linear(config.n_embd, width, bias=False)
-        self.beta = nn.Linear(config.n_embd, self.values, bias=False)
-        self.decay = nn.Linear(config.n_embd, self.values, bias=False)
+        self.beta = nn.Linear(config.n_embd, self.n_value_heads, bias=False)
+        self.decay = nn.Linear(config.n_embd, self.n_value_heads, bias=False)
         self.conv = nn.Conv1d(channels, channels, sizes["kernel_size"], groups=channels, bias=False)
-        self.dt_bias = nn.Parameter(torch.empty(self.values))
-        self.A_log = nn.Parameter(torch.empty(self.values))
+        self.dt_bias = nn.Parameter(torch.empty(self.n_value_heads))
+        self.A_log = nn.Parameter(torch.empty(self.n_value_heads))
         self.norm = RMSNorm(self.value_size, config.norm_eps)
         self.proj = nn.Linear(width, config.n_embd, bias=False)
         self.reset_parameters()
@@ -57,39 +57,40 @@ class GatedDeltaNet(nn.Module):
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         decay = self.decay(x)
-        kept = -widened(self.A_log).exp() * F.softplus(widened(decay) + self.dt_bias)  # log a, (B, T, N)
-        qkv, corrected = self.qkv(x), widened(self.beta(x)).sigmoid()  # (B, T, W), (B, T, N)
+        log_decay = -upcast(self.A_log).exp() * F.softplus(upcast(decay) + self.dt_bias)  # log a, (B, T, N)
+        qkv, beta = self.qkv(x), upcast(self.beta(x)).sigmoid()  # (B, T, W), (B, T, N)
         if context.lengths is None:
-            y = self.mix(qkv, kept, corrected, context)
+            y = self.mix(qkv, log_decay, beta, context)
         else:  # each document begins with nothing
-            documents = zip(*(part.split(context.lengths, dim=1) for part in (qkv, kept, corrected)), strict=True)
+            documents = zip(*(part.split(context.lengths, dim=1) for part in (qkv, log_decay, beta)), strict=True)
             y = torch.cat([self.mix(q, a, b, context) for q, a, b in documents], dim=1)
-        gate = self.gate(x).view(B, T, self.values, self.value_size)
-        y = self.norm(y.to(x.dtype)) * F.silu(widened(gate))  # (B, T, N, D)
+        gate = self.gate(x).view(B, T, self.n_value_heads, self.value_size)
+        y = self.norm(y.to(x.dtype)) * F.silu(upcast(gate))  # (B, T, N, D)
         return self.proj(y.to(x.dtype).flatten(2))
 
-    def mix(self, qkv: Tensor, kept: Tensor, corrected: Tensor, context: AttentionContext) -> Tensor:
-        """What the heads find, `(B, T, N, D)`, going on from the state in the cache, if there is one."""
+    def mix(self, qkv: Tensor, log_decay: Tensor, beta: Tensor, context: AttentionContext) -> Tensor:
+        """The heads' outputs, `(B, T, N, D)`, going on from the state in the cache, if there is one."""
         B, T, _ = qkv.shape
         new = qkv.mT  # (B, W, T)
         if context.span is None:
-            tail = new.new_zeros(B, new.size(1), self.conv.kernel_size[0] - 1)
-            memory = kept.new_zeros(B, self.values, self.key_size, self.value_size)
+            conv_state = new.new_zeros(B, new.size(1), self.conv.kernel_size[0] - 1)
+            state = log_decay.new_zeros(B, self.n_value_heads, self.key_size, self.value_size)
         else:
-            tail, memory = context.span.state(self.layer)
-        seen = torch.cat((tail.to(new.dtype), new), dim=-1)
-        mixed = F.silu(self.conv(seen)).mT  # (B, T, W)
+            conv_state, state = context.span.state(self.layer)
+        conv_input = torch.cat((conv_state.to(new.dtype), new), dim=-1)
+        mixed = F.silu(self.conv(conv_input)).mT  # (B, T, W)
         q, k, v = (
-            part.unflatten(-1, (-1, size)) for part, size in zip(mixed.split(self.rows, -1), self.sizes, strict=True)
+            part.unflatten(-1, (-1, size))
+            for part, size in zip(mixed.split(self.qkv_rows, -1), self.sizes, strict=True)
         )
-        repeats = self.values // self.keys
-        q, k = (unit(part).repeat_interleave(repeats, dim=2).transpose(1, 2) for part in (q, k))  # (B, N, T, P)
+        repeats = self.n_value_heads // self.n_key_heads
+        q, k = (l2_norm(part).repeat_interleave(repeats, dim=2).transpose(1, 2) for part in (q, k))  # (B, N, T, P)
         with torch.autocast(qkv.device.type, enabled=False):  # sums over all tokens so far
-            y, memory = gated_delta_rule(
-                q * self.key_size**-0.5, k, widened(v).transpose(1, 2), kept.mT, corrected.mT, memory
+            y, state = gated_delta_rule(
+                q * self.key_size**-0.5, k, upcast(v).transpose(1, 2), log_decay.mT, beta.mT, state
             )
         if context.span is not None:
-            context.span.keep(self.layer, seen[..., T:], memory)
+            context.span.store_state(self.layer, conv_input[..., T:], state)
         return y.transpose(1, 2)
 
     @property
@@ -98,53 +99,54 @@ class GatedDeltaNet(nn.Module):
         return self.key_size, self.key_size, self.value_size
 
 
-def unit(x: Tensor) -> Tensor:
+def l2_norm(x: Tensor) -> Tensor:
     """`x` at length 1, in float32 at least."""
-    x = widened(x)
+    x = upcast(x)
     return x * (x.square().sum(dim=-1, keepdim=True) + 1e-6).rsqrt()
 
 
 def gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, corrected: Tensor, memory: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Queries on a memory that every token corrects first, chunk by chunk (section 3.3 of the paper).
+    """Queries on a state that every token corrects first, chunk by chunk (section 3.3 of the paper).
 
     Args:
         q: `(B, N, T, P)`.
         k: As `q`, of length 1.
         v: `(B, N, T, D)`.
-        kept: The logarithm of how much of the memory each token keeps, `(B, N, T)`.
-        corrected: How much of what is wrong in the memory each token corrects, `(B, N, T)`.
-        memory: Before the first token, `(B, N, P, D)`.
+        log_decay: The logarithm of how much of the state each token keeps, `(B, N, T)`.
+        beta: How much of what is wrong in the state each token corrects, `(B, N, T)`.
+        state: Before the first token, `(B, N, P, D)`.
 
     Returns:
-        What was found, `(B, N, T, D)`, and the memory after the last token.
+        The outputs, `(B, N, T, D)`, and the state after the last token.
     """
     T = q.size(2)
     length = min(CHUNK, T)
     if T == 1:
-        memory = kept.exp()[..., None] * memory
-        wrong = v - k @ memory  # (B, N, 1, D)
-        memory = memory + k.mT @ (corrected[..., None] * wrong)
-        return q @ memory, memory
+        state = log_decay.exp()[..., None] * state
+        error = v - k @ state  # (B, N, 1, D)
+        state = state + k.mT @ (beta[..., None] * error)
+        return q @ state, state
     q, k, v = (F.pad(part, (0, 0, 0, -T % length)).unflatten(2, (-1, length)) for part in (q, k, v))  # (B, N, M, L, …)
-    kept, corrected = (F.pad(part, (0, -T % length)).unflatten(2, (-1, length)) for part in (kept, corrected))
-    fading = kept.cumsum(dim=-1)  # (B, N, M, L): since the chunk began
+    log_decay, beta = (F.pad(part, (0, -T % length)).unflatten(2, (-1, length)) for part in (log_decay, beta))
+    log_decay_sum = log_decay.cumsum(dim=-1)  # (B, N, M, L): since the chunk began
     future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    between = (fading[..., None] - fading[..., None, :]).masked_fill(future, -torch.inf).exp()  # (B, N, M, L, L)
+    log_decay_between = (log_decay_sum[..., None] - log_decay_sum[..., None, :]).masked_fill(future, -torch.inf)
+    decay_between = log_decay_between.exp()  # (B, N, M, L, L)
     # A token's correction depends on those before it in the chunk: a triangular system, solved for all at once: for
-    # the values, and for what the chunk's first memory has at their keys.
-    eager = corrected[..., None] * k
-    sought = torch.cat((corrected[..., None] * v, fading.exp()[..., None] * eager), dim=-1)
-    system = eager @ k.mT * between
-    solved = torch.linalg.solve_triangular(system, sought, upper=False, unitriangular=True)
-    wanted, known = solved.split((v.size(-1), k.size(-1)), dim=-1)
-    inside, q = q @ k.mT * between, q * fading.exp()[..., None]
-    rest = fading[..., -1:]
-    k = k * (rest - fading).exp()[..., None]
-    found = []
+    # the values, and for what the chunk's first state has at their keys.
+    beta_k = beta[..., None] * k
+    right_side = torch.cat((beta[..., None] * v, log_decay_sum.exp()[..., None] * beta_k), dim=-1)
+    system = beta_k @ k.mT * decay_between
+    solved = torch.linalg.solve_triangular(system, right_side, upper=False, unitriangular=True)
+    new_values, state_keys = solved.split((v.size(-1), k.size(-1)), dim=-1)
+    inside, q = q @ k.mT * decay_between, q * log_decay_sum.exp()[..., None]
+    log_chunk_decay = log_decay_sum[..., -1:]
+    k = k * (log_chunk_decay - log_decay_sum).exp()[..., None]
+    outputs = []
     for chunk in range(q.size(2)):
-        correction = wanted[:, :, chunk] - known[:, :, chunk] @ memory  # (B, N, L, D)
-        found.append(q[:, :, chunk] @ memory + inside[:, :, chunk] @ correction)
-        memory = rest[:, :, chunk].exp()[..., None] * memory + k[:, :, chunk].mT @ correction
-    return torch.cat(found, dim=2)[:, :, :T], memory
+        correction = new_values[:, :, chunk] - state_keys[:, :, chunk] @ state  # (B, N, L, D)
+        outputs.append(q[:, :, chunk] @ state + inside[:, :, chunk] @ correction)
+        state = log_chunk_decay[:, :, chunk].exp()[..., None] * state + k[:, :, chunk].mT @ correction
+    return torch.cat(outputs, dim=2)[:, :, :T], state

@@ -1,7 +1,7 @@
 """The transformer: one decoder-only model that every family is a setting of.
 
-B: batch, T: tokens, C: `n_embd`, N: `n_head`, G: `n_query_groups` (key-value heads), H: `head_size`,
-S: positions that attention looks at, V: `padded_vocab_size`. State-dict names are LitGPT's.
+B: batch, T: tokens, C: `n_embd`, R: dimensions of a head that rotate, V: `padded_vocab_size`. State-dict names are
+LitGPT's.
 """
 
 from __future__ import annotations
@@ -194,50 +194,39 @@ class GPT(nn.Module):
     def context(
         self, positions: Tensor, longest: int, lengths: Sequence[int] | None = None, span: Span | None = None
     ) -> AttentionContext:
-        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, look at keys at 0 … `longest` - 1."""
+        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, attend to keys at 0 … `longest` - 1."""
         ropes = []
         extent = longest if span is None else span.cache.length
         for rope in self.ropes:
-            cos, sin = (
-                table[positions] for table in rope.upto(longest, positions.device, extent)
-            )  # (T, R) or (B, T, R)
+            tables = rope.cos_sin(longest, positions.device, extent)
+            cos, sin = (table[positions] for table in tables)  # (T, R) or (B, T, R)
             ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
-        windows = {self.config.window(layer) for layer in range(self.config.n_layer)}
-        chunked = self.config.chunked_windows
-        masks = (
-            {}
-            if lengths is not None
-            else {
-                window: attention_mask(
-                    positions,
-                    longest,
-                    window,
-                    chunked=chunked,
-                    held=None if span is None else span.held(window, positions.size(-1)),
-                )
-                for window in windows
-            }
-        )
-        tuning = query_factors(self.config, positions)
-        return AttentionContext(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, tuning)
+        masks = {}
+        if lengths is None:
+            chunked = self.config.chunked_windows
+            for window in {self.config.window(layer) for layer in range(self.config.n_layer)}:
+                keys = None if span is None else span.key_positions(window, positions.size(-1))
+                masks[window] = attention_mask(positions, longest, window, chunked=chunked, key_positions=keys)
+        factors = query_factors(self.config, positions)
+        return AttentionContext(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, factors)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
     @property
-    def places(self) -> list[torch.device]:
+    def layer_devices(self) -> list[torch.device]:
         """The device of each layer."""
         return [next(block.parameters()).device for block in self.transformer.h]
 
     def new_cache(
-        self, slots: int, length: int, dtype: torch.dtype | None = None, at_once: int | None = None
+        self, slots: int, length: int, dtype: torch.dtype | None = None, max_chunk: int | None = None
     ) -> KVCache:
-        """Room for `slots` sequences of `length` tokens, `at_once` at most in one pass, each layer's where it is."""
+        """Room for `slots` sequences of `length` tokens, `max_chunk` at most in one pass, each layer's where it is."""
         dtype = dtype or self.transformer.wte.weight.dtype
-        return KVCache(self.config, slots, length, self.places, dtype, self.ranks, at_once)
+        return KVCache(self.config, slots, length, self.layer_devices, dtype, self.ranks, max_chunk)
 
-    def cache_nbytes(self, slots: int, length: int, dtype: torch.dtype, at_once: int | None = None) -> int:
+    def cache_nbytes(self, slots: int, length: int, dtype: torch.dtype, max_chunk: int | None = None) -> int:
         """Bytes that `new_cache` takes in this process."""
-        return KVCache.nbytes(self.config, slots, length, dtype, self.ranks, at_once)
+        return KVCache.nbytes(self.config, slots, length, dtype, self.ranks, max_chunk)
 
     def set_kv_cache(
         self,
@@ -314,10 +303,10 @@ class Block(nn.Module):
         if self.config.parallel_residual:
             normed = normed if self.norm_2 is None else self.norm_2(x)
             return self.post_mlp_norm(self.mlp(normed)) + attended + x
-        x = self.residual_scale(attended) + x
+        x = self.scale_residual(attended) + x
         assert self.norm_2 is not None
-        return self.residual_scale(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
+        return self.scale_residual(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
 
-    def residual_scale(self, x: Tensor) -> Tensor:
+    def scale_residual(self, x: Tensor) -> Tensor:
         """What a half of the block adds to the residual stream."""
         return x if self.config.residual_multiplier == 1 else x * self.config.residual_multiplier

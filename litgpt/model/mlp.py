@@ -30,7 +30,7 @@ class GptNeoxMLP(nn.Module):
 
 
 class LLaMAMLP(nn.Module):
-    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): `fc_1` gates, `fc_2` carries."""
+    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): `fc_1` is the gate, `fc_2` goes up."""
 
     def __init__(self, config: Config, width: int | None = None) -> None:
         super().__init__()
@@ -45,22 +45,22 @@ class LLaMAMLP(nn.Module):
         return self.proj(swiglu(self.fc_1(x), self.fc_2(x)))
 
 
-def swiglu(gate: Tensor, carrier: Tensor) -> Tensor:
-    """`silu(gate) · carrier`; training keeps the two for the backward pass, and not what lies between."""
-    return _SwiGLU.apply(gate, carrier) if torch.is_grad_enabled() else F.silu(gate) * carrier
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) · up`; training keeps the two for the backward pass, and not what lies between."""
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate) * up
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, carrier: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, carrier)
-        return F.silu(gate) * carrier
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor]:
-        gate, carrier = ctx.saved_tensors
+        gate, up = ctx.saved_tensors
         (gradient,) = outer
-        return torch.ops.aten.silu_backward(gradient * carrier, gate), gradient * F.silu(gate)
+        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * F.silu(gate)
 
 
 class GemmaMLP(LLaMAMLP):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from litgpt.config import Config
 from litgpt.model.mlp import LLaMAMLP, swiglu
 
-PartLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
-"""As `Experts.linear`."""
+ExpertLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""The type of `Experts.linear`."""
 
 
 class LLaMAMoE(nn.Module):
@@ -46,8 +46,8 @@ class LLaMAMoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         tokens = x.reshape(-1, x.size(-1))  # (B·T, C)
-        weights, chosen = self.route(tokens)
-        y = self.experts(tokens, weights, chosen).view_as(x)
+        weights, expert_ids = self.route(tokens)
+        y = self.experts(tokens, weights, expert_ids).view_as(x)
         if self.shared_experts is None:
             return y
         shared = self.shared_experts(x)
@@ -56,18 +56,18 @@ class LLaMAMoE(nn.Module):
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
         if isinstance(self.gate, GroupedTopkRouter):
-            weights, chosen = self.gate(tokens)
+            weights, expert_ids = self.gate(tokens)
         else:
             logits = self.gate(tokens)
             if self.config.router_scores == "sigmoid":
-                best, chosen = logits.topk(self.config.n_expert_per_token, dim=-1)
-                return best.sigmoid() * self.config.routed_scaling_factor, chosen
-            shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            weights, chosen = shares.topk(self.config.n_expert_per_token, dim=-1)
+                best, expert_ids = logits.topk(self.config.n_expert_per_token, dim=-1)
+                return best.sigmoid() * self.config.routed_scaling_factor, expert_ids
+            probabilities = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            weights, expert_ids = probabilities.topk(self.config.n_expert_per_token, dim=-1)
             if not self.config.router_softmax_over_all:
                 weights = weights / weights.sum(dim=-1, keepdim=True)
             weights = weights * self.config.routed_scaling_factor
-        return weights.to(tokens.dtype), chosen
+        return weights.to(tokens.dtype), expert_ids
 
 
 class GroupedTopkRouter(nn.Module):
@@ -82,37 +82,37 @@ class GroupedTopkRouter(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        self.sigmoid = config.router_scores == "sigmoid"
-        if self.sigmoid:
+        self.uses_sigmoid = config.router_scores == "sigmoid"
+        if self.uses_sigmoid:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
         self.config = config
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""
-        bias = self.e_score_correction_bias if self.sigmoid else None
+        bias = self.e_score_correction_bias if self.uses_sigmoid else None
         super()._apply(fn, recurse)
         if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:
             self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
         return self
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens `(B·T, C)` → weights and numbers of their experts, `(B·T, K)` both."""
+        """Tokens `(B·T, C)` → weights and ids of their experts, `(B·T, K)` both."""
         config = self.config
         assert config.n_expert_groups is not None and config.n_topk_groups is not None
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        logits = F.linear(tokens.to(wide), self.weight.to(wide))
-        scores = logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1)
-        wanted = scores + self.e_score_correction_bias if self.sigmoid else scores
-        grouped = wanted.view(len(tokens), config.n_expert_groups, -1)
-        of_group = grouped.topk(config.n_topk_scores_per_group or 1, dim=-1).values.sum(dim=-1)
-        best = of_group.topk(config.n_topk_groups, dim=-1).indices
-        outside = torch.ones_like(of_group, dtype=torch.bool).scatter(1, best, False)[..., None]
-        nothing = -torch.inf if self.sigmoid else 0.0
-        chosen = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
-        weights = scores.gather(1, chosen)
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        logits = F.linear(tokens.to(dtype), self.weight.to(dtype))
+        scores = logits.sigmoid() if self.uses_sigmoid else logits.softmax(dim=-1)
+        choice_scores = scores + self.e_score_correction_bias if self.uses_sigmoid else scores
+        grouped = choice_scores.view(len(tokens), config.n_expert_groups, -1)
+        group_scores = grouped.topk(config.n_topk_scores_per_group or 1, dim=-1).values.sum(dim=-1)
+        best = group_scores.topk(config.n_topk_groups, dim=-1).indices
+        outside = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, best, False)[..., None]
+        nothing = -torch.inf if self.uses_sigmoid else 0.0
+        expert_ids = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
+        weights = scores.gather(1, expert_ids)
         if config.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        return weights * config.routed_scaling_factor, chosen
+        return weights * config.routed_scaling_factor, expert_ids
 
 
 class Experts(nn.Module):
@@ -135,7 +135,7 @@ class Experts(nn.Module):
             self.fc_2_bias = nn.Parameter(torch.empty(E, width))
             self.proj_bias = nn.Parameter(torch.empty(E, C))
             self.parts.update({f"{part}.bias": f"{part}_bias" for part in ("fc_1", "fc_2", "proj")})
-        self.limit = config.swiglu_limit
+        self.swiglu_limit = config.swiglu_limit
         self.scales_inputs = config.router_scales_inputs
         self.reset_parameters()
 
@@ -148,18 +148,20 @@ class Experts(nn.Module):
             if name.endswith("_bias"):
                 nn.init.zeros_(part)
 
-    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor, linear: PartLinear | None = None) -> Tensor:
-        """Tokens `(B·T, C)`, with the weights and numbers of their experts `(B·T, K)` → `(B·T, C)`.
+    def forward(
+        self, tokens: Tensor, weights: Tensor, expert_ids: Tensor, linear: ExpertLinear | None = None
+    ) -> Tensor:
+        """Tokens `(B·T, C)`, with the weights and ids of their experts `(B·T, K)` → `(B·T, C)`.
 
         `linear` computes the parts in place of `self.linear`.
         """
         linear = linear or self.linear
-        order = chosen.flatten().argsort(stable=True)  # (A,): assignments, expert by expert
-        source, expert = order // chosen.size(1), chosen.flatten()[order]  # (A,): the token and the expert of each
+        order = expert_ids.flatten().argsort(stable=True)  # (A,): assignments, expert by expert
+        source, expert = order // expert_ids.size(1), expert_ids.flatten()[order]  # (A,) each
         ends = torch.bincount(expert, minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
         scale = weights.flatten()[order, None]  # (A, 1)
         x = tokens[source] * scale if self.scales_inputs else tokens[source]  # (A, C)
-        hidden = self.gated(linear("fc_1", x, expert, ends), linear("fc_2", x, expert, ends))  # (A, I)
+        hidden = self.activation(linear("fc_1", x, expert, ends), linear("fc_2", x, expert, ends))  # (A, I)
         y = linear("proj", hidden, expert, ends)  # (A, C)
         y = y if self.scales_inputs else y * scale
         return torch.zeros_like(tokens).index_add(0, source, y)
@@ -169,14 +171,14 @@ class Experts(nn.Module):
         y = grouped_linear(x, getattr(self, part), ends)
         return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
 
-    def gated(self, gate: Tensor, carrier: Tensor) -> Tensor:
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         """SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
-        if self.limit is None:
-            return swiglu(gate, carrier)
-        gate, carrier = gate.clamp(max=self.limit), carrier.clamp(-self.limit, self.limit)
-        return gate * torch.sigmoid(1.702 * gate) * (carrier + 1)
+        if self.swiglu_limit is None:
+            return swiglu(gate, up)
+        gate, up = gate.clamp(max=self.swiglu_limit), up.clamp(-self.swiglu_limit, self.swiglu_limit)
+        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
-    def take(self, name: str, expert: int, tensor: Tensor) -> None:
+    def load_expert(self, name: str, expert: int, tensor: Tensor) -> None:
         """One expert's part, as a state dict names it; on `meta`, the first makes room for all, where and as it is."""
         stacked = getattr(self, self.parts[name])
         if stacked.is_meta:

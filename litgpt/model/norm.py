@@ -22,20 +22,20 @@ class RMSNorm(nn.Module):
         """`(…, size)` → `(…, size)`."""
         if not self.unit_offset:  # Llama rounds before it multiplies, Gemma after
             return rms_norm(x, self.eps) * self.weight
-        normed = rms_norm(widened(x), self.eps)
+        normed = rms_norm(upcast(x), self.eps)
         return (normed * (1 + self.weight.to(normed.dtype))).to(x.dtype)
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """`x` over the root mean square of its last dimension."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype.itemsize >= 4:
-        return F.rms_norm(widened(x), (x.size(-1),), eps=eps).to(x.dtype)
-    wide = x.float()  # a copy, to compute in
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return wide.mul_(norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()).to(x.dtype)
+        return F.rms_norm(upcast(x), (x.size(-1),), eps=eps).to(x.dtype)
+    y = x.float()  # a copy, to compute in
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    return y.mul_(norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()).to(x.dtype)
 
 
-def widened(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """`x` in float32 at least."""
     return x.float() if x.dtype.itemsize < 4 else x
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
-from litgpt.model.norm import widened
+from litgpt.model.norm import upcast
 
-LLAMA_3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
-YARN = {"factor", "beta_fast", "beta_slow", "original_max_seq_len"}
-LONG_ROPE = {"factor", "short_factor", "long_factor", "original_max_seq_len"}
+LLAMA_3_KEYS = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
+YARN_KEYS = {"factor", "beta_fast", "beta_slow", "original_max_seq_len"}
+LONGROPE_KEYS = {"factor", "short_factor", "long_factor", "original_max_seq_len"}
 """Ding et al. 2024, https://arxiv.org/abs/2402.13753."""
-YARN_OPTIONS = {"mscale", "mscale_all_dim", "attention_factor", "truncate"}
+YARN_OPTIONAL_KEYS = {"mscale", "mscale_all_dim", "attention_factor", "truncate"}
 
 
 def inverse_frequencies(
@@ -40,11 +40,11 @@ def inverse_frequencies(
         return theta
     if set(adjust) == {"factor"}:
         return theta / adjust["factor"]
-    if set(adjust) == LLAMA_3:
+    if set(adjust) == LLAMA_3_KEYS:
         return _llama3(theta, adjust)
-    if set(adjust) - YARN_OPTIONS == YARN:
+    if set(adjust) - YARN_OPTIONAL_KEYS == YARN_KEYS:
         return _yarn(theta, adjust, config)
-    if set(adjust) - {"attention_factor"} == LONG_ROPE:
+    if set(adjust) - {"attention_factor"} == LONGROPE_KEYS:
         factors = adjust["long_factor" if extent > adjust["original_max_seq_len"] else "short_factor"]
         return 1.0 / (torch.tensor(factors, device=device, dtype=torch.float32) * powers)
     raise LitGPTError(f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here.")
@@ -78,15 +78,15 @@ def attention_scale(config: Config) -> float:
 
 
 def _yarn(theta: Tensor, adjust: dict[str, Any], config: Config) -> Tensor:
-    """Pairs that turn often in the original context are kept, those that turn rarely are divided by `factor`, the rest
-    blended (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""
+    """Pairs that rotate often in the original context are kept, those that rotate rarely are divided by `factor`,
+    the rest blended (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""
     n, original = config.rope_n_elem, adjust["original_max_seq_len"]
 
-    def pair_turning(times: float) -> float:
-        """The (fractional) pair that turns this many times in the original context."""
+    def pair_rotating(times: float) -> float:
+        """The (fractional) pair that rotates this many times in the original context."""
         return n * math.log(original / (times * 2 * math.pi)) / (2 * math.log(config.rope_base))
 
-    low, high = pair_turning(adjust["beta_fast"]), pair_turning(adjust["beta_slow"])
+    low, high = pair_rotating(adjust["beta_fast"]), pair_rotating(adjust["beta_slow"])
     if adjust.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, n - 1)
@@ -116,7 +116,7 @@ class RopeTable:
         self.cos = self.sin = torch.empty(0, 0)  # (T, R) each
         self.beyond = False
 
-    def upto(self, length: int, device: torch.device, extent: int) -> tuple[Tensor, Tensor]:
+    def cos_sin(self, length: int, device: torch.device, extent: int) -> tuple[Tensor, Tensor]:
         """What `apply_rope` takes of positions 0 … at least `length` - 1, `(≥ length, R)` each, float32.
 
         Args:
@@ -139,7 +139,7 @@ class RopeTable:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = False) -> Tensor:
-    """Turns the first R dimensions of each head; dimension `d` is paired with `d + R/2`, or 2d with 2d + 1.
+    """Rotates the first R dimensions of each head; dimension `d` is paired with `d + R/2`, or 2d with 2d + 1.
 
     Args:
         x: `(B, N, T, H)`.
@@ -148,7 +148,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = False) ->
         interleave: Pairs are neighbours.
     """
     R = cos.size(-1)
-    wide = widened(x[..., :R])
-    other = wide.unflatten(-1, (R // 2, 2)).flip(-1).flatten(-2) if interleave else wide.roll(R // 2, -1)
-    turned = torch.addcmul(wide * cos, other, sin).to(x.dtype)
-    return turned if x.size(-1) == R else torch.cat((turned, x[..., R:]), dim=-1)
+    x_upcast = upcast(x[..., :R])
+    other = x_upcast.unflatten(-1, (R // 2, 2)).flip(-1).flatten(-2) if interleave else x_upcast.roll(R // 2, -1)
+    rotated = torch.addcmul(x_upcast * cos, other, sin).to(x.dtype)
+    return rotated if x.size(-1) == R else torch.cat((rotated, x[..., R:]), dim=-1)

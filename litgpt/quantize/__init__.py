@@ -56,7 +56,7 @@ def make_room(model: nn.Module, mode: str, dtype: torch.dtype) -> dict[str, Quan
     """Replaces the linear layers of a model, on `meta` or not, by empty ones.
 
     Returns:
-        The layer that is to `take` each weight, by the weight's name in a checkpoint.
+        The layer that is to `load_weight` each weight, by the weight's name in a checkpoint.
     """
     room: dict[str, QuantizedLinear] = {}
     for name, module in list(_replaceable(model, mode)):
@@ -95,7 +95,7 @@ def quantize_model(model: nn.Module, mode: str, dtype: torch.dtype) -> None:
     """Quantizes the linear layers of a model that has its weights, in place, one after the other."""
     state = model.state_dict()
     for name, layer in make_room(model, mode, dtype).items():
-        layer.take(state.pop(name))
+        layer.load_weight(state.pop(name))
 
 
 def is_quantized(model: nn.Module) -> bool:

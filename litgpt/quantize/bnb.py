@@ -56,7 +56,7 @@ class FourBitLinear(QuantizedLinear):
         """Whether blocks end where rows do."""
         return self.in_features % BLOCK == 0
 
-    def take(self, weight: Tensor) -> None:
+    def load_weight(self, weight: Tensor) -> None:
         weight = weight.detach().to(self.dtype).contiguous()
         if not self.aligned:  # on the CPU, bitsandbytes reads back only whole blocks a row; a single row has them
             weight = weight.view(1, -1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.errors import LitGPTError
-from litgpt.kernels.narrow import has_bfloat16, product_dtype, widened
+from litgpt.kernels.linear import float32_scratch, has_bfloat16, matmul_dtype
 
 GROUP = 32
 """Columns of a row that share a scale and a zero; of the sizes that torch's kernels know, the one that loses least."""
@@ -57,9 +57,9 @@ def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     few = 0 if slow_kernels(rows) else FEW_INT8
     if rows.device.type == "cpu" and rows.size(0) <= few and rows.size(1) % 16 == 0:
         return torch.ops.aten._weight_int8pack_mm(rows, weight, scale)
-    step, wide = max(1, CHUNK // weight.size(1)), rows.to(product_dtype(rows))
+    step, wide = max(1, CHUNK // weight.size(1)), rows.to(matmul_dtype(rows))
     on_cpu = wide.device.type == "cpu" and wide.dtype == torch.float32
-    parts = [F.linear(wide, widened(part) if on_cpu else part.to(wide.dtype)) for part in weight.split(step)]
+    parts = [F.linear(wide, float32_scratch(part) if on_cpu else part.to(wide.dtype)) for part in weight.split(step)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(scale).to(rows.dtype)
 
 
@@ -117,7 +117,7 @@ def block_rows() -> int:
 
 
 def _wide_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
-    parts, wide = [], rows.to(product_dtype(rows))
+    parts, wide = [], rows.to(matmul_dtype(rows))
     for pair in _halves(packed, scales):
         halves = (half.flatten(1).to(wide.dtype) for half in pair)
         products = [(wide @ half).view(len(rows), -1, block_rows() // 2) for half in halves]  # (M, B, R/2)

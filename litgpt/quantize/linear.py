@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError
-from litgpt.kernels.narrow import product_dtype
+from litgpt.kernels.linear import matmul_dtype
 from litgpt.model.moe import Experts
 from litgpt.quantize import kernels
 
@@ -22,7 +22,7 @@ AT_ONCE = 2**20
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer with a frozen weight in few bits: made empty, until `take` is handed the weight.
+    """A linear layer with a frozen weight in few bits: made empty, until `load_weight` is called.
 
     Gradients go through it to its input, and are those of a linear layer with the weight `dequantized`.
     """
@@ -35,7 +35,7 @@ class QuantizedLinear(nn.Linear):
         own = nn.Parameter(torch.empty(out_features, device="meta", dtype=dtype)) if bias else None
         self.register_parameter("bias", own)
 
-    def take(self, weight: Tensor) -> None:
+    def load_weight(self, weight: Tensor) -> None:
         """Quantizes `weight`, `(O, I)` of any floating-point type, and keeps that; its device is this layer's."""
         raise NotImplementedError(type(self).__name__)
 
@@ -45,7 +45,7 @@ class QuantizedLinear(nn.Linear):
 
     def product(self, rows: Tensor) -> Tensor:
         """`(M, I)` → `(M, O)`, without gradients and bias."""
-        dtype = product_dtype(rows)
+        dtype = matmul_dtype(rows)
         return F.linear(rows.to(dtype), self.dequantized(dtype)).to(rows.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Int8Linear(QuantizedLinear):
 
     scale: Tensor
 
-    def take(self, weight: Tensor) -> None:
+    def load_weight(self, weight: Tensor) -> None:
         codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scales = torch.empty(weight.size(0), dtype=self.dtype, device=weight.device)
         for rows, start, end in self.chunks(weight):
@@ -117,7 +117,7 @@ class Int4Linear(QuantizedLinear):
 
     scales: Tensor
 
-    def take(self, weight: Tensor) -> None:
+    def load_weight(self, weight: Tensor) -> None:
         n, G = weight.size(0), weight.size(1) // kernels.GROUP
         packed: Tensor | None = None
         scales = torch.empty(G, n, 2, dtype=self.dtype, device=weight.device)
@@ -183,7 +183,7 @@ class QuantizedExperts(Experts):
     def __init__(self, experts: Experts, make: Callable[[int, int], QuantizedLinear]) -> None:
         """`make`: an empty layer of `(in_features, out_features)` without bias."""
         nn.Module.__init__(self)
-        self.limit, self.scales_inputs = experts.limit, experts.scales_inputs
+        self.swiglu_limit, self.scales_inputs = experts.swiglu_limit, experts.scales_inputs
         stacked = dict(experts.named_parameters(recurse=False))
         self.parts = {name: part for name, part in experts.parts.items() if part.endswith("_bias")}
         for name, part in stacked.items():

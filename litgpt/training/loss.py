@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from litgpt.kernels.onednn import product, serves
+from litgpt.kernels.linear import faster_with_onednn, onednn_product
 
 IGNORED = -100
 """The target of a token that has no loss."""
@@ -210,9 +210,9 @@ class _Sums:
         """Adds the rows of `hidden` that `chunk` names."""
         settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
-        quick = serves(rows, self.matrix)
+        quick = faster_with_onednn(rows, self.matrix)
         if quick:
-            products = product(rows, self.matrix)  # (R, V)
+            products = onednn_product(rows, self.matrix)  # (R, V)
         else:
             products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
             torch.mm(rows, self.matrix.T, out=products)
@@ -222,7 +222,7 @@ class _Sums:
         for some, their_targets in zip(products.split(few), targets.split(few), strict=True):
             self._to_gradient(some, their_targets)
         if self.hidden is not None:
-            multiplied = product(products, self.matrix.T) if quick else products @ self.matrix
+            multiplied = onednn_product(products, self.matrix.T) if quick else products @ self.matrix
             self.hidden.index_copy_(0, chunk, multiplied.to(self.hidden.dtype))
         if self.weight:
             self._add_to_weight(products, rows)

@@ -226,8 +226,8 @@ def test_layers_with_a_window_keep_no_more_than_it_and_a_chunk(chunk):
     model = tiny_model("llama-window")  # of 5 tokens
     engine = Engine(model, slots=2, chunk=chunk)
     room = min(64, 5 + max(16, chunk))
-    assert {tensor.size(2) for tensor in engine.cache.held} == {room}
-    assert engine.cache_nbytes == sum(tensor.nbytes for tensor in engine.cache.held)
+    assert {tensor.size(2) for tensor in engine.cache.kv_tensors} == {room}
+    assert engine.cache_nbytes == sum(tensor.nbytes for tensor in engine.cache.kv_tensors)
     for prompt in prompts(1, 20, 40, 60):
         request = engine.submit(prompt, GREEDY, max_new_tokens=30)
         assert request.result() == naive(model, prompt, request.limit)

@@ -78,7 +78,7 @@ def test_the_longest_sequence_that_fits_counts_states_once(model, monkeypatch):
         return model.cache_nbytes(2, length, torch.float32)
 
     monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * nbytes(20) + 9)
-    assert placement.longest_fit(nbytes, 64, 2, model.places) == 20
+    assert placement.longest_fit(nbytes, 64, 2, model.layer_devices) == 20
 
 
 def test_guessing_ahead_is_refused(model):

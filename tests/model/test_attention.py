@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt.config import Config
-from litgpt.model.attention import SHORT, AttentionContext, CausalSelfAttention, attention_mask, query_factors
+from litgpt.model.attention import BF16_MIN_KEYS, AttentionContext, CausalSelfAttention, attention_mask, query_factors
 from litgpt.model.rope import RopeTable
 
 LLAMA = dict(
@@ -37,7 +37,7 @@ def test_queries_grow_at_every_multiple_of_the_floor():
     torch.testing.assert_close(factors, steps[:, None])
 
 
-@pytest.mark.parametrize("lengths", [(5, 1, 40, 17), (SHORT + 3, 9)])
+@pytest.mark.parametrize("lengths", [(5, 1, 40, 17), (BF16_MIN_KEYS + 3, 9)])
 def test_gradients_of_packed_documents_in_bfloat16_are_near_those_of_float32(lengths):
     config = Config(**LLAMA)
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def test_gradients_of_packed_documents_in_bfloat16_are_near_those_of_float32(len
     x = torch.randn(1, sum(lengths), 32)
     gradients = []
     for attention in (exact, rounded):
-        cos, sin = RopeTable(config).upto(max(lengths), x.device, max(lengths))
+        cos, sin = RopeTable(config).cos_sin(max(lengths), x.device, max(lengths))
         positions = torch.cat([torch.arange(length) for length in lengths])
         inputs = x.to(attention.proj.weight.dtype, copy=True).requires_grad_()
         y = attention(inputs, AttentionContext(((cos[positions], sin[positions]),), {}, lengths))

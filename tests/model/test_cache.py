@@ -23,9 +23,9 @@ def resident() -> int:
 def test_a_large_cache_takes_memory_as_it_fills_a_few_pages_for_a_token():
     before = resident()
     cache = KVCache(Config(**LLAMA), slots=8, length=2**16)
-    size = sum(tensor.nbytes for tensor in cache.held)
+    size = sum(tensor.nbytes for tensor in cache.kv_tensors)
     assert size >= 2**26 and resident() - before < size // 8
-    for tensor in cache.held:
+    for tensor in cache.kv_tensors:
         assert not tensor[:, :, 0].any()
         tensor[:, :, 0] = 1
     assert resident() - before < size // 8

@@ -152,7 +152,7 @@ def test_the_size_of_a_cache_with_states_is_known_before_it_is_made(dtype):
     cache = KVCache(config, slots=3, length=16, dtype=dtype)
     states = [tensor for states in cache.states.values() for tensor in states]
     assert len(states) == 6 and {state.dtype for state in states} == {dtype, torch.float32}
-    assert sum(t.nbytes for t in (*cache.held, *states)) == KVCache.nbytes(config, 3, 16, dtype)
+    assert sum(t.nbytes for t in (*cache.kv_tensors, *states)) == KVCache.nbytes(config, 3, 16, dtype)
 
 
 def test_a_fresh_layer_remembers_at_many_speeds():

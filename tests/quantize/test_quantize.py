@@ -25,7 +25,7 @@ from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.finetune import adapter_v2, lora
 from litgpt.generate.base import main as generate
-from litgpt.kernels.narrow import use_fast_linear
+from litgpt.kernels.linear import use_fast_linear
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantized, kernels, make_layer, quantize_model
@@ -64,7 +64,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 def filled(mode: str, weight: Tensor, dtype: torch.dtype, name: str = "attn.qkv") -> QuantizedLinear:
     layer = make_layer(mode, name, weight.size(1), weight.size(0), False, dtype)
-    layer.take(weight)
+    layer.load_weight(weight)
     return layer
 
 
@@ -190,7 +190,7 @@ def test_rows_that_lie_apart_are_taken(mode: str) -> None:
 
 def test_a_bias_and_leading_dimensions_stay(mode: str) -> None:
     layer = make_layer(mode, "mlp.fc", 64, 48, True, torch.float32)
-    layer.take(torch.randn(48, 64))
+    layer.load_weight(torch.randn(48, 64))
     layer.bias = nn.Parameter(torch.randn(48))
     x = torch.randn(2, 3, 64)
     torch.testing.assert_close(layer(x), F.linear(x, layer.dequantized(), layer.bias))

@@ -350,7 +350,7 @@ def _make_stand_ins(model: GPT, mode: str, dtype: torch.dtype) -> int:
         if key not in sizes:
             rows = min(SAMPLE_ROWS, layer.out_features)
             sample = make_layer(mode, name, layer.in_features, rows, False, dtype)
-            sample.take(torch.randn(rows, layer.in_features))
+            sample.load_weight(torch.randn(rows, layer.in_features))
             sizes[key] = _bytes_of_layer(sample) * layer.out_features // rows
         model.set_submodule(name, _StandIn(layer, sizes[key]))
         total += sizes[key]

@@ -13,8 +13,8 @@ from litgpt import LLM
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
-from litgpt.kernels import wide
-from litgpt.kernels.wide import FEW, MANY, is_transposed, rearrange
+from litgpt.kernels import linear
+from litgpt.kernels.linear import FP32_MAX_HEAD_ROWS, FP32_MAX_TRANSPOSED_ROWS, is_transposed, use_fast_linear
 from tests.generate.folder import make_folder
 
 PLENTY = 2**30
@@ -22,20 +22,21 @@ PLENTY = 2**30
 
 @pytest.fixture(autouse=True)
 def fits(monkeypatch) -> None:
-    """Every processor computes this way, if not faster."""
-    monkeypatch.setattr(wide, "FITS", True)
+    """Every processor computes this way and no other, if not faster."""
+    monkeypatch.setattr(linear, "FASTER_WITH_ONEDNN", False)
+    monkeypatch.setattr(linear, "FASTER_TRANSPOSED", True)
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("tokens", [1, FEW + 1])
-@pytest.mark.parametrize("shape", [(0, 24), (1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (MANY + 1, 24)])
+@pytest.mark.parametrize("tokens", [1, FP32_MAX_TRANSPOSED_ROWS + 1])
+@pytest.mark.parametrize("shape", [(0, 24), (1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (FP32_MAX_HEAD_ROWS + 1, 24)])
 @pytest.mark.parametrize("rows", [20, 40, 333])
 def test_the_same_numbers(bias, tokens, shape, rows, monkeypatch):
-    monkeypatch.setattr(wide, "ROWS", 100)
+    monkeypatch.setattr(linear, "FP32_HEAD_BLOCK", 100)
     torch.manual_seed(0)
     plain = nn.Linear(24, rows, bias=bias)
     other = copy.deepcopy(plain).requires_grad_(False)
-    rearrange(other, tokens, PLENTY)
+    use_fast_linear(other, PLENTY, tokens)
     assert is_transposed(other.weight) is (rows >= 24 and tokens == 1)
     x = torch.randn(shape)
     with torch.no_grad():
@@ -53,7 +54,7 @@ def test_few_tokens_after_many_and_many_after_few():
     for tokens in (1, 8, 8, 1, 1):
         where = layer.weight.data_ptr()
         changes = is_transposed(layer.weight) is not (tokens == 1)
-        rearrange(layer, tokens, PLENTY)
+        use_fast_linear(layer, PLENTY, tokens)
         assert is_transposed(layer.weight) is (tokens == 1) and torch.equal(layer.weight, before)
         assert (layer.weight.data_ptr() != where) is changes
 
@@ -63,7 +64,7 @@ def test_only_plain_layers_of_float32_with_more_outputs_are_transposed():
         pass
 
     model = nn.ModuleList([nn.Linear(4, 8), Other(4, 8), nn.Linear(4, 8).double(), nn.Linear(8, 4), nn.Embedding(8, 4)])
-    rearrange(model.requires_grad_(False), 1, PLENTY)
+    use_fast_linear(model.requires_grad_(False), PLENTY, 1)
     assert [is_transposed(module.weight) for module in model] == [True, False, False, False, False]
 
 
@@ -71,16 +72,16 @@ def test_only_plain_layers_of_float32_with_more_outputs_are_transposed():
 def test_all_stay_where_copies_would_take_more_than_can_be_spared(headroom):
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 8))
     model[2].weight = model[0].weight  # one, which counts once
-    rearrange(model.requires_grad_(False), 1, headroom)
+    use_fast_linear(model.requires_grad_(False), headroom, 1)
     assert [is_transposed(layer.weight) for layer in model] == [headroom == 2 * 128] * 3
     assert model[2].weight is model[0].weight
 
 
 @pytest.mark.parametrize(("fits", "trained"), [(False, False), (True, True)])
 def test_other_processors_and_models_that_are_trained_are_left_alone(fits, trained, monkeypatch):
-    monkeypatch.setattr(wide, "FITS", fits)
+    monkeypatch.setattr(linear, "FASTER_TRANSPOSED", fits)
     layer = nn.Linear(4, 40).requires_grad_(trained)
-    rearrange(layer, 1, PLENTY)
+    use_fast_linear(layer, PLENTY, 1)
     assert layer.weight.is_contiguous() and "forward" not in vars(layer)
 
 

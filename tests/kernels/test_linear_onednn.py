@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
-from litgpt.kernels import onednn
-from litgpt.kernels.onednn import FEWEST, use_fast_linear
+from litgpt.kernels import linear
+from litgpt.kernels.linear import ONEDNN_MIN_ROWS, use_fast_linear
 from litgpt.training import loss as loss_module
 from litgpt.training.loop import fit
 from litgpt.training.loss import linear_cross_entropy
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise
 @pytest.fixture(autouse=True)
 def fits(monkeypatch) -> None:
     """Every processor computes this way, if not faster, and small products, too."""
-    monkeypatch.setattr(onednn, "FITS", True)
-    monkeypatch.setattr(onednn, "LEAST", 1)
+    monkeypatch.setattr(linear, "FASTER_WITH_ONEDNN", True)
+    monkeypatch.setattr(linear, "ONEDNN_MIN_PRODUCTS", 1)
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def products(monkeypatch) -> list[tuple[int, ...]]:
         found.append(tuple(weight.shape))
         return real(x, weight, bias)
 
-    real = onednn.product
-    monkeypatch.setattr(onednn, "product", counted)
-    monkeypatch.setattr(loss_module, "product", counted)
+    real = linear.onednn_product
+    monkeypatch.setattr(linear, "onednn_product", counted)
+    monkeypatch.setattr(loss_module, "onednn_product", counted)
     return found
 
 
@@ -54,19 +54,19 @@ def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias)
     quick = copy.deepcopy(plain)
-    use_fast_linear(quick)
+    use_fast_linear(quick, headroom=0)
     return plain, quick
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(24,), (0, 24), (1, 24), (FEWEST, 24), (2, 5, 24), (2, 1, 3, 24)])
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (1, 24), (ONEDNN_MIN_ROWS, 24), (2, 5, 24), (2, 1, 3, 24)])
 def test_the_same_numbers(bias, shape, products):
     plain, quick = pair(bias)
     x = torch.randn(shape)
     with torch.no_grad():
         y = quick(x)
         torch.testing.assert_close(y, plain(x))
-    assert y.is_contiguous() and bool(products) is (x.numel() >= FEWEST * 24)
+    assert y.is_contiguous() and bool(products) is (x.numel() >= ONEDNN_MIN_ROWS * 24)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -110,17 +110,17 @@ def test_only_plain_layers_of_float32_are_changed_and_once():
         pass
 
     model = nn.ModuleList([nn.Linear(4, 4).double(), Other(4, 4), nn.Linear(4, 4)])
-    use_fast_linear(model)
+    use_fast_linear(model, headroom=0)
     assert ["forward" in vars(module) for module in model] == [False, False, True]
     first = model[2].forward
-    use_fast_linear(model)
+    use_fast_linear(model, headroom=0)
     assert model[2].forward is first
 
 
 def test_other_processors_are_left_alone(monkeypatch):
-    monkeypatch.setattr(onednn, "FITS", False)
+    monkeypatch.setattr(linear, "FASTER_WITH_ONEDNN", False)
     layer = nn.Linear(4, 4)
-    use_fast_linear(layer)
+    use_fast_linear(layer, headroom=0)
     assert "forward" not in vars(layer)
 
 
@@ -150,7 +150,7 @@ def test_the_loss_is_the_same(frozen, products):
 def test_training_computes_this_way_and_learns_the_same(tmp_path, monkeypatch, products):
     losses, counts = [], []
     for fits in (True, False):
-        monkeypatch.setattr(onednn, "FITS", fits)
+        monkeypatch.setattr(linear, "FASTER_WITH_ONEDNN", fits)
         fit(make_run(tmp_path / str(fits), val_dataset=make_samples([9, 14], seed=5)))
         found = read_metrics(tmp_path / str(fits) / "logs" / "csv" / "version_0" / "metrics.csv")
         losses.append([row[name] for row in found for name in ("loss", "val_loss") if row.get(name) is not None])
@@ -162,7 +162,7 @@ def test_training_computes_this_way_and_learns_the_same(tmp_path, monkeypatch, p
 def test_engines_compute_this_way(monkeypatch, products):
     answers, counts = [], []
     for fits in (True, False):
-        monkeypatch.setattr(onednn, "FITS", fits)
+        monkeypatch.setattr(linear, "FASTER_WITH_ONEDNN", fits)
         engine = Engine(tiny_model())
         answers.append(engine.submit(list(range(3, 11)), Sampling(temperature=0), max_new_tokens=6).result())
         counts.append(len(products))
@@ -170,7 +170,7 @@ def test_engines_compute_this_way(monkeypatch, products):
 
 
 def test_small_products_are_torchs_own(monkeypatch, products):
-    monkeypatch.setattr(onednn, "LEAST", 8 * 24 * 40)
+    monkeypatch.setattr(linear, "ONEDNN_MIN_PRODUCTS", 8 * 24 * 40)
     _, layer = pair()
     layer(torch.randn(7, 24))
     assert not products
@@ -180,14 +180,14 @@ def test_small_products_are_torchs_own(monkeypatch, products):
 
 MANY_LENGTHS = """
 import torch
-from litgpt.kernels.onednn import product
+from litgpt.kernels.linear import onednn_product
 
 torch.set_num_threads(1)
 x, weight = torch.randn(2000, 64), torch.randn(64, 64)
 
 def run(first, last):
     for length in range(first, last):
-        product(x[:length], weight)
+        onednn_product(x[:length], weight)
         torch.mm(x[:length].bfloat16(), weight.bfloat16())
 """
 

@@ -1,4 +1,4 @@
-"""bfloat16 linear layers computed the other way round give what torch's own give."""
+"""bfloat16 linear layers computed as weight times tokens give what torch's own give."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from litgpt.config import Config
-from litgpt.kernels import narrow
-from litgpt.kernels.narrow import ALIGNED, MANY, use_fast_linear
+from litgpt.kernels import linear
+from litgpt.kernels.linear import BF16_MAX_ROWS, CACHE_LINE, use_fast_linear
 from litgpt.model.mlp import LLaMAMLP
 
 PLENTY = 2**30
@@ -20,12 +20,12 @@ PLENTY = 2**30
 @pytest.fixture(params=[True, False], ids=["bfloat16 instructions", "none"], autouse=True)
 def bfloat16(request, monkeypatch) -> bool:
     """Whether the processor is taken to have them; both ways work on every one."""
-    monkeypatch.setattr(narrow, "has_bfloat16", lambda: request.param)
+    monkeypatch.setattr(linear, "has_bfloat16", lambda: request.param)
     return request.param
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(24,), (0, 24), (1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (2, MANY, 24)])
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (2, BF16_MAX_ROWS, 24)])
 def test_the_same_numbers(bias, shape):
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias).bfloat16()
@@ -77,7 +77,7 @@ def test_weights_across_cache_lines_are_moved_and_shared_ones_stay_shared():
     head.weight = embedding.weight = nn.Parameter(buffer[2:].view(16, 16))
     before = head.weight.detach().clone()
     use_fast_linear(head, PLENTY)
-    assert head.weight.data_ptr() % ALIGNED == 0
+    assert head.weight.data_ptr() % CACHE_LINE == 0
     assert head.weight is embedding.weight and torch.equal(head.weight, before)
 
 
@@ -88,12 +88,12 @@ def test_weights_across_cache_lines_stay_where_copies_of_all_would_take_more_tha
     model[0].weight = model[2].weight = nn.Parameter(buffer[2:258].view(16, 16))  # one, which counts once
     model[1].weight = nn.Parameter(buffer[258:].view(16, 16))
     use_fast_linear(model, headroom)
-    moved = [layer.weight.data_ptr() % ALIGNED == 0 for layer in model]
+    moved = [layer.weight.data_ptr() % CACHE_LINE == 0 for layer in model]
     assert moved == [headroom == 2 * 16 * 16 * 2] * 3
 
 
-@pytest.mark.parametrize("tokens", [1, 5, MANY + 1])
-def test_an_mlp_whose_gates_are_left_lying_gives_the_same(tokens, bfloat16):
+@pytest.mark.parametrize("tokens", [1, 5, BF16_MAX_ROWS + 1])
+def test_an_mlp_whose_gates_are_left_transposed_gives_the_same(tokens, bfloat16):
     torch.manual_seed(0)
     plain = LLaMAMLP(Config(n_embd=24, n_head=2, intermediate_size=40)).bfloat16()
     quick = copy.deepcopy(plain)
@@ -113,8 +113,8 @@ def test_torchs_compiler_warns_of_nothing(monkeypatch):
         torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
 
 
-def test_a_weight_of_many_rows_is_widened_in_parts(monkeypatch):
-    monkeypatch.setattr(narrow, "WIDENED", 100)
+def test_a_weight_of_many_rows_is_cast_in_parts(monkeypatch):
+    monkeypatch.setattr(linear, "UPCAST_WEIGHTS", 100)
     layer = nn.Linear(24, 41).bfloat16()
     quick = copy.deepcopy(layer)
     use_fast_linear(quick, PLENTY)
