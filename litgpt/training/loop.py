@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,12 +27,12 @@ from litgpt.peft import parameter_counts
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
 from litgpt.training.batching.packing import input_length
+from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import Setting, check_pairs
-from litgpt.training.memory import restore
+from litgpt.training.loss import NextToken
 from litgpt.training.metrics.metrics import Journal
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
-from litgpt.training.objective import NextToken
 from litgpt.training.optim.muon import fused_parts
 from litgpt.training.optim.optimizers import make_optimizer, scale_rates
 from litgpt.training.retention import claimed, files_in, prune
@@ -41,10 +40,7 @@ from litgpt.training.run import Identity, Interrupted, Result, Run
 from litgpt.training.schedule import Counters, Limits, make_schedule
 from litgpt.training.signals import StopRequest
 from litgpt.training.state import STATE_FILE, Progress, Saved, load_state, load_weights, save_state
-from litgpt.training.step import Descent, shape_blocks
-
-if TYPE_CHECKING:
-    pass
+from litgpt.training.step import Descent
 
 
 def fit(run: Run) -> Result:
@@ -113,9 +109,8 @@ class _Loop:
         shape_blocks(run)
         self.objective = self.fabric.setup_module(NextToken(run.model, run.train.z_loss, run.train.label_smoothing))
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
-            use_fast_linear(
-                run.model, headroom=0
-            )  # as the engine of an example will: validations before and after it are alike
+            # As the engine of an example will: validations before and after it are alike.
+            use_fast_linear(run.model, headroom=0)
         optimizer = make_optimizer(
             run.optimizer,
             self._trained(),

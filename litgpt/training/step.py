@@ -9,22 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.training.batching.batches import Batch, sum_over_ranks
-from litgpt.training.compiled import compile_blocks
-from litgpt.training.memory import checkpoint_blocks, offloading
+from litgpt.training.blocks import offloading
 from litgpt.training.optim.optimizers import StepsInBackward, gradient_norm
 from litgpt.training.schedule import Counters
 from litgpt.training.spike_guard import objection
 
 if TYPE_CHECKING:
     from litgpt.training.run import Run
-
-
-def shape_blocks(run: Run) -> None:
-    """Compiles and checkpoints the blocks of the run's model as asked; `memory.restore` undoes it."""
-    if run.train.compile:
-        compile_blocks(run.model, run.fabric.device)
-    if run.train.checkpointed_every:
-        checkpoint_blocks(run.model, run.train.checkpointed_every)
 
 
 class Descent:

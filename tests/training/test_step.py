@@ -15,6 +15,7 @@ from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
+from litgpt.training import blocks
 from litgpt.training import spike_guard as guard
 from litgpt.training.batching.documents import Documents
 from litgpt.training.incompatibilities import REFUSED, Setting, check_pairs
@@ -197,10 +198,8 @@ def test_options_learn_in_every_precision(tmp_path, option, precision):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path, monkeypatch):
-    from litgpt.training import step as descent
-
-    compile_blocks = descent.compile_blocks
-    monkeypatch.setattr(descent, "compile_blocks", lambda model, device: compile_blocks(model, device, "eager"))
+    compile_blocks = blocks.compile_blocks
+    monkeypatch.setattr(blocks, "compile_blocks", lambda model, device: compile_blocks(model, device, "eager"))
     for name, compile in (("plain", False), ("compiled", True)):
         train = {"compile": compile, "activation_checkpointing": "full"}
         run = make_run(tmp_path / name, train=train, val_dataset=make_samples([9, 20]))

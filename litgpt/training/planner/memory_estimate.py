@@ -28,9 +28,9 @@ from litgpt.peft import Method
 from litgpt.quantize import make_layer, make_room
 from litgpt.quantize.linear import QuantizedLinear
 from litgpt.runtime import parameter_dtype, product_dtype
-from litgpt.training.memory import MOVED_BYTES, checkpoint_blocks
+from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
+from litgpt.training.loss import NextToken
 from litgpt.training.metrics.flops import Flops, flops_of_token, numbers_in
-from litgpt.training.objective import NextToken
 from litgpt.training.optim.muon import fused_parts
 from litgpt.training.optim.optimizers import StepsInBackward, make_optimizer
 
@@ -182,7 +182,7 @@ class _Stage:
         self.ledger.window = self.ledger.live
 
     def _offload(self) -> AbstractContextManager[Any]:
-        """What `memory.Offload` moves to the host takes no room on the device."""
+        """What `blocks.Offload` moves to the host takes no room on the device."""
         if not self.subject.train.activation_offload:
             return nullcontext()
         stay = {id(parameter.untyped_storage()) for parameter in self.model.parameters()}

@@ -25,8 +25,8 @@ from litgpt.model import GPT
 from litgpt.model.initialization import initialize
 from litgpt.peft import Full, Method
 from litgpt.quantize import quantize_model
-from litgpt.training.memory import checkpoint_blocks
-from litgpt.training.objective import NextToken
+from litgpt.training.blocks import checkpoint_blocks
+from litgpt.training.loss import NextToken
 from litgpt.training.optim.optimizers import make_optimizer
 from litgpt.training.planner.memory_estimate import Ledger, Rehearsal, Subject, rehearse
 from tests.training.runs import tiny_config
