@@ -1,7 +1,8 @@
 """From a command's signature to its command line: flags, YAML, overrides, and one sentence for every mistake.
 
 jsonargparse does the parsing. Before it does, the command line is read once here, so that a class named in it is
-imported (and no other), `--optimizer NAME --optimizer.lr X` keeps its class, and unknown names are told in our words.
+imported (and no other), `--optimizer NAME --optimizer.lr X` keeps its class, and unknown names are refused in one
+sentence.
 """
 
 from __future__ import annotations

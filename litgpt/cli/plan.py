@@ -53,9 +53,9 @@ def plan(*arguments: str) -> None:
         raise UsageError(f"`litgpt plan` knows no command {name!r}.{closest(name, COMMANDS)} See `litgpt plan --help`.")
     values = parse(f"plan {name}", with_plan_arguments(import_module(COMMANDS[name]).setup), rest)
     options = values.pop("plan")
-    from litgpt.training.planner.planner import make_plan, told
+    from litgpt.training.planner.planner import format_lines, make_plan
 
-    for line in told(make_plan(name, values, options)):
+    for line in format_lines(make_plan(name, values, options)):
         print(line)
 
 

@@ -209,7 +209,7 @@ class Example:
         self.eval, self.data, self.tokenizer, self.model, self.fabric = job.eval, data, tokenizer, model, fabric
         self.seed = job.seed
         if data.val_dataset:
-            example_index(job.eval, len(data.val_dataset), job.seed, 0)  # one that isn't there is told before training
+            example_index(job.eval, len(data.val_dataset), job.seed, 0)  # raises before training where there is none
 
     def __call__(self, step: int) -> str | None:
         dataset = self.data.val_dataset

@@ -1,4 +1,4 @@
-"""Options that cannot hold together, each pair refused in one sentence before anything is computed."""
+"""Options that exclude each other, each pair refused in one sentence before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from litgpt.errors import LitGPTError
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What options must agree with."""
+class TrainingSetup:
+    """What decides whether options go together."""
 
     train: TrainArgs
     precision: str
@@ -20,58 +20,58 @@ class Setting:
     ranks: int
 
 
-def _in_backward(clash: Callable[[Setting], bool]) -> Callable[[Setting], bool]:
-    return lambda setting: setting.train.optimizer_in_backward and clash(setting)
+def _in_backward(clash: Callable[[TrainingSetup], bool]) -> Callable[[TrainingSetup], bool]:
+    return lambda setup: setup.train.optimizer_in_backward and clash(setup)
 
 
-REFUSED: dict[str, tuple[Callable[[Setting], bool], str]] = {
+INCOMPATIBILITIES: dict[str, tuple[Callable[[TrainingSetup], bool], str]] = {
     "optimizer in backward, accumulation": (
-        _in_backward(lambda of: of.train.global_batch_size > of.train.micro_batch_size),
+        _in_backward(lambda setup: setup.train.global_batch_size > setup.train.micro_batch_size),
         "train.optimizer_in_backward steps in the backward pass of one micro-batch, so a step can't have several: set "
         "train.micro_batch_size to train.global_batch_size, or leave it out.",
     ),
     "optimizer in backward, clipping": (
-        _in_backward(lambda of: bool(of.train.max_norm)),
+        _in_backward(lambda setup: bool(setup.train.max_norm)),
         "train.optimizer_in_backward frees gradients before their norm is known, by which train.max_norm scales them: "
         "set train.max_norm to 0, or leave it out.",
     ),
     "optimizer in backward, guard": (
-        _in_backward(lambda of: of.train.guard is not None),
+        _in_backward(lambda setup: setup.train.guard is not None),
         "train.optimizer_in_backward has stepped before train.guard could look at the gradients: leave one of them "
         "out.",
     ),
     "optimizer in backward, 16-mixed": (
-        _in_backward(lambda of: of.precision == "16-mixed"),
+        _in_backward(lambda setup: setup.precision == "16-mixed"),
         "train.optimizer_in_backward steps before 16-mixed knows whether the scaled gradients overflowed: use "
         "bf16-mixed, or leave it out.",
     ),
     "optimizer in backward, ranks": (
-        _in_backward(lambda of: of.ranks > 1),
+        _in_backward(lambda setup: setup.ranks > 1),
         "train.optimizer_in_backward steps before gradients are averaged over devices: use one device, or leave it "
         "out.",
     ),
     "guard, 16-mixed": (
-        lambda of: of.train.guard is not None and of.precision == "16-mixed",
+        lambda setup: setup.train.guard is not None and setup.precision == "16-mixed",
         "16-mixed skips steps with infinite gradients by itself, to find its scale: leave train.guard out, or use "
         "bf16-mixed.",
     ),
     "activation offload, no GPU": (
-        lambda of: of.train.activation_offload and of.device == "cpu",
+        lambda setup: setup.train.activation_offload and setup.device == "cpu",
         "train.activation_offload keeps activations in the host's memory, and this run is on the CPU, where they are "
         "anyway: leave it out, or use train.activation_checkpointing.",
     ),
     "document masks, padding": (
-        lambda of: of.train.document_masks and not of.train.packing,
+        lambda setup: setup.train.document_masks and not setup.train.packing,
         "train.document_masks is a property of packed batches: leave out train.packing false, or the masks.",
     ),
 }
-"""Name of a pair → whether a setting has it, and the sentence."""
+"""Name of a pair → whether a setup has it, and the sentence of the error."""
 
 
-def check_pairs(setting: Setting) -> None:
-    """Raises a LitGPTError for the first pair that cannot hold."""
-    for clashes, sentence in REFUSED.values():
-        if clashes(setting):
+def check_incompatibilities(setup: TrainingSetup) -> None:
+    """Raises a LitGPTError for the first pair of options that exclude each other."""
+    for clashes, sentence in INCOMPATIBILITIES.values():
+        if clashes(setup):
             raise LitGPTError(sentence)
 
 

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,23 +27,20 @@ from litgpt.peft import parameter_counts
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
 from litgpt.training.batching.packing import input_length
-from litgpt.training.incompatibilities import Setting, check_pairs
-from litgpt.training.memory import restore
-from litgpt.training.metrics.metrics import Journal
+from litgpt.training.blocks import restore, shape_blocks
+from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
+from litgpt.training.loss import NextToken
+from litgpt.training.metrics.metrics import RunMetrics
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
-from litgpt.training.objective import NextToken
 from litgpt.training.optim.muon import fused_parts
 from litgpt.training.optim.optimizers import make_optimizer, scale_rates
 from litgpt.training.retention import claimed, files_in, prune
 from litgpt.training.run import Identity, Interrupted, Result, Run
-from litgpt.training.schedule import Counters, Limits, make_schedule
+from litgpt.training.schedule import Counters, RunLimits, make_schedule
 from litgpt.training.signals import StopRequest
-from litgpt.training.state import STATE_FILE, Progress, Saved, load_state, load_weights, save_state
-from litgpt.training.step import Descent, shape_blocks
-
-if TYPE_CHECKING:
-    pass
+from litgpt.training.state import STATE_FILE, SavedState, TrainingState, load_state, load_weights, save_state
+from litgpt.training.step import OptimizerStep
 
 
 def fit(run: Run) -> Result:
@@ -58,7 +54,7 @@ def fit(run: Run) -> Result:
         _claim(run, open_while_running)
         open_while_running.callback(restore, run.model)
         loop = _Loop(run)
-        open_while_running.callback(loop.descent.end)
+        open_while_running.callback(loop.optimizer_step.close)
         stop = open_while_running.enter_context(StopRequest())
         try:
             loop.begin()
@@ -69,7 +65,7 @@ def fit(run: Run) -> Result:
                 loop.after_step()
             return loop.end()
         except BaseException:
-            loop.journal.close("failed")
+            loop.metrics.close("failed")
             raise
 
 
@@ -98,13 +94,15 @@ class _Loop:
                 "leave them out, or give validation data (and eval.max_iters above 0)."
             )
         fabric = run.fabric
-        check_pairs(Setting(run.train, fabric.strategy.precision.precision, fabric.device.type, fabric.world_size))
+        check_incompatibilities(
+            TrainingSetup(run.train, fabric.strategy.precision.precision, fabric.device.type, fabric.world_size)
+        )
         self.run, self.fabric = run, fabric
-        self.progress = Progress(Counters(), Validations(), Identity())
-        self.limits = Limits.of(run.train, len(run.train_dataset))
+        self.state = TrainingState(Counters(), Validations(), Identity())
+        self.limits = RunLimits.of(run.train, len(run.train_dataset))
         self.samples, self.batching = Shuffled(run.train_dataset, run.seed), Batching.of(run.train)
-        self.journal = Journal(run, self.limits)
-        saved = None if run.resume is None else Saved.read(run.resume)
+        self.metrics = RunMetrics(run, self.limits)
+        saved = None if run.resume is None else SavedState.read(run.resume)
         self.changes = "" if saved is None else saved.changes(run)
         if saved is not None:
             load_weights(run, saved.folder)
@@ -113,9 +111,8 @@ class _Loop:
         shape_blocks(run)
         self.objective = self.fabric.setup_module(NextToken(run.model, run.train.z_loss, run.train.label_smoothing))
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
-            use_fast_linear(
-                run.model, headroom=0
-            )  # as the engine of an example will: validations before and after it are alike
+            # As the engine of an example will: validations before and after it are alike.
+            use_fast_linear(run.model, headroom=0)
         optimizer = make_optimizer(
             run.optimizer,
             self._trained(),
@@ -125,22 +122,22 @@ class _Loop:
         )
         scale_rates(optimizer, self._trained(), run.rate_factor)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
-        self.descent = Descent(run, self.objective, self.optimizer, self.journal.line)
+        self.optimizer_step = OptimizerStep(run, self.objective, self.optimizer, self.metrics.print)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self.schedule, notice = make_schedule(
             run.train, len(run.train_dataset), self._expected_steps(), max(self.peaks)
         )
         if notice:
-            self.journal.line(notice)
+            self.metrics.print(notice)
         if saved is not None:
-            load_state(run, saved, optimizer, self.progress)
+            load_state(run, saved, optimizer, self.state)
         self.resumed = replace(self.counters)
         self.loss = float("nan")
         self.start = time.perf_counter()
 
     @property
     def counters(self) -> Counters:
-        return self.progress.counters
+        return self.state.counters
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.run.model.named_parameters() if parameter.requires_grad]
@@ -156,24 +153,24 @@ class _Loop:
     # -- the phases of a run
 
     def begin(self) -> None:
-        """Opens the logs, tells what will be trained, validates if asked to."""
+        """Opens the logs, prints what will be trained, validates if asked to."""
         run = self.run
-        self.journal.open(self.progress)
+        self.metrics.open(self.state)
         trained = sum(parameter.numel() for _, parameter in self._trained())
         total = sum(parameter_counts(run.model, run.owns))
-        self.journal.line(f"Training {trained:,} of {total:,} parameters on {len(run.train_dataset):,} samples.")
+        self.metrics.print(f"Training {trained:,} of {total:,} parameters on {len(run.train_dataset):,} samples.")
         if run.resume:
-            self.journal.line(f"Going on after step {self.counters.step}, from {run.resume}. {self.changes}".strip())
+            self.metrics.print(f"Going on after step {self.counters.step}, from {run.resume}. {self.changes}".strip())
         self.objective.train()
         if self.counters.step:
-            if self.progress.validations.step != self.counters.step:
+            if self.state.validations.step != self.counters.step:
                 self.validate_if_due()  # a signal came between the step and its validation
         elif run.eval.initial_validation:
             self.validate(whole=run.whole_final_validation)
 
     def finished(self) -> bool:
         """Whether a limit is reached, or validation has stopped getting better."""
-        return self.limits.reached(self.counters) or self.progress.validations.exhausted(self.run.train.patience)
+        return self.limits.reached(self.counters) or self.state.validations.exhausted(self.run.train.patience)
 
     def step(self) -> None:
         """One optimizer step."""
@@ -184,7 +181,7 @@ class _Loop:
         rate = self._set_rates()
         torch.manual_seed(_step_seed(run.seed, counters.step, self.fabric.global_rank))
         logged = (counters.step + 1) % run.train.log_interval == 0
-        loss, norm = self.descent.step(batch, counters, wants_norm=logged)
+        loss, norm = self.optimizer_step(batch, counters, wants_norm=logged)
         counters.step += 1
         counters.samples += size
         counters.tokens += batch.tokens
@@ -192,18 +189,18 @@ class _Loop:
         if logged:
             self.loss = sum_over_ranks(self.fabric, loss) / batch.targets if batch.targets else float("nan")
         counters.training_seconds += time.perf_counter() - began
-        self.journal.count(batch)
+        self.metrics.count(batch)
         if logged:
             metrics = {"loss": self.loss, "epoch": self._epoch(), "learning_rate": rate}
             if norm is not None:
                 metrics["grad_norm"] = float(norm)
             if run.train.guard is not None:
                 metrics["skipped_steps"] = counters.skipped
-            self.journal.step(counters, batch, metrics)
+            self.metrics.log_step(counters, batch, metrics)
 
     def agree(self, stopping: bool) -> bool:
-        """Lets all ranks know the first one's clock, by which `max_time` is measured, and whether any rank was told
-        to stop."""
+        """Gives all ranks the first one's clock, by which `max_time` is measured; returns whether any rank got a
+        signal to stop."""
         seconds = self.resumed.seconds + time.perf_counter() - self.start
         if self.fabric.world_size > 1:
             known = torch.tensor(
@@ -221,21 +218,21 @@ class _Loop:
             self.save_step()
 
     def interrupted(self, by: str) -> Interrupted:
-        """Saves all, and says what is to be said about it."""
+        """Saves everything; returns the error to raise."""
         folder = self.save_step()
-        self.journal.draw(self.progress, f"stopped by {by}, to be resumed", folder)
+        self.metrics.draw(self.state, f"stopped by {by}, to be resumed", folder)
         done = f"Stopped by {by} after step {self.counters.step}"
         return Interrupted(f"{done}; all is saved in {folder}: the same command with --resume auto goes on.")
 
     def end(self) -> Result:
-        """The last validation, the final checkpoint, picture and page, and what there is to tell."""
-        run, counters, found = self.run, self.counters, self.progress.validations
+        """Validates a last time, writes the final checkpoint, the picture and the page, and returns the result."""
+        run, counters, found = self.run, self.counters, self.state.validations
         early = not self.limits.reached(counters)
         if run.eval.final_validation:
             self.validate(whole=run.whole_final_validation)
         final = self._save(run.out_dir / "final")
         seconds = counters.training_seconds - self.resumed.training_seconds
-        curve, page = self.journal.draw(self.progress, "early, by train.patience" if early else "as planned", final)
+        curve, page = self.metrics.draw(self.state, "early, by train.patience" if early else "as planned", final)
         result = Result(
             steps=counters.step,
             epochs=self._epoch(),
@@ -249,9 +246,9 @@ class _Loop:
             report=page,
             best=run.out_dir / "best" if run.train.keep_best and found.best_loss is not None else None,
         )
-        self.journal.close("success")
+        self.metrics.close("success")
         if early:
-            self.journal.line(
+            self.metrics.print(
                 f"Stopped early: {found.worse} validations in a row found no lower loss than "
                 f"{found.best_loss or 0:.4f}, of step {found.best_step} (train.patience)."
             )
@@ -260,15 +257,15 @@ class _Loop:
 
     def _conclude(self, result: Result) -> None:
         if self.counters.step == self.resumed.step:
-            self.journal.line(f"Nothing was left to train: the limits are reached after {result.steps} steps.")
+            self.metrics.print(f"Nothing was left to train: the limits are reached after {result.steps} steps.")
             return
         val = "" if result.val_loss is None else f", validation loss {result.val_loss:.4f}"
-        self.journal.line(
+        self.metrics.print(
             f"Done: {result.steps} steps, {result.tokens:,} tokens in {duration(result.seconds)} "
             f"({result.tokens_per_second:,.0f} tokens/s), training loss {self.loss:.4f}{val}."
         )
         best = "" if result.best is None else f" Best by validation: {result.best}."
-        self.journal.line(f"Checkpoint: {result.final}.{best} Loss curve: {result.curve}. Report: {result.report}.")
+        self.metrics.print(f"Checkpoint: {result.final}.{best} Loss curve: {result.curve}. Report: {result.report}.")
 
     # -- parts of a step
 
@@ -279,7 +276,7 @@ class _Loop:
             group["lr"] = self.schedule.rate(peak, self.counters.step, progress)
         return float(self.optimizer.param_groups[0]["lr"])
 
-    # -- what is told and kept
+    # -- validation and saving
 
     def _epoch(self) -> float:
         return self.counters.samples / len(self.run.train_dataset)
@@ -296,20 +293,20 @@ class _Loop:
     def validate(self, whole: bool = False) -> None:
         """The loss on the validation set, or on its first `eval.max_iters` micro-batches; then an example, if the
         run has one. One that was made after this very step is not made again."""
-        run, val, found, step = self.run, self.run.val_dataset, self.progress.validations, self.counters.step
+        run, val, found, step = self.run, self.run.val_dataset, self.state.validations, self.counters.step
         usual = _validation_size(run)
         count = len(val) if whole and val is not None else usual
         if val is None or not count or (found.step, found.samples) == (step, count):
             return
         loss = validate(self.fabric, self.objective, val, self.batching, count)
         best = found.note(step, count, loss, compared=count == usual)
-        self.journal.validation(step, loss, math.exp(min(loss, 700.0)))
+        self.metrics.log_validation(step, loss, math.exp(min(loss, 700.0)))
         if best and run.train.keep_best:
             self._save(run.out_dir / "best")
         if run.sample is not None:
             self.objective.eval()
             with torch.no_grad():
-                self.journal.sample(step, run.sample(step))
+                self.metrics.log_sample(step, run.sample(step))
             self.objective.train()
 
     def save_step(self) -> Path:
@@ -317,7 +314,7 @@ class _Loop:
         folder = self.run.out_dir / f"step-{self.counters.step:0{self.run.step_digits}d}"
         self._save(folder, with_state=True)
         if self.run.train.keep_last is not None and self.fabric.is_global_zero:
-            prune(self.run.out_dir, self.progress.identity, self.run.train.keep_last)
+            prune(self.run.out_dir, self.state.identity, self.run.train.keep_last)
         return folder
 
     def _save(self, folder: Path, with_state: bool = False) -> Path:
@@ -328,8 +325,8 @@ class _Loop:
             with atomic_folder(folder) as unfinished:
                 self.run.save(unfinished)
                 if with_state:
-                    save_state(unfinished, self.run, self.optimizer.optimizer, self.progress)
-                    self.progress.identity.files = files_in(unfinished)
+                    save_state(unfinished, self.run, self.optimizer.optimizer, self.state)
+                    self.state.identity.files = files_in(unfinished)
         self.fabric.barrier()
         return folder
 

@@ -10,7 +10,7 @@ N: rows (tokens), C: `n_embd`, V: vocabulary, R: rows of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.kernels.linear import faster_with_onednn, onednn_product
+from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear, dense_weight
 
 IGNORED = -100
 """The target of a token that has no loss."""
@@ -70,6 +72,37 @@ class Buffers:
         if key not in self._flat or self._flat[key].numel() < numel:
             self._flat[key] = torch.empty(numel, dtype=dtype, device=like.device)
         return self._flat[key][:numel].view(shape)
+
+
+class NextToken(nn.Module):
+    """The sum of the next-token losses of one micro-batch."""
+
+    def __init__(self, model: GPT, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.terms = Terms(model.config.final_logit_softcapping, z_loss, label_smoothing)
+        """In training; in evaluation mode the loss is the plain one."""
+        self.scratch = Buffers()
+
+    def forward(self, inputs: Tensor, targets: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Inputs and targets `(B, T)`, and for packed samples their `lengths` (B is 1) → the sum of the losses,
+        float32.
+
+        Logits are never held for all tokens; see the head of this file.
+        """
+        model = self.model
+        hidden = model.hidden(inputs, lengths=lengths).flatten(0, 1)  # (B·T, C)
+        targets = targets.flatten()
+        head = model.lm_head
+        terms = self.terms if self.training else self.terms.plain
+        if is_plain(head) or isinstance(head, QuantizedLinear):
+            bias: Tensor | None = head.bias
+            divisor = model.config.logits_divisor
+            if divisor != 1:
+                hidden, bias = hidden / divisor, None if bias is None else bias / divisor
+            return linear_cross_entropy(hidden, dense_weight(head), targets, bias, terms, self.scratch)
+        assert model.config.padded_vocab_size is not None
+        return head_cross_entropy(model.head, hidden, targets, model.config.padded_vocab_size, terms)
 
 
 def linear_cross_entropy(

@@ -209,7 +209,7 @@ def continuation(
             "eval.max_new_tokens shows text, and nothing says how to read the data's tokens: add --tokenizer_dir "
             "FOLDER, or leave it out."
         )
-    example_index(job.eval, len(dataset), job.seed, 0)  # one that isn't there is told before training
+    example_index(job.eval, len(dataset), job.seed, 0)  # raises before training where there is none
 
     def show(step: int) -> str:
         ids = dataset[example_index(job.eval, len(dataset), job.seed, step)]["input_ids"]

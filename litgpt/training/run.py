@@ -81,7 +81,7 @@ class Run:
     """Shows what the model says after each validation; gets the step. Called on every rank with the model in eval
     mode and no gradients; prints through `fabric.print`, and returns what the report shows, if anything."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The command's arguments, as `args.hyperparameters` has them; a resumed run tells which have changed."""
+    """The command's arguments, as `args.hyperparameters` has them; a resumed run prints which have changed."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Those of them, by flag, that a resumed run must not change: what the model computes depends on them."""
     loggers: Sequence[Logger] = ()
@@ -99,7 +99,7 @@ class Run:
 
 @dataclass
 class Result:
-    """What a finished run has to tell."""
+    """What a finished run returns."""
 
     steps: int
     """Optimizer steps, those before a resume included."""

@@ -33,7 +33,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RunLimits:
     """Where a run ends: at the first limit reached. None is no limit."""
 
     max_steps: int | None
@@ -44,7 +44,7 @@ class Limits:
     """Seconds."""
 
     @classmethod
-    def of(cls, train: TrainArgs, samples_per_epoch: int) -> Limits:
+    def of(cls, train: TrainArgs, samples_per_epoch: int) -> RunLimits:
         """The limits that `train` sets.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Which steps are better not taken: those with a loss or a gradient that is not finite, or far above what it was."""
+"""Which steps to skip: those whose loss or gradient norm is not finite, or far above what it was."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ENOUGH = 10
 """Steps from which on there is a median to go by."""
 
 
-def objection(counters: Counters, factor: float, loss: float, norm: float) -> str:
-    """Why a step must not be taken; empty: it may be. Remembers both values in `counters`.
+def skip_reason(counters: Counters, factor: float, loss: float, norm: float) -> str:
+    """Why a step must be skipped; empty: it need not be. Remembers both values in `counters`.
 
     Args:
         counters: Of the run.

@@ -38,7 +38,7 @@ class Header:
     """Whose a saved state is, and since when."""
 
     run_name: str
-    """Of the run that wrote it, resumptions included; see `keeping.Identity`."""
+    """Of the run that wrote it, resumptions included; see `run.Identity`."""
     log: str
     """The folder of the run's metrics below `logs/csv`, `version_0` for instance."""
     written: float
@@ -107,7 +107,7 @@ def _newest_step(folder: Path) -> Path | None:
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """All of a run's own state besides weights and optimizer."""
 
     counters: Counters
@@ -118,7 +118,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedState:
     """What a `training_state.pt` holds, its tensors in memory."""
 
     folder: Path
@@ -135,7 +135,7 @@ class Saved:
     precision: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> Saved:
+    def read(cls, folder: Path) -> SavedState:
         """Of a `step-*` folder.
 
         Raises:
@@ -173,12 +173,12 @@ class Saved:
             )
         if self.settings is None:
             return ""
-        told = [
+        changed = [
             f"{name} {now} (was {before})"
             for name, before, now in _differences(self.settings, flat(run.settings))
             if name.partition(".")[0] not in ELSEWHERE
         ]
-        return f"Other settings than before: {', '.join(told)}." if told else ""
+        return f"Other settings than before: {', '.join(changed)}." if changed else ""
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -192,12 +192,12 @@ def _written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def save_state(folder: Path, run: Run, optimizer: Optimizer, progress: Progress) -> None:
+def save_state(folder: Path, run: Run, optimizer: Optimizer, state: TrainingState) -> None:
     """Writes `training_state.pt` into a folder that has the weights already."""
     content = {
-        "header": asdict(Header(progress.identity.name, progress.log, time.time())),
-        "counters": asdict(progress.counters),
-        "validations": asdict(progress.validations),
+        "header": asdict(Header(state.identity.name, state.log, time.time())),
+        "counters": asdict(state.counters),
+        "validations": asdict(state.validations),
         "run": {**_fingerprint(run), **run.fixed},
         "settings": flat(run.settings),
         "optimizer": optimizer.state_dict(),
@@ -220,8 +220,8 @@ def load_weights(run: Run, folder: Path) -> None:
     load_owned(run.model, run.owns, load_pth(path), str(path))
 
 
-def load_state(run: Run, saved: Saved, optimizer: Optimizer, progress: Progress) -> None:
-    """Restores the optimizer and `progress`.
+def load_state(run: Run, saved: SavedState, optimizer: Optimizer, state: TrainingState) -> None:
+    """Restores the optimizer and `state`.
 
     Raises:
         LitGPTError: Other parameters train than did before.
@@ -234,9 +234,9 @@ def load_state(run: Run, saved: Saved, optimizer: Optimizer, progress: Progress)
     for group, asked in zip(optimizer.param_groups, settings, strict=True):
         group.update(asked)  # a weight decay, say, that the user has changed since
     run.fabric.strategy.precision.load_state_dict(saved.precision)
-    progress.counters, progress.validations = saved.counters, saved.validations
+    state.counters, state.validations = saved.counters, saved.validations
     if saved.run_name:
-        progress.identity.name, progress.log = saved.run_name, saved.log
+        state.identity.name, state.log = saved.run_name, saved.log
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:

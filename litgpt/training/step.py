@@ -1,4 +1,4 @@
-"""One optimizer step: the gradients of its micro-batches, a look at them, and the optimizer."""
+"""One optimizer step: the gradients of its micro-batches, the spike guard, and the optimizer."""
 
 from __future__ import annotations
 
@@ -9,40 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.training.batching.batches import Batch, sum_over_ranks
-from litgpt.training.compiled import compile_blocks
-from litgpt.training.memory import checkpoint_blocks, offloading
+from litgpt.training.blocks import offloading
 from litgpt.training.optim.optimizers import StepsInBackward, gradient_norm
 from litgpt.training.schedule import Counters
-from litgpt.training.spike_guard import objection
+from litgpt.training.spike_guard import skip_reason
 
 if TYPE_CHECKING:
     from litgpt.training.run import Run
 
 
-def shape_blocks(run: Run) -> None:
-    """Compiles and checkpoints the blocks of the run's model as asked; `memory.restore` undoes it."""
-    if run.train.compile:
-        compile_blocks(run.model, run.fabric.device)
-    if run.train.checkpointed_every:
-        checkpoint_blocks(run.model, run.train.checkpointed_every)
-
-
-class Descent:
-    """Takes the steps of a run.
+class OptimizerStep:
+    """An optimizer step of a run, callable again and again.
 
     Args:
         run: What to train, and how.
         objective: As the fabric has set it up.
         optimizer: Likewise.
-        say: Tells the user something.
+        say: Prints a line.
     """
 
     def __init__(self, run: Run, objective: nn.Module, optimizer: Any, say: Callable[[str], None]) -> None:
         self.run, self.fabric, self.objective, self.optimizer, self.say = run, run.fabric, objective, optimizer, say
         self.in_backward = StepsInBackward(optimizer.optimizer) if run.train.optimizer_in_backward else None
 
-    def step(self, batch: Batch, counters: Counters, wants_norm: bool) -> tuple[Tensor, Tensor | None]:
-        """Gradients of all micro-batches, then the optimizer, unless the guard objects.
+    def __call__(self, batch: Batch, counters: Counters, wants_norm: bool) -> tuple[Tensor, Tensor | None]:
+        """Gradients of all micro-batches, then the optimizer, unless the spike guard refuses the step.
 
         Returns:
             This rank's sum of losses, and the norm of the gradients if wanted, as it was before they were clipped.
@@ -57,9 +48,9 @@ class Descent:
             return total, norm
         if guard is not None and norm is not None:
             loss = sum_over_ranks(self.fabric, total) / batch.targets
-            if found := objection(counters, guard, loss, float(norm)):
+            if reason := skip_reason(counters, guard, loss, float(norm)):
                 counters.skipped += 1
-                self.say(f"Step {counters.step + 1} is skipped by train.guard: {found} ({counters.skipped} so far).")
+                self.say(f"Step {counters.step + 1} is skipped by train.guard: {reason} ({counters.skipped} so far).")
                 self.optimizer.zero_grad()
                 return total, norm
         self.optimizer.step()
@@ -91,7 +82,7 @@ class Descent:
             return self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         return gradient_norm(self.run.model.parameters()) if wanted else None
 
-    def end(self) -> None:
-        """Leaves the parameters as they were found."""
+    def close(self) -> None:
+        """Removes the hooks from the parameters."""
         if self.in_backward is not None:
             self.in_backward.end()

@@ -16,7 +16,7 @@ from litgpt.cli.plan import COMMANDS
 from litgpt.data import TextFiles
 from litgpt.errors import LitGPTError, UsageError
 from litgpt.pretrain import setup
-from litgpt.training.incompatibilities import REFUSED
+from litgpt.training.incompatibilities import INCOMPATIBILITIES
 from tests.paths import ROOT
 from tests.test_pretrain import TEXT, tiny
 
@@ -158,14 +158,18 @@ def test_help_of_a_command_has_its_flags_and_the_plans(capsys):
 @pytest.mark.parametrize(
     ("command", "flags", "sentence"),
     [
-        ("finetune_full", ["--train.optimizer_in_backward", "true"], REFUSED["optimizer in backward, accumulation"][1]),
-        ("finetune_lora", ["--train.activation_offload", "true"], REFUSED["activation offload, no GPU"][1]),
+        (
+            "finetune_full",
+            ["--train.optimizer_in_backward", "true"],
+            INCOMPATIBILITIES["optimizer in backward, accumulation"][1],
+        ),
+        ("finetune_lora", ["--train.activation_offload", "true"], INCOMPATIBILITIES["activation offload, no GPU"][1]),
         ("finetune_lora", ["--train.document_masks", "true"], "train.document_masks is for pretraining"),
         ("finetune_lora", ["--train.tie_embeddings", "true"], "train.tie_embeddings is for pretraining"),
         (
             "pretrain",
             ["--train.document_masks", "true", "--train.packing", "false"],
-            REFUSED["document masks, padding"][1],
+            INCOMPATIBILITIES["document masks, padding"][1],
         ),
     ],
 )

@@ -31,7 +31,7 @@ from litgpt.model import GPT
 from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantized, kernels, make_layer, quantize_model
 from litgpt.quantize.linear import Int8Linear, QuantizedLinear, rounded
 from litgpt.runtime import quantized_precision
-from litgpt.training.objective import NextToken
+from litgpt.training.loss import NextToken
 from tests.engine.oracle import LLAMA, MODELS, naive, tiny_model
 from tests.finetune.conftest import data_file, lit_folder  # noqa: F401  (fixtures)
 from tests.finetune.test_finetune import run

@@ -19,22 +19,22 @@ from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
 from litgpt.training import loop
 from litgpt.training.loop import fit
-from litgpt.training.metrics import metrics as journal
+from litgpt.training.metrics import metrics as run_metrics
 from litgpt.training.metrics import report
 from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.optim.optimizers import make_optimizer
 from litgpt.training.run import Identity, Interrupted, Run
 from litgpt.training.schedule import Counters
-from litgpt.training.state import Progress, Saved, load_state, resume_point
+from litgpt.training.state import SavedState, TrainingState, load_state, resume_point
 from tests.training.runs import LENGTHS, Samples, make_run, make_samples, tiny_model
 
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than such a run."""
-    monkeypatch.setattr(journal, "draw_loss", lambda rows, path, title: path)
-    monkeypatch.setattr(journal, "write_report", lambda report, path: path)
+    monkeypatch.setattr(run_metrics, "draw_loss", lambda rows, path, title: path)
+    monkeypatch.setattr(run_metrics, "write_report", lambda report, path: path)
 
 
 def metrics(out_dir: Path, version: int = 0) -> list[dict[str, float]]:
@@ -243,8 +243,8 @@ class Killed(Exception):
 
 
 def test_final_holds_weights_alone_and_a_step_what_is_needed_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "draw_loss", report.draw_loss)
-    monkeypatch.setattr(journal, "write_report", report.write_report)
+    monkeypatch.setattr(run_metrics, "draw_loss", report.draw_loss)
+    monkeypatch.setattr(run_metrics, "write_report", report.write_report)
     result = fit(make_run(tmp_path, train={"save_interval": 3}))
     assert sorted(file.name for file in result.final.iterdir()) == ["lit_model.pth"]
     step = tmp_path / "step-000003"
@@ -408,7 +408,7 @@ def test_a_signal_before_a_validation_only_puts_it_off(tmp_path):
 
 def test_what_the_model_said_is_kept_over_a_resume(tmp_path, monkeypatch):
     reports = []
-    monkeypatch.setattr(journal, "write_report", lambda report, path: reports.append(report))
+    monkeypatch.setattr(run_metrics, "write_report", lambda report, path: reports.append(report))
     data = dict(val_dataset=make_samples([9]), eval=EvalArgs(interval=1), sample=lambda step: f"said after {step}")
     fit(make_run(tmp_path, train={"max_steps": 4, "save_interval": 2}, **data))
     fit(make_run(tmp_path / "there", train={"max_steps": 3}, resume=tmp_path / "step-000002", **data))
@@ -503,9 +503,9 @@ def test_a_resumed_run_takes_the_optimizers_settings_from_its_own_command(tmp_pa
     changed = {"class_path": "AdamW", "init_args": {"lr": 1e-2, "betas": (0.5, 0.6), "weight_decay": 0.3}}
     run = make_run(tmp_path, resume=tmp_path / "step-000002", optimizer=changed)
     optimizer = make_optimizer(changed, run.model.named_parameters())
-    progress = Progress(Counters(), Validations(), Identity())
-    load_state(run, Saved.read(tmp_path / "step-000002"), optimizer, progress)
-    assert progress.counters.step == 2
+    state = TrainingState(Counters(), Validations(), Identity())
+    load_state(run, SavedState.read(tmp_path / "step-000002"), optimizer, state)
+    assert state.counters.step == 2
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
     assert len(optimizer.state) == len(list(run.model.parameters()))

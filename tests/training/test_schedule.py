@@ -8,7 +8,7 @@ import pytest
 
 from litgpt.args import TrainArgs
 from litgpt.errors import LitGPTError
-from litgpt.training.schedule import Counters, Limits, Schedule, make_schedule
+from litgpt.training.schedule import Counters, RunLimits, Schedule, make_schedule
 
 
 def train(**changes) -> TrainArgs:
@@ -73,14 +73,14 @@ LIMITS = {
 @pytest.mark.parametrize("case", LIMITS)
 def test_progress_is_the_share_of_the_nearest_limit(case):
     settings, counters = LIMITS[case]
-    limits = Limits.of(train(**settings), samples_per_epoch=100)
+    limits = RunLimits.of(train(**settings), samples_per_epoch=100)
     assert limits.progress(counters) == 0.5
     assert not limits.reached(counters)
     assert limits.progress(Counters()) == 0
 
 
 def test_time_ends_a_run_without_changing_its_schedule():
-    limits = Limits.of(train(max_steps=100, max_time=5.0), 100)
+    limits = RunLimits.of(train(max_steps=100, max_time=5.0), 100)
     late = Counters(step=10, seconds=6.0)
     assert limits.reached(late)
     assert limits.progress(late) == 0.1
@@ -88,25 +88,25 @@ def test_time_ends_a_run_without_changing_its_schedule():
 
 def test_no_limit_is_refused():
     with pytest.raises(LitGPTError, match="when to stop"):
-        Limits.of(train(), 100)
+        RunLimits.of(train(), 100)
 
 
 @pytest.mark.parametrize("settings", [dict(max_steps=0), dict(epochs=0), dict(max_tokens=0), dict(max_time=0.0)])
 def test_a_limit_of_zero_is_reached_at_once(settings):
-    assert Limits.of(train(**settings), 100).reached(Counters())
+    assert RunLimits.of(train(**settings), 100).reached(Counters())
 
 
 def test_expected_steps_are_those_of_the_nearest_limit():
-    limits = Limits.of(train(max_steps=100, epochs=1, max_tokens=450), 10)
+    limits = RunLimits.of(train(max_steps=100, epochs=1, max_tokens=450), 10)
     assert limits.steps(samples_per_step=4, tokens_per_sample=100.0) == 2
-    assert Limits.of(train(max_time=1.0), 10).steps(4, 1.0) is None
+    assert RunLimits.of(train(max_time=1.0), 10).steps(4, 1.0) is None
 
 
 def test_time_left_follows_the_pace():
-    limits = Limits.of(train(max_steps=10, max_time=1000.0), 100)
+    limits = RunLimits.of(train(max_steps=10, max_time=1000.0), 100)
     assert limits.seconds_left(Counters(step=2, seconds=4.0)) == pytest.approx(16.0)
     assert limits.seconds_left(Counters()) == 1000.0
-    assert Limits.of(train(max_steps=10), 100).seconds_left(Counters()) is None
+    assert RunLimits.of(train(max_steps=10), 100).seconds_left(Counters()) is None
 
 
 SHAPES = {

@@ -15,15 +15,16 @@ from litgpt.checkpoint.reader import load_pth
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
+from litgpt.training import blocks
 from litgpt.training import spike_guard as guard
 from litgpt.training.batching.documents import Documents
-from litgpt.training.incompatibilities import REFUSED, Setting, check_pairs
+from litgpt.training.incompatibilities import INCOMPATIBILITIES, TrainingSetup, check_incompatibilities
 from litgpt.training.loop import fit
-from litgpt.training.metrics import metrics as journal
+from litgpt.training.metrics import metrics as run_metrics
 from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.run import Run
 from litgpt.training.schedule import Counters
-from litgpt.training.spike_guard import objection
+from litgpt.training.spike_guard import skip_reason
 from litgpt.training.state import resume_point
 from tests.training.runs import LENGTHS, make_run, make_samples, tiny_model
 
@@ -31,8 +32,8 @@ from tests.training.runs import LENGTHS, make_run, make_samples, tiny_model
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than such a run."""
-    monkeypatch.setattr(journal, "draw_loss", lambda rows, path, title: path)
-    monkeypatch.setattr(journal, "write_report", lambda report, path: path)
+    monkeypatch.setattr(run_metrics, "draw_loss", lambda rows, path, title: path)
+    monkeypatch.setattr(run_metrics, "write_report", lambda report, path: path)
 
 
 def column(out_dir: Path, name: str) -> list[float]:
@@ -49,27 +50,27 @@ def weights(run: Run) -> torch.Tensor:
 
 def test_what_is_not_finite_is_an_objection():
     counters = Counters()
-    assert objection(counters, 0, 2.0, 1.0) == ""
-    assert objection(counters, 0, float("nan"), 1.0) == "its loss is nan"
-    assert objection(counters, 0, 2.0, float("inf")) == "its gradient norm is inf"
-    assert objection(counters, 0, 2.0, 1e30) == ""
+    assert skip_reason(counters, 0, 2.0, 1.0) == ""
+    assert skip_reason(counters, 0, float("nan"), 1.0) == "its loss is nan"
+    assert skip_reason(counters, 0, 2.0, float("inf")) == "its gradient norm is inf"
+    assert skip_reason(counters, 0, 2.0, 1e30) == ""
     assert (counters.losses, counters.norms) == ([2.0, 2.0, 2.0], [1.0, 1.0, 1e30])
 
 
 def test_a_spike_is_an_objection_once_there_is_a_median():
     counters = Counters()
-    assert all(objection(counters, 5.0, 2.0, norm) == "" for norm in [100.0] + [1.0] * (guard.ENOUGH - 1))
-    assert objection(counters, 5.0, 2.0, 4.9) == ""
-    assert objection(counters, 5.0, 2.0, 5.1) == "its gradient norm of 5.1 is over 5 times the usual 1"
-    assert "its loss of 11 is over 5 times the usual 2" in objection(counters, 5.0, 11.0, 1.0)
+    assert all(skip_reason(counters, 5.0, 2.0, norm) == "" for norm in [100.0] + [1.0] * (guard.ENOUGH - 1))
+    assert skip_reason(counters, 5.0, 2.0, 4.9) == ""
+    assert skip_reason(counters, 5.0, 2.0, 5.1) == "its gradient norm of 5.1 is over 5 times the usual 1"
+    assert "its loss of 11 is over 5 times the usual 2" in skip_reason(counters, 5.0, 11.0, 1.0)
 
 
 def test_what_lasts_is_no_spike_for_long():
     counters = Counters()
-    found = [objection(counters, 5.0, 2.0, norm) for norm in [1.0] * 20 + [100.0] * 30]
+    found = [skip_reason(counters, 5.0, 2.0, norm) for norm in [1.0] * 20 + [100.0] * 30]
     assert found[20] and not found[-1]
     for _ in range(2 * guard.WINDOW):
-        objection(counters, 5.0, 2.0, 1.0)
+        skip_reason(counters, 5.0, 2.0, 1.0)
     assert len(counters.losses) == len(counters.norms) == guard.WINDOW
 
 
@@ -197,10 +198,8 @@ def test_options_learn_in_every_precision(tmp_path, option, precision):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path, monkeypatch):
-    from litgpt.training import step as descent
-
-    compile_blocks = descent.compile_blocks
-    monkeypatch.setattr(descent, "compile_blocks", lambda model, device: compile_blocks(model, device, "eager"))
+    compile_blocks = blocks.compile_blocks
+    monkeypatch.setattr(blocks, "compile_blocks", lambda model, device: compile_blocks(model, device, "eager"))
     for name, compile in (("plain", False), ("compiled", True)):
         train = {"compile": compile, "activation_checkpointing": "full"}
         run = make_run(tmp_path / name, train=train, val_dataset=make_samples([9, 20]))
@@ -225,18 +224,18 @@ CLASHES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("pair", REFUSED)
+@pytest.mark.parametrize("pair", INCOMPATIBILITIES)
 def test_what_cannot_hold_together_is_refused(tmp_path, pair):
     run = make_run(tmp_path, train=CLASHES[pair])
-    _, sentence = REFUSED[pair]
+    _, sentence = INCOMPATIBILITIES[pair]
     precision = "16-mixed" if "16-mixed" in pair else "32-true"
-    setting = Setting(run.train, precision, "cpu", ranks=2 if "ranks" in pair else 1)
-    assert [name for name, (refuses, _) in REFUSED.items() if refuses(setting)] == [pair]
+    setup = TrainingSetup(run.train, precision, "cpu", ranks=2 if "ranks" in pair else 1)
+    assert [name for name, (refuses, _) in INCOMPATIBILITIES.items() if refuses(setup)] == [pair]
     assert sentence.endswith(".") and "train." in sentence
-    if setting.precision == "32-true" and setting.ranks == 1:
+    if setup.precision == "32-true" and setup.ranks == 1:
         before = sorted(tmp_path.iterdir())
         with pytest.raises(LitGPTError) as error:
-            check_pairs(setting)
+            check_incompatibilities(setup)
         assert str(error.value) == sentence
         with pytest.raises(LitGPTError, match=r"train\."):
             fit(run)

@@ -12,8 +12,8 @@ from torch import Tensor
 from litgpt.args import TrainArgs
 from litgpt.training.batching.packing import (
     MicroBatch,
-    Plan,
-    Sample,
+    PackingPlan,
+    TokenizedSample,
     input_length,
     pack,
     pad,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Batch:
     """Samples with the plan that cuts them."""
 
-    samples: Sequence[Sample]
-    plan: Plan
+    samples: Sequence[TokenizedSample]
+    plan: PackingPlan
     packing: bool
     limit: int | None
     tokens: int
@@ -60,7 +60,7 @@ class Batching:
         """As `train` says."""
         return cls(train.micro_batch_size, train.max_seq_length, train.packing)
 
-    def cut(self, samples: Sequence[Sample], ranks: int) -> Batch:
+    def cut(self, samples: Sequence[TokenizedSample], ranks: int) -> Batch:
         """The micro-batches of `samples`, the same on every rank.
 
         Packed ones have at most `micro_batch_size` times `max_seq_length` tokens (unset: times the longest of these

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from litgpt.training.batching.packing import Sample
+from litgpt.training.batching.packing import TokenizedSample
 
 if TYPE_CHECKING:
     from litgpt.training.run import Samples
@@ -22,12 +22,12 @@ class Shuffled:
         self.epoch = -1
         self.order: list[int] = []
 
-    def read(self, position: int, count: int) -> list[Sample]:
+    def read(self, position: int, count: int) -> list[TokenizedSample]:
         """The `count` samples from `position` (samples since the start of training) on; they may reach into the next
         epoch."""
         return [self._sample(*divmod(place, len(self.dataset))) for place in range(position, position + count)]
 
-    def _sample(self, epoch: int, place: int) -> Sample:
+    def _sample(self, epoch: int, place: int) -> TokenizedSample:
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = permutation(len(self.dataset), self.seed, epoch).tolist()

@@ -20,8 +20,8 @@ from litgpt.training.loss import IGNORED
 DOCUMENTS = "documents"
 """What a sample may have besides its tokens: the lengths of the documents that its inputs are, `(D,)` int64."""
 
-Sample = Mapping[str, Tensor]
-Plan = list[list[list[int]]]
+TokenizedSample = Mapping[str, Tensor]
+PackingPlan = list[list[list[int]]]
 """`plan[micro_batch][rank]`: which samples of the step it gets; none: a micro-batch without targets."""
 
 
@@ -36,12 +36,12 @@ class MicroBatch(NamedTuple):
     """Of the packed samples, or of the documents in them; None: padded."""
 
     @property
-    def tokens(self) -> int:
-        """Places computed, padding included."""
+    def padded_tokens(self) -> int:
+        """Tokens computed, padding included."""
         return self.inputs.numel()
 
 
-def plan_packed(lengths: Sequence[int], capacity: int, ranks: int = 1) -> Plan:
+def plan_packed(lengths: Sequence[int], capacity: int, ranks: int = 1) -> PackingPlan:
     """Spreads samples over as few micro-batches of at most `capacity` tokens as it can, evenly filled, the same
     number for each rank.
 
@@ -57,7 +57,7 @@ def plan_packed(lengths: Sequence[int], capacity: int, ranks: int = 1) -> Plan:
     return [filled[first : first + ranks] for first in range(0, bins, ranks)]
 
 
-def plan_padded(lengths: Sequence[int], micro_batch_size: int, ranks: int = 1) -> Plan:
+def plan_padded(lengths: Sequence[int], micro_batch_size: int, ranks: int = 1) -> PackingPlan:
     """Micro-batches of at most `micro_batch_size` samples; samples of like length are together, to pad little."""
     by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     bins = _multiple(-(-len(lengths) // micro_batch_size), ranks)
@@ -84,18 +84,18 @@ def _fill(lengths: Sequence[int], capacity: int, bins: int) -> list[list[int]] |
     return filled
 
 
-def input_length(sample: Sample, limit: int | None = None) -> int:
+def input_length(sample: TokenizedSample, limit: int | None = None) -> int:
     """Tokens that a sample puts into the model: all but its last, at most `limit`."""
     length = max(0, sample["input_ids"].numel() - 1)
     return length if limit is None else min(length, limit)
 
 
-def target_count(sample: Sample, limit: int | None = None) -> int:
+def target_count(sample: TokenizedSample, limit: int | None = None) -> int:
     """Tokens of a sample that have a loss."""
     return int((sample["labels"][1 : input_length(sample, limit) + 1] != IGNORED).sum())
 
 
-def pack(samples: Sequence[Sample], limit: int | None = None) -> MicroBatch:
+def pack(samples: Sequence[TokenizedSample], limit: int | None = None) -> MicroBatch:
     """Samples one behind the other, each shifted by a token and cut to `limit`; without any, one token that has no
     loss."""
     cut = [(sample, length) for sample in samples if (length := input_length(sample, limit))]
@@ -107,14 +107,14 @@ def pack(samples: Sequence[Sample], limit: int | None = None) -> MicroBatch:
     return MicroBatch(inputs.long()[None], targets.long()[None], lengths)
 
 
-def document_lengths(sample: Sample, length: int) -> list[int]:
+def document_lengths(sample: TokenizedSample, length: int) -> list[int]:
     """Of the documents in the first `length` inputs of a sample: one, where it doesn't tell them apart."""
     lengths: list[int] = sample[DOCUMENTS].tolist() if DOCUMENTS in sample else [length]
     ends = [min(end, length) for end in itertools.accumulate(lengths)]
     return [end - start for start, end in itertools.pairwise([0, *ends]) if end > start]
 
 
-def pad(samples: Sequence[Sample], limit: int | None = None) -> MicroBatch:
+def pad(samples: Sequence[TokenizedSample], limit: int | None = None) -> MicroBatch:
     """Samples one below the other, padded on the right (what comes after a token never changes it)."""
     packed = pack(samples, limit)
     assert packed.lengths is not None

@@ -30,7 +30,7 @@ class Flops:
         return self.forward + self.backward
 
 
-def flops_of_token(model: GPT, length: int) -> Flops:
+def flops_per_token(model: GPT, length: int) -> Flops:
     """Operations of one token in a sequence of `length`: 2 for each weight of a matrix product it goes through, and
     attention's 4·L·N·H·T, forward; backward the same for the gradient of what went in, and again for the gradient of
     each weight that trains.
@@ -71,11 +71,6 @@ def _is_packed(module: nn.Module, parameter: nn.Parameter) -> bool:
 
 def _beside_experts(module: nn.Module) -> bool:
     return isinstance(module, Wrapped) and isinstance(module.linear, Experts)
-
-
-def flops_per_token(model: GPT, length: int) -> float:
-    """Floating-point operations of one training token; see `flops_of_token`."""
-    return flops_of_token(model, length).total
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -1,4 +1,4 @@
-"""All that a run tells: on the screen, in the CSV file, to the loggers, and at the end as a picture and a page."""
+"""The metrics of a run: printed, written to the CSV file and to the loggers, and at the end drawn and reported."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from litgpt.runtime import peak_memory, product_dtype
 from litgpt.training.batching.batches import Batch
 from litgpt.training.metrics.flops import flops_per_token, peak_flops
 from litgpt.training.metrics.loggers import CSVLog
-from litgpt.training.metrics.progress import Screen, duration, places
+from litgpt.training.metrics.progress import Screen, duration, padded_tokens
 from litgpt.training.metrics.report import Report, draw_loss, write_report
-from litgpt.training.schedule import Counters, Limits
+from litgpt.training.schedule import Counters, RunLimits
 
 if TYPE_CHECKING:
     from litgpt.training.run import Run
-    from litgpt.training.state import Progress
+    from litgpt.training.state import TrainingState
 
 WIDTH = 100_000
 """Characters of one sample that the page shows at most."""
 
 
-class Journal:
-    """Written by the first rank; on the others it says and writes nothing."""
+class RunMetrics:
+    """Logs what a run measures, on the first rank; on the others it prints and writes nothing."""
 
-    def __init__(self, run: Run, limits: Limits) -> None:
+    def __init__(self, run: Run, limits: RunLimits) -> None:
         self.run, self.fabric, self.limits = run, run.fabric, limits
         self.screen = Screen.on(run.fabric.print, limits, run.fabric.is_global_zero)
         self.csv: CSVLog | None = None
         self.before = Counters()
-        self.targets = self.places = 0
+        self.targets = self.padded_tokens = 0
 
-    def open(self, progress: Progress) -> None:
-        """Begins to write; a resumed run goes on in the file that it wrote before."""
-        self.before = replace(progress.counters)
+    def open(self, state: TrainingState) -> None:
+        """Opens the CSV file; a resumed run continues the one that it wrote before."""
+        self.before = replace(state.counters)
         if not self.fabric.is_global_zero:
             return
         folder = self.run.out_dir / "logs" / "csv"
         if self.run.resume is None:
             self.csv = CSVLog(folder)
         else:
-            source = self.run.resume.parent / "logs" / "csv" / progress.log if progress.log else None
-            self.csv = CSVLog(folder, progress.counters.step, source, progress.validations.step)
-        progress.log = self.csv.name
+            source = self.run.resume.parent / "logs" / "csv" / state.log if state.log else None
+            self.csv = CSVLog(folder, state.counters.step, source, state.validations.step)
+        state.log = self.csv.name
 
-    def line(self, text: str) -> None:
-        """Says something."""
-        self.screen.line(text)
+    def print(self, text: str) -> None:
+        """Prints a line."""
+        self.screen.print(text)
 
     def count(self, batch: Batch) -> None:
         """Adds a batch to those of the next logged step."""
         self.targets += batch.targets
-        self.places += places(batch)
+        self.padded_tokens += padded_tokens(batch)
 
-    def step(self, counters: Counters, batch: Batch, metrics: dict[str, float]) -> None:
-        """Tells of an optimizer step: `metrics` (`loss`, `epoch`, `learning_rate`, …), how fast it goes, and how long
+    def log_step(self, counters: Counters, batch: Batch, metrics: dict[str, float]) -> None:
+        """Logs an optimizer step: `metrics` (`loss`, `epoch`, `learning_rate`, …), how fast it goes, and how long
         it will take."""
         seconds = counters.training_seconds - self.before.training_seconds
         speed = (counters.tokens - self.before.tokens) / seconds
@@ -68,7 +68,7 @@ class Journal:
             "iter_time": seconds / (counters.step - self.before.step),
             "tokens_per_second": speed,
             "target_tokens_per_second": self.targets / seconds,
-            "padded_tokens_per_second": self.places / seconds,
+            "padded_tokens_per_second": self.padded_tokens / seconds,
             "peak_memory_gb": peak_memory(self.fabric.device) / 1e9,
         }
         left = self.limits.seconds_left(counters)
@@ -77,55 +77,55 @@ class Journal:
         peak = peak_flops(self.fabric.device, product_dtype(self.fabric.strategy.precision.precision))
         if peak is not None:
             length = batch.tokens // len(batch.samples)
-            metrics["mfu"] = speed * flops_per_token(self.run.model, length) / (peak * self.fabric.world_size)
-        self.before, self.targets, self.places = replace(counters), 0, 0
+            metrics["mfu"] = speed * flops_per_token(self.run.model, length).total / (peak * self.fabric.world_size)
+        self.before, self.targets, self.padded_tokens = replace(counters), 0, 0
         self.log(metrics, counters.step)
         self.screen.step(counters, metrics)
 
-    def validation(self, step: int, loss: float, perplexity: float) -> None:
-        """Tells of a validation."""
+    def log_validation(self, step: int, loss: float, perplexity: float) -> None:
+        """Logs a validation."""
         self.log({"val_loss": loss, "val_ppl": perplexity}, step)
         self.screen.val_loss = loss
-        self.line(f"step {step} | validation loss {loss:.4f} | perplexity {perplexity:.2f}")
+        self.print(f"step {step} | validation loss {loss:.4f} | perplexity {perplexity:.2f}")
 
-    def sample(self, step: int, text: str | None) -> None:
-        """Keeps what the model said, if anything."""
+    def log_sample(self, step: int, text: str | None) -> None:
+        """Writes down the text that the model generated, if any."""
         if self.csv is not None and text:
             self.csv.log_sample(step, text)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Hands metrics to every logger."""
+        """Writes metrics to every logger."""
         if self.csv is not None:
             for logger in (self.csv, *self.run.loggers):
                 logger.log_metrics({**metrics, "step": step}, step=step)
 
     def close(self, status: str) -> None:
-        """Tells the loggers how the run ended: `success` or `failed`."""
+        """Closes the loggers with the status `success` or `failed`."""
         for logger in self.run.loggers if self.fabric.is_global_zero else ():
             logger.finalize(status)
 
     # -- the end
 
-    def draw(self, progress: Progress, end: str, folder: Path) -> tuple[Path, Path]:
+    def draw(self, state: TrainingState, end: str, folder: Path) -> tuple[Path, Path]:
         """Draws the loss and writes the page; `end` says how the run ended, `folder` is what it saved last. Returns
         both files."""
         picture, page = self.run.out_dir / "loss.png", self.run.out_dir / "report.html"
         if self.csv is not None:
             draw_loss(self.csv.rows, picture, title=self.run.out_dir.name)
-            write_report(self.report(progress, end, folder), page)
+            write_report(self.report(state, end, folder), page)
         return picture, page
 
-    def report(self, progress: Progress, end: str, folder: Path) -> Report:
+    def report(self, state: TrainingState, end: str, folder: Path) -> Report:
         """The whole run, resumptions included."""
         assert self.csv is not None
         folders = sorted(path for path in self.run.out_dir.iterdir() if path.is_dir() and self._is_checkpoint(path))
         settings = folder / HYPERPARAMETERS
         return Report(
             title=f"{self.run.out_dir.name}: {self.run.model.config.name or 'a model'}",
-            summary=self._summary(progress, end),
+            summary=self._summary(state, end),
             rows=self.csv.rows,
             samples=[(step, text[:WIDTH]) for step, text in self.csv.samples],
-            kept=[(folder.name, self._describe(folder, progress)) for folder in folders],
+            kept=[(folder.name, self._describe(folder, state)) for folder in folders],
             settings=settings.read_text(encoding="utf-8") if settings.is_file() else "",
         )
 
@@ -135,15 +135,15 @@ class Journal:
     def _is_best(self, folder: Path) -> bool:
         return folder.name == "best" and self.run.train.keep_best
 
-    def _describe(self, folder: Path, progress: Progress) -> str:
+    def _describe(self, folder: Path, state: TrainingState) -> str:
         size = gigabytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
-        if self._is_best(folder) and progress.validations.best_loss is not None:
-            found = progress.validations
+        if self._is_best(folder) and state.validations.best_loss is not None:
+            found = state.validations
             return f"{size}; after step {found.best_step}, validation loss {found.best_loss:.4f}"
         return size
 
-    def _summary(self, progress: Progress, end: str) -> list[tuple[str, str]]:
-        counters, found = progress.counters, progress.validations
+    def _summary(self, state: TrainingState, end: str) -> list[tuple[str, str]]:
+        counters, found = state.counters, state.validations
         losses = [row["loss"] for row in self.csv.rows if "loss" in row] if self.csv is not None else []
         seconds = counters.training_seconds
         trained = sum(part.numel() for part in self.run.model.parameters() if part.requires_grad)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, plain lines elsewhere."""
+"""What a run prints while it trains: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from litgpt.training.batching.batches import Batch
 from litgpt.training.batching.packing import input_length
-from litgpt.training.schedule import Counters, Limits
+from litgpt.training.schedule import Counters, RunLimits
 
 BAR = 20
 """Width of the bar, columns."""
@@ -18,16 +18,16 @@ BAR = 20
 @dataclass
 class Screen:
     """One line for each logged step; on a terminal it is a bar, written over the one before until something else is
-    said."""
+    printed."""
 
     say: Callable[[str], None]
-    limits: Limits
+    limits: RunLimits
     in_place: bool = False
     open_line: bool = False
     val_loss: float | None = None
 
     @classmethod
-    def on(cls, say: Callable[[str], None], limits: Limits, first_rank: bool) -> Screen:
+    def on(cls, say: Callable[[str], None], limits: RunLimits, first_rank: bool) -> Screen:
         """On the standard output, of the first rank alone."""
         return cls(say if first_rank else lambda text: None, limits, in_place=first_rank and sys.stdout.isatty())
 
@@ -62,8 +62,8 @@ class Screen:
         )
         return " | ".join(parts)
 
-    def line(self, text: str) -> None:
-        """Anything else."""
+    def print(self, text: str) -> None:
+        """Prints any other line."""
         if self.open_line:
             sys.stdout.write("\n")
             self.open_line = False
@@ -107,8 +107,8 @@ def duration(seconds: float) -> str:
     return f"{days} d {clock}" if days else clock
 
 
-def places(batch: Batch) -> int:
-    """Places that all ranks compute for a batch, padding included."""
+def padded_tokens(batch: Batch) -> int:
+    """Tokens that all ranks compute for a batch, padding included."""
     lengths = [input_length(sample, batch.limit) for sample in batch.samples]
     of_ranks = [[lengths[index] for index in chosen if lengths[index]] for ranks in batch.plan for chosen in ranks]
     if batch.packing:

@@ -104,7 +104,7 @@ def _finite(point: tuple[float, float]) -> bool:
 
 @dataclass
 class Report:
-    """What the page tells, as plain values and texts."""
+    """The content of the page, as plain values and texts."""
 
     title: str
     summary: Sequence[tuple[str, str]]

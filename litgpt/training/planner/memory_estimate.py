@@ -1,4 +1,4 @@
-"""A few training steps on tensors that have shapes but no memory, to know beforehand what the real ones will take.
+"""Memory of a training, estimated by a few steps on tensors that have shapes but no memory.
 
 Model, method, loss and optimizer are the real ones; only the tensors are torch's fake ones, and every allocation is
 written down. So whatever the code does to save memory, or fails to, is in the numbers; no formula knows a family.
@@ -28,9 +28,9 @@ from litgpt.peft import Method
 from litgpt.quantize import make_layer, make_room
 from litgpt.quantize.linear import QuantizedLinear
 from litgpt.runtime import parameter_dtype, product_dtype
-from litgpt.training.memory import MOVED_BYTES, checkpoint_blocks
-from litgpt.training.metrics.flops import Flops, flops_of_token, numbers_in
-from litgpt.training.objective import NextToken
+from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
+from litgpt.training.loss import NextToken
+from litgpt.training.metrics.flops import Flops, flops_per_token, numbers_in
 from litgpt.training.optim.muon import fused_parts
 from litgpt.training.optim.optimizers import StepsInBackward, make_optimizer
 
@@ -38,7 +38,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Subject:
+class RunSpec:
     """What is to be trained, and how."""
 
     config: Config
@@ -77,8 +77,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What became known."""
+class MemoryEstimate:
+    """What the steps on fake tensors found."""
 
     parameters: int
     trainable: int
@@ -89,8 +89,8 @@ class Rehearsal:
     """Bytes of the trained weights in a file."""
 
 
-def rehearse(subject: Subject) -> Rehearsal:
-    """Goes through two optimizer steps of at most two micro-batches each.
+def estimate_memory(spec: RunSpec) -> MemoryEstimate:
+    """Runs two optimizer steps of at most two micro-batches each on fake tensors.
 
     Raises:
         LitGPTError: The method, the optimizer or the quantization can't be had.
@@ -98,92 +98,94 @@ def rehearse(subject: Subject) -> Rehearsal:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     torch.manual_seed(0)
-    model = GPT.skeleton(subject.config)
-    model.max_seq_length = min(subject.length, subject.config.block_size)
-    dtype = parameter_dtype(subject.precision)
-    quantized = _make_stand_ins(model, subject.quantize, dtype) if subject.quantize else 0
-    subject.method.attach(model)
+    model = GPT.skeleton(spec.config)
+    model.max_seq_length = min(spec.length, spec.config.block_size)
+    dtype = parameter_dtype(spec.precision)
+    quantized = _make_stand_ins(model, spec.quantize, dtype) if spec.quantize else 0
+    spec.method.attach(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = subject.method.owns(name) and parameter.is_floating_point()
-    with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger, EvenExperts():
-        _materialise(model, subject.device, dtype)
-        weights = ledger.live
+        parameter.requires_grad = spec.method.owns(name) and parameter.is_floating_point()
+    with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker, EvenExperts():
+        _materialise(model, spec.device, dtype)
+        weights = tracker.live
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         optimizer = make_optimizer(
-            subject.optimizer,
+            spec.optimizer,
             trained,
-            fused=subject.precision != "16-mixed",
-            decay_all=subject.train.decay_norms_and_biases,
+            fused=spec.precision != "16-mixed",
+            decay_all=spec.train.decay_norms_and_biases,
             parts=fused_parts(model),
         )
-        if subject.train.checkpointed_every:
-            checkpoint_blocks(model, subject.train.checkpointed_every)
-        stage = _Stage(subject, model, optimizer, ledger)
+        if spec.train.checkpointed_every:
+            checkpoint_blocks(model, spec.train.checkpointed_every)
+        training = _FakeTraining(spec, model, optimizer, tracker)
         try:
-            stage.step()
-            stage.step()
+            training.step()
+            training.step()
         except (RuntimeError, NotImplementedError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise LitGPTError(f"This can't be gone through without values: {reason}.") from error
         state = _bytes_of_state(optimizer)
-        memory = Memory(weights, quantized, stage.gradients, state, stage.activations, stage.loss, ledger.peak)
-        return Rehearsal(
+        memory = Memory(
+            weights, quantized, training.gradients, state, training.activations, training.loss, tracker.peak
+        )
+        return MemoryEstimate(
             parameters=sum(numbers_in(model).values()),
             trainable=sum(parameter.numel() for _, parameter in trained),
             memory=memory,
-            flops=flops_of_token(model, subject.length),
+            flops=flops_per_token(model, spec.length),
             saved=sum(parameter.nbytes for _, parameter in trained),
         )
 
 
-class _Stage:
-    """Plays training steps and notes what is where."""
+class _FakeTraining:
+    """Runs training steps on fake tensors and records the bytes of each part."""
 
-    def __init__(self, subject: Subject, model: GPT, optimizer: Optimizer, ledger: Ledger) -> None:
-        self.subject, self.model, self.optimizer, self.ledger = subject, model, optimizer, ledger
-        self.objective = NextToken(model, subject.train.z_loss, subject.train.label_smoothing).train()
-        self.in_backward = StepsInBackward(optimizer) if subject.train.optimizer_in_backward else None
+    def __init__(self, spec: RunSpec, model: GPT, optimizer: Optimizer, tracker: MemoryTracker) -> None:
+        self.spec, self.model, self.optimizer, self.tracker = spec, model, optimizer, tracker
+        self.objective = NextToken(model, spec.train.z_loss, spec.train.label_smoothing).train()
+        self.in_backward = StepsInBackward(optimizer) if spec.train.optimizer_in_backward else None
         self.activations = self.loss = self.gradients = 0
         self.before = 0
         model.transformer.ln_f.register_forward_hook(lambda *_: self._trunk_is_done())
 
     def step(self) -> None:
         """One optimizer step."""
-        subject = self.subject
+        spec = self.spec
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for _ in range(min(2, subject.micro_batches)):
+        for _ in range(min(2, spec.micro_batches)):
             self._micro_batch()
         if self.in_backward is not None:
             self.gradients = max(p.nbytes for p in parameters)  # one at a time
             self.in_backward.norm()
             return
         self.gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
-        if subject.train.max_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, subject.train.max_norm)
+        if spec.train.max_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, spec.train.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def _micro_batch(self) -> None:
-        subject, size = self.subject, self.subject.train.micro_batch_size
-        shape = (1, size * subject.length) if subject.train.packing else (size, subject.length)
-        lengths: tuple[int, ...] | None = (subject.length,) * size if subject.train.packing else None
-        if lengths is not None and subject.uneven and size > 1 and subject.length > 1:
-            lengths = (subject.length - 1, *lengths[1:])
+        spec, size = self.spec, self.spec.train.micro_batch_size
+        shape = (1, size * spec.length) if spec.train.packing else (size, spec.length)
+        lengths: tuple[int, ...] | None = (spec.length,) * size if spec.train.packing else None
+        if lengths is not None and spec.uneven and size > 1 and spec.length > 1:
+            lengths = (spec.length - 1, *lengths[1:])
             shape = (1, sum(lengths))
-        inputs = torch.zeros(shape, dtype=torch.long, device=subject.device)
-        self.before = self.ledger.live
+        inputs = torch.zeros(shape, dtype=torch.long, device=spec.device)
+        self.before = self.tracker.live
         with self._autocast(), self._offload():
             loss = self.objective(inputs, inputs, lengths)
-            self.loss = max(self.loss, self.ledger.window - self.before - self.activations)
+            self.loss = max(self.loss, self.tracker.recent_peak - self.before - self.activations)
         (loss * 0.5).backward()
 
     def _trunk_is_done(self) -> None:
-        self.activations = max(self.activations, self.ledger.live - self.before)
-        self.ledger.window = self.ledger.live
+        self.activations = max(self.activations, self.tracker.live - self.before)
+        self.tracker.recent_peak = self.tracker.live
 
     def _offload(self) -> AbstractContextManager[Any]:
-        """What `memory.Offload` moves to the host takes no room on the device."""
-        if not self.subject.train.activation_offload:
+        """What `blocks.Offload` moves to the host takes no room on the device."""
+        if not self.spec.train.activation_offload:
             return nullcontext()
         stay = {id(parameter.untyped_storage()) for parameter in self.model.parameters()}
 
@@ -194,21 +196,21 @@ class _Stage:
         def unpack(packed: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
             if isinstance(packed, Tensor):
                 return packed
-            return torch.empty(packed[0], dtype=packed[1], device=self.subject.device)
+            return torch.empty(packed[0], dtype=packed[1], device=self.spec.device)
 
         return saved_tensors_hooks(pack, unpack)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.subject.precision.endswith("-mixed"):
+        if not self.spec.precision.endswith("-mixed"):
             return nullcontext()
-        return torch.autocast(self.subject.device.type, dtype=product_dtype(self.subject.precision))
+        return torch.autocast(self.spec.device.type, dtype=product_dtype(self.spec.precision))
 
 
 # ---------------------------------------------------------------------------------------------- tensors without memory
 
 
-class Ledger(TorchDispatchMode):
-    """Writes down every tensor's memory from when it is made until it is freed, in bytes.
+class MemoryTracker(TorchDispatchMode):
+    """Counts every tensor's memory, in bytes, from when it is made until it is freed.
 
     Args:
         stand_ins: What operations give that depend on values, which fake tensors don't have; None: `VALUE_DEPENDENT`.
@@ -217,8 +219,8 @@ class Ledger(TorchDispatchMode):
     def __init__(self, stand_ins: Mapping[Any, Callable[..., Any]] | None = None) -> None:
         super().__init__()
         self.stand_ins = VALUE_DEPENDENT if stand_ins is None else stand_ins
-        self.live = self.peak = self.window = 0
-        """`window`: the most since it was last set."""
+        self.live = self.peak = self.recent_peak = 0
+        """`recent_peak`: the most since it was last set."""
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -228,10 +230,10 @@ class Ledger(TorchDispatchMode):
             result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._enter(tensor.untyped_storage())
+                self._track(tensor.untyped_storage())
         return result
 
-    def _enter(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
         if key in self._known:
             return
@@ -244,7 +246,7 @@ class Ledger(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
         self.live += nbytes
         self.peak = max(self.peak, self.live)
-        self.window = max(self.window, self.live)
+        self.recent_peak = max(self.recent_peak, self.live)
 
 
 def _all_of_them(x: Tensor) -> Tensor:

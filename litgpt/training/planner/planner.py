@@ -22,19 +22,19 @@ from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft import Full, Method
 from litgpt.runtime import parameter_dtype, pick_device, product_dtype, quantized_precision
-from litgpt.training.incompatibilities import Setting, check_finetuning, check_pairs
+from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, check_incompatibilities
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
-from litgpt.training.planner.memory_estimate import Rehearsal, Subject, rehearse
+from litgpt.training.planner.memory_estimate import MemoryEstimate, RunSpec, estimate_memory
 from litgpt.training.pretraining import Pretraining, choose_config
-from litgpt.training.schedule import Limits
+from litgpt.training.schedule import RunLimits
 
 if TYPE_CHECKING:
     from litgpt.training.planner.args import PlanArgs
 
 LIBRARIES = {"cpu": 550_000_000, "cuda": 600_000_000, "mps": 550_000_000}
 """Bytes that Python, torch and Lightning take before there is a model: of the host's memory, or the GPU's."""
-SPARE = 1.25
+HEADROOM = 1.25
 """What is planned for, over what is counted: kernels' work space, and memory that lies between what is used."""
 
 
@@ -43,10 +43,10 @@ class Plan:
     """What a command will take."""
 
     command: str
-    subject: Subject
-    rehearsal: Rehearsal
+    spec: RunSpec
+    estimate: MemoryEstimate
     needed: int
-    """Bytes of memory on one device, libraries and spare included."""
+    """Bytes of memory on one device, libraries and headroom included."""
     available: int
     """Bytes."""
     changes: tuple[tuple[str, int], ...]
@@ -68,8 +68,8 @@ class Plan:
     @property
     def tokens(self) -> int | None:
         """Of the whole run."""
-        per_step = self.subject.train.global_batch_size * self.tokens_per_sample
-        limit = self.subject.train.max_tokens
+        per_step = self.spec.train.global_batch_size * self.tokens_per_sample
+        limit = self.spec.train.max_tokens
         if self.steps is None:
             return limit
         return min(limit, self.steps * per_step) if limit is not None else self.steps * per_step
@@ -77,16 +77,16 @@ class Plan:
     @property
     def flops(self) -> float | None:
         """Of the whole run."""
-        return None if self.tokens is None else self.rehearsal.flops.total * self.tokens
+        return None if self.tokens is None else self.estimate.flops.total * self.tokens
 
     def days(self, flops: float) -> float:
         """Days that so many operations take on all devices."""
-        return days(flops, self.peak, self.peak_share, self.subject.devices)
+        return days(flops, self.peak, self.peak_share, self.spec.devices)
 
     @property
     def step_folder(self) -> int:
         """Bytes of a `step-*` folder, up to its small files."""
-        return self.rehearsal.saved + self.rehearsal.memory.optimizer
+        return self.estimate.saved + self.estimate.memory.optimizer
 
 
 def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> Plan:
@@ -106,8 +106,8 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
     precision = quantized_precision(arguments.get("quantize"), arguments["precision"], True, device)
     if command != "pretrain":
         check_finetuning(train)
-    check_pairs(Setting(train, precision, device.type, _devices(arguments)))
-    subject = Subject(
+    check_incompatibilities(TrainingSetup(train, precision, device.type, _devices(arguments)))
+    spec = RunSpec(
         config,
         method,
         train,
@@ -119,15 +119,15 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         _devices(arguments),
         uneven=command != "pretrain",
     )
-    rehearsal = rehearse(subject)
+    estimate = estimate_memory(spec)
     available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device)
-    needed = _needed(rehearsal, device)
-    changes = () if needed <= available else tuple(_changes(subject, available))
+    needed = _needed(estimate, device)
+    changes = () if needed <= available else tuple(_changes(spec, available))
     tokens_per_sample = options.tokens_per_sample or length
     return Plan(
         command=command,
-        subject=subject,
-        rehearsal=rehearsal,
+        spec=spec,
+        estimate=estimate,
         needed=needed,
         available=available,
         changes=changes,
@@ -136,7 +136,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         steps=_steps(train, options.samples, tokens_per_sample),
         peak=_peak(options, device, precision),
         peak_share=options.peak_share,
-        merged=_merged(subject, rehearsal, arguments),
+        merged=_merged(spec, estimate, arguments),
     )
 
 
@@ -164,14 +164,14 @@ def _model_of(arguments: Mapping[str, Any]) -> Config:
     return find_checkpoint(place).config if update is None else update.base.config
 
 
-def _merged(subject: Subject, rehearsal: Rehearsal, arguments: Mapping[str, Any]) -> int:
+def _merged(spec: RunSpec, estimate: MemoryEstimate, arguments: Mapping[str, Any]) -> int:
     """A merged model is as large as the one it was made from; where that isn't there yet, as in this precision."""
-    if not isinstance(subject.method, LoRA):
+    if not isinstance(spec.method, LoRA):
         return 0
     folder = Path(arguments["checkpoint_dir"])
     files = folder.iterdir() if folder.is_dir() else ()
     found = sum(file.stat().st_size for file in files if file.suffix in (".pth", ".safetensors", ".bin"))
-    return found or (rehearsal.parameters - rehearsal.trainable) * parameter_dtype(subject.precision).itemsize
+    return found or (estimate.parameters - estimate.trainable) * parameter_dtype(spec.precision).itemsize
 
 
 def _devices(arguments: Mapping[str, Any]) -> int:
@@ -186,7 +186,7 @@ def _steps(train: TrainArgs, samples: int | None, tokens_per_sample: int) -> int
         train = replace(train, epochs=None)
         if all(limit is None for limit in (train.max_steps, train.max_tokens, train.max_time)):
             return None
-    return Limits.of(train, samples or 0).steps(train.global_batch_size, tokens_per_sample)
+    return RunLimits.of(train, samples or 0).steps(train.global_batch_size, tokens_per_sample)
 
 
 def _peak(options: PlanArgs, device: torch.device, precision: str) -> float:
@@ -220,16 +220,16 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _needed(rehearsal: Rehearsal, device: torch.device) -> int:
-    return round(SPARE * rehearsal.memory.peak) + LIBRARIES.get(device.type, 0)
+def _needed(estimate: MemoryEstimate, device: torch.device) -> int:
+    return round(HEADROOM * estimate.memory.peak) + LIBRARIES.get(device.type, 0)
 
 
-def _changes(subject: Subject, available: int) -> Iterator[tuple[str, int]]:
+def _changes(spec: RunSpec, available: int) -> Iterator[tuple[str, int]]:
     """What to change, one thing after the other and each on top of those before, until it fits."""
     flags: list[str] = []
-    for flag, changed in _savings(subject):
+    for flag, changed in _savings(spec):
         try:
-            needed = _needed(rehearse(changed), subject.device)
+            needed = _needed(estimate_memory(changed), spec.device)
         except LitGPTError:
             continue
         flags.append(flag)
@@ -238,44 +238,44 @@ def _changes(subject: Subject, available: int) -> Iterator[tuple[str, int]]:
             return
 
 
-def _savings(subject: Subject) -> Iterator[tuple[str, Subject]]:
+def _savings(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     """Flags from the one that costs least, with what is then trained; each is added to those before."""
 
-    def trained(**changes: Any) -> Subject:
-        return replace(subject, train=replace(subject.train, **changes))
+    def trained(**changes: Any) -> RunSpec:
+        return replace(spec, train=replace(spec.train, **changes))
 
-    if subject.train.micro_batch_size > 1:
-        subject = trained(micro_batch_size=1)
-        yield "--train.micro_batch_size 1", subject
-    if not subject.train.checkpointed_every:
-        subject = trained(activation_checkpointing="full")
-        yield "--train.activation_checkpointing full", subject
-    if subject.precision != "bf16-true" and subject.device.type != "mps":
-        subject = replace(subject, precision="bf16-true")
-        yield "--precision bf16-true", subject
-    if isinstance(subject.method, LoRA) and subject.quantize is None and subject.device.type != "mps":
-        subject = replace(subject, quantize="bnb.nf4")
-        yield "--quantize bnb.nf4", subject
-    shorter = subject.length // 2
+    if spec.train.micro_batch_size > 1:
+        spec = trained(micro_batch_size=1)
+        yield "--train.micro_batch_size 1", spec
+    if not spec.train.checkpointed_every:
+        spec = trained(activation_checkpointing="full")
+        yield "--train.activation_checkpointing full", spec
+    if spec.precision != "bf16-true" and spec.device.type != "mps":
+        spec = replace(spec, precision="bf16-true")
+        yield "--precision bf16-true", spec
+    if isinstance(spec.method, LoRA) and spec.quantize is None and spec.device.type != "mps":
+        spec = replace(spec, quantize="bnb.nf4")
+        yield "--quantize bnb.nf4", spec
+    shorter = spec.length // 2
     while shorter >= 256:
-        subject = replace(subject, length=shorter, train=replace(subject.train, max_seq_length=shorter))
-        yield f"--train.max_seq_length {shorter}", subject
+        spec = replace(spec, length=shorter, train=replace(spec.train, max_seq_length=shorter))
+        yield f"--train.max_seq_length {shorter}", spec
         shorter //= 2
 
 
-# ------------------------------------------------------------------------------------------------------------ in words
+# -------------------------------------------------------------------------------------------------------------- output
 
 
-def told(plan: Plan) -> Iterator[str]:
-    """The plan, line by line."""
-    subject, found, memory = plan.subject, plan.rehearsal, plan.rehearsal.memory
-    name = subject.config.name or "the model"
-    kind = type(subject.method).__name__
-    yield f"Model        {name}: {found.parameters:,} parameters, {found.trainable:,} of them trained ({kind})"
-    size, where = subject.train.micro_batch_size, f"{subject.devices} x {subject.device.type}"
+def format_lines(plan: Plan) -> Iterator[str]:
+    """The plan as printed, line by line."""
+    spec, estimate, memory = plan.spec, plan.estimate, plan.estimate.memory
+    name = spec.config.name or "the model"
+    kind = type(spec.method).__name__
+    yield f"Model        {name}: {estimate.parameters:,} parameters, {estimate.trainable:,} of them trained ({kind})"
+    size, where = spec.train.micro_batch_size, f"{spec.devices} x {spec.device.type}"
     yield (
-        f"Step         {subject.train.global_batch_size} samples, {subject.micro_batches} micro-batches of {size} x "
-        f"{subject.length} tokens on {where}, {subject.precision}"
+        f"Step         {spec.train.global_batch_size} samples, {spec.micro_batches} micro-batches of {size} x "
+        f"{spec.length} tokens on {where}, {spec.precision}"
     )
     if plan.assumed_length:
         yield "             (as long as the context; --train.max_seq_length or --plan.tokens_per_sample say less)"
@@ -286,12 +286,12 @@ def told(plan: Plan) -> Iterator[str]:
     yield f"  optimizer    {gigabytes(memory.optimizer)}"
     yield f"  activations  {gigabytes(memory.activations)}"
     yield f"  loss         {gigabytes(memory.loss)}"
-    spare = f"{SPARE - 1:.0%} spare and {gigabytes(LIBRARIES.get(subject.device.type, 0))} for libraries"
-    yield f"  at once      {gigabytes(memory.peak)} at most, and {spare}"
+    headroom = f"{HEADROOM - 1:.0%} spare and {gigabytes(LIBRARIES.get(spec.device.type, 0))} for libraries"
+    yield f"  at once      {gigabytes(memory.peak)} at most, and {headroom}"
     for number, (flags, needed) in enumerate(plan.changes):
         yield f"{'Change       ' if not number else '             '}{flags}: {gigabytes(needed)}"
     if plan.changes and plan.changes[-1][1] > plan.available:
-        yield f"             None of this is enough: {_last_resort(subject)}."
+        yield f"             None of this is enough: {_last_resort(spec)}."
     yield from _computing(plan)
     yield from _disk(plan)
 
@@ -304,21 +304,21 @@ def _of_which(quantized: int) -> str:
     return f" ({gigabytes(quantized)} of it in few bits)" if quantized else ""
 
 
-def _last_resort(subject: Subject) -> str:
+def _last_resort(spec: RunSpec) -> str:
     return (
         "finetune_lora trains far fewer parameters"
-        if isinstance(subject.method, Full)
+        if isinstance(spec.method, Full)
         else "take a smaller model, or a device with more memory"
     )
 
 
 def _computing(plan: Plan) -> Iterator[str]:
-    flops = plan.rehearsal.flops
+    flops = plan.estimate.flops
     yield (
         f"Computing    {flops.total:.3g} FLOPs a token ({flops.forward:.3g} forward), at {plan.peak_share:.0%} of "
         f"{plan.peak / 1e12:.3g} TFLOPS"
     )
-    speed = plan.peak * plan.peak_share * plan.subject.devices / flops.total
+    speed = plan.peak * plan.peak_share * plan.spec.devices / flops.total
     if plan.tokens is None or plan.flops is None:
         yield f"  the run      about {speed:,.0f} tokens/s; its length is not known: --plan.samples N tells of the data"
     else:
@@ -329,16 +329,16 @@ def _computing(plan: Plan) -> Iterator[str]:
             f"({time:.3g} days) at {speed:,.0f} tokens/s"
         )
     if plan.command == "pretrain":
-        best = optimal_tokens(plan.rehearsal.parameters)
-        yield f"Chinchilla   {plan.rehearsal.parameters:,} parameters are best trained on {best:.3g} tokens"
+        best = optimal_tokens(plan.estimate.parameters)
+        yield f"Chinchilla   {plan.estimate.parameters:,} parameters are best trained on {best:.3g} tokens"
         if plan.tokens:
-            model, tokens = optimal_model(6.0 * plan.rehearsal.parameters * plan.tokens)
+            model, tokens = optimal_model(6.0 * plan.estimate.parameters * plan.tokens)
             yield f"             what this run computes is best spent on {model:.3g} parameters and {tokens:.3g} tokens"
 
 
 def _disk(plan: Plan) -> Iterator[str]:
-    step, final = plan.step_folder, plan.rehearsal.saved + plan.merged
-    train = plan.subject.train
+    step, final = plan.step_folder, plan.estimate.saved + plan.merged
+    train = plan.spec.train
     folders = train.keep_last
     if train.save_interval is None:
         folders = 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from litgpt.errors import LitGPTError
 from litgpt.training.batching.documents import Documents, by_documents
 from litgpt.training.batching.packing import DOCUMENTS, IGNORED, pack, target_count
-from litgpt.training.objective import NextToken
+from litgpt.training.loss import NextToken
 from tests.training.runs import tiny_model
 
 START, END = 1, 2

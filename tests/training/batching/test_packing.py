@@ -6,13 +6,20 @@ import pytest
 import torch
 
 from litgpt.training.batching.batches import Batching
-from litgpt.training.batching.packing import Plan, input_length, pack, pad, plan_packed, plan_padded, target_count
-from litgpt.training.loss import IGNORED
-from litgpt.training.objective import NextToken
+from litgpt.training.batching.packing import (
+    PackingPlan,
+    input_length,
+    pack,
+    pad,
+    plan_packed,
+    plan_padded,
+    target_count,
+)
+from litgpt.training.loss import IGNORED, NextToken
 from tests.training.runs import LENGTHS, make_samples, tiny_model
 
 
-def used(plan: Plan) -> list[int]:
+def used(plan: PackingPlan) -> list[int]:
     return sorted(index for ranks in plan for samples in ranks for index in samples)
 
 

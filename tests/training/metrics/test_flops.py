@@ -13,7 +13,6 @@ from litgpt.peft import Full
 from litgpt.training.metrics.flops import (
     days,
     expected_loss,
-    flops_of_token,
     flops_per_token,
     measured_flops,
     numbers_in,
@@ -22,7 +21,7 @@ from litgpt.training.metrics.flops import (
     peak_flops,
     utilization,
 )
-from litgpt.training.planner.memory_estimate import Subject, rehearse
+from litgpt.training.planner.memory_estimate import RunSpec, estimate_memory
 from tests.training.runs import tiny_config, tiny_model
 
 GPT2 = dict(
@@ -50,7 +49,7 @@ def test_gpt2_has_its_published_parameters(gpt2):
 
 
 def test_gpt2s_operations_are_the_published_ones(gpt2):
-    flops = flops_of_token(gpt2, 1024)
+    flops = flops_per_token(gpt2, 1024)
     assert flops.forward * 1024 == 291_648_307_200
     assert flops.total * 1024 == 874_944_921_600
     palm = 6 * (124_337_664 - 1024 * 768) + 12 * 12 * 12 * 64 * 1024
@@ -59,7 +58,7 @@ def test_gpt2s_operations_are_the_published_ones(gpt2):
 
 
 def test_utilization_of_an_a100_is_the_published_one(gpt2):
-    flops = flops_per_token(gpt2, 1024) * 100 * 1024
+    flops = flops_per_token(gpt2, 1024).total * 100 * 1024
     assert utilization(flops, seconds=0.755, peak=312e12) == pytest.approx(0.3714, abs=5e-5)
 
 
@@ -85,7 +84,7 @@ def test_models_without_their_positions_have_the_published_parameters(changes, p
 
 def test_a_checkpoint_is_twelve_bytes_a_parameter(gpt2):
     train = TrainArgs(global_batch_size=1, micro_batch_size=1)
-    found = rehearse(Subject(Config(**GPT2), Full(), train, "AdamW", "32-true", torch.device("cpu"), length=8))
+    found = estimate_memory(RunSpec(Config(**GPT2), Full(), train, "AdamW", "32-true", torch.device("cpu"), length=8))
     parameters = sum(numbers_in(gpt2).values())
     assert found.saved == 4 * parameters
     assert found.saved + found.memory.optimizer == pytest.approx(12 * parameters, rel=1e-5)
@@ -112,14 +111,14 @@ def test_operations_are_six_for_each_weight_of_a_product_and_attention():
     model = tiny_model()
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
     weights -= model.transformer.wte.weight.numel()
-    assert flops_per_token(model, 10) == 6 * weights + 12 * 2 * 16 * 10
+    assert flops_per_token(model, 10).total == 6 * weights + 12 * 2 * 16 * 10
 
 
 def test_a_frozen_weight_has_no_gradient_to_compute():
     model, method = tiny_model(), LoRA()
-    full = flops_of_token(model, 10)
+    full = flops_per_token(model, 10)
     method.attach(model)
-    with_method = flops_of_token(model, 10)
+    with_method = flops_per_token(model, 10)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() > 1)
     assert with_method.forward == full.forward + 2 * trained
     attention = 4 * 2 * 16 * 10
@@ -131,7 +130,7 @@ def test_only_the_experts_a_token_is_sent_to_count():
     sizes = dict(mlp_class_name="LLaMAMoE", n_expert=8, n_expert_per_token=2)
     few, all_of_them = (GPT.skeleton(tiny_config(**{**sizes, "n_expert_per_token": n})) for n in (2, 8))
     experts = sum(p.numel() for p in few.parameters() if p.dim() == 3)
-    difference = flops_of_token(all_of_them, 10).forward - flops_of_token(few, 10).forward
+    difference = flops_per_token(all_of_them, 10).forward - flops_per_token(few, 10).forward
     assert difference == 2 * experts * 6 / 8
 
 

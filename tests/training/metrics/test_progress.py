@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from litgpt.training.batching.batches import Batching
-from litgpt.training.metrics.progress import BAR, Screen, duration, places
-from litgpt.training.schedule import Counters, Limits
+from litgpt.training.metrics.progress import BAR, Screen, duration, padded_tokens
+from litgpt.training.schedule import Counters, RunLimits
 from tests.training.runs import make_samples
 
 
@@ -34,7 +34,7 @@ METRICS = {
 
 def test_a_line_has_step_loss_speed_and_time_left():
     said: list[str] = []
-    limits = Limits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
+    limits = RunLimits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
     screen = Screen(said.append, limits)
     screen.step(Counters(step=5), METRICS)
     speeds = "12,346 tokens/s (8,000 target, 13,000 padded) | 1.23 GB"
@@ -45,10 +45,10 @@ def test_a_terminal_gets_a_bar_with_all_there_is_cut_to_its_width(monkeypatch):
     written = io.StringIO()
     monkeypatch.setattr(sys, "stdout", written)
     monkeypatch.setenv("COLUMNS", "60")
-    limits = Limits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
+    limits = RunLimits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
     screen = Screen(print, limits, in_place=True, val_loss=1.5)
     screen.step(Counters(step=5), METRICS)
-    screen.line("something else")
+    screen.print("something else")
     bar = screen.bar(Counters(step=5), METRICS)
     speeds = "12,346 tokens/s (8,000 target, 13,000 padded)"
     assert bar.endswith(f" 50% step 5/10 | loss 1.2346 | val 1.5000 | 1:05 left | {speeds} | 1.23 GB | lr 3.0e-04")
@@ -58,20 +58,20 @@ def test_a_terminal_gets_a_bar_with_all_there_is_cut_to_its_width(monkeypatch):
 @pytest.mark.parametrize(("encoding", "full"), [("ascii", "#"), ("utf-8", "━")])
 def test_the_bar_is_as_long_as_the_run_is_far(monkeypatch, encoding, full):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    limits = Limits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
+    limits = RunLimits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
     bars = [Screen(print, limits).bar(Counters(step=step), METRICS) for step in (0, 5, 10)]
     assert [bar.count(full) for bar in bars] == [0, BAR // 2, BAR]
 
 
 @pytest.mark.parametrize(("packing", "expected"), [(True, 4 + 16 + 8), (False, 2 * 16 + 8)])
-def test_places_are_what_is_computed_with_the_padding(packing, expected):
+def test_padded_tokens_are_what_is_computed_with_the_padding(packing, expected):
     batch = Batching(2, None, packing).cut(make_samples([5, 17, 9]), ranks=1)
     cuts = list(batch.of_rank(0))
-    assert places(batch) == sum(cut.tokens for cut in cuts)
+    assert padded_tokens(batch) == sum(cut.padded_tokens for cut in cuts)
     if packing:
-        assert places(batch) == expected
+        assert padded_tokens(batch) == expected
 
 
-def test_a_rank_without_samples_computes_one_place():
+def test_a_rank_without_samples_computes_one_token():
     batch = Batching(1, None, True).cut(make_samples([5]), ranks=2)
-    assert places(batch) == sum(cut.tokens for rank in (0, 1) for cut in batch.of_rank(rank)) == 5
+    assert padded_tokens(batch) == sum(cut.padded_tokens for rank in (0, 1) for cut in batch.of_rank(rank)) == 5

@@ -25,10 +25,10 @@ from litgpt.model import GPT
 from litgpt.model.initialization import initialize
 from litgpt.peft import Full, Method
 from litgpt.quantize import quantize_model
-from litgpt.training.memory import checkpoint_blocks
-from litgpt.training.objective import NextToken
+from litgpt.training.blocks import checkpoint_blocks
+from litgpt.training.loss import NextToken
 from litgpt.training.optim.optimizers import make_optimizer
-from litgpt.training.planner.memory_estimate import Ledger, Rehearsal, Subject, rehearse
+from litgpt.training.planner.memory_estimate import MemoryEstimate, MemoryTracker, RunSpec, estimate_memory
 from tests.training.runs import tiny_config
 
 LENGTH = 64
@@ -37,9 +37,9 @@ SIZES: dict[str, Any] = dict(
 )
 
 
-def subject(method: Method | None = None, precision: str = "32-true", **changes: Any) -> Subject:
+def spec(method: Method | None = None, precision: str = "32-true", **changes: Any) -> RunSpec:
     train = {"micro_batch_size": 2, "global_batch_size": 4, **changes.pop("train", {})}
-    return Subject(
+    return RunSpec(
         config=changes.pop("config", None) or tiny_config(**SIZES),
         method=method or Full(),
         train=TrainArgs(**train),
@@ -51,7 +51,7 @@ def subject(method: Method | None = None, precision: str = "32-true", **changes:
     )
 
 
-def real_model(of: Subject) -> GPT:
+def real_model(of: RunSpec) -> GPT:
     model = GPT(of.config)
     initialize(model)
     of.method.attach(model)
@@ -61,36 +61,36 @@ def real_model(of: Subject) -> GPT:
     return model.train()
 
 
-def loss_of(model: GPT, of: Subject) -> Tensor:
+def loss_of(model: GPT, of: RunSpec) -> Tensor:
     ids = torch.zeros(1, 2 * LENGTH, dtype=torch.long)
     with torch.autocast("cpu", torch.bfloat16, enabled=of.precision == "bf16-mixed"):
         return NextToken(model).train()(ids, ids, (LENGTH, LENGTH))
 
 
 KINDS = {
-    "full": subject(),
-    "full, bf16-true": subject(precision="bf16-true"),
-    "full, bf16-mixed": subject(precision="bf16-mixed"),
-    "SGD": subject(optimizer={"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}),
-    "Adafactor": subject(optimizer="Adafactor"),
-    "Muon": subject(optimizer="Muon"),
-    "LoRA": subject(LoRA(r=4)),
-    "Adapter": subject(Adapter(start_layer=1)),
-    "AdapterV2": subject(AdapterV2()),
-    "checkpointing": subject(train={"activation_checkpointing": "full"}),
-    "tied": subject(config=tiny_config(**SIZES, tie_embeddings=True)),
+    "full": spec(),
+    "full, bf16-true": spec(precision="bf16-true"),
+    "full, bf16-mixed": spec(precision="bf16-mixed"),
+    "SGD": spec(optimizer={"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}),
+    "Adafactor": spec(optimizer="Adafactor"),
+    "Muon": spec(optimizer="Muon"),
+    "LoRA": spec(LoRA(r=4)),
+    "Adapter": spec(Adapter(start_layer=1)),
+    "AdapterV2": spec(AdapterV2()),
+    "checkpointing": spec(train={"activation_checkpointing": "full"}),
+    "tied": spec(config=tiny_config(**SIZES, tie_embeddings=True)),
 }
 
 
 @cache
-def rehearsed(kind: str) -> Rehearsal:
-    return rehearse(KINDS[kind])
+def estimated(kind: str) -> MemoryEstimate:
+    return estimate_memory(KINDS[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_gradients_and_optimizer_are_counted_to_the_byte(kind):
     of = KINDS[kind]
-    found, model = rehearsed(kind), real_model(of)
+    found, model = estimated(kind), real_model(of)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizer = make_optimizer(of.optimizer, trained)
     loss_of(model, of).backward()
@@ -123,23 +123,23 @@ def test_activations_are_what_autograd_keeps(kind):
     model.transformer.ln_f.register_forward_hook(lambda *_: at_trunk.append(sum(kept.values())))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss_of(model, of)
-    assert rehearsed(kind).memory.activations == pytest.approx(at_trunk[0], rel=0.25)
+    assert estimated(kind).memory.activations == pytest.approx(at_trunk[0], rel=0.25)
 
 
 @pytest.mark.parametrize("kind", ["full", "full, bf16-mixed", "LoRA", "checkpointing"])
 def test_the_peak_is_that_of_a_real_step(kind):
     of = KINDS[kind]
-    with Ledger(stand_ins={}) as ledger:
+    with MemoryTracker(stand_ins={}) as tracker:
         model = real_model(of)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         optimizer = make_optimizer(of.optimizer, trained)
-        ledger.peak = ledger.live
+        tracker.peak = tracker.live
         for _ in range(2):
             for _ in range(2):
                 (loss_of(model, of) * 0.5).backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert rehearsed(kind).memory.peak == pytest.approx(ledger.peak, rel=0.1)
+    assert estimated(kind).memory.peak == pytest.approx(tracker.peak, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,16 @@ def test_the_peak_is_that_of_a_real_step(kind):
     ],
 )
 def test_what_saves_memory_does_so_here(train):
-    usual, saving = rehearsed("full"), rehearse(subject(train=train))
+    usual, saving = estimated("full"), estimate_memory(spec(train=train))
     assert saving.memory.peak < usual.memory.peak
     assert saving.memory.activations < usual.memory.activations or saving.memory.gradients < usual.memory.gradients
 
 
 def test_packed_samples_of_different_lengths_and_padded_ones_can_be_gone_through():
     even, uneven, padded = (
-        rehearsed("full"),
-        rehearse(subject(uneven=True)),
-        rehearse(subject(train={"packing": False})),
+        estimated("full"),
+        estimate_memory(spec(uneven=True)),
+        estimate_memory(spec(train={"packing": False})),
     )
     assert even.memory.activations == pytest.approx(padded.memory.activations, rel=0.1)
     assert even.memory.activations == pytest.approx(uneven.memory.activations, rel=0.35)
@@ -170,14 +170,14 @@ def test_packed_samples_of_different_lengths_and_padded_ones_can_be_gone_through
 @pytest.mark.parametrize("method", [Full(), LoRA(r=3, mlp=True)], ids=["full", "unaligned"])
 def test_mixtures_of_experts_can_be_gone_through(method):
     config = tiny_config(**SIZES, mlp_class_name="LLaMAMoE", n_expert=4, n_expert_per_token=2)
-    found = rehearse(subject(method, config=config))
-    assert found.memory.weights == sum(p.nbytes for p in real_model(subject(method, config=config)).parameters())
+    found = estimate_memory(spec(method, config=config))
+    assert found.memory.weights == sum(p.nbytes for p in real_model(spec(method, config=config)).parameters())
 
 
 @pytest.mark.parametrize("mode", ["bnb.nf4-dq", "bnb.int8"])
 def test_weights_in_few_bits_are_counted(mode):
     pytest.importorskip("bitsandbytes")
-    of = subject(LoRA(), "bf16-true", quantize=mode)
+    of = spec(LoRA(), "bf16-true", quantize=mode)
     model = GPT(of.config)
     quantize_model(model, mode, torch.bfloat16)
     real = 0
@@ -187,10 +187,10 @@ def test_weights_in_few_bits_are_counted(mode):
             scales = [state and state.absmax, state and state.state2 and state.state2.absmax]
             own = [module.weight, *module.buffers(), *(scale for scale in scales if isinstance(scale, Tensor))]
             real += sum(tensor.nbytes for tensor in own)
-    found = rehearse(of)
+    found = estimate_memory(of)
     assert found.memory.quantized == pytest.approx(real, rel=0.03)
-    assert found.memory.weights < rehearsed("full, bf16-true").memory.weights
-    assert found.parameters - found.trainable == rehearsed("full").parameters
+    assert found.memory.weights < estimated("full, bf16-true").memory.weights
+    assert found.parameters - found.trainable == estimated("full").parameters
 
 
 class Choosy(torch.optim.SGD):
@@ -202,7 +202,7 @@ class Choosy(torch.optim.SGD):
 
 def test_what_needs_values_is_one_sentence():
     with pytest.raises(LitGPTError, match="can't be gone through without values: no gradients of this kind"):
-        rehearse(subject(optimizer=f"{__name__}.Choosy"))
+        estimate_memory(spec(optimizer=f"{__name__}.Choosy"))
 
 
 def test_nothing_of_a_large_model_is_allocated():
@@ -210,7 +210,7 @@ def test_nothing_of_a_large_model_is_allocated():
     config = tiny_config(
         n_layer=2, n_head=64, n_embd=2**15, n_query_groups=64, intermediate_size=2**20, block_size=LENGTH
     )
-    assert rehearse(subject(config=config)).parameters > 1e11
+    assert estimate_memory(spec(config=config)).parameters > 1e11
 
 
 MEASURE = """
@@ -234,14 +234,14 @@ print(peak_memory(fabric.device))
 @pytest.mark.slow
 def test_a_process_needs_what_the_plan_says(tmp_path: Path) -> None:
     """At most what is planned, and at least three quarters of it."""
-    from litgpt.training.planner.planner import LIBRARIES, SPARE
+    from litgpt.training.planner.planner import HEADROOM, LIBRARIES
 
     settings = dict(name="measured", block_size=512, n_layer=8, n_head=8, n_embd=384, vocab_size=8000, bias=False)
     train = dict(micro_batch_size=4, global_batch_size=8, max_steps=2, lr_warmup_steps=0, save_interval=None)
     code = [sys.executable, "-c", MEASURE, json.dumps(settings), json.dumps(train), str(tmp_path)]
     done = subprocess.run(code, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    of = Subject(Config(**settings), Full(), TrainArgs(**train), "AdamW", "32-true", torch.device("cpu"), length=512)
-    planned = SPARE * rehearse(of).memory.peak + LIBRARIES["cpu"]
+    of = RunSpec(Config(**settings), Full(), TrainArgs(**train), "AdamW", "32-true", torch.device("cpu"), length=512)
+    planned = HEADROOM * estimate_memory(of).memory.peak + LIBRARIES["cpu"]
     measured = int(done.stdout.splitlines()[-1])
     assert 0.75 * planned < measured < planned

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from litgpt.adapter import Adapter
+from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.model import GPT, Block
-from litgpt.training import compiled, memory
+from litgpt.training import blocks
 from litgpt.training.batching.packing import pack, pad
-from litgpt.training.compiled import compile_blocks
-from litgpt.training.memory import Offload, checkpoint_blocks, offloading, restore
-from litgpt.training.objective import NextToken
+from litgpt.training.blocks import Offload, checkpoint_blocks, compile_blocks, offloading, restore
+from litgpt.training.loss import NextToken
 from tests.training.runs import LENGTHS, make_samples, tiny_model
 
 MIXTURE = dict(mlp_class_name="LLaMAMoE", n_expert=4, n_expert_per_token=2, moe_intermediate_size=16)
@@ -110,7 +110,7 @@ def test_restoring_gives_the_blocks_back():
 def test_offloaded_gradients_are_the_same(kind, checkpointed, monkeypatch):
     """On a CPU the host's memory is the same memory, but what is saved is copied all the same. (A copy may lie at
     another distance from a cache line's start than what it is of, and be added up in another order.)"""
-    monkeypatch.setattr(memory, "MOVED_BYTES", 0)
+    monkeypatch.setattr(blocks, "MOVED_BYTES", 0)
     batch = pack(make_samples(LENGTHS))
     expected = gradients(MODELS[kind](), batch)
     model = MODELS[kind]()
@@ -121,16 +121,16 @@ def test_offloaded_gradients_are_the_same(kind, checkpointed, monkeypatch):
 
 
 def test_what_is_saved_is_moved_but_for_parameters_and_small_tensors(monkeypatch):
-    monkeypatch.setattr(memory, "MOVED_BYTES", 1024)
+    monkeypatch.setattr(blocks, "MOVED_BYTES", 1024)
     model = tiny_model()
     offload = Offload(model)
     with offload:
         weight = model.lm_head.weight
         large, small = torch.ones(16, 16), torch.ones(4)
         for tensor, moves in ((large, True), (small, False), (weight, False), (weight.t(), False)):
-            device, kept = offload._pack(tensor)
+            device, kept = offload.pack_hook(tensor)
             assert (kept.data_ptr() != tensor.data_ptr()) == moves
-            assert torch.equal(offload._unpack((device, kept)), tensor)
+            assert torch.equal(offload.unpack_hook((device, kept)), tensor)
 
 
 # ----------------------------------------------------------------------------------------------------- compiling
@@ -210,6 +210,6 @@ def test_the_real_compiler_computes_the_same(fresh_compiler):
 
 @pytest.mark.parametrize(("device", "sentence"), [("mps", "no compiler for mps"), ("cpu", "needs a C.. compiler")])
 def test_without_a_compiler_it_is_refused(device, sentence, monkeypatch):
-    monkeypatch.setattr(compiled, "COMPILERS", ("no-such-compiler",))
-    with pytest.raises(compiled.LitGPTError, match=sentence):
+    monkeypatch.setattr(blocks, "COMPILERS", ("no-such-compiler",))
+    with pytest.raises(LitGPTError, match=sentence):
         compile_blocks(tiny_model(), torch.device(device))
