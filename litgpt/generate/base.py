@@ -12,6 +12,7 @@ from litgpt.generate.options import Options
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from litgpt.engine.engine import Engine
     from litgpt.engine.inference_model import InferenceModel
     from litgpt.generate.prompt_file import Job
     from litgpt.model import GPT
@@ -60,9 +61,9 @@ def main(
     )
 
 
-def answer(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> InferenceModel:
+def answer(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> Engine:
     """Answers the prompt, or the file of prompts, of a command with these arguments, by the model that `load` opens
-    once they are found to make sense; returns that model."""
+    once they are found to make sense; returns the engine that did."""
     from dataclasses import replace
 
     from litgpt.generate.prompt_file import answer_file
@@ -71,10 +72,8 @@ def answer(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> 
     options = Options(**arguments["options"])
     prompt, sys_prompt, num_samples = (arguments[name] for name in ("prompt", "sys_prompt", "num_samples"))
     if options.prompt_file is not None:
-        answer_file(inference_model, options, job, sys_prompt, num_samples)
-    else:
-        print_samples(inference_model, replace(job, prompt=inference_model.encode(prompt, sys_prompt)), num_samples)
-    return inference_model
+        return answer_file(inference_model, options, job, sys_prompt, num_samples)
+    return print_samples(inference_model, replace(job, prompt=inference_model.encode(prompt, sys_prompt)), num_samples)
 
 
 def prepare(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) -> tuple[InferenceModel, Job]:
@@ -97,7 +96,7 @@ def prepare(arguments: Mapping[str, Any], load: Callable[[], InferenceModel]) ->
     return inference_model, Job([], replace(sampling, grammar=grammar), arguments["max_new_tokens"], options.stop)
 
 
-def print_samples(inference_model: InferenceModel, job: Job, num_samples: int) -> None:
+def print_samples(inference_model: InferenceModel, job: Job, num_samples: int) -> Engine:
     """Prints prompt and answer of every sample as they come, all of them generated together."""
     from litgpt.engine.inference_model import MOST_AT_ONCE
     from litgpt.engine.speed import Speed, note, note_memory
@@ -116,6 +115,7 @@ def print_samples(inference_model: InferenceModel, job: Job, num_samples: int) -
         print()
         note(f"Time for inference {number}: {Speed.of(request)}")
     note_memory(engine.device)
+    return engine
 
 
 def generate(

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.base import with_input_placed
 from litgpt.data.storage.files import kind_of, read_rows
+from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
@@ -41,7 +42,7 @@ class Job:
 
 def answer_file(
     inference_model: InferenceModel, options: Options, default: Job, sys_prompt: str | None = None, num_samples: int = 1
-) -> None:
+) -> Engine:
     """Answers the prompts of `options.prompt_file`.
 
     Args:
@@ -62,7 +63,7 @@ def answer_file(
         )
 
     jobs = read_jobs(options.prompt_file, default, inference_model, encode)
-    answer_all(inference_model, jobs, options.out_file, num_samples)
+    return answer_all(inference_model, jobs, options.out_file, num_samples)
 
 
 def read_jobs(
@@ -152,7 +153,7 @@ def checked_messages(messages: Any) -> list[Message]:
     return turns
 
 
-def answer_all(inference_model: InferenceModel, jobs: list[Job], out_file: Path | None, num_samples: int = 1) -> None:
+def answer_all(inference_model: InferenceModel, jobs: list[Job], out_file: Path | None, num_samples: int = 1) -> Engine:
     """Answers all jobs together and writes one JSON object an answer, in the order of the jobs.
 
     Args:
@@ -180,6 +181,7 @@ def answer_all(inference_model: InferenceModel, jobs: list[Job], out_file: Path 
         f" {n_tokens / seconds:.2f} tokens/sec"
     )
     note_memory(engine.device)
+    return engine
 
 
 @contextmanager

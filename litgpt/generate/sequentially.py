@@ -45,6 +45,6 @@ def main(
         compile: Compile the model first; on one device alone.
     """
     arguments = dict(locals())
-    from litgpt.engine.multi_device import placed_model
+    from litgpt.engine.inference_model import InferenceModel
 
-    answer(arguments, lambda: placed_model(checkpoint_dir, "sequential", precision, quantize, compile))
+    answer(arguments, lambda: InferenceModel.load(checkpoint_dir, "auto", precision, quantize, compile, "sequential"))

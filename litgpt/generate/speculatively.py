@@ -53,9 +53,10 @@ def main(
     """
     arguments = dict(locals())
     import sys
+    from dataclasses import replace
 
     from litgpt.engine.inference_model import InferenceModel
-    from litgpt.engine.multi_device import DraftedModel
+    from litgpt.engine.speculative import SpeculativeEngine
     from litgpt.errors import LitGPTError
 
     if compile:
@@ -64,8 +65,8 @@ def main(
     def load() -> InferenceModel:
         folders = (target_model_checkpoint_dir, draft_model_checkpoint_dir)
         target, draft = (InferenceModel.load(folder, precision=precision, quantize=quantize) for folder in folders)
-        return DraftedModel.of(target, draft, speculative_k)
+        return replace(target, draft=draft.model, speculative_k=speculative_k)
 
-    inference_model = answer(arguments, load)
-    assert isinstance(inference_model, DraftedModel)
-    print(inference_model.acceptance, file=sys.stderr)
+    engine = answer(arguments, load)
+    assert isinstance(engine, SpeculativeEngine)
+    print(engine.acceptance, file=sys.stderr)

@@ -45,7 +45,11 @@ def main(
         compile: Compile the model first; on one device alone.
     """
     arguments = dict(locals())
-    from litgpt.engine.multi_device import first_rank_answers, placed_model
+    from litgpt.engine.inference_model import InferenceModel
+    from litgpt.engine.tensor_parallel import only_first_rank_prints
 
-    with first_rank_answers():
-        answer(arguments, lambda: placed_model(checkpoint_dir, "tensor_parallel", precision, quantize, compile))
+    with only_first_rank_prints():
+        answer(
+            arguments,
+            lambda: InferenceModel.load(checkpoint_dir, "auto", precision, quantize, compile, "tensor_parallel"),
+        )
