@@ -58,12 +58,12 @@ for line in sys.stdin:
 """
 OURS = """
 from litgpt.engine.sampling import Sampling
-from litgpt.engine.inference_model import Speaker
+from litgpt.engine.inference_model import InferenceModel
 precision = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}[dtype]
-speaker = Speaker.load(folder, precision=precision, quantize=kind.partition("+")[2] or None)
+inference_model = InferenceModel.load(folder, precision=precision, quantize=kind.partition("+")[2] or None)
 def answer(requests, room=None):
     longest = max(len(prompt) + n for prompt, n in requests)
-    engine = speaker.engine(len(requests), room or longest)
+    engine = inference_model.engine(len(requests), room or longest)
     handles = [engine.submit(prompt, Sampling(temperature=0), (), n) for prompt, n in requests]
     return [handle.result() for handle in handles]
 """

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.checkpoint.atomic import atomic_folder
-from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
+from litgpt.checkpoint.finetuned import Finetuned, open_model
 from litgpt.checkpoint.hub import auto_download
-from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
+from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files
 from litgpt.checkpoint.reader import trainer_weights
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import MIXED, MOST_AT_ONCE, InferenceModel
-from litgpt.engine.multi_device import Placement, Strategy
+from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel, find_source, prompting_of
+from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.speed import Speed
@@ -31,8 +31,7 @@ from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
 from litgpt.prompts.base import Message
-from litgpt.quantize import is_quantized, quantize_model
-from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
+from litgpt.quantize import is_quantized
 from litgpt.tokenizer import Tokenizer
 
 CACHE_STEP = 256
@@ -128,11 +127,8 @@ class LLM(nn.Module):
 
     @classmethod
     def _pretrained(cls, folder: Path, tokenizer_dir: str | Path | None) -> LLM:
-        source = find_finetuned(folder) or find_checkpoint(folder)
-        if isinstance(source, Finetuned):
-            style, base = source.prompt_style(), source.base.dir
-        else:
-            style, base = prompt_style_for(source.dir, source.config), source.dir
+        source = find_source(folder)
+        base, style = prompting_of(source)
         llm = cls(open_model(source), Preprocessor(Tokenizer(tokenizer_dir or base)), style, base)
         llm._has_parts_beside = isinstance(source, Finetuned) and not isinstance(source.method, LoRA)
         llm._note_loaded(source)
@@ -164,27 +160,19 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The devices, the precision or the size can't be had, or they can't share this model.
         """
-        place = pick_device(accelerator)
-        precision = quantized_precision(quantize, precision, training=False, device=place)
-        dtype = parameter_dtype(precision)
         size = self.config.block_size if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if size is not None and not (isinstance(size, int) and 0 < size <= self.config.block_size):
             raise LitGPTError(
                 f"fixed_kv_cache_size is {size!r}; this model's context is {self.config.block_size} tokens."
             )
-        placement = Placement.of(place, devices, generate_strategy)
-        first = placement.loads_on(quantize)
+        placement = Placement.of(accelerator, precision, quantize, generate_strategy, devices)
         if source := self._unchanged_source():
-            self.model = placement.apply(open_model(source, first, dtype, quantize))
+            self.model = placement.open(source)
             self._note_loaded(source)
         else:
             self._refuse_gone("distributed again")
-            self.model.to(device=first, dtype=dtype).eval()
-            if quantize is not None:
-                quantize_model(self.model, quantize, dtype)
-            placement.apply(self.model)
-        self._placement = placement
-        self._dtype = MIXED.get(precision, dtype)
+            placement.move(self.model)
+        self._placement, self._dtype = placement, placement.compute_dtype
         self.preprocessor.device = self.device
         self.fixed_kv_cache_size = size
         self._engine = None

@@ -10,8 +10,10 @@ import ctypes
 import gc
 import os
 import platform
+import shutil
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +37,8 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -296,6 +300,52 @@ def keep_freed_memory() -> bool:
     m_trim_threshold, m_mmap_max = -1, -4
     libc: Any = ctypes.CDLL(None)
     return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def check_compiler(device: torch.device, flag: str = "--compile true") -> None:
+    """Raises a LitGPTError that names `flag` where `torch.compile` has nothing to compile with."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise LitGPTError(f"{flag} needs triton; install it with `pip install triton`, or leave the flag out.")
+    elif device.type == "cpu":
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
+        if not any(shutil.which(name) for name in compilers if name):
+            raise LitGPTError(f"{flag} needs a C++ compiler, g++ say; install one, or leave the flag out.")
+    else:
+        raise LitGPTError(f"{flag} is for CUDA and the CPU, and this runs on {device.type}; leave it out.")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on `device`, within the limit of its container; None where the system doesn't
+    tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    known = [found for found in (_available_memory(), _left_in_group()) if found is not None]
+    return min(known, default=None)
+
+
+def _available_memory() -> int | None:
+    if MEMINFO.is_file():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _left_in_group() -> int | None:
+    """What a container's limit leaves; pages of files can be dropped, so they don't count as used."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(pages.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None
 
 
 def peak_memory(device: torch.device) -> int:

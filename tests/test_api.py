@@ -13,7 +13,7 @@ import torch
 from litgpt import LLM
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.reader import load_model
-from litgpt.engine import multi_device as several
+from litgpt.engine import placement
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
@@ -293,7 +293,7 @@ def test_a_strategy_for_the_one_device_that_there_is(llm, strategy):
 
 def test_layers_in_sequence(llm, monkeypatch, tmp_path):
     answer = llm.generate("Hi", **GREEDY)
-    monkeypatch.setattr(several, "local_devices", lambda place, devices: [place] * devices)
+    monkeypatch.setattr(placement, "local_devices", lambda place, devices: [place] * devices)
     llm.distribute(accelerator="cpu", devices=2, precision="32-true", generate_strategy="sequential")
     assert all(block._forward_pre_hooks for block in llm.model.transformer.h)
     assert llm.generate("Hi", **GREEDY) == answer

@@ -6,12 +6,8 @@ n: rows (running requests, rounded up), S: positions that attention looks at (ro
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from types import FunctionType
 from typing import Any, cast
 
@@ -22,26 +18,12 @@ from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.attention import AttentionContext
 from litgpt.model.cache import KVCache, Span
+from litgpt.runtime import check_compiler
 
 LEAST_POSITIONS = 256
 """Attention looks at this many positions, or twice, four times … as many."""
 MOST_SHAPES = 64
 """Shapes of one model that are compiled; torch's own limit is for shapes that change by mistake."""
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raises a LitGPTError where nothing can be compiled."""
-    if device.type == "cuda":
-        if find_spec("triton") is None:
-            raise LitGPTError(
-                "--compile true needs triton; install it with `pip install triton`, or leave the flag out."
-            )
-    elif device.type == "cpu":
-        compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
-        if not any(shutil.which(name) for name in compilers if name):
-            raise LitGPTError("--compile true needs a C++ compiler, g++ say; install one, or leave the flag out.")
-    else:
-        raise LitGPTError(f"--compile true is for CUDA and the CPU, and this runs on {device.type}; leave it out.")
 
 
 class CompiledStep:
@@ -72,7 +54,7 @@ class CompiledStep:
         Args:
             tokens: One a row.
             starts: The position of each.
-            spare: Of further slots: a position where a row without a request may write.
+            headroom: Of further slots: a position where a row without a request may write.
         """
         n, longest = len(tokens), max(starts) + 1
         rows = min(_rounded(n), n + len(headroom))

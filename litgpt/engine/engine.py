@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from litgpt.engine.compiled import CompiledStep
-from litgpt.engine.placement import check_cache_fits, headroom_bytes
+from litgpt.engine.memory import check_cache_fits, headroom_bytes
 from litgpt.engine.request import Request, StopMatcher, check_tokens
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.errors import LitGPTError

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from litgpt.checkpoint.atomic import gigabytes
-from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, open_model
+from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.engine.compiled import check_compiler
 from litgpt.engine.engine import Engine
-from litgpt.engine.placement import longest_fit
+from litgpt.engine.memory import longest_fit
+from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.sampling import Sampling
+from litgpt.engine.speculative import SpeculativeEngine
 from litgpt.engine.text import Reply, stop_strings
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
 from litgpt.prompts.base import Message, join_text
-from litgpt.runtime import parameter_dtype, pick_device, quantized_precision
+from litgpt.runtime import check_compiler
 from litgpt.tokenizer import Tokenizer
 
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Precisions whose weights stay float32 and what is computed in instead."""
 MOST_AT_ONCE = 16
 """Answers that are generated together where one call asks for many: samples, or prompts of a list or a file."""
 CHUNK = 512
@@ -44,6 +43,10 @@ class InferenceModel:
     """What is computed in; None: the weights' own."""
     compile: bool = False
     """Whether its engines compile their step."""
+    draft: GPT | None = None
+    """A smaller model of the same tokenizer that drafts for this one; see `SpeculativeEngine`."""
+    speculative_k: int = 3
+    """Tokens that are drafted at a time."""
 
     @classmethod
     def load(
@@ -53,6 +56,7 @@ class InferenceModel:
         precision: str | None = None,
         quantize: str | None = None,
         compile: bool = False,
+        strategy: Strategy | None = None,
     ) -> InferenceModel:
         """Opens a checkpoint folder, LitGPT's or Hugging Face's, or one that holds what a method learned.
 
@@ -62,12 +66,12 @@ class InferenceModel:
             precision: `32-true`, `bf16-true` and so on; None: 16 bits where the device has them.
             quantize: One of `litgpt.quantize.MODES`: keep linear layers in few bits.
             compile: Let its engines compile their step.
+            strategy: How all GPUs that there are, or all processes, share the model; None: it is on one device.
 
         Raises:
             LitGPTError: The folder, the device, the precision or the quantization can't be used, or nothing compiles.
         """
-        source = find_finetuned(checkpoint_dir) or find_checkpoint(checkpoint_dir)
-        return cls.open(source, device, precision, quantize, compile)
+        return cls.open(find_source(checkpoint_dir), device, precision, quantize, compile, strategy)
 
     @classmethod
     def open(
@@ -77,19 +81,18 @@ class InferenceModel:
         precision: str | None = None,
         quantize: str | None = None,
         compile: bool = False,
+        strategy: Strategy | None = None,
     ) -> InferenceModel:
-        """As `load`, from what was found."""
-        place = pick_device(device)
+        """As `load`, from what `find_source` returns."""
+        placement = Placement.of(device, precision, quantize, strategy)
         if compile:
-            check_compiler(place)
-        precision = quantized_precision(quantize, precision, training=False, device=place)
-        dtype = parameter_dtype(precision)
-        if isinstance(source, Finetuned):
-            tokenizer, style = Tokenizer(source.base.dir), source.prompt_style()
-        else:
-            tokenizer, style = Tokenizer(source.dir), prompt_style_for(source.dir, source.config)
-        model = open_model(source, place, dtype, quantize).requires_grad_(False)
-        return cls(model, tokenizer, style, MIXED.get(precision, dtype), compile)
+            if not placement.alone:
+                raise LitGPTError("--compile true is for one device; leave it out.")
+            check_compiler(placement.devices[0])
+        folder, style = prompting_of(source)
+        tokenizer = Tokenizer(folder)
+        model = placement.open(source).requires_grad_(False)
+        return cls(model, tokenizer, style, placement.compute_dtype, compile)
 
     @cached_property
     def stops(self) -> list[int | list[int]]:
@@ -150,20 +153,22 @@ class InferenceModel:
         """
         longest = self.model.max_seq_length
         if length is None:
-            length = longest_fit(partial(self.cache_nbytes, slots), longest, slots, self.model.layer_devices)
+            length = longest_fit(
+                lambda length: self.cache_nbytes(slots, length), longest, slots, self.model.layer_devices
+            )
         length = min(length, longest)
         if tell is not None:
             size = gigabytes(self.cache_nbytes(slots, length))
             tell(f"The KV cache for {slots} x {length} tokens takes {size}.")
-        return self.new_engine(slots, length)
+        if self.draft is not None:
+            return SpeculativeEngine(self.model, self.draft, self.speculative_k, slots, length, self.dtype, CHUNK)
+        return Engine(self.model, slots, length, self.dtype, CHUNK, self.compile)
 
     def cache_nbytes(self, slots: int, length: int) -> int:
-        """Bytes that the KV cache of such an engine takes."""
-        return self.model.cache_nbytes(slots, length, self.dtype or self.model.transformer.wte.weight.dtype, CHUNK)
-
-    def new_engine(self, slots: int, length: int) -> Engine:
-        """An engine for `slots` requests of `length` tokens."""
-        return Engine(self.model, slots, length, self.dtype, CHUNK, self.compile)
+        """Bytes that the KV caches of such an engine take."""
+        dtype = self.dtype or self.model.transformer.wte.weight.dtype
+        models = [self.model] if self.draft is None else [self.model, self.draft]
+        return sum(model.cache_nbytes(slots, length, dtype, CHUNK) for model in models)
 
     def reply(
         self,
@@ -178,6 +183,22 @@ class InferenceModel:
         stops = stop_strings(stop)  # before there is a request to clean up
         request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
         return Reply(request, self.tokenizer.stream(), stops)
+
+
+def find_source(checkpoint_dir: str | Path) -> Checkpoint | Finetuned:
+    """What a folder (or one under `checkpoints/`) holds: a whole model, or what a method learned.
+
+    Raises:
+        LitGPTError: There is no such folder, or it holds neither.
+    """
+    return find_finetuned(checkpoint_dir) or find_checkpoint(checkpoint_dir)
+
+
+def prompting_of(source: Checkpoint | Finetuned) -> tuple[Path, PromptStyle]:
+    """The folder of the tokenizer that a model is asked with, and the style of its prompts."""
+    if isinstance(source, Finetuned):
+        return source.base.dir, source.prompt_style()
+    return source.dir, prompt_style_for(source.dir, source.config)
 
 
 def _with_one_text(message: Message) -> Message:

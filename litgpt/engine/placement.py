@@ -1,94 +1,126 @@
-"""Where a model's working memory goes, and whether it fits there."""
+"""Where a model that answers goes and in which numbers: to one device, its layers to several, or each layer to several
+processes."""
 
 from __future__ import annotations
 
-import os
-from bisect import bisect
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from litgpt.checkpoint.atomic import gigabytes
+from litgpt.checkpoint.finetuned import Finetuned, open_model
+from litgpt.checkpoint.layout import Checkpoint
 from litgpt.errors import LitGPTError
+from litgpt.model import GPT
+from litgpt.quantize import quantize_model
+from litgpt.runtime import (
+    join_processes,
+    local_devices,
+    parameter_dtype,
+    pick_device,
+    product_dtype,
+    quantized_precision,
+)
 
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on `device`; None where the system doesn't tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    known = [found for found in (_available_memory(), _left_in_group()) if found is not None]
-    return min(known, default=None)
-
-
-def headroom_bytes(device: torch.device) -> int:
-    """Bytes on `device` that may be spent on speed: a quarter of those free, none where the system doesn't tell."""
-    return (free_bytes(device) or 0) // 4
+Strategy = Literal["sequential", "tensor_parallel"]
 
 
-def _available_memory() -> int | None:
-    if MEMINFO.is_file():
-        for line in MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+@dataclass(frozen=True)
+class Placement:
+    """The devices and the numbers of a model; `open` and `move` bring one there."""
 
+    devices: list[torch.device]
+    """Of this process."""
+    processes: int
+    """That share every layer."""
+    dtype: torch.dtype
+    """Of the weights."""
+    compute_dtype: torch.dtype
+    """Of the products; another than that of the weights means autocast."""
+    quantize: str | None = None
+    """One of `litgpt.quantize.MODES`, which keeps linear layers in few bits."""
 
-def _left_in_group() -> int | None:
-    """What a container's limit leaves; pages of files can be dropped, so they don't count as used."""
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
-        pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        return limit - used + int(pages.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None
+    @classmethod
+    def of(
+        cls,
+        device: str = "auto",
+        precision: str | None = None,
+        quantize: str | None = None,
+        strategy: Strategy | None = None,
+        devices: int | Literal["auto"] = "auto",
+    ) -> Placement:
+        """What a user asks for.
 
+        Args:
+            device: The kind of device: `auto`, `cpu`, `cuda`, `gpu`, `mps`.
+            precision: `32-true`, `bf16-true` and so on; None: 16 bits where the device has them.
+            quantize: One of `litgpt.quantize.MODES`.
+            strategy: How several devices share a model.
+            devices: How many, at most one a layer; `auto`: all that there are, or one without a strategy.
 
-def check_cache_fits(needed: int, slots: int, length: int, devices: Iterable[torch.device]) -> None:
-    """Raises a LitGPTError when a KV cache of `slots` sequences of `length` tokens, which takes `needed` bytes, is more
-    than what is free on `devices` together."""
-    places = set(devices)
-    free = _free_on(places)
-    if free is not None and needed > free:
-        raise LitGPTError(
-            f"The KV cache for {slots} x {length} tokens takes {gigabytes(needed)} and {gigabytes(max(free, 0))} are"
-            f" free on {', '.join(sorted(map(str, places)))}; ask for fewer tokens or fewer requests at a time."
-        )
+        Raises:
+            LitGPTError: The device, the precision or the quantization can't be had; there are not so many devices, or
+                several and no strategy; or they can't share quantized weights.
+        """
+        place = pick_device(device)
+        precision = quantized_precision(quantize, precision, training=False, device=place)
+        dtype = parameter_dtype(precision)
+        own, processes = [place], 1
+        if strategy == "tensor_parallel":
+            place, processes = join_processes(place, devices)
+            own = [place]
+        elif strategy == "sequential":
+            own = local_devices(place, devices)
+        elif strategy is not None:
+            raise LitGPTError(f"generate_strategy is {strategy!r}; it must be 'sequential' or 'tensor_parallel'.")
+        elif devices not in (1, "auto"):
+            raise LitGPTError(
+                f"{devices} devices need a generate_strategy: 'sequential' or 'tensor_parallel'; or leave out devices."
+            )
+        if processes > 1 and quantize is not None:
+            raise LitGPTError(
+                f"quantize is {quantize}, which {processes} processes can't share; leave it out, or spread the"
+                " layers over devices (generate_sequentially)."
+            )
+        return cls(own, processes, dtype, product_dtype(precision), quantize)
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is one device of one process."""
+        return len(self.devices) == 1 and self.processes == 1
 
-def longest_fit(
-    nbytes: Callable[[int], int], longest: int, slots: int, devices: Iterable[torch.device], share: float = 0.5
-) -> int:
-    """The tokens a sequence can have, up to `longest`, if `slots` take a `share` of the free memory.
+    def open(self, source: Checkpoint | Finetuned) -> GPT:
+        """The model of a checkpoint, or what a method made of one, in its place.
 
-    Args:
-        nbytes: What the caches take if a sequence has so many tokens.
-        longest: The model's context.
-        slots: Sequences.
-        devices: Where the caches are.
-        share: Of the free memory.
+        Raises:
+            LitGPTError: It can't be read, or not be shared by so many.
+        """
+        return self._shared(open_model(source, self._first, self.dtype, self.quantize))
 
-    Raises:
-        LitGPTError: Not even one token a slot fits.
-    """
-    places = set(devices)
-    free = _free_on(places)
-    if free is None:
-        return longest
-    length = max(1, bisect(range(1, longest + 1), free * share, key=nbytes))
-    check_cache_fits(nbytes(length), slots, length, places)
-    return length
+    def move(self, model: GPT) -> GPT:
+        """Brings a model there; returns it.
 
+        Raises:
+            LitGPTError: It can't be quantized, or not be shared by so many.
+        """
+        model.to(device=self._first, dtype=self.dtype).eval()
+        if self.quantize is not None:
+            quantize_model(model, self.quantize, self.dtype)
+        return self._shared(model)
 
-def _free_on(devices: Iterable[torch.device]) -> int | None:
-    free = [free_bytes(device) for device in devices]
-    return None if None in free else sum(n for n in free if n is not None)
+    @property
+    def _first(self) -> torch.device:
+        """Where the weights are before they are shared: quantization happens on the device that computes."""
+        return self.devices[0] if self.alone or self.quantize is not None else torch.device("cpu")
+
+    def _shared(self, model: GPT) -> GPT:
+        if self.processes > 1:
+            from litgpt.engine.tensor_parallel import split_over_ranks
+
+            split_over_ranks(model)
+            return model.to(self.devices[0])
+        if len(self.devices) > 1:
+            from litgpt.engine.sequential import spread_layers
+
+            spread_layers(model, self.devices[: model.config.n_layer])
+        return model

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.engine.engine import Engine
-from litgpt.engine.placement import headroom_bytes
+from litgpt.engine.memory import headroom_bytes
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import measure, pick, probabilities
 from litgpt.errors import LitGPTError
@@ -94,6 +94,11 @@ class SpeculativeEngine(Engine):
     def cache_nbytes(self) -> int:
         """Bytes that the KV caches of both models take."""
         return super().cache_nbytes + self.draft.cache_nbytes(self.slots, self.length, self.dtype, self.at_once)
+
+    @property
+    def acceptance(self) -> str:
+        """How good the drafts were, in a sentence."""
+        return f"Acceptance rate: {self.n_accepted / max(1, self.n_drafted):.0%} of {self.n_drafted} drafted tokens"
 
     def _step(self) -> None:
         self._release()

@@ -10,6 +10,10 @@ N: `n_head`, G: `n_query_groups`, H: `head_size`, C: `n_embd`, E: experts, I: hi
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +25,7 @@ from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention, MultiheadLatentAttention
 from litgpt.model.mlp import GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts
+from litgpt.runtime import leave_processes
 
 
 def split_over_ranks(model: GPT) -> None:
@@ -72,6 +77,22 @@ def check_divides(model: GPT, ranks: int) -> None:
         raise LitGPTError(
             f"{ranks} devices can't share {config.n_head} attention heads; use a number that divides them."
         )
+
+
+@contextmanager
+def only_first_rank_prints() -> Iterator[None]:
+    """Inside, what the other ranks print goes nowhere, as they print what the first one does; at the end, all leave the
+    process group."""
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    with open(os.devnull, "w") as nowhere:
+        kept = sys.stdout, sys.stderr
+        if rank:
+            sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = kept
+            leave_processes()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.sft.rendering import with_input_placed
 from litgpt.data.storage.data_files import format_suffix, read_rows
+from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
@@ -28,7 +29,7 @@ CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", 
 
 
 @dataclass(frozen=True)
-class Job:
+class PromptTask:
     """One prompt and how to answer it."""
 
     prompt: list[int]
@@ -40,54 +41,63 @@ class Job:
 
 
 def answer_file(
-    inference_model: InferenceModel, options: Options, default: Job, sys_prompt: str | None = None, num_samples: int = 1
-) -> None:
-    """Answers the prompts of `options.prompt_file`.
+    inference_model: InferenceModel,
+    options: Options,
+    default: PromptTask,
+    sys_prompt: str | None = None,
+    num_samples: int = 1,
+) -> Engine:
+    """Answers the prompts of `options.prompt_file` together, and writes one JSON object an answer, in their order.
 
     Args:
-        inference_model: Of the model.
+        inference_model: The model.
         options: Where the prompts come from and the answers go to.
         default: What lines don't say themselves.
         sys_prompt: The system prompt of lines without one.
         num_samples: Answers to each prompt.
 
+    Returns:
+        The engine that answered.
+
     Raises:
         LitGPTError: The file can't be read, or a line makes no sense; the sentence names the line.
     """
     assert options.prompt_file is not None
+    tasks = read_tasks(options.prompt_file, default, inference_model, sys_prompt)
+    length = max(len(task.prompt) + task.max_new_tokens for task in tasks)
+    engine = inference_model.engine(min(len(tasks) * num_samples, MOST_AT_ONCE), length, note)
+    start = perf_counter()
+    replies: list[tuple[PromptTask, int, Reply]] = []
+    for task in tasks:
+        for sample in range(num_samples):
+            sampling = task.sampling.of_sample(sample)
+            reply = inference_model.reply(engine, task.prompt, sampling, task.max_new_tokens, task.stop)
+            replies.append((task, sample, reply))
+    with nullcontext(sys.stdout) if options.out_file is None else _opened(options.out_file) as out:
+        for line in _results(replies, num_samples):
+            print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+    seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
+    note(
+        f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
+        f" {n_tokens / seconds:.2f} tokens/sec"
+    )
+    note_memory(engine.device)
+    return engine
 
-    def encode(sample: Mapping[str, Any]) -> list[int]:
-        return inference_model.encode_sample(
-            with_input_placed(inference_model.style, {"sys_prompt": sys_prompt, **sample})
-        )
 
-    jobs = read_jobs(options.prompt_file, default, inference_model, encode)
-    answer_all(inference_model, jobs, options.out_file, num_samples)
-
-
-def read_jobs(
-    file: Path, default: Job, inference_model: InferenceModel, encode: Callable[[Mapping[str, Any]], list[int]]
-) -> list[Job]:
-    """The prompts of a file: one a line, or (`.jsonl`) one JSON object a line.
-
-    Args:
-        file: The file.
-        default: What lines don't say themselves.
-        inference_model: Of the model.
-        encode: Token ids of a sample: `instruction`, `input`, `sys_prompt`.
-
-    Raises:
-        LitGPTError: The file can't be read, or a line makes no sense; the sentence names the line.
-    """
-    jobs: list[Job] = []
+def read_tasks(
+    file: Path, default: PromptTask, inference_model: InferenceModel, sys_prompt: str | None = None
+) -> list[PromptTask]:
+    """The prompts of a file: one a line, or (`.jsonl`) one JSON object a line; else as `answer_file`."""
+    tasks: list[PromptTask] = []
     for number, given in read_rows(file) if format_suffix(file) == ".jsonl" else _lines(file):
         try:
-            jobs.append(_job({"id": len(jobs), **given}, default, inference_model, encode))
+            tasks.append(_task({"id": len(tasks), **given}, default, inference_model, sys_prompt))
         except LitGPTError as error:
             raise LitGPTError(f"{file}, line {number}: {error}") from None
-    if not jobs:
+    if not tasks:
         raise LitGPTError(f"The prompt file {file} has no prompts.")
-    return jobs
+    return tasks
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -101,12 +111,9 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from ((number, {"prompt": line}) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _job(
-    given: dict[str, Any],
-    default: Job,
-    inference_model: InferenceModel,
-    encode: Callable[[Mapping[str, Any]], list[int]],
-) -> Job:
+def _task(
+    given: dict[str, Any], default: PromptTask, inference_model: InferenceModel, sys_prompt: str | None
+) -> PromptTask:
     """A line's own settings over the default ones."""
     of_sampling = {field.name for field in fields(Sampling)} - {"grammar"}
     for name in given:
@@ -129,9 +136,10 @@ def _job(
         prompt = inference_model.encode_messages(checked_messages(given["messages"]))
     else:
         sample = {"instruction": given["prompt"], "input": given.get("input", "")}
-        prompt = encode({**sample, "sys_prompt": given.get("sys_prompt")} if "sys_prompt" in given else sample)
+        sample["sys_prompt"] = given.get("sys_prompt", sys_prompt)
+        prompt = inference_model.encode_sample(with_input_placed(inference_model.style, sample))
     check_tokens(prompt, sampling, inference_model.model)
-    return Job(prompt, sampling, limit, stop, given["id"])
+    return PromptTask(prompt, sampling, limit, stop, given["id"])
 
 
 def _sampling(changes: dict[str, Any], default: Sampling) -> Sampling:
@@ -152,46 +160,16 @@ def checked_messages(messages: Any) -> list[Message]:
     return turns
 
 
-def answer_all(inference_model: InferenceModel, jobs: list[Job], out_file: Path | None, num_samples: int = 1) -> None:
-    """Answers all jobs together and writes one JSON object an answer, in the order of the jobs.
-
-    Args:
-        inference_model: Of the model.
-        jobs: The prompts.
-        out_file: Where to; None: standard output.
-        num_samples: Answers to each.
-    """
-    length = max(len(job.prompt) + job.max_new_tokens for job in jobs)
-    engine = inference_model.engine(min(len(jobs) * num_samples, MOST_AT_ONCE), length, note)
-    start = perf_counter()
-    replies: list[tuple[Job, int, Reply]] = []
-    for job in jobs:
-        for sample in range(num_samples):
-            sampling = job.sampling.of_sample(sample)
-            replies.append(
-                (job, sample, inference_model.reply(engine, job.prompt, sampling, job.max_new_tokens, job.stop))
-            )
-    with nullcontext(sys.stdout) if out_file is None else _opened(out_file) as out:
-        for line in _results(replies, num_samples):
-            print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
-    seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
-    note(
-        f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
-        f" {n_tokens / seconds:.2f} tokens/sec"
-    )
-    note_memory(engine.device)
-
-
 @contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
     with atomic_file(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         yield out
 
 
-def _results(replies: list[tuple[Job, int, Reply]], num_samples: int) -> Iterator[dict[str, Any]]:
-    for job, sample, reply in replies:
+def _results(replies: list[tuple[PromptTask, int, Reply]], num_samples: int) -> Iterator[dict[str, Any]]:
+    for task, sample, reply in replies:
         request = reply.request
-        line = {"id": job.id, **({"sample": sample} if num_samples > 1 else {})}
+        line = {"id": task.id, **({"sample": sample} if num_samples > 1 else {})}
         try:
             line["output"] = "".join(reply)
         except LitGPTError as error:  # of this request alone; the others have their answers
@@ -199,10 +177,10 @@ def _results(replies: list[tuple[Job, int, Reply]], num_samples: int) -> Iterato
             continue
         line |= {
             "finish_reason": reply.finish_reason,
-            "prompt_tokens": len(job.prompt),
+            "prompt_tokens": len(task.prompt),
             "completion_tokens": request.n_generated,
         }
-        if job.sampling.logprobs is not None:
+        if task.sampling.logprobs is not None:
             line["logprobs"] = [
                 {"token": noted.token, "logprob": noted.logprob, "top": [list(pair) for pair in noted.top]}
                 for noted in request.logprobs

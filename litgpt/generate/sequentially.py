@@ -6,25 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.args import SplitQuantization, inherits
-from litgpt.generate.base import PROMPT, answer
-from litgpt.generate.options import Options
+from litgpt.generate import base
 
 
-@inherits(Options)
+@inherits(base.main)
 def main(
-    checkpoint_dir: Path,
-    prompt: str = PROMPT,
-    *,
-    sys_prompt: str | None = None,
-    num_samples: int = 1,
-    max_new_tokens: int = 50,
-    top_k: int | None = 50,
-    top_p: float = 1.0,
-    temperature: float = 0.8,
-    quantize: SplitQuantization | None = None,
-    precision: str | None = None,
-    compile: bool = False,
-    **options: Any,
+    checkpoint_dir: Path, *, quantize: SplitQuantization | None = None, compile: bool = False, **flags: Any
 ) -> None:
     """Generate text with the layers spread over several devices.
 
@@ -32,19 +19,13 @@ def main(
     to the next. With a single device it is `litgpt generate`.
 
     Args:
-        checkpoint_dir: The checkpoint folder, LitGPT's or Hugging Face's.
-        prompt: What to answer or continue.
-        sys_prompt: The system prompt, for prompt styles that have one.
-        num_samples: How many answers to generate.
-        max_new_tokens: The most tokens an answer may have.
-        top_k: Choose among this many most likely tokens; null: all.
-        top_p: Choose among the most likely tokens that have this much probability together.
-        temperature: Higher is more random; 0 always takes the most likely token.
         quantize: Keep the weights in 4 bits (bitsandbytes).
-        precision: 32-true, bf16-true, 16-true, bf16-mixed or 16-mixed; null: 16 bits where the device has them.
         compile: Compile the model first; on one device alone.
     """
-    arguments = dict(locals())
-    from litgpt.engine.multi_device import placed_model
+    from functools import partial
 
-    answer(arguments, lambda: placed_model(checkpoint_dir, "sequential", precision, quantize, compile))
+    from litgpt.engine.inference_model import InferenceModel
+    from litgpt.generate.answer import answer
+
+    load = partial(InferenceModel.load, checkpoint_dir, strategy="sequential")
+    answer(load, quantize=quantize, compile=compile, **flags)

@@ -6,30 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.args import Quantization, inherits
-from litgpt.generate.base import PROMPT, answer
-from litgpt.generate.options import Options
+from litgpt.generate.options import prompt_flags
 
 if TYPE_CHECKING:
     from litgpt.engine.inference_model import InferenceModel
 
 
-@inherits(Options)
+@inherits(prompt_flags)
 def main(
     draft_model_checkpoint_dir: Path,
     target_model_checkpoint_dir: Path,
-    prompt: str = PROMPT,
     *,
-    sys_prompt: str | None = None,
-    num_samples: int = 1,
     max_new_tokens: int = 50,
     speculative_k: int = 3,
-    top_k: int | None = 50,
-    top_p: float = 1.0,
-    temperature: float = 0.8,
     quantize: Quantization | None = None,
-    precision: str | None = None,
     compile: bool = False,
-    **options: Any,
+    **flags: Any,
 ) -> None:
     """Generate text with a small model that drafts for a large one.
 
@@ -39,33 +31,26 @@ def main(
     Args:
         draft_model_checkpoint_dir: The folder of the small model.
         target_model_checkpoint_dir: The folder of the large model; both have the same tokenizer.
-        prompt: What to answer or continue.
-        sys_prompt: The system prompt, for prompt styles that have one.
-        num_samples: How many answers to generate.
-        max_new_tokens: The most tokens an answer may have.
         speculative_k: How many tokens to draft at a time.
-        top_k: Choose among this many most likely tokens; null: all.
-        top_p: Choose among the most likely tokens that have this much probability together.
-        temperature: Higher is more random; 0 always takes the most likely token.
         quantize: Keep the weights of both in 4 or 8 bits: bnb.* by bitsandbytes; int8 and int4 are faster on CPUs.
-        precision: 32-true, bf16-true, 16-true, bf16-mixed or 16-mixed; null: 16 bits where the device has them.
         compile: Not for drafted tokens, whose number changes from step to step.
     """
-    arguments = dict(locals())
     import sys
+    from dataclasses import replace
 
     from litgpt.engine.inference_model import InferenceModel
-    from litgpt.engine.multi_device import DraftedModel
+    from litgpt.engine.speculative import SpeculativeEngine
     from litgpt.errors import LitGPTError
+    from litgpt.generate.answer import answer
 
     if compile:
         raise LitGPTError("--compile true is not for speculative decoding, whose steps differ in size; leave it out.")
 
-    def load() -> InferenceModel:
+    def load(precision: str | None) -> InferenceModel:
         folders = (target_model_checkpoint_dir, draft_model_checkpoint_dir)
         target, draft = (InferenceModel.load(folder, precision=precision, quantize=quantize) for folder in folders)
-        return DraftedModel.of(target, draft, speculative_k)
+        return replace(target, draft=draft.model, speculative_k=speculative_k)
 
-    inference_model = answer(arguments, load)
-    assert isinstance(inference_model, DraftedModel)
-    print(inference_model.acceptance, file=sys.stderr)
+    engine = answer(load, max_new_tokens=max_new_tokens, **flags)
+    assert isinstance(engine, SpeculativeEngine)
+    print(engine.acceptance, file=sys.stderr)

@@ -8,10 +8,10 @@ import warnings
 import pytest
 import torch
 
-from litgpt.engine.compiled import check_compiler
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
+from litgpt.runtime import check_compiler
 from tests.engine.oracle import MODELS, naive, prompts, tiny_model
 
 GREEDY = Sampling(temperature=0)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litgpt.engine import placement
+from litgpt.engine import memory
 from litgpt.engine.engine import Engine
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import Sampling
@@ -495,7 +495,7 @@ def test_an_impossible_engine_is_refused(model, arguments):
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(model, monkeypatch):
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10_000)
     with pytest.raises(LitGPTError, match="KV cache for 100 x 64 tokens takes 1.64 MB and 0.01 MB are free"):
         Engine(model, slots=100)
 
@@ -503,13 +503,13 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(model, monkeypat
 def test_the_longest_fit_is_a_share_of_what_is_free(model, monkeypatch):
     def fit(devices: int = 1) -> int:
         places = [torch.device("cuda", number) for number in range(devices)]
-        return placement.longest_fit(lambda length: 10 * length, 64, 2, places)
+        return memory.longest_fit(lambda length: 10 * length, 64, 2, places)
 
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 400)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 400)
     assert (fit(), fit(devices=2)) == (20, 40)
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10_000)
     assert fit() == 64
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 9)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 9)
     with pytest.raises(LitGPTError, match="KV cache for 2 x 1 tokens .* free on cuda:0;"):
         fit()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from litgpt.engine import placement
+from litgpt.engine import memory
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.speculative import SpeculativeEngine
@@ -77,8 +77,8 @@ def test_the_longest_sequence_that_fits_counts_states_once(model, monkeypatch):
     def nbytes(length: int) -> int:
         return model.cache_nbytes(2, length, torch.float32)
 
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * nbytes(20) + 9)
-    assert placement.longest_fit(nbytes, 64, 2, model.layer_devices) == 20
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * nbytes(20) + 9)
+    assert memory.longest_fit(nbytes, 64, 2, model.layer_devices) == 20
 
 
 def test_guessing_ahead_is_refused(model):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from litgpt.engine import placement
+from litgpt.engine import memory
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.speculative import SpeculativeEngine
@@ -148,7 +148,7 @@ def test_the_caches_of_both_models_are_counted_and_refused_together(model, monke
     engine = SpeculativeEngine(model, model, slots=2)
     alone = Engine(model, slots=2).cache_nbytes
     assert engine.cache_nbytes == 2 * alone
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * alone - 1)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * alone - 1)
     assert Engine(model, slots=2)
     with pytest.raises(LitGPTError, match="KV cache for 2 x 64 tokens"):
         SpeculativeEngine(model, model, slots=2)
