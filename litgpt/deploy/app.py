@@ -15,8 +15,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from litgpt import __version__
 from litgpt.deploy.limits import Gate
-from litgpt.deploy.protocol.errors import Problem, explain
-from litgpt.deploy.request_log import Recorder
+from litgpt.deploy.protocol.errors import APIError, explain
+from litgpt.deploy.request_log import RequestRecorder
 from litgpt.deploy.routes import chat as chat_route
 from litgpt.deploy.routes import completions as completions_route
 from litgpt.deploy.routes import others as other_routes
@@ -53,7 +53,7 @@ def make_app(service: Service) -> FastAPI:
         router = module.make_router(service)
         known |= {route.path for route in router.routes if isinstance(route, APIRoute)}
         app.include_router(router)
-    _tell_problems(app, service)
+    install_error_handlers(app, service)
     app.add_middleware(Gate, limits=service.limits, keys=service.keys, detail=service.api_path)
     if service.origins:
         app.add_middleware(
@@ -63,28 +63,28 @@ def make_app(service: Service) -> FastAPI:
             allow_headers=["authorization", "content-type", "x-api-key"],
             expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(Recorder, metrics=service.metrics, paths=frozenset(known), log=service.log)
+    app.add_middleware(RequestRecorder, metrics=service.metrics, paths=frozenset(known), log=service.log)
     return app
 
 
-def _tell_problems(app: FastAPI, service: Service) -> None:
+def install_error_handlers(app: FastAPI, service: Service) -> None:
     """Every way a request can fail, told in one shape."""
 
-    def tell(http: Request, problem: Problem) -> Response:
-        http.state.record.failure = problem.word
-        return problem.response(http.url.path == service.api_path)
+    def respond(http: Request, error: APIError) -> Response:
+        http.state.record.failure = error.word
+        return error.response(http.url.path == service.api_path)
 
-    @app.exception_handler(Problem)
-    async def of_ours(http: Request, error: Problem) -> Response:
-        return tell(http, error)
+    @app.exception_handler(APIError)
+    async def of_ours(http: Request, error: APIError) -> Response:
+        return respond(http, error)
 
     @app.exception_handler(LitGPTError)
     async def mistake(http: Request, error: LitGPTError) -> Response:
-        return tell(http, Problem(400, str(error)))
+        return respond(http, APIError(400, str(error)))
 
     @app.exception_handler(RecursionError)
     async def too_deep(http: Request, error: RecursionError) -> Response:
-        return tell(http, Problem(400, "The body is nested too deeply; use fewer levels."))
+        return respond(http, APIError(400, "The body is nested too deeply; use fewer levels."))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: Request, error: RequestValidationError) -> Response:
@@ -93,14 +93,14 @@ def _tell_problems(app: FastAPI, service: Service) -> None:
         known = getattr(getattr(model, "annotation", None), "model_fields", {})
         fields = sorted(known, key=lambda name: not known[name].is_required())
         message, param = explain(error.errors(), fields or ["model"])
-        return tell(http, Problem(422 if http.url.path == service.api_path else 400, message, param))
+        return respond(http, APIError(422 if http.url.path == service.api_path else 400, message, param))
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(http: Request, error: HTTPException) -> Response:
-        answer = tell(http, Problem(error.status_code, WORDS.get(error.status_code, str(error.detail))))
+        answer = respond(http, APIError(error.status_code, WORDS.get(error.status_code, str(error.detail))))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(Exception)
     async def unforeseen(http: Request, error: Exception) -> Response:
-        return tell(http, failed(str(error)))
+        return respond(http, failed(str(error)))

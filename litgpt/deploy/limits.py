@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt.deploy.keys import Keys
-from litgpt.deploy.protocol.errors import Problem
+from litgpt.deploy.protocol.errors import APIError
 from litgpt.errors import LitGPTError
 
 CHARACTERS_PER_TOKEN = 64
@@ -70,20 +70,20 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        problem = self._refusal(scope)
-        if problem is None:
+        error = self._refusal(scope)
+        if error is None:
             await self.app(scope, _Measured(receive, self.limits), send)
         else:
-            await problem.response(scope["path"] == self.detail)(scope, receive, send)
+            await error.response(scope["path"] == self.detail)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Problem | None:
+    def _refusal(self, scope: Scope) -> APIError | None:
         headers = dict(scope["headers"])
         if scope["path"] not in PUBLIC and not self.keys.admit(headers):
             message = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."
-            return Problem(401, message, code="invalid_api_key")
+            return APIError(401, message, code="invalid_api_key")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.body:
-            return Problem(413, _too_large(self.limits.body), code="request_too_large")
+            return APIError(413, _too_large(self.limits.body), code="request_too_large")
         return None
 
 

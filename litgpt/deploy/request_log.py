@@ -22,7 +22,7 @@ GONE = 499
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """One request."""
 
     path: str
@@ -47,7 +47,7 @@ class Record:
         """It as a line of JSON."""
         now = perf_counter()
         first = None if self.first is None else round(self.first - self.came, 4)
-        told = {
+        entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "id": self.id,
             "client": self.client,
@@ -64,7 +64,7 @@ class Record:
             "seconds": round(now - self.came, 4),
             "failure": self.failure,
         }
-        return dumps(told)
+        return dumps(entry)
 
 
 class RequestLog:
@@ -80,7 +80,7 @@ class RequestLog:
         except OSError as error:
             raise LitGPTError(f"--request_log {path} can't be written ({error.strerror}).") from None
 
-    def write(self, record: Record) -> None:
+    def write(self, record: RequestRecord) -> None:
         """Adds a line; a full disk must not end the server."""
         try:
             self._file.write(record.line().decode() + "\n")
@@ -94,7 +94,7 @@ class RequestLog:
             self._file.close()
 
 
-class Recorder:
+class RequestRecorder:
     """Notes every request that passes, and what became of it.
 
     Args:
@@ -115,7 +115,7 @@ class Recorder:
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self._paths else "other"
-        record = Record(path, (scope.get("client") or (None,))[0])
+        record = RequestRecord(path, (scope.get("client") or (None,))[0])
         scope.setdefault("state", {})["record"] = record
         complete = False
 
@@ -136,7 +136,7 @@ class Recorder:
                 record.status = GONE if record.failure is None else record.status or 500
             self._note(record)
 
-    def _note(self, record: Record) -> None:
+    def _note(self, record: RequestRecord) -> None:
         metrics = self.metrics
         metrics.requests[record.path, record.status] += 1
         if record.prompt_tokens:

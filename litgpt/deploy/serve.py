@@ -193,7 +193,7 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     from litgpt.checkpoint.hub import auto_download
     from litgpt.deploy.app import make_app
     from litgpt.deploy.backends.local import LocalBackend
-    from litgpt.deploy.served_models import base_of, make_voices, parse_adapters
+    from litgpt.deploy.served_models import base_of, make_served_models, parse_adapters
     from litgpt.deploy.uvicorn_server import bind, serve
     from litgpt.engine.inference_model import InferenceModel
 
@@ -203,11 +203,13 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
         folder = auto_download(settings.checkpoint_dir, loading.access_token)
         inference_model = InferenceModel.load(folder, loading.accelerator, loading.precision, loading.quantize)
         base = base_of(folder) if adapters else None
-        voices = make_voices(inference_model, settings.model_name, loading.slots, adapters, loading.length, base)
-        engine = voices[settings.model_name].engine
+        served_models = make_served_models(
+            inference_model, settings.model_name, loading.slots, adapters, loading.length, base
+        )
+        engine = served_models[settings.model_name].engine
         size = engine.cache_nbytes / 1e9
         print(
             f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr
         )
-        service = settings.service(voices, LocalBackend(voices))
+        service = settings.service(served_models, LocalBackend(served_models))
         serve(make_app(service), service, listener, settings.shutdown_timeout)

@@ -17,7 +17,7 @@ from litgpt.peft.adapter_bank import AdapterBank
 
 
 @dataclass
-class Voice:
+class ServedModel:
     """A name that can be asked for: an engine, and how to talk to what it computes under this name."""
 
     name: str
@@ -103,14 +103,14 @@ def find_adapter(name: str, folder: Path, base: Path | None = None) -> Finetuned
     return found
 
 
-def make_voices(
+def make_served_models(
     inference_model: InferenceModel,
     name: str,
     slots: int,
     adapters: Mapping[str, Path],
     length: int | None = None,
     base: Path | None = None,
-) -> dict[str, Voice]:
+) -> dict[str, ServedModel]:
     """The base model, called `name`, first, then the adapters, all on one engine; `base` as `load_bank` has it.
 
     Raises:
@@ -121,5 +121,5 @@ def make_voices(
     bank, inference_models = load_bank(inference_model, adapters, base)
     engine = inference_model.engine(slots, length)
     engine.bank = bank
-    voices = {name: Voice(name, inference_model, engine)}
-    return voices | {other: Voice(other, own, engine, other) for other, own in inference_models.items()}
+    served_models = {name: ServedModel(name, inference_model, engine)}
+    return served_models | {other: ServedModel(other, own, engine, other) for other, own in inference_models.items()}

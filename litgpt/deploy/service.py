@@ -12,13 +12,13 @@ from typing import Any, Literal
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
-from litgpt.deploy.backends.task import Answers, Backend, News, Work
+from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, ResponseStream
 from litgpt.deploy.keys import Keys
 from litgpt.deploy.limits import CHARACTERS_PER_TOKEN, Limits
 from litgpt.deploy.metrics import Metrics
-from litgpt.deploy.protocol.errors import Problem
-from litgpt.deploy.request_log import Record, RequestLog
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.request_log import RequestLog, RequestRecord
+from litgpt.deploy.served_models import ServedModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError, closest
 
@@ -32,7 +32,7 @@ GAUGE_NAMES = {"running": "answers_running", "waiting": "answers_waiting"}
 class Service:
     """What the routes serve, and how."""
 
-    voices: Mapping[str, Voice]
+    served_models: Mapping[str, ServedModel]
     """What can be asked for, by name; the base model first."""
     backend: Backend
     sampling: Sampling = field(default_factory=Sampling)
@@ -57,29 +57,29 @@ class Service:
         self.draining = False
         """Finish what runs, and refuse what comes."""
         self._mean_seconds = 1.0
-        self._lives: set[Live] = set()
+        self._requests: set[InFlightRequest] = set()
         self._threads: CapacityLimiter | None = None
 
     @property
-    def base(self) -> Voice:
+    def base(self) -> ServedModel:
         """The model itself."""
-        return next(iter(self.voices.values()))
+        return next(iter(self.served_models.values()))
 
     @property
     def prompt_limit(self) -> int:
         """Tokens that a prompt may have."""
         return min(self.limits.prompt or self.backend.length, self.backend.length)
 
-    def voice(self, name: str) -> Voice:
+    def served_model(self, name: str) -> ServedModel:
         """What a request's `model` names.
 
         Raises:
             Problem: Nothing.
         """
-        found = self.voices.get(name)
+        found = self.served_models.get(name)
         if found is None:
-            message = f"There is no model {name[:100]!r} here.{closest(name[:100], self.voices)} See /v1/models."
-            raise Problem(404, message, "model", "model_not_found")
+            message = f"There is no model {name[:100]!r} here.{closest(name[:100], self.served_models)} See /v1/models."
+            raise APIError(404, message, "model", "model_not_found")
         return found
 
     async def prepare(self, work: Any) -> Any:
@@ -107,12 +107,12 @@ class Service:
         if len(tokens) > self.prompt_limit:
             raise self.too_long(f"{len(tokens)} tokens", field)
         if not tokens:
-            raise Problem(400, "The prompt is empty; give at least one token.", field)
+            raise APIError(400, "The prompt is empty; give at least one token.", field)
 
-    def too_long(self, has: str, field: str) -> Problem:
+    def too_long(self, has: str, field: str) -> APIError:
         """What is told of a prompt that is too long."""
         message = f"The prompt has {has} and the context only {self.prompt_limit}; shorten the prompt."
-        return Problem(400, message, field, "context_length_exceeded")
+        return APIError(400, message, field, "context_length_exceeded")
 
     # -- the queue
 
@@ -123,15 +123,15 @@ class Service:
             Problem: There is no room, or the server is about to end.
         """
         if self.draining:
-            raise Problem(503, "The server is shutting down; ask another one.", code="shutting_down", retry_after=5)
+            raise APIError(503, "The server is shutting down; ask another one.", code="shutting_down", retry_after=5)
         room = self.backend.slots + self.limits.queue
         if n > room:
-            raise Problem(400, f"One request asks for {n} answers, and there is room for {room}; split it.")
+            raise APIError(400, f"One request asks for {n} answers, and there is room for {room}; split it.")
         if self.in_flight + n > room:
             rounds = (self.in_flight + n - room) / self.backend.slots
             wait = min(max(math.ceil(rounds * self._mean_seconds), 1), 60)
             message = f"The server is busy: {self.in_flight} answers run or wait; try again in {wait} seconds."
-            raise Problem(429, message, code="server_busy", retry_after=wait)
+            raise APIError(429, message, code="server_busy", retry_after=wait)
         self.in_flight += n
 
     def leave(self, n: int, seconds: float) -> None:
@@ -146,7 +146,9 @@ class Service:
             own["cache_use_ratio"] = own["cache_tokens"] / max(own["cache_capacity_tokens"], 1)
         return own
 
-    async def compute(self, kind: Literal["embed", "score"], voice: Voice, tokens: list[int], **options: Any) -> Any:
+    async def compute(
+        self, kind: Literal["embed", "score"], served_model: ServedModel, tokens: list[int], **options: Any
+    ) -> Any:
         """`Backend.compute`, in line with the answers.
 
         Raises:
@@ -156,9 +158,9 @@ class Service:
         started = perf_counter()
         try:
             async with asyncio.timeout(self.limits.seconds):
-                return await self.backend.compute(kind, voice.name, tokens, **options)
+                return await self.backend.compute(kind, served_model.name, tokens, **options)
         except TimeoutError:
-            raise Problem(504, f"It took more than {self.limits.seconds:g} seconds.", code="timeout") from None
+            raise APIError(504, f"It took more than {self.limits.seconds:g} seconds.", code="timeout") from None
         except LitGPTError:
             raise
         except (RuntimeError, IndexError, ValueError) as error:
@@ -170,32 +172,32 @@ class Service:
 
     def abort(self) -> None:
         """Ends what still runs, with an error that its clients are told."""
-        for live in [*self._lives]:
-            live.abort(Problem(503, "The server had to stop before this answer was done.", code="shutting_down"))
+        for request in [*self._requests]:
+            request.abort(APIError(503, "The server had to stop before this answer was done.", code="shutting_down"))
 
-    def live(self, http: Request) -> Live:
+    def request(self, http: Request) -> InFlightRequest:
         """An answer-to-be of one HTTP request."""
-        return Live(self, http)
+        return InFlightRequest(self, http)
 
 
-class Live:
+class InFlightRequest:
     """The answers to one HTTP request: they wait for a slot, come piece by piece, and end when their client goes.
 
-    Use it in this order: `begin`, then iterate over `news`. Whatever happens, the answers leave the queue.
+    Use it in this order: `begin`, then iterate over `deltas`. Whatever happens, the answers leave the queue.
     """
 
     def __init__(self, service: Service, http: Request) -> None:
         self._service = service
         self._http = http
-        self.record: Record = http.state.record
-        self._answers: Answers | None = None
+        self.record: RequestRecord = http.state.record
+        self._stream: ResponseStream | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._failure: Problem | None = None
+        self._failure: APIError | None = None
         self._n = 0
         seconds = service.limits.seconds
         self._deadline = None if seconds is None else self.record.came + seconds
 
-    async def begin(self, works: Sequence[Work]) -> None:
+    async def begin(self, tasks: Sequence[GenerationTask]) -> None:
         """Joins the queue and waits for a turn.
 
         Raises:
@@ -203,17 +205,17 @@ class Live:
             LitGPTError: A work makes no sense.
         """
         service = self._service
-        service.admit(len(works))
-        self._n = len(works)
-        self._open = len(works)
-        self.record.model = works[0].model
-        service._lives.add(self)
+        service.admit(len(tasks))
+        self._n = len(tasks)
+        self._open = len(tasks)
+        self.record.model = tasks[0].model
+        service._requests.add(self)
         try:
             self._watching = asyncio.create_task(self._cancel_when_gone())
-            self._answers = await service.backend.open(works)
+            self._stream = await service.backend.open(tasks)
             wait = service.limits.wait
             end = None if wait is None else perf_counter() + wait
-            while not self._answers.begun and self._failure is None:
+            while not self._stream.begun and self._failure is None:
                 if not await self._changed(end):
                     self._raise_late(end is not None and perf_counter() >= end)
             if self._failure is not None:
@@ -226,84 +228,84 @@ class Live:
         limits = self._service.limits
         if in_line:
             message = f"The server is busy: no turn within {limits.wait:g} seconds; try again later."
-            raise Problem(504, message, code="queue_timeout", retry_after=1)
-        raise Problem(504, f"The answer took more than {limits.seconds:g} seconds.", code="timeout")
+            raise APIError(504, message, code="queue_timeout", retry_after=1)
+        raise APIError(504, f"The answer took more than {limits.seconds:g} seconds.", code="timeout")
 
     async def _changed(self, end: float | None) -> bool:
         """Waits for something to happen; False: a deadline passed."""
-        assert self._answers is not None
+        assert self._stream is not None
         ends = [time for time in (end, self._deadline) if time is not None]
         try:
-            await asyncio.wait_for(self._answers.change(), max(min(ends) - perf_counter(), 0) if ends else None)
+            await asyncio.wait_for(self._stream.change(), max(min(ends) - perf_counter(), 0) if ends else None)
         except TimeoutError:
             return False
         return True
 
-    async def news(self) -> AsyncIterator[News]:
+    async def deltas(self) -> AsyncIterator[Delta]:
         """What comes out, until all answers are done.
 
         Raises:
             Problem: The model failed, or it takes too long.
         """
-        assert self._answers is not None
+        assert self._stream is not None
         left = self._n
         try:
             while left:
-                for news in self._answers.take():
-                    left -= self._note(news)
+                for delta in self._stream.take():
+                    left -= self._note(delta)
                     if self._failure is not None:
                         continue
-                    if news.error is not None:
-                        raise failed(news.error) if news.fault == "server" else Problem(422, news.error)
-                    yield news
+                    if delta.error is not None:
+                        raise failed(delta.error) if delta.fault == "server" else APIError(422, delta.error)
+                    yield delta
                 if self._failure is not None:
                     raise self._failure
                 if left and not await self._changed(None):
                     self._raise_late(in_line=False)
-        except Problem as problem:
-            self.record.failure = problem.word
+        except APIError as error:
+            self.record.failure = error.word
             raise
         finally:
             self.end()
 
-    def _note(self, news: News) -> bool:
+    def _note(self, delta: Delta) -> bool:
         """Notes what was told, for the record; whether it was the last of its answer."""
         record = self.record
-        if record.first is None and (news.counts.generated or news.text):
+        if record.first is None and (delta.counts.generated or delta.text):
             record.first = perf_counter()
-            record.waited = news.counts.waited
-        if news.finish_reason is None:
+            record.waited = delta.counts.waited
+        if delta.finish_reason is None:
             return False
-        record.prompt_tokens += news.counts.prompt
-        record.shared_tokens += news.counts.shared
-        record.generated_tokens += news.counts.generated
-        record.finish_reasons.append(news.finish_reason)
+        record.prompt_tokens += delta.counts.prompt
+        record.shared_tokens += delta.counts.shared
+        record.generated_tokens += delta.counts.generated
+        record.finish_reasons.append(delta.finish_reason)
         return True
 
-    def abort(self, problem: Problem) -> None:
+    def abort(self, error: APIError) -> None:
         """Ends the answers with a problem."""
-        self._failure = problem
-        if self._answers is not None:
-            self._answers.cancel()
+        self._failure = error
+        if self._stream is not None:
+            self._stream.cancel()
 
     def end(self) -> None:
         """Leaves the queue; the answers are cancelled where they aren't done."""
         if self._watching is not None:
             self._watching.cancel()
-        if self._answers is not None:
-            self._answers.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
         if self._n:
             self._service.leave(self._n, perf_counter() - self.record.came)
-            self._service._lives.discard(self)
+            self._service._requests.discard(self)
             self._n = 0
 
     async def _cancel_when_gone(self) -> None:
         while (await self._http.receive())["type"] != "http.disconnect":
             pass
-        self.abort(Problem(499, "The client went away."))
+        self.abort(APIError(499, "The client went away."))
 
 
-def failed(reason: str) -> Problem:
+def failed(reason: str) -> APIError:
     """What is told when the model failed: the reason is for the server's log."""
     del reason
-    return Problem(500, "The model failed on this request; the server's log says why.", code="model_failed")
+    return APIError(500, "The model failed on this request; the server's log says why.", code="model_failed")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from litgpt.deploy.keys import Keys
     from litgpt.deploy.limits import Limits
     from litgpt.deploy.request_log import RequestLog
-    from litgpt.deploy.served_models import Voice
+    from litgpt.deploy.served_models import ServedModel
     from litgpt.deploy.service import Service
     from litgpt.engine.sampling import Sampling
 
@@ -54,12 +54,12 @@ class Settings:
         """What requests call the model."""
         return self.name or Path(self.checkpoint_dir).resolve().name
 
-    def service(self, voices: Mapping[str, Voice], backend: Backend) -> Service:
+    def service(self, served_models: Mapping[str, ServedModel], backend: Backend) -> Service:
         """What the routes serve."""
         from litgpt.deploy.service import Service
 
         return Service(
-            voices=voices,
+            served_models=served_models,
             backend=backend,
             sampling=self.sampling,
             max_new_tokens=self.max_new_tokens,

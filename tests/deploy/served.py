@@ -16,7 +16,7 @@ from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.local import LocalBackend
 from litgpt.deploy.keys import Keys
 from litgpt.deploy.limits import Limits
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.deploy.uvicorn_server import Server, bind
 from litgpt.engine.inference_model import InferenceModel
@@ -33,10 +33,10 @@ def make_service(
     **settings: Any,
 ) -> Service:
     """A service that answers greedily under the name `tiny`, eight tokens at `/predict`."""
-    voices = {"tiny": Voice("tiny", inference_model, inference_model.engine(slots))}
+    served_models = {"tiny": ServedModel("tiny", inference_model, inference_model.engine(slots))}
     settings = {"sampling": GREEDY, "max_new_tokens": 8} | settings
     keys = Keys([key] if key else [])
-    return Service(voices, LocalBackend(voices), limits=limits or Limits(), keys=keys, **settings)
+    return Service(served_models, LocalBackend(served_models), limits=limits or Limits(), keys=keys, **settings)
 
 
 def alone(inference_model: InferenceModel, prompt: str, n: int | None = 8, sampling: Sampling = GREEDY) -> str:

@@ -2,7 +2,7 @@
 
 LitServe starts a process for each replica and one or more for HTTP. The application of `litgpt.deploy.app` stands as a
 middleware before LitServe's own, so that keys, errors, ids and streams are those of the default server. LitServe's
-queues carry the works to the replicas and the news back; they carry nothing else, so a work that has been sent runs to
+queues carry the works to the replicas and the news back; they carry nothing else, so a task that has been sent runs to
 its end: when its client goes away, its slot is not freed before.
 """
 
@@ -30,9 +30,9 @@ from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.deploy.app import make_app
-from litgpt.deploy.backends import embeddings as vectors
-from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
-from litgpt.deploy.served_models import Voice, base_of, find_adapter, make_voices, parse_adapters
+from litgpt.deploy.backends import embeddings
+from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
+from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, make_served_models, parse_adapters
 from litgpt.deploy.settings import Loading, Settings
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
@@ -49,7 +49,7 @@ LENGTH_WITHOUT_LIMIT = 8192
 
 
 @dataclass(frozen=True)
-class Task:
+class EngineCall:
     """Something other than an answer, done between two steps."""
 
     kind: Literal["embed", "score"]
@@ -83,26 +83,26 @@ class EngineAPI(ls.LitAPI):
         inference_model = InferenceModel.load(checkpoint, device, loading.precision, loading.quantize)
         folders = parse_adapters(adapters)
         base = base_of(checkpoint) if folders else None
-        self.voices = make_voices(inference_model, name, loading.slots, folders, loading.length, base)
-        self.engine = self.voices[name].engine
-        self.running: dict[str, list[Following]] = {}
+        self.served_models = make_served_models(inference_model, name, loading.slots, folders, loading.length, base)
+        self.engine = self.served_models[name].engine
+        self.running: dict[str, list[OutputStream]] = {}
         self.told: set[str] = set()
         """Requests whose turn has been told."""
         self.early: deque[Output] = deque()
         """What can be told before the next step."""
 
-    def add_request(self, uid: str, works: Sequence[Work] | Task) -> None:
+    def add_request(self, uid: str, tasks: Sequence[GenerationTask] | EngineCall) -> None:
         """Takes the works of one HTTP request; while the engine may be taking a step, in another thread."""
         try:
-            if isinstance(works, Task):
-                voice, task = self.voices[works.model], works
+            if isinstance(tasks, EngineCall):
+                served_model, call = self.served_models[tasks.model], tasks
                 future = self.engine.between_steps(
-                    lambda: vectors.compute(task.kind, voice, task.tokens, **task.options)
+                    lambda: embeddings.compute(call.kind, served_model, call.tokens, **call.options)
                 )
                 future.add_done_callback(lambda done: self.early.append(_outcome(uid, done)))
                 self.running[uid] = []
                 return
-            self.running[uid] = [follow(self.voices[work.model], i, work) for i, work in enumerate(works)]
+            self.running[uid] = [submit(self.served_models[task.model], i, task) for i, task in enumerate(tasks)]
         except LitGPTError as error:
             self.early.append(Output(uid, error, LitAPIStatus.OK))
             self.early.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
@@ -131,12 +131,12 @@ class EngineAPI(ls.LitAPI):
     def _outputs(self) -> list[Output]:
         outputs: list[Output] = []
         for uid, answers in [*self.running.items()]:
-            news = [found for following in answers if (found := following.news())]
-            admitted = any(following.request.timing.admitted is not None for following in answers)
-            if news or (admitted and uid not in self.told):
+            delta = [found for stream in answers if (found := stream.delta())]
+            admitted = any(stream.request.timing.admitted is not None for stream in answers)
+            if delta or (admitted and uid not in self.told):
                 self.told.add(uid)
-                outputs.append(Output(uid, news, LitAPIStatus.OK))
-            if answers and all(following.closed for following in answers):
+                outputs.append(Output(uid, delta, LitAPIStatus.OK))
+            if answers and all(stream.closed for stream in answers):
                 outputs.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
                 del self.running[uid]
                 self.told.discard(uid)
@@ -196,13 +196,13 @@ class QueueBackend(Backend):
         """Takes up the queues of a server for the API at `path`."""
         self.server, self._path = server, path
 
-    def send(self, content: Any) -> QueueAnswers:
+    def send(self, content: Any) -> QueueResponseStream:
         """Puts something in line for whichever replica is first."""
         assert self.server is not None
         uid = str(uuid.uuid4())
         item = ResponseBufferItem(event=asyncio.Event(), response_queue=deque())
         self.server.response_buffer[uid] = item
-        answers = QueueAnswers(self, uid, item)
+        answers = QueueResponseStream(self, uid, item)
         queue = self.server.litapi_request_queues[self._path]
         self._in_flight += 1
         # The queue is another process': to put something there is to wait for that process.
@@ -223,11 +223,11 @@ class QueueBackend(Backend):
     async def stop(self) -> None:
         return
 
-    async def open(self, works: Sequence[Work]) -> Answers:
-        return self.send(list(works))
+    async def open(self, tasks: Sequence[GenerationTask]) -> ResponseStream:
+        return self.send(list(tasks))
 
     async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
-        answers = self.send(Task(kind, model, tokens, options))
+        answers = self.send(EngineCall(kind, model, tokens, options))
         try:
             while not (found := answers.outcome()):
                 await answers.change()
@@ -247,19 +247,19 @@ class QueueBackend(Backend):
             return "a replica is not ready"
         if time.monotonic() - self.heard < PROBE_SECONDS:  # a question would only wait behind what is being answered
             return None
-        answers = await self.open([Work(self.model, [0], Sampling(temperature=0), 1)])
+        answers = await self.open([GenerationTask(self.model, [0], Sampling(temperature=0), 1)])
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                while not (news := [told for told in answers.take() if told.finish_reason]):
+                while not (delta := [told for told in answers.take() if told.finish_reason]):
                     await answers.change()
         except TimeoutError:
             return "the model doesn't answer"
         finally:
             answers.cancel()
-        return "the last step failed" if news[-1].error else None
+        return "the last step failed" if delta[-1].error else None
 
 
-class QueueAnswers(Answers):
+class QueueResponseStream(ResponseStream):
     """Answers of a replica, as they come through LitServe's queues."""
 
     def __init__(self, backend: QueueBackend, uid: str, item: ResponseBufferItem) -> None:
@@ -283,16 +283,16 @@ class QueueAnswers(Answers):
                 found.append(content)
         return found
 
-    def take(self) -> list[News]:
-        news: list[News] = []
+    def take(self) -> list[Delta]:
+        delta: list[Delta] = []
         for content in self._received():
             if isinstance(content, LitGPTError):
-                news.append(News(0, finish_reason="error", error=str(content), fault="request"))
+                delta.append(Delta(0, finish_reason="error", error=str(content), fault="request"))
             elif isinstance(content, Failure):
-                news.append(News(0, finish_reason="error", error=content.reason))
+                delta.append(Delta(0, finish_reason="error", error=content.reason))
             else:
-                news += content
-        return news
+                delta += content
+        return delta
 
     def outcome(self) -> Outcome | Failure | None:
         """What a task came to; None: not known yet."""
@@ -379,13 +379,13 @@ def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer
     if kind == "cuda":
         pick_device(f"cuda:{devices - 1}")
     folder = str(auto_download(settings.checkpoint_dir, loading.access_token))
-    voices = plain_voices(folder, settings)
+    served_models = plain_served_models(folder, settings)
     slots = loading.slots * devices * replicas
     length = min(
-        loading.length or LENGTH_WITHOUT_LIMIT, voices[settings.model_name].inference_model.model.max_seq_length
+        loading.length or LENGTH_WITHOUT_LIMIT, served_models[settings.model_name].inference_model.model.max_seq_length
     )
     backend = QueueBackend(slots, length, settings.model_name)
-    service = settings.service(voices, backend)
+    service = settings.service(served_models, backend)
     worker = replace(loading, length=length, access_token=None)
     api = EngineAPI(folder, settings.model_name, settings.adapters, worker, loading.slots)
     server = ls.LitServer(
@@ -400,14 +400,14 @@ def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer
     return server
 
 
-def plain_voices(folder: str, settings: Settings) -> dict[str, Voice]:
+def plain_served_models(folder: str, settings: Settings) -> dict[str, ServedModel]:
     """What can be asked for, without weights: what it takes to read requests, not to answer them."""
     source = find_finetuned(folder) or find_checkpoint(folder)
     base = source.base if isinstance(source, Finetuned) else source
     style = source.prompt_style() if isinstance(source, Finetuned) else prompt_style_for(base.dir, base.config)
     inference_model = InferenceModel(GPT.skeleton(base.config), Tokenizer(base.dir), style)
-    voices = {settings.model_name: Voice(settings.model_name, inference_model, None)}
+    served_models = {settings.model_name: ServedModel(settings.model_name, inference_model, None)}
     for name, place in parse_adapters(settings.adapters).items():
         style = find_adapter(name, place, base_of(folder)).prompt_style()
-        voices[name] = Voice(name, replace(inference_model, style=style), None, name)
-    return voices
+        served_models[name] = ServedModel(name, replace(inference_model, style=style), None, name)
+    return served_models

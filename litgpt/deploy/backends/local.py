@@ -9,9 +9,9 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any, Literal
 
-from litgpt.deploy.backends import embeddings as vectors
-from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.backends import embeddings
+from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
+from litgpt.deploy.served_models import ServedModel
 from litgpt.engine.sampling import Sampling
 
 log = logging.getLogger("uvicorn.error")
@@ -22,24 +22,24 @@ PROBE_SECONDS = 20.0
 """What the model gets to answer a probe in."""
 
 
-class LocalAnswers(Answers):
+class LocalResponseStream(ResponseStream):
     """Answers of an engine that a thread of this process drives."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._following: list[Following] = []
+        self._outputs: list[OutputStream] = []
         self._cancelled = False
 
-    def submit(self, voices: Mapping[str, Voice], works: Sequence[Work]) -> None:
+    def submit(self, served_models: Mapping[str, ServedModel], tasks: Sequence[GenerationTask]) -> None:
         """Puts works in line; in any thread.
 
         Raises:
             LitGPTError: One of them makes no sense; then none is left in line.
         """
         try:
-            for choice, work in enumerate(works):
-                self._following.append(follow(voices[work.model], choice, work, self._notify))
+            for choice, task in enumerate(tasks):
+                self._outputs.append(submit(served_models[task.model], choice, task, self._notify))
         except BaseException:
             self.cancel()
             raise
@@ -54,24 +54,24 @@ class LocalAnswers(Answers):
         await self._news.wait()
         self._news.clear()
 
-    def take(self) -> list[News]:
-        found = [news for following in self._following if (news := following.news())]
-        for following in self._following:
-            error = following.request.error
-            if error is not None and any(news.error and news.fault == "server" for news in found):
+    def take(self) -> list[Delta]:
+        found = [delta for stream in self._outputs if (delta := stream.delta())]
+        for stream in self._outputs:
+            error = stream.request.error
+            if error is not None and any(delta.error and delta.fault == "server" for delta in found):
                 log.error("A step of the engine failed.", exc_info=error)
                 break
         return found
 
     @property
     def begun(self) -> bool:
-        requests = [following.request for following in self._following]
+        requests = [stream.request for stream in self._outputs]
         return any(request.timing.admitted is not None or request.done for request in requests)
 
     def cancel(self) -> None:
         self._cancelled = True
-        for following in self._following:
-            following.request.cancel()
+        for stream in self._outputs:
+            stream.request.cancel()
 
 
 class LocalBackend(Backend):
@@ -81,9 +81,9 @@ class LocalBackend(Backend):
         voices: What can be asked for, by name; all on one engine.
     """
 
-    def __init__(self, voices: Mapping[str, Voice]) -> None:
-        self.voices = voices
-        self.engine = next(iter(voices.values())).engine
+    def __init__(self, served_models: Mapping[str, ServedModel]) -> None:
+        self.served_models = served_models
+        self.engine = next(iter(served_models.values())).engine
         self.slots, self.length = self.engine.slots, self.engine.length
         self._probed = False
         self._probing: asyncio.Task[str | None] | None = None
@@ -95,18 +95,18 @@ class LocalBackend(Backend):
     async def stop(self) -> None:
         await asyncio.to_thread(self.engine.stop)
 
-    async def open(self, works: Sequence[Work]) -> Answers:
-        answers = LocalAnswers()
+    async def open(self, tasks: Sequence[GenerationTask]) -> ResponseStream:
+        answers = LocalResponseStream()
         try:
-            await asyncio.to_thread(answers.submit, self.voices, works)
+            await asyncio.to_thread(answers.submit, self.served_models, tasks)
         except asyncio.CancelledError:
             answers.cancel()
             raise
         return answers
 
     async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
-        voice = self.voices[model]
-        future = self.engine.between_steps(lambda: vectors.compute(kind, voice, tokens, **options))
+        served_model = self.served_models[model]
+        future = self.engine.between_steps(lambda: embeddings.compute(kind, served_model, tokens, **options))
         return await asyncio.wrap_future(future)
 
     def gauges(self) -> dict[str, float]:

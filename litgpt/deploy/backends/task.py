@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.served_models import ServedModel
 from litgpt.engine.request import FinishReason, Request
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.structured import Grammar
@@ -20,18 +20,18 @@ from litgpt.tokenizer.stream import StreamDecoder
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerationTask:
     """One answer to be generated."""
 
     model: str
     """The name it is asked under."""
     prompt: list[int]
     sampling: Sampling
-    """Without a grammar: that one is made of `form`, where the model is."""
+    """Without a grammar: that one is made of `json_schema`, where the model is."""
     limit: int | None = None
     """The most tokens to generate; None: the room left."""
     stops: tuple[str, ...] = ()
-    form: str | None = None
+    json_schema: str | None = None
     """The JSON schema that the answer keeps to, as text."""
     shown: tuple[str, ...] = ()
     """Special tokens that stay in the text, because they mark something."""
@@ -42,7 +42,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class TokenNote:
+class TokenLogprob:
     """A token, with its log-probability and its best alternatives' where they were asked for."""
 
     token: int
@@ -65,12 +65,12 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class News:
+class Delta:
     """What came out of one answer since the last news of it."""
 
     choice: int
     text: str = ""
-    notes: tuple[TokenNote, ...] = ()
+    notes: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     """Not None in the last news of an answer."""
     counts: Counts = field(default_factory=Counts)
@@ -80,7 +80,7 @@ class News:
     """Whose fault the error is."""
 
 
-class Answers(ABC):
+class ResponseStream(ABC):
     """The answers to one HTTP request, on their way."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Answers(ABC):
         """Returns when something happened that `take` may tell of, the turn's coming too."""
 
     @abstractmethod
-    def take(self) -> list[News]:
+    def take(self) -> list[Delta]:
         """What happened since the last call; never waits."""
 
     @property
@@ -110,11 +110,11 @@ class Backend(ABC):
     """Tokens that a prompt and its answer may have together."""
 
     @abstractmethod
-    async def open(self, works: Sequence[Work]) -> Answers:
+    async def open(self, tasks: Sequence[GenerationTask]) -> ResponseStream:
         """Puts works in line.
 
         Raises:
-            LitGPTError: A work makes no sense.
+            LitGPTError: A task makes no sense.
         """
 
     @abstractmethod
@@ -144,7 +144,7 @@ MEMORY = 64
 """Tokens back that may say how the text of the next one looks."""
 
 
-class NotedStream(StreamDecoder):
+class OutputDecoder(StreamDecoder):
     """A decoder that shows some special tokens, and remembers how long each token's text is.
 
     Args:
@@ -182,13 +182,13 @@ def _ids(tokenizer: Tokenizer, shown: tuple[str, ...]) -> dict[int, str]:
     return found
 
 
-class Following:
+class OutputStream:
     """One answer of an engine, told as news."""
 
-    def __init__(self, choice: int, reply: Reply, decoder: NotedStream) -> None:
+    def __init__(self, choice: int, reply: Reply, decoder: OutputDecoder) -> None:
         self.reply = reply
         self._choice, self._decoder = choice, decoder
-        self._noted = self._told = self._read = 0
+        self._measured = self._sent = self._read = 0
         self._closed = False
 
     @property
@@ -201,7 +201,7 @@ class Following:
         """Whether all of it is told."""
         return self._closed
 
-    def news(self) -> News | None:
+    def delta(self) -> Delta | None:
         """What happened since the last call; None: nothing to tell, or all is told."""
         if self._closed:
             return None
@@ -211,13 +211,13 @@ class Following:
         stopped = self.reply.finish_reason == "stop" and not done
         if done or stopped:
             text += self.reply.close()
-        self._told += len(text)
+        self._sent += len(text)
         notes = self._notes(done)
         if not (text or notes or done or stopped):
             return None
         self._closed = done or stopped
         error = request.error
-        return News(
+        return Delta(
             self._choice,
             text,
             notes,
@@ -231,46 +231,46 @@ class Following:
         timing = self.request.timing
         return 0.0 if timing.admitted is None else timing.admitted - timing.submitted
 
-    def _notes(self, done: bool) -> tuple[TokenNote, ...]:
+    def _notes(self, done: bool) -> tuple[TokenLogprob, ...]:
         """The log-probabilities of tokens whose text is told; none for tokens behind a stop string."""
         if self.request.sampling.logprobs is None:
             return ()
         found = []
         cut = self.reply.finish_reason == "stop" and self.reply.request.finish_reason != "stop"
-        while self._noted < len(self._decoder.lengths) and self._noted < len(self.request.logprobs):
-            if self._read >= self._told and (cut or not done) and (cut or self._decoder.lengths[self._noted]):
+        while self._measured < len(self._decoder.lengths) and self._measured < len(self.request.logprobs):
+            if self._read >= self._sent and (cut or not done) and (cut or self._decoder.lengths[self._measured]):
                 break
-            note, length = self.request.logprobs[self._noted], self._decoder.lengths[self._noted]
-            found.append(TokenNote(note.token, note.logprob, note.top, length))
+            note, length = self.request.logprobs[self._measured], self._decoder.lengths[self._measured]
+            found.append(TokenLogprob(note.token, note.logprob, note.top, length))
             self._read += length
-            self._noted += 1
+            self._measured += 1
         return tuple(found)
 
 
-def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Following:
-    """Puts a work in line at the engine of a voice.
+def submit(served_model: ServedModel, choice: int, task: GenerationTask, watch: Any = None) -> OutputStream:
+    """Puts a task in line at the engine of a voice.
 
     Raises:
         LitGPTError: It makes no sense.
     """
-    sampling = work.sampling
-    tokenizer = voice.inference_model.tokenizer
-    if work.form is not None:
-        sampling = replace(sampling, grammar=grammar_of(work.form, tokenizer))
-    ends = [] if work.ignore_end else voice.inference_model.stops
-    decoder = NotedStream(tokenizer, work.shown, work.prompt if work.continues else ())
-    request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, adapter=voice.adapter)
-    return Following(choice, Reply(request, decoder, work.stops), decoder)
+    sampling = task.sampling
+    tokenizer = served_model.inference_model.tokenizer
+    if task.json_schema is not None:
+        sampling = replace(sampling, grammar=json_schema_grammar(task.json_schema, tokenizer))
+    ends = [] if task.ignore_end else served_model.inference_model.stops
+    decoder = OutputDecoder(tokenizer, task.shown, task.prompt if task.continues else ())
+    request = served_model.engine.submit(task.prompt, sampling, ends, task.limit, watch, adapter=served_model.adapter)
+    return OutputStream(choice, Reply(request, decoder, task.stops), decoder)
 
 
 @lru_cache(maxsize=8)  # one may take 20 MB
-def grammar_of(form: str, tokenizer: Tokenizer) -> Grammar:
+def json_schema_grammar(json_schema: str, tokenizer: Tokenizer) -> Grammar:
     """What a JSON schema, as text, lets an answer be.
 
     Raises:
         LitGPTError: It can't be enforced.
     """
-    return Grammar.json_schema(json.loads(form), tokenizer)
+    return Grammar.json_schema(json.loads(json_schema), tokenizer)
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from litgpt.deploy.backends.task import News
-from litgpt.deploy.protocol.errors import Problem, dumps
-from litgpt.deploy.service import Live
+from litgpt.deploy.backends.task import Delta
+from litgpt.deploy.protocol.errors import APIError, dumps
+from litgpt.deploy.service import InFlightRequest
 
 
 class Usage:
@@ -24,15 +24,15 @@ class Usage:
         self._prompts: dict[int, tuple[int, int]] = {}
         self._generated = 0
 
-    def take(self, news: News) -> None:
+    def take(self, delta: Delta) -> None:
         """Counts an answer that is done."""
-        if news.finish_reason is not None:
-            prompt = news.choice // self._n
-            if prompt not in self._prompts or news.choice % self._n == 0:
-                self._prompts[prompt] = (news.counts.prompt, news.counts.shared)
-            self._generated += news.counts.generated
+        if delta.finish_reason is not None:
+            prompt = delta.choice // self._n
+            if prompt not in self._prompts or delta.choice % self._n == 0:
+                self._prompts[prompt] = (delta.counts.prompt, delta.counts.shared)
+            self._generated += delta.counts.generated
 
-    def told(self) -> dict[str, Any]:
+    def format(self) -> dict[str, Any]:
         """As OpenAI tells it."""
         prompt = sum(n for n, _ in self._prompts.values())
         shared = sum(n for _, n in self._prompts.values())
@@ -49,16 +49,16 @@ def finish_reason(reason: str) -> str:
     return "length" if reason == "length" else "stop"
 
 
-async def events(pieces: AsyncIterator[dict[str, Any]], live: Live) -> AsyncIterator[bytes]:
+async def events(pieces: AsyncIterator[dict[str, Any]], request: InFlightRequest) -> AsyncIterator[bytes]:
     """Pieces as server-sent events; a failure is an event too, because the status has long been sent."""
     try:
         async for piece in pieces:
             yield b"data: " + dumps(piece) + b"\n\n"
         yield b"data: [DONE]\n\n"
-    except Problem as problem:
-        yield b"data: " + dumps(problem.body()) + b"\n\n"
+    except APIError as error:
+        yield b"data: " + dumps(error.body()) + b"\n\n"
     finally:
-        live.end()
+        request.end()
 
 
 def stream_response(source: AsyncIterator[bytes]) -> StreamingResponse:

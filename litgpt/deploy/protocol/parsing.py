@@ -8,20 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.data.sft.formats import as_object
-from litgpt.deploy.backends.task import grammar_of
-from litgpt.deploy.protocol.errors import Problem
-from litgpt.deploy.protocol.schemas import Drawn, JSONObject, JSONSchema, Message, PlainText, Tool
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.backends.task import json_schema_grammar
+from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.protocol.schemas import ChatMessage, JSONObject, JSONSchema, PlainText, SamplingFields, Tool
+from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate
 
-LONGEST_FORM = 120_000
+MAX_SCHEMA_CHARACTERS = 120_000
 """Characters of a JSON schema; OpenAI takes about as many."""
 
 
-def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None) -> Sampling:
+def sampling_of(body: SamplingFields, served_model: ServedModel, base: Sampling, logprobs: int | None) -> Sampling:
     """The server's settings with this request's in their place.
 
     Raises:
@@ -37,17 +37,17 @@ def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None)
         changes["seed"] = body.seed % 2**64
     if body.logit_bias:
         biases = changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
-        rows = voice.inference_model.model.transformer.wte.num_embeddings
+        rows = served_model.inference_model.model.transformer.wte.num_embeddings
         if max(biases) >= rows:
-            raise Problem(400, f"logit_bias has a token id outside 0 ... {rows - 1}.", "logit_bias")
+            raise APIError(400, f"logit_bias has a token id outside 0 ... {rows - 1}.", "logit_bias")
     try:
         return replace(base, logprobs=logprobs, **changes)
     except LitGPTError as error:
         name = str(error).partition(" ")[0]
-        raise Problem(400, str(error), name if name in type(body).model_fields else None) from None
+        raise APIError(400, str(error), name if name in type(body).model_fields else None) from None
 
 
-def stops_of(body: Drawn, service: Service) -> tuple[str, ...]:
+def stops_of(body: SamplingFields, service: Service) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
@@ -55,13 +55,13 @@ def stops_of(body: Drawn, service: Service) -> tuple[str, ...]:
     """
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > service.limits.stops:
-        raise Problem(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
+        raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
     if not all(stops):
-        raise Problem(400, "A stop string is empty; leave it out or give at least one character.", "stop")
+        raise APIError(400, "A stop string is empty; leave it out or give at least one character.", "stop")
     return tuple(stops)
 
 
-def choices_of(body: Drawn, service: Service) -> int:
+def choices_of(body: SamplingFields, service: Service) -> int:
     """How many answers are asked for.
 
     Raises:
@@ -69,11 +69,11 @@ def choices_of(body: Drawn, service: Service) -> int:
     """
     n = body.n or 1
     if n > service.limits.choices:
-        raise Problem(400, f"n is {n}; at most {service.limits.choices} answers to one prompt are given.", "n")
+        raise APIError(400, f"n is {n}; at most {service.limits.choices} answers to one prompt are given.", "n")
     return n
 
 
-def form_of(wanted: PlainText | JSONObject | JSONSchema | None, voice: Voice) -> str | None:
+def response_format_schema(wanted: PlainText | JSONObject | JSONSchema | None, served_model: ServedModel) -> str | None:
     """The JSON schema that a `response_format` asks for, as text; None: any text.
 
     Raises:
@@ -81,27 +81,31 @@ def form_of(wanted: PlainText | JSONObject | JSONSchema | None, voice: Voice) ->
     """
     if isinstance(wanted, JSONObject):
         return '{"type":"object"}'
-    return check_form(wanted.json_schema.schema_, voice, "response_format") if isinstance(wanted, JSONSchema) else None
+    return (
+        checked_schema(wanted.json_schema.schema_, served_model, "response_format")
+        if isinstance(wanted, JSONSchema)
+        else None
+    )
 
 
-def check_form(schema: dict[str, Any], voice: Voice, field: str) -> str:
+def checked_schema(schema: dict[str, Any], served_model: ServedModel, field: str) -> str:
     """A JSON schema as text.
 
     Raises:
         Problem: It can't be enforced; `field` is where it stands in the request.
     """
-    form = json.dumps(schema)
-    if len(form) > LONGEST_FORM:
-        message = f"The JSON schema has {len(form)} characters; at most {LONGEST_FORM} are taken."
-        raise Problem(400, message, field)
+    json_schema = json.dumps(schema)
+    if len(json_schema) > MAX_SCHEMA_CHARACTERS:
+        message = f"The JSON schema has {len(json_schema)} characters; at most {MAX_SCHEMA_CHARACTERS} are taken."
+        raise APIError(400, message, field)
     try:
-        grammar_of(form, voice.inference_model.tokenizer)
+        json_schema_grammar(json_schema, served_model.inference_model.tokenizer)
     except LitGPTError as error:
-        raise Problem(400, str(error), field) from None
-    return form
+        raise APIError(400, str(error), field) from None
+    return json_schema
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """The conversation as chat templates read it.
 
     Raises:
@@ -113,7 +117,7 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if isinstance(content, list):
             content = "".join(part.text for part in content)
         if content is None and not message.tool_calls and message.role != "assistant":
-            raise Problem(
+            raise APIError(
                 400, f"The message has no content, which a {message.role}'s needs.", f"messages[{at}].content"
             )
         entry: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
@@ -142,8 +146,8 @@ def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def render(
-    voice: Voice,
-    messages: Sequence[Message],
+    served_model: ServedModel,
+    messages: Sequence[ChatMessage],
     tools: Sequence[Tool],
     variables: dict[str, Any],
     opening: bool = True,
@@ -160,34 +164,34 @@ def render(
     Raises:
         Problem: The model's style cannot write it.
     """
-    style = voice.inference_model.style
+    style = served_model.inference_model.style
     if unread := [name for name in variables if isinstance(style, ChatTemplate) and not _reads(style, name)]:
-        raise Problem(400, f"This model's chat template doesn't read {unread[0][:50]}; leave it out.", unread[0][:50])
+        raise APIError(400, f"This model's chat template doesn't read {unread[0][:50]}; leave it out.", unread[0][:50])
     if not isinstance(style, ChatTemplate) and variables:
-        raise Problem(
+        raise APIError(
             400, f"The prompt style {type(style).__name__} takes no {next(iter(variables))}.", next(iter(variables))
         )
     if tools and not (isinstance(style, ChatTemplate) and "tools" in style.template("tool_use").source):
-        raise Problem(400, "This model's chat template has no place for tools; leave them out.", "tools")
+        raise APIError(400, "This model's chat template has no place for tools; leave them out.", "tools")
     plain = plain_messages(messages)
     try:
         if isinstance(style, ChatTemplate):
             return style.apply_messages(plain, opening, tools=plain_tools(tools) or None, **variables)
         return style.apply_messages(plain, opening)
     except LitGPTError as error:
-        raise Problem(422, unplaced(voice, error)[:500], "messages", "template_refused") from None
+        raise APIError(422, unplaced(served_model, error)[:500], "messages", "template_refused") from None
 
 
-def unplaced(voice: Voice, error: LitGPTError) -> str:
+def unplaced(served_model: ServedModel, error: LitGPTError) -> str:
     """What is wrong, without where the server keeps its files."""
-    return str(error).replace(f" in {voice.inference_model.tokenizer.checkpoint_dir}", "")
+    return str(error).replace(f" in {served_model.inference_model.tokenizer.checkpoint_dir}", "")
 
 
 def _reads(style: ChatTemplate, name: str) -> bool:
     return name in style.template("tool_use").source
 
 
-def characters(messages: Sequence[Message]) -> int:
+def characters(messages: Sequence[ChatMessage]) -> int:
     """How many characters a conversation has at least."""
     found = 0
     for message in messages:
@@ -196,7 +200,7 @@ def characters(messages: Sequence[Message]) -> int:
     return found
 
 
-def encode(service: Service, voice: Voice, text: str, field: str, raw: bool = False) -> list[int]:
+def encode(service: Service, served_model: ServedModel, text: str, field: str, raw: bool = False) -> list[int]:
     """The tokens of a prompt.
 
     Args:
@@ -210,10 +214,10 @@ def encode(service: Service, voice: Voice, text: str, field: str, raw: bool = Fa
         Problem: It is empty, too long, or no text.
     """
     service.check_length(len(text), field)
-    inference_model = voice.inference_model
+    inference_model = served_model.inference_model
     try:
         tokens = inference_model.tokenizer.encode_ids(text) if raw else inference_model.encode_text(text)
     except LitGPTError as error:
-        raise Problem(400, unplaced(voice, error), field) from None
+        raise APIError(400, unplaced(served_model, error), field) from None
     service.check_tokens(tokens, field)
     return tokens

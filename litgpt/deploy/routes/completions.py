@@ -10,24 +10,24 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from litgpt.deploy.backends.task import LEAST_LOGPROB, NotedStream, TokenNote, Work, token_text
-from litgpt.deploy.protocol.errors import JSON, Problem
+from litgpt.deploy.backends.task import LEAST_LOGPROB, GenerationTask, OutputDecoder, TokenLogprob, token_text
+from litgpt.deploy.protocol.errors import JSON, APIError
 from litgpt.deploy.protocol.events import Usage, events, finish_reason, stream_response
-from litgpt.deploy.protocol.parsing import choices_of, encode, form_of, sampling_of, stops_of
+from litgpt.deploy.protocol.parsing import choices_of, encode, response_format_schema, sampling_of, stops_of
 from litgpt.deploy.protocol.schemas import CompletionRequest
-from litgpt.deploy.routes.chat import works_of
-from litgpt.deploy.served_models import Voice
-from litgpt.deploy.service import Live, Service
+from litgpt.deploy.routes.chat import tasks_of
+from litgpt.deploy.served_models import ServedModel
+from litgpt.deploy.service import InFlightRequest, Service
 
 
 @dataclass
-class Order:
+class ParsedCompletion:
     """A request, understood."""
 
     body: CompletionRequest
-    voice: Voice
+    served_model: ServedModel
     prompts: list[list[int]]
-    works: list[Work]
+    tasks: list[GenerationTask]
     """None where the prompts alone are to be given back."""
     n: int
     id: str = ""
@@ -45,74 +45,83 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """What follows a text, or each of several."""
-        order = await service.prepare(lambda: understand(service, body))
-        live = service.live(http)
-        order.id = f"cmpl-{live.record.id}"
-        live.record.stream = bool(body.stream)
-        echoes = await echoes_of(service, order)
-        if not order.works:
-            return JSON(whole_without_answers(order, echoes))
-        await live.begin(order.works)
+        parsed = await service.prepare(lambda: parse(service, body))
+        request = service.request(http)
+        parsed.id = f"cmpl-{request.record.id}"
+        request.record.stream = bool(body.stream)
+        echoes = await echoes_of(service, parsed)
+        if not parsed.tasks:
+            return JSON(whole_without_answers(parsed, echoes))
+        await request.begin(parsed.tasks)
         if body.stream:
-            return stream_response(events(pieces(order, live, echoes), live))
-        return JSON(await whole(order, live, echoes))
+            return stream_response(events(pieces(parsed, request, echoes), request))
+        return JSON(await whole(parsed, request, echoes))
 
     return router
 
 
-def understand(service: Service, body: CompletionRequest) -> Order:
-    """From the body to the work.
+def parse(service: Service, body: CompletionRequest) -> ParsedCompletion:
+    """From the body to the task.
 
     Raises:
         Problem: Something in it can't be done.
     """
-    voice = service.voice(body.model)
+    served_model = service.served_model(body.model)
     n = choices_of(body, service)
     if body.best_of is not None and body.best_of != n:
-        raise Problem(400, "best_of other than n is not offered; ask for n answers and choose.", "best_of")
+        raise APIError(400, "best_of other than n is not offered; ask for n answers and choose.", "best_of")
     if body.stream_options is not None and not body.stream:
-        raise Problem(400, "stream_options needs stream to be true.", "stream_options")
+        raise APIError(400, "stream_options needs stream to be true.", "stream_options")
     if body.max_tokens == 0 and not body.echo:
-        raise Problem(400, "max_tokens is 0, which makes sense with echo only.", "max_tokens")
+        raise APIError(400, "max_tokens is 0, which makes sense with echo only.", "max_tokens")
     if body.max_tokens == 0 and body.stream:
-        raise Problem(400, "max_tokens is 0, and there is nothing to stream.", "max_tokens")
-    sampling = sampling_of(body, voice, service.sampling, body.logprobs)
+        raise APIError(400, "max_tokens is 0, and there is nothing to stream.", "max_tokens")
+    sampling = sampling_of(body, served_model, service.sampling, body.logprobs)
     stops = stops_of(body, service)
-    prompts = prompts_of(service, voice, body.prompt)
-    form = form_of(body.response_format, voice)
-    works: list[Work] = []
+    prompts = prompts_of(service, served_model, body.prompt)
+    json_schema = response_format_schema(body.response_format, served_model)
+    tasks: list[GenerationTask] = []
     for prompt in prompts if body.max_tokens != 0 else ():
-        work = Work(
-            voice.name, prompt, sampling, body.max_tokens, stops, form, ignore_end=bool(body.ignore_eos), continues=True
+        task = GenerationTask(
+            served_model.name,
+            prompt,
+            sampling,
+            body.max_tokens,
+            stops,
+            json_schema,
+            ignore_end=bool(body.ignore_eos),
+            continues=True,
         )
-        works += works_of(work, n)
-    return Order(body, voice, prompts, works, n)
+        tasks += tasks_of(task, n)
+    return ParsedCompletion(body, served_model, prompts, tasks, n)
 
 
-def prompts_of(service: Service, voice: Voice, given: str | list[Any], field: str = "prompt") -> list[list[int]]:
+def prompts_of(
+    service: Service, served_model: ServedModel, given: str | list[Any], field: str = "prompt"
+) -> list[list[int]]:
     """The tokens of each prompt: a text, several, or token ids.
 
     Raises:
         Problem: One of them can't be.
     """
     if isinstance(given, str):
-        return [encode(service, voice, given, field, raw=True)]
+        return [encode(service, served_model, given, field, raw=True)]
     if not given:
-        raise Problem(400, "The list is empty; give at least one text.", field)
+        raise APIError(400, "The list is empty; give at least one text.", field)
     if isinstance(given[0], int):
         given = [given]
     room = service.backend.slots + service.limits.queue
     if len(given) > room:
-        raise Problem(400, f"There are {len(given)} texts, and there is room for {room}; split them.", field)
-    rows = voice.inference_model.model.transformer.wte.num_embeddings
+        raise APIError(400, f"There are {len(given)} texts, and there is room for {room}; split them.", field)
+    rows = served_model.inference_model.model.transformer.wte.num_embeddings
     prompts = []
     for at, text in enumerate(given):
         if isinstance(text, str):
-            prompts.append(encode(service, voice, text, f"{field}[{at}]", raw=True))
+            prompts.append(encode(service, served_model, text, f"{field}[{at}]", raw=True))
             continue
         service.check_tokens(text, f"{field}[{at}]")
         if not (min(text) >= 0 and max(text) < rows):
-            raise Problem(400, f"There are token ids outside 0 ... {rows - 1}.", f"{field}[{at}]")
+            raise APIError(400, f"There are token ids outside 0 ... {rows - 1}.", f"{field}[{at}]")
         prompts.append(text)
     return prompts
 
@@ -122,107 +131,109 @@ class Echo:
     """A prompt as it is given back."""
 
     text: str
-    notes: list[TokenNote]
+    notes: list[TokenLogprob]
     """How likely each token was; nobody knows of the first one, whose log-probability is NaN."""
 
 
-async def echoes_of(service: Service, order: Order) -> list[Echo | None]:
+async def echoes_of(service: Service, parsed: ParsedCompletion) -> list[Echo | None]:
     """The prompts, where they are to be given back, with log-probabilities where these are asked for."""
-    body, tokenizer = order.body, order.voice.inference_model.tokenizer
+    body, tokenizer = parsed.body, parsed.served_model.inference_model.tokenizer
     if not body.echo:
-        return [None] * len(order.prompts)
+        return [None] * len(parsed.prompts)
     echoes: list[Echo | None] = []
-    for prompt in order.prompts:
-        decoder = NotedStream(tokenizer)
+    for prompt in parsed.prompts:
+        decoder = OutputDecoder(tokenizer)
         text = "".join(decoder.push(token) for token in prompt)
-        if not order.works:  # else what is held back comes with the answer
+        if not parsed.tasks:  # else what is held back comes with the answer
             text += decoder.flush()
-        notes: list[TokenNote] = []
+        notes: list[TokenLogprob] = []
         if body.logprobs is not None:
-            scored = await service.compute("score", order.voice, prompt, top=body.logprobs)
+            scored = await service.compute("score", parsed.served_model, prompt, top=body.logprobs)
             notes = [
-                TokenNote(token, logprob, tuple(top), length)
+                TokenLogprob(token, logprob, tuple(top), length)
                 for token, (logprob, top), length in zip(prompt, scored, decoder.lengths, strict=True)
             ]
         echoes.append(Echo(text, notes))
     return echoes
 
 
-def _logprobs(order: Order, notes: Sequence[TokenNote], start: int = 0) -> dict[str, Any]:
+def _logprobs(parsed: ParsedCompletion, notes: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
     """As OpenAI's older endpoint tells them; `start`: characters before the first token."""
-    tokenizer = order.voice.inference_model.tokenizer
-    told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    tokenizer = parsed.served_model.inference_model.tokenizer
+    entry: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for note in notes:
         unknown = math.isnan(note.logprob)
-        told["tokens"].append(token_text(tokenizer, note.token))
-        told["token_logprobs"].append(None if unknown else max(note.logprob, LEAST_LOGPROB))
+        entry["tokens"].append(token_text(tokenizer, note.token))
+        entry["token_logprobs"].append(None if unknown else max(note.logprob, LEAST_LOGPROB))
         top = {token_text(tokenizer, token): max(logprob, LEAST_LOGPROB) for token, logprob in note.top}
-        told["top_logprobs"].append(None if unknown else top)
-        told["text_offset"].append(start)
+        entry["top_logprobs"].append(None if unknown else top)
+        entry["text_offset"].append(start)
         start += note.length
-    return told
+    return entry
 
 
-def whole_without_answers(order: Order, echoes: list[Echo | None]) -> dict[str, Any]:
+def whole_without_answers(parsed: ParsedCompletion, echoes: list[Echo | None]) -> dict[str, Any]:
     """The prompts alone, given back."""
     choices = []
-    for index, echo in enumerate(echo for echo in echoes for _ in range(order.n)):
+    for index, echo in enumerate(echo for echo in echoes for _ in range(parsed.n)):
         assert echo is not None
-        notes = _logprobs(order, echo.notes) if order.body.logprobs is not None else None
+        notes = _logprobs(parsed, echo.notes) if parsed.body.logprobs is not None else None
         choices.append({"index": index, "text": echo.text, "logprobs": notes, "finish_reason": "length"})
-    count = sum(map(len, order.prompts))
+    count = sum(map(len, parsed.prompts))
     usage = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
-    return {**order.head(), "choices": choices, "usage": usage}
+    return {**parsed.head(), "choices": choices, "usage": usage}
 
 
-async def whole(order: Order, live: Live, echoes: list[Echo | None]) -> dict[str, Any]:
+async def whole(parsed: ParsedCompletion, request: InFlightRequest, echoes: list[Echo | None]) -> dict[str, Any]:
     """The answer once it is complete."""
-    usage = Usage(order.n)
-    texts, reasons = [""] * len(order.works), [""] * len(order.works)
-    notes: list[list[TokenNote]] = [[] for _ in order.works]
-    for index in range(len(order.works)):
-        if echo := echoes[index // order.n]:
+    usage = Usage(parsed.n)
+    texts, reasons = [""] * len(parsed.tasks), [""] * len(parsed.tasks)
+    notes: list[list[TokenLogprob]] = [[] for _ in parsed.tasks]
+    for index in range(len(parsed.tasks)):
+        if echo := echoes[index // parsed.n]:
             texts[index], notes[index] = echo.text, [*echo.notes]
-    async for news in live.news():
-        texts[news.choice] += news.text
-        notes[news.choice] += news.notes
-        usage.take(news)
-        if news.finish_reason is not None:
-            reasons[news.choice] = finish_reason(news.finish_reason)
+    async for delta in request.deltas():
+        texts[delta.choice] += delta.text
+        notes[delta.choice] += delta.notes
+        usage.take(delta)
+        if delta.finish_reason is not None:
+            reasons[delta.choice] = finish_reason(delta.finish_reason)
     choices = [
         {
             "index": index,
             "text": texts[index],
-            "logprobs": _logprobs(order, notes[index]) if order.body.logprobs is not None else None,
+            "logprobs": _logprobs(parsed, notes[index]) if parsed.body.logprobs is not None else None,
             "finish_reason": reasons[index],
         }
         for index in range(len(texts))
     ]
-    return {**order.head(), "choices": choices, "usage": usage.told()}
+    return {**parsed.head(), "choices": choices, "usage": usage.format()}
 
 
-async def pieces(order: Order, live: Live, echoes: list[Echo | None]) -> AsyncIterator[dict[str, Any]]:
+async def pieces(
+    parsed: ParsedCompletion, request: InFlightRequest, echoes: list[Echo | None]
+) -> AsyncIterator[dict[str, Any]]:
     """The answer as it comes."""
-    head = order.head()
-    wants_usage = order.body.stream_options is not None and order.body.stream_options.include_usage
+    head = parsed.head()
+    wants_usage = parsed.body.stream_options is not None and parsed.body.stream_options.include_usage
     if wants_usage:
         head["usage"] = None
-    usage = Usage(order.n)
-    told = [0] * len(order.works)
+    usage = Usage(parsed.n)
+    entry = [0] * len(parsed.tasks)
 
-    def piece(index: int, text: str, notes: Sequence[TokenNote], reason: str | None) -> dict[str, Any]:
-        logprobs = _logprobs(order, notes, told[index]) if order.body.logprobs is not None else None
-        told[index] += sum(note.length for note in notes)
+    def piece(index: int, text: str, notes: Sequence[TokenLogprob], reason: str | None) -> dict[str, Any]:
+        logprobs = _logprobs(parsed, notes, entry[index]) if parsed.body.logprobs is not None else None
+        entry[index] += sum(note.length for note in notes)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return {**head, "choices": [choice]}
 
-    for index in range(len(order.works)):
-        if echo := echoes[index // order.n]:
+    for index in range(len(parsed.tasks)):
+        if echo := echoes[index // parsed.n]:
             yield piece(index, echo.text, echo.notes, None)
-    async for news in live.news():
-        usage.take(news)
-        reason = None if news.finish_reason is None else finish_reason(news.finish_reason)
-        if news.text or news.notes or reason is not None:
-            yield piece(news.choice, news.text, news.notes, reason)
+    async for delta in request.deltas():
+        usage.take(delta)
+        reason = None if delta.finish_reason is None else finish_reason(delta.finish_reason)
+        if delta.text or delta.notes or reason is not None:
+            yield piece(delta.choice, delta.text, delta.notes, reason)
     if wants_usage:
-        yield {**head, "choices": [], "usage": usage.told()}
+        yield {**head, "choices": [], "usage": usage.format()}
