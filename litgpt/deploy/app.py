@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from litgpt import __version__
-from litgpt.deploy.limits import Gate
+from litgpt.deploy.access import Gate
 from litgpt.deploy.protocol.errors import APIError, explain
 from litgpt.deploy.request_log import RequestRecorder
 from litgpt.deploy.routes import chat as chat_route
@@ -22,7 +22,7 @@ from litgpt.deploy.routes import completions as completions_route
 from litgpt.deploy.routes import others as other_routes
 from litgpt.deploy.routes import page as page_route
 from litgpt.deploy.routes import predict as predict_route
-from litgpt.deploy.service import Service, failed
+from litgpt.deploy.service import Service, model_failed
 from litgpt.errors import LitGPTError
 
 log = logging.getLogger("uvicorn.error")
@@ -37,14 +37,15 @@ WORDS = {
 
 def make_app(service: Service) -> FastAPI:
     """The application over a service."""
+    settings = service.settings
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         await service.backend.start()
         yield
         await service.backend.stop()
-        if service.log is not None:
-            service.log.close()
+        if settings.log is not None:
+            settings.log.close()
 
     # Its pages of documentation would load scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="litgpt", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
@@ -54,25 +55,25 @@ def make_app(service: Service) -> FastAPI:
         known |= {route.path for route in router.routes if isinstance(route, APIRoute)}
         app.include_router(router)
     install_error_handlers(app, service)
-    app.add_middleware(Gate, limits=service.limits, keys=service.keys, detail=service.api_path)
-    if service.origins:
+    app.add_middleware(Gate, limits=settings.limits, keys=settings.keys, detail=settings.api_path)
+    if settings.origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(service.origins),
+            allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-api-key"],
             expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(RequestRecorder, metrics=service.metrics, paths=frozenset(known), log=service.log)
+    app.add_middleware(RequestRecorder, metrics=service.metrics, paths=frozenset(known), log=settings.log)
     return app
 
 
 def install_error_handlers(app: FastAPI, service: Service) -> None:
-    """Every way a request can fail, told in one shape."""
+    """Answers every way a request can fail in one shape."""
 
     def respond(http: Request, error: APIError) -> Response:
-        http.state.record.failure = error.word
-        return error.response(http.url.path == service.api_path)
+        http.state.record.failure = error.label
+        return error.response(http.url.path == service.settings.api_path)
 
     @app.exception_handler(APIError)
     async def of_ours(http: Request, error: APIError) -> Response:
@@ -93,7 +94,7 @@ def install_error_handlers(app: FastAPI, service: Service) -> None:
         known = getattr(getattr(model, "annotation", None), "model_fields", {})
         fields = sorted(known, key=lambda name: not known[name].is_required())
         message, param = explain(error.errors(), fields or ["model"])
-        return respond(http, APIError(422 if http.url.path == service.api_path else 400, message, param))
+        return respond(http, APIError(422 if http.url.path == service.settings.api_path else 400, message, param))
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(http: Request, error: HTTPException) -> Response:
@@ -103,4 +104,4 @@ def install_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen(http: Request, error: Exception) -> Response:
-        return respond(http, failed(str(error)))
+        return respond(http, model_failed())

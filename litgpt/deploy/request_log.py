@@ -110,7 +110,7 @@ class RequestRecorder:
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI call."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -100,8 +100,7 @@ def run_server(
     """
     import sys
 
-    from litgpt.deploy.keys import read_keys
-    from litgpt.deploy.limits import Limits
+    from litgpt.deploy.access import Limits, read_keys
     from litgpt.deploy.request_log import RequestLog
     from litgpt.deploy.settings import Loading, Settings
     from litgpt.engine.sampling import Sampling
@@ -191,15 +190,15 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     import sys
 
     from litgpt.checkpoint.hub import auto_download
-    from litgpt.deploy.app import make_app
     from litgpt.deploy.backends.local import LocalBackend
     from litgpt.deploy.served_models import base_of, make_served_models, parse_adapters
+    from litgpt.deploy.service import Service
     from litgpt.deploy.uvicorn_server import bind, serve
     from litgpt.engine.inference_model import InferenceModel
 
     loading = settings.loading
     adapters = parse_adapters(settings.adapters)
-    with bind(host, port) as listener:  # before the model is loaded: a port that is taken is told at once
+    with bind(host, port) as listener:  # before the model is loaded: a port that is taken is an error at once
         folder = auto_download(settings.checkpoint_dir, loading.access_token)
         inference_model = InferenceModel.load(folder, loading.accelerator, loading.precision, loading.quantize)
         base = base_of(folder) if adapters else None
@@ -211,5 +210,4 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
         print(
             f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr
         )
-        service = settings.service(served_models, LocalBackend(served_models))
-        serve(make_app(service), service, listener, settings.shutdown_timeout)
+        serve(Service(served_models, LocalBackend(served_models), settings), listener)

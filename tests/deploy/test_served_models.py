@@ -14,13 +14,12 @@ from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
 from litgpt.deploy.app import make_app
-from litgpt.deploy.backends.local import LocalBackend
 from litgpt.deploy.served_models import base_of, find_adapter, make_served_models
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from tests.deploy.lora_runs import make_run
-from tests.deploy.served import GREEDY, alone, asynchronous
+from tests.deploy.served import alone, asynchronous, service_of
 from tests.generate.folder import make_folder
 
 RUNS = {"legal": (dict(r=4, alpha=8), "alpaca"), "medical": (dict(r=2, alpha=8, mlp=True, head=True), None)}
@@ -42,7 +41,7 @@ def runs(folder, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def service(folder, runs) -> Service:
     served_models = make_served_models(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 8, runs)
-    return Service(served_models, LocalBackend(served_models), GREEDY, max_new_tokens=12)
+    return service_of(served_models, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(s
 @pytest.fixture
 def client(folder, runs):
     served_models = make_served_models(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, runs)
-    with TestClient(make_app(Service(served_models, LocalBackend(served_models), GREEDY, max_new_tokens=12))) as client:
+    with TestClient(make_app(service_of(served_models, max_new_tokens=12))) as client:
         yield client
 
 
@@ -139,7 +138,7 @@ def test_pefts_folders_answer_as_well_wherever_they_say_that_the_model_is(folder
     served_models = make_served_models(
         InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, {"poems": place, "legal": runs["legal"]}, base=folder
     )
-    with TestClient(make_app(Service(served_models, LocalBackend(served_models), GREEDY, max_new_tokens=12))) as client:
+    with TestClient(make_app(service_of(served_models, max_new_tokens=12))) as client:
         answers = [
             client.post("/v1/chat/completions", json=body(name)).json()["choices"][0]["message"]["content"]
             for name in ("poems", "legal", "tiny")

@@ -43,7 +43,7 @@ class APIError(Exception):
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 
     @property
-    def word(self) -> str:
+    def label(self) -> str:
         """It in one word, without anything of the request; for logs."""
         return self.code or str(self.body()["error"]["type"])
 
@@ -53,7 +53,7 @@ class APIError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self, detail: bool = False) -> JSON:
-        """The answer that tells it; `detail`: as `/predict` tells it, too."""
+        """The response; `detail`: with the field that `/predict` has it in, too."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -93,7 +93,7 @@ def explain(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> tuple
     """One sentence for what is wrong with a body, and the field; nothing of the body itself but names of fields.
 
     Args:
-        problems: Pydantic's complaints; the first one is told.
+        errors: Pydantic's; the sentence is about one of them.
         fields: The names that the body may have.
     """
     error = _nearest(errors)

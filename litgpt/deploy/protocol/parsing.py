@@ -1,4 +1,4 @@
-"""From a request's fields to the work it asks for."""
+"""From a request's fields to the tasks it asks for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.data.sft.formats import as_object
-from litgpt.deploy.backends.task import json_schema_grammar
+from litgpt.deploy.backends.task import GenerationTask, json_schema_grammar
 from litgpt.deploy.protocol.errors import APIError
 from litgpt.deploy.protocol.schemas import ChatMessage, JSONObject, JSONSchema, PlainText, SamplingFields, Tool
 from litgpt.deploy.served_models import ServedModel
@@ -25,7 +25,7 @@ def sampling_of(body: SamplingFields, served_model: ServedModel, base: Sampling,
     """The server's settings with this request's in their place.
 
     Raises:
-        Problem: A value is out of its range.
+        APIError: A value is out of its range.
     """
     names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     given = {name: getattr(body, name) for name in names}
@@ -51,7 +51,7 @@ def stops_of(body: SamplingFields, service: Service) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
-        Problem: Too many, or an empty one.
+        APIError: Too many, or an empty one.
     """
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > service.limits.stops:
@@ -65,7 +65,7 @@ def choices_of(body: SamplingFields, service: Service) -> int:
     """How many answers are asked for.
 
     Raises:
-        Problem: Too many.
+        APIError: Too many.
     """
     n = body.n or 1
     if n > service.limits.choices:
@@ -77,22 +77,20 @@ def response_format_schema(wanted: PlainText | JSONObject | JSONSchema | None, s
     """The JSON schema that a `response_format` asks for, as text; None: any text.
 
     Raises:
-        Problem: It can't be enforced.
+        APIError: It can't be enforced.
     """
     if isinstance(wanted, JSONObject):
         return '{"type":"object"}'
-    return (
-        checked_schema(wanted.json_schema.schema_, served_model, "response_format")
-        if isinstance(wanted, JSONSchema)
-        else None
-    )
+    if isinstance(wanted, JSONSchema):
+        return checked_schema(wanted.json_schema.schema_, served_model, "response_format")
+    return None
 
 
 def checked_schema(schema: dict[str, Any], served_model: ServedModel, field: str) -> str:
     """A JSON schema as text.
 
     Raises:
-        Problem: It can't be enforced; `field` is where it stands in the request.
+        APIError: It can't be enforced; `field` is where it stands in the request.
     """
     json_schema = json.dumps(schema)
     if len(json_schema) > MAX_SCHEMA_CHARACTERS:
@@ -109,7 +107,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """The conversation as chat templates read it.
 
     Raises:
-        Problem: A message lacks what its role needs.
+        APIError: A message lacks what its role needs.
     """
     plain = []
     for at, message in enumerate(messages):
@@ -155,23 +153,24 @@ def render(
     """The text of a conversation.
 
     Args:
-        voice: Whose style writes it.
+        served_model: Whose style writes it.
         messages: The conversation.
         tools: What the model may call.
         variables: What else the chat template reads.
         opening: Whether it ends where the next answer begins.
 
     Raises:
-        Problem: The model's style cannot write it.
+        APIError: The model's style cannot write it.
     """
     style = served_model.inference_model.style
-    if unread := [name for name in variables if isinstance(style, ChatTemplate) and not _reads(style, name)]:
-        raise APIError(400, f"This model's chat template doesn't read {unread[0][:50]}; leave it out.", unread[0][:50])
-    if not isinstance(style, ChatTemplate) and variables:
-        raise APIError(
-            400, f"The prompt style {type(style).__name__} takes no {next(iter(variables))}.", next(iter(variables))
-        )
-    if tools and not (isinstance(style, ChatTemplate) and "tools" in style.template("tool_use").source):
+    if isinstance(style, ChatTemplate):
+        if unread := [name for name in variables if name not in style.template("tool_use").source]:
+            message = f"This model's chat template doesn't read {unread[0][:50]}; leave it out."
+            raise APIError(400, message, unread[0][:50])
+    elif variables:
+        name = next(iter(variables))
+        raise APIError(400, f"The prompt style {type(style).__name__} takes no {name}.", name)
+    if tools and "tools" not in template_source(served_model, "tool_use"):
         raise APIError(400, "This model's chat template has no place for tools; leave them out.", "tools")
     plain = plain_messages(messages)
     try:
@@ -187,8 +186,10 @@ def unplaced(served_model: ServedModel, error: LitGPTError) -> str:
     return str(error).replace(f" in {served_model.inference_model.tokenizer.checkpoint_dir}", "")
 
 
-def _reads(style: ChatTemplate, name: str) -> bool:
-    return name in style.template("tool_use").source
+def template_source(served_model: ServedModel, name: str = "default") -> str:
+    """The source of the model's chat template called `name`; empty where its prompt style is another."""
+    style = served_model.inference_model.style
+    return style.template(name).source if isinstance(style, ChatTemplate) else ""
 
 
 def characters(messages: Sequence[ChatMessage]) -> int:
@@ -205,13 +206,13 @@ def encode(service: Service, served_model: ServedModel, text: str, field: str, r
 
     Args:
         service: Whose limits hold.
-        voice: Whose tokenizer.
+        served_model: Whose tokenizer.
         text: The prompt.
         field: Where it stands in the request.
         raw: A plain text; else one that the model's style has written.
 
     Raises:
-        Problem: It is empty, too long, or no text.
+        APIError: It is empty, too long, or no text.
     """
     service.check_length(len(text), field)
     inference_model = served_model.inference_model
@@ -221,3 +222,37 @@ def encode(service: Service, served_model: ServedModel, text: str, field: str, r
         raise APIError(400, unplaced(served_model, error), field) from None
     service.check_tokens(tokens, field)
     return tokens
+
+
+def prompts_of(
+    service: Service, served_model: ServedModel, given: str | list[Any], field: str = "prompt"
+) -> list[list[int]]:
+    """The tokens of each prompt: a text, several, or token ids.
+
+    Raises:
+        APIError: One of them can't be.
+    """
+    if isinstance(given, str):
+        return [encode(service, served_model, given, field, raw=True)]
+    if not given:
+        raise APIError(400, "The list is empty; give at least one text.", field)
+    if isinstance(given[0], int):
+        given = [given]
+    if len(given) > service.room:
+        raise APIError(400, f"There are {len(given)} texts, and there is room for {service.room}; split them.", field)
+    rows = served_model.inference_model.model.transformer.wte.num_embeddings
+    prompts = []
+    for at, text in enumerate(given):
+        if isinstance(text, str):
+            prompts.append(encode(service, served_model, text, f"{field}[{at}]", raw=True))
+            continue
+        service.check_tokens(text, f"{field}[{at}]")
+        if not (min(text) >= 0 and max(text) < rows):
+            raise APIError(400, f"There are token ids outside 0 ... {rows - 1}.", f"{field}[{at}]")
+        prompts.append(text)
+    return prompts
+
+
+def tasks_of(task: GenerationTask, n: int) -> list[GenerationTask]:
+    """The same task `n` times; seeds count up."""
+    return [replace(task, sampling=task.sampling.of_sample(i)) for i in range(n)]

@@ -13,9 +13,8 @@ from fastapi.responses import PlainTextResponse
 from litgpt.deploy.backends.task import token_text
 from litgpt.deploy.metrics import CONTENT_TYPE
 from litgpt.deploy.protocol.errors import JSON, APIError
-from litgpt.deploy.protocol.parsing import encode, render
+from litgpt.deploy.protocol.parsing import encode, prompts_of, render
 from litgpt.deploy.protocol.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from litgpt.deploy.routes.completions import prompts_of
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 
@@ -37,7 +36,7 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counts and times for Prometheus."""
-        return Response(service.metrics.render(service.gauges()), media_type=CONTENT_TYPE)
+        return Response(service.metrics.render(service.backend.gauges()), media_type=CONTENT_TYPE)
 
     @router.get("/v1/models")
     async def models() -> Response:
@@ -56,18 +55,18 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
-        """The texts' embeddings, of length one: hidden states after the last norm, pooled as the server was told."""
+        """The texts' embeddings, of length one: hidden states after the last norm, pooled as the server is set up."""
         return JSON(await _embed(service, body, http))
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text, or of a conversation as the model's template writes it."""
-        return JSON(await service.prepare(lambda: _tokenize(service, body)))
+        return JSON(await service.prepare(_tokenize, service, body))
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of some tokens, special ones included."""
-        served_model = service.base if body.model is None else service.served_model(body.model)
+        served_model = service.served_model(body.model)
         service.check_length(len(body.tokens), "tokens")
         if any(not 0 <= token < 2**31 for token in body.tokens):
             raise APIError(400, "A token id is from 0 to 2147483647.", "tokens")
@@ -77,8 +76,8 @@ def make_router(service: Service) -> APIRouter:
 
 
 def _describe(service: Service, served_model: ServedModel) -> dict[str, Any]:
-    """A model as OpenAI tells of one, with what clients want to know before they ask it."""
-    base, usual = service.base.name, service.sampling
+    """A model as OpenAI's API describes one, with what clients want to know before they use it."""
+    base, usual = service.base.name, service.settings.sampling
     return {
         "id": served_model.name,
         "object": "model",
@@ -88,7 +87,7 @@ def _describe(service: Service, served_model: ServedModel) -> dict[str, Any]:
         "parent": None if served_model.adapter is None else base,
         "max_model_len": service.prompt_limit,
         "sampling": {"temperature": usual.temperature, "top_p": usual.top_p, "top_k": usual.top_k},
-        "pooling": service.pooling,
+        "pooling": service.settings.pooling,
     }
 
 
@@ -101,10 +100,10 @@ async def _embed(service: Service, body: EmbeddingRequest, http: Request) -> dic
         raise APIError(400, f"This model's embeddings have {width} numbers, and no fewer make sense.", "dimensions")
     if isinstance(body.input, list) and len(body.input) > MOST_TEXTS and not isinstance(body.input[0], int):
         raise APIError(400, f"There are {len(body.input)} texts; at most {MOST_TEXTS} are taken.", "input")
-    prompts = await service.prepare(lambda: prompts_of(service, served_model, body.input, "input"))
+    prompts = await service.prepare(prompts_of, service, served_model, body.input, "input")
     rows = []
     for index, prompt in enumerate(prompts):
-        vector = await service.compute("embed", served_model, prompt, pooling=service.pooling)
+        vector = await service.embed(served_model, prompt)
         entry: Any = vector
         if body.encoding_format == "base64":
             entry = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
@@ -116,7 +115,7 @@ async def _embed(service: Service, body: EmbeddingRequest, http: Request) -> dic
 
 
 def _tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
-    served_model = service.base if body.model is None else service.served_model(body.model)
+    served_model = service.served_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise APIError(400, "Give either prompt or messages.", "prompt")
     for name in ("add_special_tokens",) if body.prompt is None else ("tools", "add_generation_prompt"):

@@ -44,16 +44,16 @@ class Prediction(Body):
 
 def make_router(service: Service) -> APIRouter:
     """The route, at the path the service names."""
-    router = APIRouter()
+    router, settings = APIRouter(), service.settings
 
-    @router.post(service.api_path)
+    @router.post(settings.api_path)
     async def predict(body: Prediction, http: Request) -> Response:
         """`{"prompt": text}` → `{"output": text}`, or such lines as the text comes."""
-        task = await service.prepare(lambda: parse(service, body))
-        request = service.request(http)
-        request.record.stream = service.stream
+        task = await service.prepare(parse, service, body)
+        request = InFlightRequest(service, http)
+        request.record.stream = settings.stream
         await request.begin([task])
-        if service.stream:
+        if settings.stream:
             return StreamingResponse(_lines(request), media_type="application/x-ndjson")
         return JSON({"output": "".join([delta.text async for delta in request.deltas()])})
 
@@ -64,11 +64,11 @@ def parse(service: Service, body: Prediction) -> GenerationTask:
     """From the body to the task.
 
     Raises:
-        Problem, LitGPTError: Something in it can't be done.
+        APIError, LitGPTError: Something in it can't be done.
     """
-    served_model = service.base if body.model is None else service.served_model(body.model)
+    served_model = service.served_model(body.model)
     service.check_length(len(body.prompt), "prompt")
-    sampling = body.sampling(service.sampling)
+    sampling = body.sampling(service.settings.sampling)
     tokens = served_model.inference_model.encode(body.prompt)
     service.check_tokens(tokens, "prompt")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
@@ -76,7 +76,7 @@ def parse(service: Service, body: Prediction) -> GenerationTask:
         raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
     if not all(stops):
         raise LitGPTError("A stop string is empty; leave it out or give at least one character.")
-    limit = service.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
+    limit = service.settings.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
     return GenerationTask(served_model.name, tokens, sampling, limit, tuple(stops))
 
 

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from litserve.utils import LitAPIStatus
 
+from litgpt.deploy.backends.embeddings import embed
 from litgpt.deploy.backends.litserve import EngineAPI, EngineCall, Loop, Outcome, QueueBackend
 from litgpt.deploy.backends.task import GenerationTask
 from litgpt.deploy.settings import Loading
@@ -59,7 +60,7 @@ def test_litserves_own_loop_drives_the_engine(folder):
     requests.put((0, "two", 0.0, tasks[:2]))
     requests.put((0, "one", 0.0, tasks[2:]))
     requests.put((0, "wrong", 0.0, [GenerationTask("tiny", [99_999], GREEDY, 8)]))
-    requests.put((0, "task", 0.0, EngineCall("embed", "tiny", inference_model.encode("Hi"), {})))
+    requests.put((0, "task", 0.0, EngineCall(embed, "tiny", (inference_model.encode("Hi"),))))
 
     async def run() -> None:
         scheduling = asyncio.create_task(loop.schedule_task(api, None, requests, transport))
@@ -89,12 +90,12 @@ def test_an_answer_that_is_cancelled_is_waited_for_no_longer():
         queues, app = {"/predict": queue.Queue()}, SimpleNamespace(response_queue_id=0)
         backend.connect(SimpleNamespace(response_buffer={}, litapi_request_queues=queues, app=app), "/predict")
         answers = await backend.open([GenerationTask("tiny", [1], GREEDY, 8)])
-        assert backend.gauges()["running"] == 1
+        assert backend.gauges()["answers_running"] == 1
         waiting = asyncio.create_task(answers.change())
         await asyncio.sleep(0)
         answers.cancel()
         await asyncio.wait_for(waiting, 5)
-        assert backend.gauges()["running"] == 0 and not backend.server.response_buffer
+        assert backend.gauges()["answers_running"] == 0 and not backend.server.response_buffer
 
     asyncio.run(run())
 
