@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -12,11 +12,13 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt import __version__
 from litgpt.deploy.access import Gate
+from litgpt.deploy.metrics import Metrics
 from litgpt.deploy.protocol.errors import APIError, explain
-from litgpt.deploy.request_log import RequestRecorder
+from litgpt.deploy.request_log import RequestLog, RequestRecord
 from litgpt.deploy.routes import chat as chat_route
 from litgpt.deploy.routes import completions as completions_route
 from litgpt.deploy.routes import others as other_routes
@@ -27,6 +29,8 @@ from litgpt.errors import LitGPTError
 
 log = logging.getLogger("uvicorn.error")
 
+GONE = 499
+"""The status of a request whose client went away, as nginx has it."""
 ROUTES = (page_route, predict_route, chat_route, completions_route, other_routes)
 WORDS = {
     400: "The body can't be read as JSON.",
@@ -105,3 +109,45 @@ def install_error_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(http: Request, error: Exception) -> Response:
         return respond(http, model_failed())
+
+
+class RequestRecorder:
+    """Records every request that passes, and its outcome.
+
+    Args:
+        app: What answers.
+        metrics: Where it is counted.
+        paths: Paths that are counted under their name; others together, for anyone can think of many.
+        log: Where it is written; None: nowhere.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], log: RequestLog | None) -> None:
+        self.app, self.metrics, self.log = app, metrics, log
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        record = RequestRecord(path, (scope.get("client") or (None,))[0])
+        scope.setdefault("state", {})["record"] = record
+        complete = False
+
+        async def record_and_send(message: Message) -> None:
+            nonlocal complete
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self.app(scope, receive, record_and_send)
+        finally:
+            if not complete or "cancelled" in record.finish_reasons:
+                record.status = GONE if record.failure is None else record.status or 500
+            self.metrics.count(record)
+            if self.log is not None and record.path not in ("/health", "/metrics"):
+                self.log.write(record)

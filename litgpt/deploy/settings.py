@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from litgpt.deploy.access import Keys, Limits
 from litgpt.engine.sampling import Sampling
+from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
     from litgpt.deploy.request_log import RequestLog
@@ -33,7 +34,8 @@ class Settings:
     checkpoint_dir: Path
     loading: Loading = field(default_factory=Loading)
     name: str | None = None
-    adapters: tuple[str, ...] = ()
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Folder by name."""
     sampling: Sampling = field(default_factory=Sampling)
     """Of requests that don't say otherwise."""
     max_new_tokens: int = 50
@@ -55,3 +57,20 @@ class Settings:
     def model_name(self) -> str:
         """What requests call the model."""
         return self.name or Path(self.checkpoint_dir).resolve().name
+
+
+def parse_adapters(given: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` → folder by name.
+
+    Raises:
+        LitGPTError: Not of that form, or a name twice.
+    """
+    found: dict[str, Path] = {}
+    for entry in given:
+        name, equals, folder = entry.partition("=")
+        if not (name and equals and folder):
+            raise LitGPTError(f"--adapters {entry} is not NAME=FOLDER, as in `--adapters legal=out/legal/final`.")
+        if name in found:
+            raise LitGPTError(f"--adapters has the name {name} twice; give each adapter a name of its own.")
+        found[name] = Path(folder)
+    return found

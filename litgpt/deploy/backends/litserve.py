@@ -15,11 +15,12 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import litserve as ls
@@ -34,7 +35,7 @@ from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.embeddings import embed, score
 from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
-from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, make_served_models, parse_adapters
+from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, load_served_models
 from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Loading, Settings
 from litgpt.engine.inference_model import InferenceModel
@@ -81,25 +82,22 @@ class EngineAPI(ls.LitAPI):
     """An engine as LitServe's continuous batching loop drives it.
 
     Args:
-        checkpoint: The folder of the model.
+        folder: The folder of the model.
         name: What requests call it.
-        adapters: Those beside it, as `--adapters` has them.
+        adapters: Those beside it, folder by name.
         loading: How it is loaded.
         at_once: Answers that may be given to one replica; those beyond its slots wait in its own queue.
     """
 
-    def __init__(self, checkpoint: str, name: str, adapters: tuple[str, ...], loading: Loading, at_once: int) -> None:
+    def __init__(self, folder: str, name: str, adapters: Mapping[str, Path], loading: Loading, at_once: int) -> None:
         super().__init__(stream=True, loop=Loop())
-        self.settings = (checkpoint, name, adapters, loading)
+        self.settings = (folder, name, adapters, loading)
         self.at_once = at_once
 
     def setup(self, device: str) -> None:
         """Loads the model onto a replica's device."""
-        checkpoint, name, adapters, loading = self.settings
-        inference_model = InferenceModel.load(checkpoint, device, loading.precision, loading.quantize)
-        folders = parse_adapters(adapters)
-        base = base_of(checkpoint) if folders else None
-        self.served_models = make_served_models(inference_model, name, loading.slots, folders, loading.length, base)
+        folder, name, adapters, loading = self.settings
+        self.served_models = load_served_models(folder, name, adapters, loading, device)
         self.engine = self.served_models[name].engine
         self.running: dict[str, list[OutputStream]] = {}
         """The answers of each HTTP request; none for a call."""
@@ -347,7 +345,6 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
         raise LitGPTError(
             f"LitServe can't listen on {host} port {port}; it takes the hosts {', '.join(HOSTS)} and ports from 1024."
         )
-    parse_adapters(settings.adapters)
     server = make_server(settings, devices, replicas)
     # LitServe ends in order on Ctrl-C only, and leaves its processes behind on SIGTERM.
     own, asked = os.getpid(), False
@@ -413,7 +410,7 @@ def plain_served_models(folder: str, settings: Settings) -> dict[str, ServedMode
     style = source.prompt_style() if isinstance(source, Finetuned) else prompt_style_for(base.dir, base.config)
     inference_model = InferenceModel(GPT.skeleton(base.config), Tokenizer(base.dir), style)
     served_models = {settings.model_name: ServedModel(settings.model_name, inference_model, None)}
-    for name, place in parse_adapters(settings.adapters).items():
+    for name, place in settings.adapters.items():
         style = find_adapter(name, place, base_of(folder)).prompt_style()
         served_models[name] = ServedModel(name, replace(inference_model, style=style), None, name)
     return served_models

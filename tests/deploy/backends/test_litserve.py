@@ -47,7 +47,7 @@ class Transport:
 
 def test_litserves_own_loop_drives_the_engine(folder):
     """Two requests of several answers each, one with a mistake and one task, by the loop as LitServe runs it."""
-    api = EngineAPI(str(folder), "tiny", (), Loading("cpu", "32-true", slots=2), at_once=4)
+    api = EngineAPI(str(folder), "tiny", {}, Loading("cpu", "32-true", slots=2), at_once=4)
     api.pre_setup()
     api.setup("cpu")
     loop, transport, requests = api.loop, Transport(), queue.Queue()
