@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -12,21 +12,25 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt import __version__
-from litgpt.deploy.limits import Gate
-from litgpt.deploy.protocol.errors import Problem, explain
-from litgpt.deploy.request_log import Recorder
+from litgpt.deploy.access import Gate
+from litgpt.deploy.metrics import Metrics
+from litgpt.deploy.protocol.errors import APIError, explain
+from litgpt.deploy.request_log import RequestLog, RequestRecord
 from litgpt.deploy.routes import chat as chat_route
 from litgpt.deploy.routes import completions as completions_route
 from litgpt.deploy.routes import others as other_routes
 from litgpt.deploy.routes import page as page_route
 from litgpt.deploy.routes import predict as predict_route
-from litgpt.deploy.service import Service, failed
+from litgpt.deploy.service import Service, model_failed
 from litgpt.errors import LitGPTError
 
 log = logging.getLogger("uvicorn.error")
 
+GONE = 499
+"""The status of a request whose client went away, as nginx has it."""
 ROUTES = (page_route, predict_route, chat_route, completions_route, other_routes)
 WORDS = {
     400: "The body can't be read as JSON.",
@@ -37,14 +41,15 @@ WORDS = {
 
 def make_app(service: Service) -> FastAPI:
     """The application over a service."""
+    settings = service.settings
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         await service.backend.start()
         yield
         await service.backend.stop()
-        if service.log is not None:
-            service.log.close()
+        if settings.log is not None:
+            settings.log.close()
 
     # Its pages of documentation would load scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(title="litgpt", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
@@ -53,38 +58,38 @@ def make_app(service: Service) -> FastAPI:
         router = module.make_router(service)
         known |= {route.path for route in router.routes if isinstance(route, APIRoute)}
         app.include_router(router)
-    _tell_problems(app, service)
-    app.add_middleware(Gate, limits=service.limits, keys=service.keys, detail=service.api_path)
-    if service.origins:
+    install_error_handlers(app, service)
+    app.add_middleware(Gate, limits=settings.limits, keys=settings.keys, detail=settings.api_path)
+    if settings.origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(service.origins),
+            allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-api-key"],
             expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(Recorder, metrics=service.metrics, paths=frozenset(known), log=service.log)
+    app.add_middleware(RequestRecorder, metrics=service.metrics, paths=frozenset(known), log=settings.log)
     return app
 
 
-def _tell_problems(app: FastAPI, service: Service) -> None:
-    """Every way a request can fail, told in one shape."""
+def install_error_handlers(app: FastAPI, service: Service) -> None:
+    """Answers every way a request can fail in one shape."""
 
-    def tell(http: Request, problem: Problem) -> Response:
-        http.state.record.failure = problem.word
-        return problem.response(http.url.path == service.api_path)
+    def respond(http: Request, error: APIError) -> Response:
+        http.state.record.failure = error.label
+        return error.response(http.url.path == service.settings.api_path)
 
-    @app.exception_handler(Problem)
-    async def of_ours(http: Request, error: Problem) -> Response:
-        return tell(http, error)
+    @app.exception_handler(APIError)
+    async def of_ours(http: Request, error: APIError) -> Response:
+        return respond(http, error)
 
     @app.exception_handler(LitGPTError)
     async def mistake(http: Request, error: LitGPTError) -> Response:
-        return tell(http, Problem(400, str(error)))
+        return respond(http, APIError(400, str(error)))
 
     @app.exception_handler(RecursionError)
     async def too_deep(http: Request, error: RecursionError) -> Response:
-        return tell(http, Problem(400, "The body is nested too deeply; use fewer levels."))
+        return respond(http, APIError(400, "The body is nested too deeply; use fewer levels."))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: Request, error: RequestValidationError) -> Response:
@@ -93,14 +98,56 @@ def _tell_problems(app: FastAPI, service: Service) -> None:
         known = getattr(getattr(model, "annotation", None), "model_fields", {})
         fields = sorted(known, key=lambda name: not known[name].is_required())
         message, param = explain(error.errors(), fields or ["model"])
-        return tell(http, Problem(422 if http.url.path == service.api_path else 400, message, param))
+        return respond(http, APIError(422 if http.url.path == service.settings.api_path else 400, message, param))
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(http: Request, error: HTTPException) -> Response:
-        answer = tell(http, Problem(error.status_code, WORDS.get(error.status_code, str(error.detail))))
+        answer = respond(http, APIError(error.status_code, WORDS.get(error.status_code, str(error.detail))))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(Exception)
     async def unforeseen(http: Request, error: Exception) -> Response:
-        return tell(http, failed(str(error)))
+        return respond(http, model_failed())
+
+
+class RequestRecorder:
+    """Records every request that passes, and its outcome.
+
+    Args:
+        app: What answers.
+        metrics: Where it is counted.
+        paths: Paths that are counted under their name; others together, for anyone can think of many.
+        log: Where it is written; None: nowhere.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], log: RequestLog | None) -> None:
+        self.app, self.metrics, self.log = app, metrics, log
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        record = RequestRecord(path, (scope.get("client") or (None,))[0])
+        scope.setdefault("state", {})["record"] = record
+        complete = False
+
+        async def record_and_send(message: Message) -> None:
+            nonlocal complete
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self.app(scope, receive, record_and_send)
+        finally:
+            if not complete or "cancelled" in record.finish_reasons:
+                record.status = GONE if record.failure is None else record.status or 500
+            self.metrics.count(record)
+            if self.log is not None and record.path not in ("/health", "/metrics"):
+                self.log.write(record)

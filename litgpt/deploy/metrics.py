@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from time import perf_counter
+
+from litgpt.deploy.request_log import RequestRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -43,11 +46,27 @@ class Metrics:
         self.answers: Counter[str] = Counter()
         """Finish reason → answers."""
         self.tokens: Counter[str] = Counter()
-        """`prompt`, `shared`, `generated`."""
-        self.queue_seconds = Histogram(SECONDS)
-        self.first_token_seconds = Histogram(SECONDS)
-        self.token_seconds = Histogram(TOKEN_SECONDS)
-        self.request_seconds = Histogram(SECONDS)
+        """By their names in `TOKENS`."""
+        self.histograms = {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
+
+    def count(self, record: RequestRecord) -> None:
+        """Counts a request that has ended."""
+        self.requests[record.path, record.status] += 1
+        if not record.prompt_tokens:
+            return
+        now, histograms = perf_counter(), self.histograms
+        tokens = (record.prompt_tokens, record.shared_tokens, record.generated_tokens)
+        self.tokens.update(dict(zip(TOKENS, tokens, strict=True)))
+        self.answers.update(record.finish_reasons)
+        histograms["request_seconds"].observe(now - record.came)
+        if record.waited is not None:
+            histograms["queue_seconds"].observe(record.waited)
+        if record.first is not None:
+            histograms["time_to_first_token_seconds"].observe(record.first - record.came)
+            # Of several answers to one request, each had its own share of the time.
+            steps = record.generated_tokens / max(len(record.finish_reasons), 1) - 1
+            if steps > 0:
+                histograms["time_per_output_token_seconds"].observe((now - record.first) / steps)
 
     def render(self, gauges: Mapping[str, float]) -> str:
         """Everything, with what is running now."""
@@ -59,32 +78,21 @@ class Metrics:
             *_family("requests_total", "counter", "HTTP requests, by path and status", by_request),
             *_family("answers_total", "counter", "Answers, by why they ended", by_reason),
         ]
-        counters: dict[str, tuple[str, float]] = {
-            "prompt_tokens_total": ("Tokens of prompts", self.tokens["prompt"]),
-            "prompt_tokens_cached_total": ("Tokens of prompts that were in the cache", self.tokens["shared"]),
-            "generated_tokens_total": ("Tokens generated", self.tokens["generated"]),
-        }
-        for name, (what, count) in counters.items():
-            lines += _family(name, "counter", what, {"": count})
+        for name, what in TOKENS.items():
+            lines += _family(name, "counter", what, {"": self.tokens[name]})
         for name, value in gauges.items():
             lines += _family(name, "gauge", GAUGES[name], {"": value})
-        for name, (what, histogram) in self._histograms().items():
-            lines += [f"# HELP litgpt_{name} {what}.", f"# TYPE litgpt_{name} histogram"]
+        for name, histogram in self.histograms.items():
+            lines += _family(name, "histogram", HISTOGRAMS[name][0], {})
             lines += histogram.lines(f"litgpt_{name}")
         return "\n".join(lines) + "\n"
 
-    def _histograms(self) -> dict[str, tuple[str, Histogram]]:
-        return {
-            "queue_seconds": ("Time from a request's coming to its slot", self.queue_seconds),
-            "time_to_first_token_seconds": (
-                "Time from a request's coming to its first token",
-                self.first_token_seconds,
-            ),
-            "time_per_output_token_seconds": ("Time between tokens of an answer, on average", self.token_seconds),
-            "request_seconds": ("Time from a request's coming to its end", self.request_seconds),
-        }
 
-
+TOKENS = {
+    "prompt_tokens_total": "Tokens of prompts",
+    "prompt_tokens_cached_total": "Tokens of prompts that were in the cache",
+    "generated_tokens_total": "Tokens generated",
+}
 GAUGES = {
     "answers_running": "Answers that have a slot",
     "answers_waiting": "Answers that wait for a slot",
@@ -92,6 +100,12 @@ GAUGES = {
     "cache_tokens": "Tokens whose keys and values are in the cache",
     "cache_capacity_tokens": "Tokens that the cache has room for",
     "cache_use_ratio": "Share of the cache that is filled",
+}
+HISTOGRAMS = {
+    "queue_seconds": ("Time from a request's coming to its slot", SECONDS),
+    "time_to_first_token_seconds": ("Time from a request's coming to its first token", SECONDS),
+    "time_per_output_token_seconds": ("Time between tokens of an answer, on average", TOKEN_SECONDS),
+    "request_seconds": ("Time from a request's coming to its end", SECONDS),
 }
 
 

@@ -100,10 +100,9 @@ def run_server(
     """
     import sys
 
-    from litgpt.deploy.keys import read_keys
-    from litgpt.deploy.limits import Limits
+    from litgpt.deploy.access import Limits, read_keys
     from litgpt.deploy.request_log import RequestLog
-    from litgpt.deploy.settings import Loading, Settings
+    from litgpt.deploy.settings import Loading, Settings, parse_adapters
     from litgpt.engine.sampling import Sampling
 
     if openai_spec:
@@ -126,7 +125,7 @@ def run_server(
         checkpoint_dir=checkpoint_dir,
         loading=Loading(accelerator, precision, quantize, access_token, slots, max_length),
         name=model_name,
-        adapters=_listed(adapters),
+        adapters=parse_adapters(_listed(adapters)),
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
         max_new_tokens=max_new_tokens,
         api_path=_path("/predict" if api_path is None else api_path),
@@ -191,23 +190,19 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     import sys
 
     from litgpt.checkpoint.hub import auto_download
-    from litgpt.deploy.app import make_app
     from litgpt.deploy.backends.local import LocalBackend
-    from litgpt.deploy.served_models import base_of, make_voices, parse_adapters
+    from litgpt.deploy.served_models import load_served_models
+    from litgpt.deploy.service import Service
     from litgpt.deploy.uvicorn_server import bind, serve
-    from litgpt.engine.inference_model import InferenceModel
 
     loading = settings.loading
-    adapters = parse_adapters(settings.adapters)
-    with bind(host, port) as listener:  # before the model is loaded: a port that is taken is told at once
+    with bind(host, port) as listener:  # before the model is loaded: a port that is taken is an error at once
         folder = auto_download(settings.checkpoint_dir, loading.access_token)
-        inference_model = InferenceModel.load(folder, loading.accelerator, loading.precision, loading.quantize)
-        base = base_of(folder) if adapters else None
-        voices = make_voices(inference_model, settings.model_name, loading.slots, adapters, loading.length, base)
-        engine = voices[settings.model_name].engine
+        name = settings.model_name
+        served_models = load_served_models(folder, name, settings.adapters, loading, loading.accelerator)
+        engine = served_models[name].engine
         size = engine.cache_nbytes / 1e9
         print(
             f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr
         )
-        service = settings.service(voices, LocalBackend(voices))
-        serve(make_app(service), service, listener, settings.shutdown_timeout)
+        serve(Service(served_models, LocalBackend(served_models), settings), listener)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned, find_update
 from litgpt.checkpoint.layout import existing_folder
+from litgpt.deploy.settings import Loading
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
@@ -17,12 +18,12 @@ from litgpt.peft.adapter_bank import AdapterBank
 
 
 @dataclass
-class Voice:
-    """A name that can be asked for: an engine, and how to talk to what it computes under this name."""
+class ServedModel:
+    """A model that requests can name: an engine, and how to talk to what it computes under this name."""
 
     name: str
     inference_model: InferenceModel
-    here: Engine | None
+    local_engine: Engine | None
     """The engine; None: it is in another process."""
     adapter: str | None = None
     """The adapter's name in the engine's bank; None: the base model alone."""
@@ -32,25 +33,8 @@ class Voice:
     @property
     def engine(self) -> Engine:
         """The engine, which has to be in this process."""
-        assert self.here is not None
-        return self.here
-
-
-def parse_adapters(given: Sequence[str]) -> dict[str, Path]:
-    """`NAME=FOLDER` → folder by name.
-
-    Raises:
-        LitGPTError: Not of that form, or a name twice.
-    """
-    found: dict[str, Path] = {}
-    for entry in given:
-        name, equals, folder = entry.partition("=")
-        if not (name and equals and folder):
-            raise LitGPTError(f"--adapters {entry} is not NAME=FOLDER, as in `--adapters legal=out/legal/final`.")
-        if name in found:
-            raise LitGPTError(f"--adapters has the name {name} twice; give each adapter a name of its own.")
-        found[name] = Path(folder)
-    return found
+        assert self.local_engine is not None
+        return self.local_engine
 
 
 def base_of(checkpoint_dir: str | Path) -> Path:
@@ -61,31 +45,6 @@ def base_of(checkpoint_dir: str | Path) -> Path:
     """
     finetuned = find_finetuned(checkpoint_dir)
     return existing_folder(checkpoint_dir) if finetuned is None else finetuned.base.dir
-
-
-def load_bank(
-    inference_model: InferenceModel, folders: Mapping[str, Path], base: Path | None = None
-) -> tuple[AdapterBank | None, dict[str, InferenceModel]]:
-    """Puts the adapters beside the model's layers; how to talk to each, by its name.
-
-    Args:
-        inference_model: The model, changed in place.
-        folders: Of LoRA runs or of PEFT, by name.
-        base: The model's folder; None: where each adapter's folder says that it is.
-
-    Raises:
-        LitGPTError: A folder holds no LoRA adapter, or one of another model.
-    """
-    if not folders:
-        return None, {}
-    bank = AdapterBank(inference_model.model)
-    inference_models = {}
-    for name, folder in folders.items():
-        found = find_adapter(name, folder, base)
-        assert isinstance(found.method, LoRA)
-        bank.add(name, found.method, found.learned(), str(found.file))
-        inference_models[name] = replace(inference_model, style=found.prompt_style())
-    return bank, inference_models
 
 
 def find_adapter(name: str, folder: Path, base: Path | None = None) -> Finetuned:
@@ -103,23 +62,46 @@ def find_adapter(name: str, folder: Path, base: Path | None = None) -> Finetuned
     return found
 
 
-def make_voices(
+def load_served_models(
+    folder: str | Path, name: str, adapters: Mapping[str, Path], loading: Loading, device: str
+) -> dict[str, ServedModel]:
+    """Loads the model of a folder, called `name`, and the adapters beside it; see `make_served_models`."""
+    inference_model = InferenceModel.load(folder, device, loading.precision, loading.quantize)
+    base = base_of(folder) if adapters else None
+    return make_served_models(inference_model, name, loading.slots, adapters, loading.length, base)
+
+
+def make_served_models(
     inference_model: InferenceModel,
     name: str,
     slots: int,
     adapters: Mapping[str, Path],
     length: int | None = None,
     base: Path | None = None,
-) -> dict[str, Voice]:
-    """The base model, called `name`, first, then the adapters, all on one engine; `base` as `load_bank` has it.
+) -> dict[str, ServedModel]:
+    """Returns the base model first, then the adapters, all on one engine.
+
+    Args:
+        inference_model: The base model; the adapters are put beside its layers in place.
+        name: What requests call it.
+        slots: Requests that run at the same time.
+        adapters: Folders of LoRA runs or of PEFT, by name.
+        length: Tokens that a prompt and its answer may have together; None: the context, or what fits into memory.
+        base: The base model's folder; None: where each adapter's folder says that it is.
 
     Raises:
-        LitGPTError: An adapter has the base's name, or can't be used with it.
+        LitGPTError: An adapter has the base's name, or a folder holds no LoRA adapter, or one of another model.
     """
     if name in adapters:
         raise LitGPTError(f"--adapters names {name}, which is what the model itself is called; choose another name.")
-    bank, inference_models = load_bank(inference_model, adapters, base)
+    bank = AdapterBank(inference_model.model) if adapters else None
+    styled = {}
+    for other, folder in adapters.items():
+        found = find_adapter(other, folder, base)
+        assert bank is not None and isinstance(found.method, LoRA)
+        bank.add(other, found.method, found.learned(), str(found.file))
+        styled[other] = replace(inference_model, style=found.prompt_style())
     engine = inference_model.engine(slots, length)
     engine.bank = bank
-    voices = {name: Voice(name, inference_model, engine)}
-    return voices | {other: Voice(other, own, engine, other) for other, own in inference_models.items()}
+    served_models = {name: ServedModel(name, inference_model, engine)}
+    return served_models | {other: ServedModel(other, own, engine, other) for other, own in styled.items()}

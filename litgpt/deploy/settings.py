@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from litgpt.deploy.access import Keys, Limits
+from litgpt.engine.sampling import Sampling
+from litgpt.errors import LitGPTError
 
-    from litgpt.deploy.backends.task import Backend
-    from litgpt.deploy.keys import Keys
-    from litgpt.deploy.limits import Limits
+if TYPE_CHECKING:
     from litgpt.deploy.request_log import RequestLog
-    from litgpt.deploy.served_models import Voice
-    from litgpt.deploy.service import Service
-    from litgpt.engine.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -32,42 +29,48 @@ class Loading:
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line, parsed."""
+    """What is served, and how."""
 
     checkpoint_dir: Path
-    loading: Loading
-    name: str | None
-    adapters: tuple[str, ...]
-    sampling: Sampling
-    max_new_tokens: int
-    api_path: str
-    stream: bool
-    pooling: Literal["mean", "last"]
-    limits: Limits
-    keys: Keys
-    origins: tuple[str, ...]
-    log: RequestLog | None
-    shutdown_timeout: int
+    loading: Loading = field(default_factory=Loading)
+    name: str | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Folder by name."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Of requests that don't say otherwise."""
+    max_new_tokens: int = 50
+    """Of requests to `api_path` that don't say otherwise."""
+    api_path: str = "/predict"
+    stream: bool = False
+    """Answer at `api_path` in lines as the text comes."""
+    pooling: Literal["mean", "last"] = "mean"
+    """What an embedding is made of."""
+    limits: Limits = field(default_factory=Limits)
+    keys: Keys = field(default_factory=Keys)
+    origins: Sequence[str] = ()
+    """Web pages of these origins may ask, from a browser; `*`: all."""
+    log: RequestLog | None = None
+    shutdown_timeout: int = 30
+    """Seconds that running requests get to finish in."""
 
     @property
     def model_name(self) -> str:
         """What requests call the model."""
         return self.name or Path(self.checkpoint_dir).resolve().name
 
-    def service(self, voices: Mapping[str, Voice], backend: Backend) -> Service:
-        """What the routes serve."""
-        from litgpt.deploy.service import Service
 
-        return Service(
-            voices=voices,
-            backend=backend,
-            sampling=self.sampling,
-            max_new_tokens=self.max_new_tokens,
-            api_path=self.api_path,
-            stream=self.stream,
-            pooling=self.pooling,
-            limits=self.limits,
-            keys=self.keys,
-            origins=self.origins,
-            log=self.log,
-        )
+def parse_adapters(given: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` → folder by name.
+
+    Raises:
+        LitGPTError: Not of that form, or a name twice.
+    """
+    found: dict[str, Path] = {}
+    for entry in given:
+        name, equals, folder = entry.partition("=")
+        if not (name and equals and folder):
+            raise LitGPTError(f"--adapters {entry} is not NAME=FOLDER, as in `--adapters legal=out/legal/final`.")
+        if name in found:
+            raise LitGPTError(f"--adapters has the name {name} twice; give each adapter a name of its own.")
+        found[name] = Path(folder)
+    return found

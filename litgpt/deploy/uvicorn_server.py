@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 
 import uvicorn
-from fastapi import FastAPI
 
+from litgpt.deploy.app import make_app
 from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
 
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which says where it listens, and tells the service when it is asked to end."""
+    """uvicorn, which prints where it listens, and has the service refuse requests once it is asked to end."""
 
     def __init__(self, config: uvicorn.Config, service: Service, listener: socket.socket) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             print(f"Ready at http://{place}:{port}", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuses what comes and waits for what runs; shortly before the time is up, its clients are told."""
+        """Refuses what comes and waits for what runs; shortly before the time is up, its clients get an error."""
         import asyncio
 
         self._service.draining = True
@@ -80,19 +80,12 @@ def allow_many_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def serve(app: FastAPI, service: Service, listener: socket.socket, shutdown_timeout: int) -> None:
-    """Runs an application until SIGTERM or Ctrl-C, then finishes the requests that are running.
-
-    Args:
-        app: Over `service`.
-        service: What it serves.
-        listener: Where.
-        shutdown_timeout: Seconds that running requests get to finish in.
-    """
+def serve(service: Service, listener: socket.socket) -> None:
+    """Runs the application over a service until SIGTERM or Ctrl-C, then finishes the requests that are running."""
     allow_many_connections()
     config = uvicorn.Config(
-        app,
-        timeout_graceful_shutdown=shutdown_timeout,
+        make_app(service),
+        timeout_graceful_shutdown=service.settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         access_log=False,  # paths may carry what people should not have put there; `--request_log` writes without
         server_header=False,

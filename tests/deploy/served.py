@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
 
+from litgpt.deploy.access import Keys
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.local import LocalBackend
-from litgpt.deploy.keys import Keys
-from litgpt.deploy.limits import Limits
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
+from litgpt.deploy.settings import Settings
 from litgpt.deploy.uvicorn_server import Server, bind
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
@@ -25,18 +26,17 @@ from litgpt.engine.sampling import Sampling
 GREEDY = Sampling(temperature=0)
 
 
-def make_service(
-    inference_model: InferenceModel,
-    slots: int = 4,
-    limits: Limits | None = None,
-    key: str | None = None,
-    **settings: Any,
-) -> Service:
-    """A service that answers greedily under the name `tiny`, eight tokens at `/predict`."""
-    voices = {"tiny": Voice("tiny", inference_model, inference_model.engine(slots))}
-    settings = {"sampling": GREEDY, "max_new_tokens": 8} | settings
-    keys = Keys([key] if key else [])
-    return Service(voices, LocalBackend(voices), limits=limits or Limits(), keys=keys, **settings)
+def make_service(inference_model: InferenceModel, slots: int = 4, keys: Sequence[str] = (), **settings: Any) -> Service:
+    """A service that answers greedily under the name `tiny`, eight tokens at `/predict`; `settings` are `Settings`'."""
+    served_models = {"tiny": ServedModel("tiny", inference_model, inference_model.engine(slots))}
+    return service_of(served_models, keys=Keys(keys), **{"max_new_tokens": 8} | settings)
+
+
+def service_of(served_models: Mapping[str, ServedModel], **settings: Any) -> Service:
+    """A service that answers greedily."""
+    return Service(
+        served_models, LocalBackend(served_models), Settings(Path("tiny"), **{"sampling": GREEDY} | settings)
+    )
 
 
 def alone(inference_model: InferenceModel, prompt: str, n: int | None = 8, sampling: Sampling = GREEDY) -> str:

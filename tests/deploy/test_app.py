@@ -13,8 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 import litgpt
+from litgpt.deploy.access import Limits
 from litgpt.deploy.app import make_app
-from litgpt.deploy.limits import Limits
 from litgpt.deploy.routes.predict import Prediction
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
@@ -147,7 +147,7 @@ def test_another_content_type_is_told(client):
     ],
 )
 def test_a_key_is_asked_for(inference_model, headers, status):
-    with TestClient(make_app(make_service(inference_model, key="s3cret"))) as client:
+    with TestClient(make_app(make_service(inference_model, keys=["s3cret"]))) as client:
         answer = client.post("/predict", json={"prompt": "Hi"}, headers=headers)
         assert answer.status_code == status and "s3cret" not in answer.text
         assert client.get("/health").status_code == 200

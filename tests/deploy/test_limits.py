@@ -12,9 +12,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from litgpt.deploy.access import Keys, Limits, read_keys
 from litgpt.deploy.app import make_app
-from litgpt.deploy.keys import Keys, read_keys
-from litgpt.deploy.limits import Limits
 from litgpt.deploy.request_log import RequestLog
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
@@ -228,8 +227,7 @@ def test_a_shorter_limit_on_prompts(inference_model):
     ],
 )
 def test_any_of_several_keys_opens(inference_model, headers, status):
-    service = make_service(inference_model)
-    service.keys = Keys(["one", " two "])
+    service = make_service(inference_model, keys=["one", " two "])
     with TestClient(make_app(service)) as client:
         for path in ("/v1/models", "/metrics"):
             answer = client.get(path, headers=headers)
@@ -271,7 +269,7 @@ def test_keys_come_from_the_command_line_a_file_or_the_environment(tmp_path, mon
 )
 def test_pages_of_other_origins_may_ask_only_where_they_are_let(inference_model, origins, allowed):
     headers = {"origin": "https://a.example", "access-control-request-method": "POST"}
-    service = make_service(inference_model, origins=origins, key="s3cret")
+    service = make_service(inference_model, origins=origins, keys=["s3cret"])
     with TestClient(make_app(service)) as client:
         preflight = client.options("/v1/chat/completions", headers=headers)
         assert preflight.headers.get("access-control-allow-origin") == allowed
@@ -283,7 +281,7 @@ def test_pages_of_other_origins_may_ask_only_where_they_are_let(inference_model,
 
 def test_the_log_has_a_line_of_json_a_request_and_no_secret(inference_model, tmp_path):
     path = tmp_path / "requests.jsonl"
-    service = make_service(inference_model, key="s3cret", log=RequestLog(str(path)))
+    service = make_service(inference_model, keys=["s3cret"], log=RequestLog(str(path)))
     headers = {"authorization": "Bearer s3cret"}
     with TestClient(make_app(service)) as client:
         done = client.post("/v1/chat/completions", json=HI, headers=headers)

@@ -26,7 +26,7 @@ def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
 
 @pytest.fixture(scope="module")
 def service(inference_model) -> Service:
-    return make_service(inference_model, key="s3cret")
+    return make_service(inference_model, keys=["s3cret"])
 
 
 @pytest.fixture(scope="module")

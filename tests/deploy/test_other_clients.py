@@ -51,7 +51,7 @@ def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
 
 @pytest.fixture(scope="module")
 def url(inference_model) -> Iterator[str]:
-    with running(make_service(inference_model, key="s3cret")) as url:
+    with running(make_service(inference_model, keys=["s3cret"])) as url:
         yield url
 
 

@@ -155,7 +155,7 @@ def page(browser, script) -> Iterator[Any]:
 def real(browser, tmp_path) -> Iterator[tuple[Any, InferenceModel, Service]]:
     """The page as the real server with a key shows it, its settings open; the model behind it, and the service."""
     inference_model = InferenceModel.load(make_folder(tmp_path / "tiny", block_size=40_000), "cpu", "32-true")
-    service = make_service(inference_model, slots=1, key="secret")
+    service = make_service(inference_model, slots=1, keys=["secret"])
     with running(service) as address:
         page = browser.new_page()
         page.goto(address)

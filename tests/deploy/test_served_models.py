@@ -14,13 +14,12 @@ from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
 from litgpt.deploy.app import make_app
-from litgpt.deploy.backends.local import LocalBackend
-from litgpt.deploy.served_models import base_of, find_adapter, make_voices
+from litgpt.deploy.served_models import base_of, find_adapter, make_served_models
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
 from tests.deploy.lora_runs import make_run
-from tests.deploy.served import GREEDY, alone, asynchronous
+from tests.deploy.served import alone, asynchronous, service_of
 from tests.generate.folder import make_folder
 
 RUNS = {"legal": (dict(r=4, alpha=8), "alpaca"), "medical": (dict(r=2, alpha=8, mlp=True, head=True), None)}
@@ -41,8 +40,8 @@ def runs(folder, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def service(folder, runs) -> Service:
-    voices = make_voices(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 8, runs)
-    return Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12)
+    served_models = make_served_models(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 8, runs)
+    return service_of(served_models, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +88,8 @@ def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(s
 
 @pytest.fixture
 def client(folder, runs):
-    voices = make_voices(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, runs)
-    with TestClient(make_app(Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12))) as client:
+    served_models = make_served_models(InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, runs)
+    with TestClient(make_app(service_of(served_models, max_new_tokens=12))) as client:
         yield client
 
 
@@ -136,10 +135,10 @@ def peft_folder(folder: Path, base: str, n_layer: int = 2) -> Path:
 def test_pefts_folders_answer_as_well_wherever_they_say_that_the_model_is(folder, runs, expected, tmp_path):
     poems = alone(InferenceModel.load(peft_folder(tmp_path / "told", str(folder)), "cpu", "32-true"), "Hi", 12)
     place = peft_folder(tmp_path / "poems", "some/where")
-    voices = make_voices(
+    served_models = make_served_models(
         InferenceModel.load(folder, "cpu", "32-true"), "tiny", 2, {"poems": place, "legal": runs["legal"]}, base=folder
     )
-    with TestClient(make_app(Service(voices, LocalBackend(voices), GREEDY, max_new_tokens=12))) as client:
+    with TestClient(make_app(service_of(served_models, max_new_tokens=12))) as client:
         answers = [
             client.post("/v1/chat/completions", json=body(name)).json()["choices"][0]["message"]["content"]
             for name in ("poems", "legal", "tiny")
@@ -166,4 +165,4 @@ def test_the_weights_that_adapters_stand_beside_are_those_of_the_model_that_was_
 
 def test_an_adapter_cant_have_the_models_name(folder, runs):
     with pytest.raises(LitGPTError, match="what the model itself is called"):
-        make_voices(InferenceModel.load(folder, "cpu", "32-true"), "legal", 1, runs)
+        make_served_models(InferenceModel.load(folder, "cpu", "32-true"), "legal", 1, runs)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from litgpt.deploy.backends.task import Answers, Counts, News
+from litgpt.deploy.backends.task import Counts, Delta, ResponseStream
 from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import make_service, running
 from tests.generate.folder import make_folder
@@ -38,7 +38,7 @@ print(sum(counts))
 """
 
 
-class Words(Answers):
+class Words(ResponseStream):
     """As many words as there are to be, each as soon as it is asked for."""
 
     begun = True
@@ -49,9 +49,9 @@ class Words(Answers):
     async def change(self) -> None:
         await asyncio.sleep(0)
 
-    def take(self) -> list[News]:
+    def take(self) -> list[Delta]:
         self.n += 1
-        return [News(0, " word", finish_reason="length" if self.n == PIECES else None, counts=Counts(3, 0, self.n))]
+        return [Delta(0, " word", finish_reason="length" if self.n == PIECES else None, counts=Counts(3, 0, self.n))]
 
     def cancel(self) -> None:
         return
@@ -61,7 +61,7 @@ class Words(Answers):
 def test_a_core_streams_ten_thousand_pieces_a_second(tmp_path):
     service = make_service(InferenceModel.load(make_folder(tmp_path / "tiny"), "cpu", "32-true"))
 
-    async def words(works):
+    async def words(tasks):
         return Words()
 
     service.backend.open = words

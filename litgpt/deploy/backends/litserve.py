@@ -2,7 +2,7 @@
 
 LitServe starts a process for each replica and one or more for HTTP. The application of `litgpt.deploy.app` stands as a
 middleware before LitServe's own, so that keys, errors, ids and streams are those of the default server. LitServe's
-queues carry the works to the replicas and the news back; they carry nothing else, so a work that has been sent runs to
+queues carry the works to the replicas and the news back; they carry nothing else, so a task that has been sent runs to
 its end: when its client goes away, its slot is not freed before.
 """
 
@@ -15,9 +15,12 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import litserve as ls
@@ -30,12 +33,13 @@ from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.deploy.app import make_app
-from litgpt.deploy.backends import embeddings as vectors
-from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
-from litgpt.deploy.served_models import Voice, base_of, find_adapter, make_voices, parse_adapters
+from litgpt.deploy.backends.embeddings import embed, score
+from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
+from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, load_served_models
+from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Loading, Settings
 from litgpt.engine.inference_model import InferenceModel
-from litgpt.engine.sampling import Sampling
+from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.prompts import prompt_style_for
@@ -49,13 +53,26 @@ LENGTH_WITHOUT_LIMIT = 8192
 
 
 @dataclass(frozen=True)
-class Task:
-    """Something other than an answer, done between two steps."""
+class EngineCall:
+    """A function of `litgpt.deploy.backends.embeddings`, called between two steps."""
 
-    kind: Literal["embed", "score"]
+    function: Callable[..., Any]
     model: str
-    tokens: list[int]
-    options: dict[str, Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a call failed, or a replica."""
+
+    reason: str
 
 
 # ------------------------------------------------------------------------------------------- in a worker process
@@ -65,48 +82,47 @@ class EngineAPI(ls.LitAPI):
     """An engine as LitServe's continuous batching loop drives it.
 
     Args:
-        checkpoint: The folder of the model.
+        folder: The folder of the model.
         name: What requests call it.
-        adapters: Those beside it, as `--adapters` has them.
+        adapters: Those beside it, folder by name.
         loading: How it is loaded.
-        at_once: Answers that may be given to one replica; those beyond its slots wait in its own line.
+        at_once: Answers that may be given to one replica; those beyond its slots wait in its own queue.
     """
 
-    def __init__(self, checkpoint: str, name: str, adapters: tuple[str, ...], loading: Loading, at_once: int) -> None:
+    def __init__(self, folder: str, name: str, adapters: Mapping[str, Path], loading: Loading, at_once: int) -> None:
         super().__init__(stream=True, loop=Loop())
-        self.settings = (checkpoint, name, adapters, loading)
+        self.settings = (folder, name, adapters, loading)
         self.at_once = at_once
 
     def setup(self, device: str) -> None:
         """Loads the model onto a replica's device."""
-        checkpoint, name, adapters, loading = self.settings
-        inference_model = InferenceModel.load(checkpoint, device, loading.precision, loading.quantize)
-        folders = parse_adapters(adapters)
-        base = base_of(checkpoint) if folders else None
-        self.voices = make_voices(inference_model, name, loading.slots, folders, loading.length, base)
-        self.engine = self.voices[name].engine
-        self.running: dict[str, list[Following]] = {}
-        self.told: set[str] = set()
-        """Requests whose turn has been told."""
+        folder, name, adapters, loading = self.settings
+        self.served_models = load_served_models(folder, name, adapters, loading, device)
+        self.engine = self.served_models[name].engine
+        self.running: dict[str, list[OutputStream]] = {}
+        """The answers of each HTTP request; none for a call."""
+        self.announced: set[str] = set()
+        """Requests that have a slot, as has been sent."""
         self.early: deque[Output] = deque()
-        """What can be told before the next step."""
+        """What can be sent before the next step."""
 
-    def add_request(self, uid: str, works: Sequence[Work] | Task) -> None:
-        """Takes the works of one HTTP request; while the engine may be taking a step, in another thread."""
+    def add_request(self, uid: str, work: Sequence[GenerationTask] | EngineCall) -> None:
+        """Takes the tasks of one HTTP request; while the engine may be taking a step, in another thread."""
         try:
-            if isinstance(works, Task):
-                voice, task = self.voices[works.model], works
-                future = self.engine.between_steps(
-                    lambda: vectors.compute(task.kind, voice, task.tokens, **task.options)
-                )
-                future.add_done_callback(lambda done: self.early.append(_outcome(uid, done)))
+            if isinstance(work, EngineCall):
+                served_model = self.served_models[work.model]
+                future = self.engine.between_steps(partial(work.function, served_model, *work.arguments))
                 self.running[uid] = []
-                return
-            self.running[uid] = [follow(self.voices[work.model], i, work) for i, work in enumerate(works)]
+                future.add_done_callback(lambda done: self._finish(uid, _outcome(done)))
+            else:
+                self.running[uid] = [submit(self.served_models[task.model], i, task) for i, task in enumerate(work)]
         except LitGPTError as error:
-            self.early.append(Output(uid, error, LitAPIStatus.OK))
-            self.early.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
-            self.running.pop(uid, None)
+            self._finish(uid, error)
+
+    def _finish(self, uid: str, content: Any) -> None:
+        """Has `content` sent as all there is to a request."""
+        self.early.append(Output(uid, content, LitAPIStatus.OK))
+        self.early.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
 
     def has_capacity(self) -> bool:
         """Whether to take another HTTP request."""
@@ -130,44 +146,27 @@ class EngineAPI(ls.LitAPI):
 
     def _outputs(self) -> list[Output]:
         outputs: list[Output] = []
-        for uid, answers in [*self.running.items()]:
-            news = [found for following in answers if (found := following.news())]
-            admitted = any(following.request.timing.admitted is not None for following in answers)
-            if news or (admitted and uid not in self.told):
-                self.told.add(uid)
-                outputs.append(Output(uid, news, LitAPIStatus.OK))
-            if answers and all(following.closed for following in answers):
+        for uid, streams in [*self.running.items()]:
+            deltas = [delta for stream in streams if (delta := stream.delta())]
+            admitted = any(stream.request.timing.admitted is not None for stream in streams)
+            if deltas or (admitted and uid not in self.announced):
+                self.announced.add(uid)
+                outputs.append(Output(uid, deltas, LitAPIStatus.OK))
+            if streams and all(stream.closed for stream in streams):
                 outputs.append(Output(uid, None, LitAPIStatus.FINISH_STREAMING))
                 del self.running[uid]
-                self.told.discard(uid)
+                self.announced.discard(uid)
         while self.early:
             output = self.early.popleft()
             outputs.append(output)
             if output.status == LitAPIStatus.FINISH_STREAMING:
                 self.running.pop(output.uid, None)
-            elif not isinstance(output.output, LitGPTError):
-                outputs.append(Output(output.uid, None, LitAPIStatus.FINISH_STREAMING))
-                self.running.pop(output.uid, None)
         return outputs
 
 
-def _outcome(uid: str, done: Any) -> Output:
+def _outcome(done: Future[Any]) -> Outcome | Failure:
     error = done.exception()
-    return Output(uid, Failure(str(error)) if error is not None else Outcome(done.result()), LitAPIStatus.OK)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a task came to."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why it came to nothing."""
-
-    reason: str
+    return Outcome(done.result()) if error is None else Failure(str(error))
 
 
 class Loop(ContinuousBatchingLoop):
@@ -196,20 +195,20 @@ class QueueBackend(Backend):
         """Takes up the queues of a server for the API at `path`."""
         self.server, self._path = server, path
 
-    def send(self, content: Any) -> QueueAnswers:
-        """Puts something in line for whichever replica is first."""
+    def send(self, content: Any) -> QueueResponseStream:
+        """Puts something in the queue that all replicas take from."""
         assert self.server is not None
         uid = str(uuid.uuid4())
         item = ResponseBufferItem(event=asyncio.Event(), response_queue=deque())
         self.server.response_buffer[uid] = item
-        answers = QueueAnswers(self, uid, item)
+        stream = QueueResponseStream(self, uid, item)
         queue = self.server.litapi_request_queues[self._path]
         self._in_flight += 1
         # The queue is another process': to put something there is to wait for that process.
-        answers.sending = asyncio.create_task(
+        stream.sending = asyncio.create_task(
             asyncio.to_thread(queue.put, (self.server.app.response_queue_id, uid, time.monotonic(), content))
         )
-        return answers
+        return stream
 
     def leave(self, uid: str) -> None:
         """Forgets what was sent, whatever still comes of it."""
@@ -223,23 +222,29 @@ class QueueBackend(Backend):
     async def stop(self) -> None:
         return
 
-    async def open(self, works: Sequence[Work]) -> Answers:
-        return self.send(list(works))
+    async def open(self, tasks: Sequence[GenerationTask]) -> ResponseStream:
+        return self.send(list(tasks))
 
-    async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
-        answers = self.send(Task(kind, model, tokens, options))
+    async def embed(self, model: str, tokens: list[int], pooling: Literal["mean", "last"]) -> list[float]:
+        return await self._call(EngineCall(embed, model, (tokens, pooling)))
+
+    async def score(self, model: str, tokens: list[int], top: int) -> list[Logprob]:
+        return await self._call(EngineCall(score, model, (tokens, top)))
+
+    async def _call(self, call: EngineCall) -> Any:
+        stream = self.send(call)
         try:
-            while not (found := answers.outcome()):
-                await answers.change()
+            while not (outcome := stream.outcome()):
+                await stream.change()
         finally:
-            answers.cancel()
-        if isinstance(found, Failure):
-            raise RuntimeError(found.reason)
-        return found.value
+            stream.cancel()
+        if isinstance(outcome, Failure):
+            raise RuntimeError(outcome.reason)
+        return outcome.value
 
     def gauges(self) -> dict[str, float]:
         running = min(self._in_flight, self.slots)
-        return {"running": running, "waiting": self._in_flight - running, "slots": self.slots}
+        return {"answers_running": running, "answers_waiting": self._in_flight - running, "slots": self.slots}
 
     async def trouble(self) -> str | None:
         assert self.server is not None
@@ -247,19 +252,19 @@ class QueueBackend(Backend):
             return "a replica is not ready"
         if time.monotonic() - self.heard < PROBE_SECONDS:  # a question would only wait behind what is being answered
             return None
-        answers = await self.open([Work(self.model, [0], Sampling(temperature=0), 1)])
+        stream = await self.open([GenerationTask(self.model, [0], Sampling(temperature=0), 1)])
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                while not (news := [told for told in answers.take() if told.finish_reason]):
-                    await answers.change()
+                while not (last := [delta for delta in stream.take() if delta.finish_reason]):
+                    await stream.change()
         except TimeoutError:
             return "the model doesn't answer"
         finally:
-            answers.cancel()
-        return "the last step failed" if news[-1].error else None
+            stream.cancel()
+        return "the last step failed" if last[-1].error else None
 
 
-class QueueAnswers(Answers):
+class QueueResponseStream(ResponseStream):
     """Answers of a replica, as they come through LitServe's queues."""
 
     def __init__(self, backend: QueueBackend, uid: str, item: ResponseBufferItem) -> None:
@@ -283,19 +288,19 @@ class QueueAnswers(Answers):
                 found.append(content)
         return found
 
-    def take(self) -> list[News]:
-        news: list[News] = []
+    def take(self) -> list[Delta]:
+        deltas: list[Delta] = []
         for content in self._received():
             if isinstance(content, LitGPTError):
-                news.append(News(0, finish_reason="error", error=str(content), fault="request"))
+                deltas.append(Delta(0, finish_reason="error", error=str(content), fault="request"))
             elif isinstance(content, Failure):
-                news.append(News(0, finish_reason="error", error=content.reason))
+                deltas.append(Delta(0, finish_reason="error", error=content.reason))
             else:
-                news += content
-        return news
+                deltas += content
+        return deltas
 
     def outcome(self) -> Outcome | Failure | None:
-        """What a task came to; None: not known yet."""
+        """What a call returned; None: not known yet."""
         found = next(iter(self._received()), None)
         if isinstance(found, LitGPTError):
             raise found
@@ -307,7 +312,7 @@ class QueueAnswers(Answers):
 
     def cancel(self) -> None:
         self._backend.leave(self._uid)
-        self._item.event.set()  # nothing more comes, and whoever waits for it has to know
+        self._item.event.set()  # nothing more comes, and a caller that waits for it has to know
 
 
 class InFront:
@@ -322,7 +327,7 @@ class InFront:
         self.app, self.ours = app, ours
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI call."""
         theirs = scope["type"] != "http" or scope["path"] == "/info"
         await (self.app if theirs else self.ours)(scope, receive, send)
 
@@ -340,7 +345,6 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
         raise LitGPTError(
             f"LitServe can't listen on {host} port {port}; it takes the hosts {', '.join(HOSTS)} and ports from 1024."
         )
-    parse_adapters(settings.adapters)
     server = make_server(settings, devices, replicas)
     # LitServe ends in order on Ctrl-C only, and leaves its processes behind on SIGTERM.
     own, asked = os.getpid(), False
@@ -379,13 +383,12 @@ def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer
     if kind == "cuda":
         pick_device(f"cuda:{devices - 1}")
     folder = str(auto_download(settings.checkpoint_dir, loading.access_token))
-    voices = plain_voices(folder, settings)
+    served_models = plain_served_models(folder, settings)
     slots = loading.slots * devices * replicas
     length = min(
-        loading.length or LENGTH_WITHOUT_LIMIT, voices[settings.model_name].inference_model.model.max_seq_length
+        loading.length or LENGTH_WITHOUT_LIMIT, served_models[settings.model_name].inference_model.model.max_seq_length
     )
     backend = QueueBackend(slots, length, settings.model_name)
-    service = settings.service(voices, backend)
     worker = replace(loading, length=length, access_token=None)
     api = EngineAPI(folder, settings.model_name, settings.adapters, worker, loading.slots)
     server = ls.LitServer(
@@ -394,20 +397,20 @@ def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer
         devices=devices,
         workers_per_device=replicas,
         timeout=False,
-        middlewares=[(InFront, {"ours": make_app(service)})],
+        middlewares=[(InFront, {"ours": make_app(Service(served_models, backend, settings))})],
     )
     backend.connect(server, api.api_path)
     return server
 
 
-def plain_voices(folder: str, settings: Settings) -> dict[str, Voice]:
+def plain_served_models(folder: str, settings: Settings) -> dict[str, ServedModel]:
     """What can be asked for, without weights: what it takes to read requests, not to answer them."""
     source = find_finetuned(folder) or find_checkpoint(folder)
     base = source.base if isinstance(source, Finetuned) else source
     style = source.prompt_style() if isinstance(source, Finetuned) else prompt_style_for(base.dir, base.config)
     inference_model = InferenceModel(GPT.skeleton(base.config), Tokenizer(base.dir), style)
-    voices = {settings.model_name: Voice(settings.model_name, inference_model, None)}
-    for name, place in parse_adapters(settings.adapters).items():
+    served_models = {settings.model_name: ServedModel(settings.model_name, inference_model, None)}
+    for name, place in settings.adapters.items():
         style = find_adapter(name, place, base_of(folder)).prompt_style()
-        voices[name] = Voice(name, replace(inference_model, style=style), None, name)
-    return voices
+        served_models[name] = ServedModel(name, replace(inference_model, style=style), None, name)
+    return served_models

@@ -1,18 +1,19 @@
-"""The model in the server's own process: an engine in a thread, heard from in the event loop."""
+"""The model in the server's own process: an engine in a thread, whose answers arrive in the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal
 
-from litgpt.deploy.backends import embeddings as vectors
-from litgpt.deploy.backends.task import Answers, Backend, Following, News, Work, follow
-from litgpt.deploy.served_models import Voice
-from litgpt.engine.sampling import Sampling
+from litgpt.deploy.backends.embeddings import embed, score
+from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
+from litgpt.deploy.served_models import ServedModel
+from litgpt.engine.sampling import Logprob, Sampling
 
 log = logging.getLogger("uvicorn.error")
 
@@ -22,24 +23,24 @@ PROBE_SECONDS = 20.0
 """What the model gets to answer a probe in."""
 
 
-class LocalAnswers(Answers):
+class LocalResponseStream(ResponseStream):
     """Answers of an engine that a thread of this process drives."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
-        self._following: list[Following] = []
+        self._changed = asyncio.Event()
+        self._outputs: list[OutputStream] = []
         self._cancelled = False
 
-    def submit(self, voices: Mapping[str, Voice], works: Sequence[Work]) -> None:
-        """Puts works in line; in any thread.
+    def submit(self, served_models: Mapping[str, ServedModel], tasks: Sequence[GenerationTask]) -> None:
+        """Submits tasks; in any thread.
 
         Raises:
-            LitGPTError: One of them makes no sense; then none is left in line.
+            LitGPTError: One of them makes no sense; then none is left in the queue.
         """
         try:
-            for choice, work in enumerate(works):
-                self._following.append(follow(voices[work.model], choice, work, self._notify))
+            for choice, task in enumerate(tasks):
+                self._outputs.append(submit(served_models[task.model], choice, task, self._notify))
         except BaseException:
             self.cancel()
             raise
@@ -48,42 +49,40 @@ class LocalAnswers(Answers):
 
     def _notify(self) -> None:
         with suppress(RuntimeError):  # the loop is closed: the server is going down
-            self._loop.call_soon_threadsafe(self._news.set)
+            self._loop.call_soon_threadsafe(self._changed.set)
 
     async def change(self) -> None:
-        await self._news.wait()
-        self._news.clear()
+        await self._changed.wait()
+        self._changed.clear()
 
-    def take(self) -> list[News]:
-        found = [news for following in self._following if (news := following.news())]
-        for following in self._following:
-            error = following.request.error
-            if error is not None and any(news.error and news.fault == "server" for news in found):
-                log.error("A step of the engine failed.", exc_info=error)
-                break
+    def take(self) -> list[Delta]:
+        found = [delta for output in self._outputs if (delta := output.delta())]
+        if any(delta.error and delta.fault == "server" for delta in found):
+            error = next(output.request.error for output in self._outputs if output.request.error is not None)
+            log.error("A step of the engine failed.", exc_info=error)
         return found
 
     @property
     def begun(self) -> bool:
-        requests = [following.request for following in self._following]
+        requests = [output.request for output in self._outputs]
         return any(request.timing.admitted is not None or request.done for request in requests)
 
     def cancel(self) -> None:
         self._cancelled = True
-        for following in self._following:
-            following.request.cancel()
+        for output in self._outputs:
+            output.request.cancel()
 
 
 class LocalBackend(Backend):
     """Runs the engine in a thread.
 
     Args:
-        voices: What can be asked for, by name; all on one engine.
+        served_models: The models that requests may name; all on one engine.
     """
 
-    def __init__(self, voices: Mapping[str, Voice]) -> None:
-        self.voices = voices
-        self.engine = next(iter(voices.values())).engine
+    def __init__(self, served_models: Mapping[str, ServedModel]) -> None:
+        self.served_models = served_models
+        self.engine = next(iter(served_models.values())).engine
         self.slots, self.length = self.engine.slots, self.engine.length
         self._probed = False
         self._probing: asyncio.Task[str | None] | None = None
@@ -95,28 +94,34 @@ class LocalBackend(Backend):
     async def stop(self) -> None:
         await asyncio.to_thread(self.engine.stop)
 
-    async def open(self, works: Sequence[Work]) -> Answers:
-        answers = LocalAnswers()
+    async def open(self, tasks: Sequence[GenerationTask]) -> ResponseStream:
+        stream = LocalResponseStream()
         try:
-            await asyncio.to_thread(answers.submit, self.voices, works)
+            await asyncio.to_thread(stream.submit, self.served_models, tasks)
         except asyncio.CancelledError:
-            answers.cancel()
+            stream.cancel()
             raise
-        return answers
+        return stream
 
-    async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
-        voice = self.voices[model]
-        future = self.engine.between_steps(lambda: vectors.compute(kind, voice, tokens, **options))
-        return await asyncio.wrap_future(future)
+    async def embed(self, model: str, tokens: list[int], pooling: Literal["mean", "last"]) -> list[float]:
+        return await self._between_steps(partial(embed, self.served_models[model], tokens, pooling))
+
+    async def score(self, model: str, tokens: list[int], top: int) -> list[Logprob]:
+        return await self._between_steps(partial(score, self.served_models[model], tokens, top))
+
+    async def _between_steps(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self.engine.between_steps(work))
 
     def gauges(self) -> dict[str, float]:
         engine = self.engine
+        capacity = engine.slots * engine.length
         return {
-            "running": engine.n_running,
-            "waiting": engine.n_waiting,
+            "answers_running": engine.n_running,
+            "answers_waiting": engine.n_waiting,
             "slots": engine.slots,
-            "cache_tokens": engine.n_cached,
-            "cache_capacity_tokens": engine.slots * engine.length,
+            "cache_tokens": (cached := engine.n_cached),
+            "cache_capacity_tokens": capacity,
+            "cache_use_ratio": cached / max(capacity, 1),
         }
 
     async def trouble(self) -> str | None:

@@ -1,17 +1,16 @@
-"""What the routes ask of whoever runs the model, and what comes back: plain values that go between processes."""
+"""What the routes ask of a backend and what it returns: plain values that go between processes."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.served_models import ServedModel
 from litgpt.engine.request import FinishReason, Request
-from litgpt.engine.sampling import Sampling
+from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.engine.structured import Grammar
 from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError
@@ -20,18 +19,18 @@ from litgpt.tokenizer.stream import StreamDecoder
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerationTask:
     """One answer to be generated."""
 
     model: str
     """The name it is asked under."""
     prompt: list[int]
     sampling: Sampling
-    """Without a grammar: that one is made of `form`, where the model is."""
+    """Without a grammar: that one is made of `json_schema`, where the model is."""
     limit: int | None = None
     """The most tokens to generate; None: the room left."""
     stops: tuple[str, ...] = ()
-    form: str | None = None
+    json_schema: str | None = None
     """The JSON schema that the answer keeps to, as text."""
     shown: tuple[str, ...] = ()
     """Special tokens that stay in the text, because they mark something."""
@@ -42,12 +41,9 @@ class Work:
 
 
 @dataclass(frozen=True)
-class TokenNote:
-    """A token, with its log-probability and its best alternatives' where they were asked for."""
+class TokenLogprob(Logprob):
+    """A token's log-probability, and how long its text is."""
 
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
     length: int = 0
     """Characters that became certain with it; none inside a character of several tokens."""
 
@@ -65,14 +61,14 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class News:
-    """What came out of one answer since the last news of it."""
+class Delta:
+    """What came out of one answer since its last delta."""
 
     choice: int
     text: str = ""
-    notes: tuple[TokenNote, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
-    """Not None in the last news of an answer."""
+    """Not None in the last delta of an answer."""
     counts: Counts = field(default_factory=Counts)
     error: str | None = None
     """What the model failed with; the finish reason is `error`."""
@@ -80,21 +76,21 @@ class News:
     """Whose fault the error is."""
 
 
-class Answers(ABC):
-    """The answers to one HTTP request, on their way."""
+class ResponseStream(ABC):
+    """The answers to one HTTP request, as they come."""
 
     @abstractmethod
     async def change(self) -> None:
-        """Returns when something happened that `take` may tell of, the turn's coming too."""
+        """Returns when `take` may have something to return, or an answer got its slot."""
 
     @abstractmethod
-    def take(self) -> list[News]:
+    def take(self) -> list[Delta]:
         """What happened since the last call; never waits."""
 
     @property
     @abstractmethod
     def begun(self) -> bool:
-        """Whether an answer got its turn."""
+        """Whether an answer got its slot."""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -102,7 +98,7 @@ class Answers(ABC):
 
 
 class Backend(ABC):
-    """Whoever runs the model."""
+    """What runs the model."""
 
     slots: int
     """Answers that are worked on at the same time."""
@@ -110,16 +106,20 @@ class Backend(ABC):
     """Tokens that a prompt and its answer may have together."""
 
     @abstractmethod
-    async def open(self, works: Sequence[Work]) -> Answers:
-        """Puts works in line.
+    async def open(self, tasks: Sequence[GenerationTask]) -> ResponseStream:
+        """Submits tasks.
 
         Raises:
-            LitGPTError: A work makes no sense.
+            LitGPTError: A task makes no sense.
         """
 
     @abstractmethod
-    async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
-        """Something other than an answer: see `litgpt.deploy.backends.embeddings`."""
+    async def embed(self, model: str, tokens: list[int], pooling: Literal["mean", "last"]) -> list[float]:
+        """See `litgpt.deploy.backends.embeddings.embed`."""
+
+    @abstractmethod
+    async def score(self, model: str, tokens: list[int], top: int) -> list[Logprob]:
+        """See `litgpt.deploy.backends.embeddings.score`."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -131,7 +131,7 @@ class Backend(ABC):
 
     @abstractmethod
     def gauges(self) -> dict[str, float]:
-        """What there is to measure: `running`, `waiting`, `cache_tokens`, `cache_capacity` …"""
+        """What is going on right now, by the names in `litgpt.deploy.metrics.GAUGES`."""
 
     @abstractmethod
     async def trouble(self) -> str | None:
@@ -144,7 +144,7 @@ MEMORY = 64
 """Tokens back that may say how the text of the next one looks."""
 
 
-class NotedStream(StreamDecoder):
+class OutputDecoder(StreamDecoder):
     """A decoder that shows some special tokens, and remembers how long each token's text is.
 
     Args:
@@ -182,95 +182,80 @@ def _ids(tokenizer: Tokenizer, shown: tuple[str, ...]) -> dict[int, str]:
     return found
 
 
-class Following:
-    """One answer of an engine, told as news."""
+class OutputStream(Reply):
+    """One answer of an engine, as deltas."""
 
-    def __init__(self, choice: int, reply: Reply, decoder: NotedStream) -> None:
-        self.reply = reply
-        self._choice, self._decoder = choice, decoder
-        self._noted = self._told = self._read = 0
-        self._closed = False
+    def __init__(self, choice: int, request: Request, decoder: OutputDecoder, stops: Sequence[str]) -> None:
+        super().__init__(request, decoder, stops)
+        self.closed = False
+        """Whether the last delta has been returned."""
+        self._choice, self._lengths = choice, decoder.lengths
+        self._n_logprobs = self._n_characters = self._n_measured = 0
+        """In the deltas so far: log-probabilities, characters, and the characters of the tokens of the former."""
 
-    @property
-    def request(self) -> Request:
-        """The engine's side of it."""
-        return self.reply.request
-
-    @property
-    def closed(self) -> bool:
-        """Whether all of it is told."""
-        return self._closed
-
-    def news(self) -> News | None:
-        """What happened since the last call; None: nothing to tell, or all is told."""
-        if self._closed:
+    def delta(self) -> Delta | None:
+        """What happened since the last call; None: nothing, or the last delta has been returned."""
+        if self.closed:
             return None
         request = self.request
-        done = request.done  # looked at first: what comes out after this is told next time
-        text = "".join(self.reply.push([token]) for token in request.take())
-        stopped = self.reply.finish_reason == "stop" and not done
+        done = request.done  # looked at first: what comes out after this is in the next delta
+        text = "".join(self.push([token]) for token in request.take())
+        stopped = self.finish_reason == "stop" and not done
         if done or stopped:
-            text += self.reply.close()
-        self._told += len(text)
-        notes = self._notes(done)
-        if not (text or notes or done or stopped):
+            text += self.close()
+        self._n_characters += len(text)
+        logprobs = self._logprobs(done)
+        if not (text or logprobs or done or stopped):
             return None
-        self._closed = done or stopped
-        error = request.error
-        return News(
+        self.closed = done or stopped
+        error, timing = request.error, request.timing
+        waited = 0.0 if timing.admitted is None else timing.admitted - timing.submitted
+        return Delta(
             self._choice,
             text,
-            notes,
-            self.reply.finish_reason if self._closed else None,
-            Counts(len(request.prompt), request.n_shared, request.n_generated, self._waited()),
+            logprobs,
+            self.finish_reason if self.closed else None,
+            Counts(len(request.prompt), request.n_shared, request.n_generated, waited),
             None if error is None else str(error),
             "request" if request.at_fault else "server",
         )
 
-    def _waited(self) -> float:
-        timing = self.request.timing
-        return 0.0 if timing.admitted is None else timing.admitted - timing.submitted
-
-    def _notes(self, done: bool) -> tuple[TokenNote, ...]:
-        """The log-probabilities of tokens whose text is told; none for tokens behind a stop string."""
+    def _logprobs(self, done: bool) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities of tokens whose text is in a delta; none for tokens behind a stop string."""
+        logprobs, lengths = self.request.logprobs, self._lengths
         if self.request.sampling.logprobs is None:
             return ()
         found = []
-        cut = self.reply.finish_reason == "stop" and self.reply.request.finish_reason != "stop"
-        while self._noted < len(self._decoder.lengths) and self._noted < len(self.request.logprobs):
-            if self._read >= self._told and (cut or not done) and (cut or self._decoder.lengths[self._noted]):
+        cut = self.finish_reason == "stop" and self.request.finish_reason != "stop"
+        while (at := self._n_logprobs) < min(len(lengths), len(logprobs)):
+            if self._n_measured >= self._n_characters and (cut or (not done and lengths[at])):
                 break
-            note, length = self.request.logprobs[self._noted], self._decoder.lengths[self._noted]
-            found.append(TokenNote(note.token, note.logprob, note.top, length))
-            self._read += length
-            self._noted += 1
+            found.append(TokenLogprob(logprobs[at].token, logprobs[at].logprob, logprobs[at].top, lengths[at]))
+            self._n_measured += lengths[at]
+            self._n_logprobs += 1
         return tuple(found)
 
 
-def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Following:
-    """Puts a work in line at the engine of a voice.
+def submit(
+    served_model: ServedModel, choice: int, task: GenerationTask, watch: Callable[[], None] | None = None
+) -> OutputStream:
+    """Submits a task to the engine of a served model.
 
     Raises:
         LitGPTError: It makes no sense.
     """
-    sampling = work.sampling
-    tokenizer = voice.inference_model.tokenizer
-    if work.form is not None:
-        sampling = replace(sampling, grammar=grammar_of(work.form, tokenizer))
-    ends = [] if work.ignore_end else voice.inference_model.stops
-    decoder = NotedStream(tokenizer, work.shown, work.prompt if work.continues else ())
-    request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, adapter=voice.adapter)
-    return Following(choice, Reply(request, decoder, work.stops), decoder)
+    sampling = task.sampling
+    tokenizer = served_model.inference_model.tokenizer
+    if task.json_schema is not None:
+        sampling = replace(sampling, grammar=json_schema_grammar(task.json_schema, tokenizer))
+    ends = [] if task.ignore_end else served_model.inference_model.stops
+    decoder = OutputDecoder(tokenizer, task.shown, task.prompt if task.continues else ())
+    request = served_model.engine.submit(task.prompt, sampling, ends, task.limit, watch, adapter=served_model.adapter)
+    return OutputStream(choice, request, decoder, task.stops)
 
 
-@lru_cache(maxsize=8)  # one may take 20 MB
-def grammar_of(form: str, tokenizer: Tokenizer) -> Grammar:
-    """What a JSON schema, as text, lets an answer be.
-
-    Raises:
-        LitGPTError: It can't be enforced.
-    """
-    return Grammar.json_schema(json.loads(form), tokenizer)
+json_schema_grammar = lru_cache(maxsize=8)(Grammar.json_schema)  # one may take 20 MB
+"""`Grammar.json_schema` of a schema as text."""
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Collection
 
-from litgpt.deploy.protocol.tool_calls import Call, Parted
+from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage
 from litgpt.engine.text import begun
 
 SIGN = "<|channel|>"
@@ -23,7 +23,7 @@ CALLED = re.compile(r"to=functions\.([\w.-]+)")
 THOUGHT = "analysis"
 
 
-class ChannelReader:
+class ChannelParser:
     """Takes an answer piece by piece and parts what is said, called and thought.
 
     Args:
@@ -40,25 +40,25 @@ class ChannelReader:
         self._called: str | None = None
         self._arguments = ""
 
-    def push(self, text: str) -> Parted:
+    def push(self, text: str) -> DeltaMessage:
         """What is said, called and thought, as far as it is certain."""
         self._held += text
-        parted = Parted()
+        message = DeltaMessage()
         while not self._in_head or self._read_head():
             found = [(at, end) for end in self._ends if (at := self._held.find(end)) >= 0]
             if not found:
-                return parted + self._tell(len(self._held) - begun(self._held, self._ends))
+                return message + self._content(len(self._held) - begun(self._held, self._ends))
             at, end = min(found)
-            parted = parted + self._tell(at) + self._call()
+            message = message + self._content(at) + self._call()
             self._held = self._held.removeprefix(end)
             self._in_head = True
-        return parted
+        return message
 
-    def close(self) -> Parted:
+    def close(self) -> DeltaMessage:
         """What was held back, once the answer is complete."""
         if self._in_head:
-            return Parted(self._held) if self._first and SIGN not in self._held else Parted()
-        return self._tell(len(self._held)) + self._call()
+            return DeltaMessage(self._held) if self._first and SIGN not in self._held else DeltaMessage()
+        return self._content(len(self._held)) + self._call()
 
     def _read_head(self) -> bool:
         """Reads on to where a message's text begins; False: that is still to come."""
@@ -73,21 +73,21 @@ class ChannelReader:
         self._held, self._in_head, self._first = rest, False, False
         return True
 
-    def _tell(self, n: int) -> Parted:
+    def _content(self, n: int) -> DeltaMessage:
         """What the next `n` characters of a message come to."""
         text, self._held = self._held[:n], self._held[n:]
         if self._called is not None:
             self._arguments += text
-            return Parted()
-        return Parted(thought=text) if self._channel == THOUGHT else Parted(text)
+            return DeltaMessage()
+        return DeltaMessage(reasoning=text) if self._channel == THOUGHT else DeltaMessage(text)
 
-    def _call(self) -> Parted:
+    def _call(self) -> DeltaMessage:
         """The call that a message was, if it was one."""
         name, arguments, self._called, self._arguments = self._called, self._arguments, None, ""
         if name is None:
-            return Parted()
+            return DeltaMessage()
         try:
             known = name in self._names and isinstance(json.loads(arguments), dict)
         except (ValueError, RecursionError):
             known = False
-        return Parted(calls=(Call(name, arguments),)) if known else Parted(arguments)
+        return DeltaMessage(calls=(Call(name, arguments),)) if known else DeltaMessage(arguments)

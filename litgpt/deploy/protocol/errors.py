@@ -20,7 +20,7 @@ KINDS = {
 """Status -> `type`; every other 4xx is an `invalid_request_error`, every 5xx a `server_error`."""
 
 
-class Problem(Exception):
+class APIError(Exception):
     """Ends a request with a status and one sentence.
 
     Args:
@@ -43,7 +43,7 @@ class Problem(Exception):
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 
     @property
-    def word(self) -> str:
+    def label(self) -> str:
         """It in one word, without anything of the request; for logs."""
         return self.code or str(self.body()["error"]["type"])
 
@@ -53,7 +53,7 @@ class Problem(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self, detail: bool = False) -> JSON:
-        """The answer that tells it; `detail`: as `/predict` tells it, too."""
+        """The response; `detail`: with the field that `/predict` has it in, too."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -89,36 +89,36 @@ def _finite(content: Any) -> Any:
     return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
-def explain(problems: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> tuple[str, str | None]:
+def explain(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> tuple[str, str | None]:
     """One sentence for what is wrong with a body, and the field; nothing of the body itself but names of fields.
 
     Args:
-        problems: Pydantic's complaints; the first one is told.
+        errors: Pydantic's; the sentence is about one of them.
         fields: The names that the body may have.
     """
-    problem = _nearest(problems)
-    place: Sequence[Any] = problem["loc"][1:]  # after "body"
-    if problem["type"] == "json_invalid":
-        return f"The body is not valid JSON: {problem['ctx']['error']}.", None
-    if not place or (len(place) == 1 and problem["type"] in ("model_attributes_type", "dict_type")):
+    error = _nearest(errors)
+    place: Sequence[Any] = error["loc"][1:]  # after "body"
+    if error["type"] == "json_invalid":
+        return f"The body is not valid JSON: {error['ctx']['error']}.", None
+    if not place or (len(place) == 1 and error["type"] in ("model_attributes_type", "dict_type")):
         return f'The body must be a JSON object like {{"{fields[0]}": "..."}}, sent as application/json.', None
     name = _path(place)
-    if problem["type"] == "missing":
+    if error["type"] == "missing":
         return f"The field `{name}` is missing.", name
-    if problem["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         known = fields if len(place) == 1 else ()
         return f"There is no field `{name[:100]}`.{closest(name[:50], known)}", name[:100]
-    said = problem["msg"].removeprefix("Value error, ")[:300]
-    return f"The field `{name}` is of the wrong kind: {said[0].lower()}{said[1:]}.", name
+    reason = error["msg"].removeprefix("Value error, ")[:300]
+    return f"The field `{name}` is of the wrong kind: {reason[0].lower()}{reason[1:]}.", name
 
 
-def _nearest(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _nearest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The first complaint; where a value is none of several kinds, that about the kind that it comes nearest to."""
-    place = problems[0]["loc"]
+    place = errors[0]["loc"]
     if not _is_kind(place[-1]):
-        return problems[0]
-    same = [problem for problem in problems if problem["loc"][: len(place) - 1] == place[:-1]]
-    return max(same, key=lambda problem: len(problem["loc"]))
+        return errors[0]
+    same = [error for error in errors if error["loc"][: len(place) - 1] == place[:-1]]
+    return max(same, key=lambda error: len(error["loc"]))
 
 
 def _is_kind(part: Any) -> bool:

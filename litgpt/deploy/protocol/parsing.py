@@ -1,4 +1,4 @@
-"""From a request's fields to the work it asks for."""
+"""From a request's fields to the tasks it asks for."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.data.sft.formats import as_object
-from litgpt.deploy.backends.task import grammar_of
-from litgpt.deploy.protocol.errors import Problem
-from litgpt.deploy.protocol.schemas import Drawn, JSONObject, JSONSchema, Message, PlainText, Tool
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.backends.task import GenerationTask, json_schema_grammar
+from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.protocol.schemas import ChatMessage, JSONObject, JSONSchema, PlainText, SamplingFields, Tool
+from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.prompts import ChatTemplate
 
-LONGEST_FORM = 120_000
+MAX_SCHEMA_CHARACTERS = 120_000
 """Characters of a JSON schema; OpenAI takes about as many."""
 
 
-def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None) -> Sampling:
+def sampling_of(body: SamplingFields, served_model: ServedModel, base: Sampling, logprobs: int | None) -> Sampling:
     """The server's settings with this request's in their place.
 
     Raises:
-        Problem: A value is out of its range.
+        APIError: A value is out of its range.
     """
     names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     given = {name: getattr(body, name) for name in names}
@@ -37,75 +37,77 @@ def sampling_of(body: Drawn, voice: Voice, base: Sampling, logprobs: int | None)
         changes["seed"] = body.seed % 2**64
     if body.logit_bias:
         biases = changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
-        rows = voice.inference_model.model.transformer.wte.num_embeddings
+        rows = served_model.inference_model.model.transformer.wte.num_embeddings
         if max(biases) >= rows:
-            raise Problem(400, f"logit_bias has a token id outside 0 ... {rows - 1}.", "logit_bias")
+            raise APIError(400, f"logit_bias has a token id outside 0 ... {rows - 1}.", "logit_bias")
     try:
         return replace(base, logprobs=logprobs, **changes)
     except LitGPTError as error:
         name = str(error).partition(" ")[0]
-        raise Problem(400, str(error), name if name in type(body).model_fields else None) from None
+        raise APIError(400, str(error), name if name in type(body).model_fields else None) from None
 
 
-def stops_of(body: Drawn, service: Service) -> tuple[str, ...]:
+def stops_of(body: SamplingFields, service: Service) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
-        Problem: Too many, or an empty one.
+        APIError: Too many, or an empty one.
     """
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > service.limits.stops:
-        raise Problem(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
+        raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
     if not all(stops):
-        raise Problem(400, "A stop string is empty; leave it out or give at least one character.", "stop")
+        raise APIError(400, "A stop string is empty; leave it out or give at least one character.", "stop")
     return tuple(stops)
 
 
-def choices_of(body: Drawn, service: Service) -> int:
+def choices_of(body: SamplingFields, service: Service) -> int:
     """How many answers are asked for.
 
     Raises:
-        Problem: Too many.
+        APIError: Too many.
     """
     n = body.n or 1
     if n > service.limits.choices:
-        raise Problem(400, f"n is {n}; at most {service.limits.choices} answers to one prompt are given.", "n")
+        raise APIError(400, f"n is {n}; at most {service.limits.choices} answers to one prompt are given.", "n")
     return n
 
 
-def form_of(wanted: PlainText | JSONObject | JSONSchema | None, voice: Voice) -> str | None:
+def response_format_schema(wanted: PlainText | JSONObject | JSONSchema | None, served_model: ServedModel) -> str | None:
     """The JSON schema that a `response_format` asks for, as text; None: any text.
 
     Raises:
-        Problem: It can't be enforced.
+        APIError: It can't be enforced.
     """
     if isinstance(wanted, JSONObject):
         return '{"type":"object"}'
-    return check_form(wanted.json_schema.schema_, voice, "response_format") if isinstance(wanted, JSONSchema) else None
+    if isinstance(wanted, JSONSchema):
+        return checked_schema(wanted.json_schema.schema_, served_model, "response_format")
+    return None
 
 
-def check_form(schema: dict[str, Any], voice: Voice, field: str) -> str:
+def checked_schema(schema: dict[str, Any], served_model: ServedModel, field: str) -> str:
     """A JSON schema as text.
 
     Raises:
-        Problem: It can't be enforced; `field` is where it stands in the request.
+        APIError: It can't be enforced; `field` is where it stands in the request.
     """
-    form = json.dumps(schema)
-    if len(form) > LONGEST_FORM:
-        message = f"The JSON schema has {len(form)} characters; at most {LONGEST_FORM} are taken."
-        raise Problem(400, message, field)
+    json_schema = json.dumps(schema)
+    if len(json_schema) > MAX_SCHEMA_CHARACTERS:
+        message = f"The JSON schema has {len(json_schema)} characters; at most {MAX_SCHEMA_CHARACTERS} are taken."
+        raise APIError(400, message, field)
     try:
-        grammar_of(form, voice.inference_model.tokenizer)
+        json_schema_grammar(json_schema, served_model.inference_model.tokenizer)
     except LitGPTError as error:
-        raise Problem(400, str(error), field) from None
-    return form
+        raise APIError(400, str(error), field) from None
+    return json_schema
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """The conversation as chat templates read it.
 
     Raises:
-        Problem: A message lacks what its role needs.
+        APIError: A message lacks what its role needs.
     """
     plain = []
     for at, message in enumerate(messages):
@@ -113,7 +115,7 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if isinstance(content, list):
             content = "".join(part.text for part in content)
         if content is None and not message.tool_calls and message.role != "assistant":
-            raise Problem(
+            raise APIError(
                 400, f"The message has no content, which a {message.role}'s needs.", f"messages[{at}].content"
             )
         entry: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
@@ -142,8 +144,8 @@ def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def render(
-    voice: Voice,
-    messages: Sequence[Message],
+    served_model: ServedModel,
+    messages: Sequence[ChatMessage],
     tools: Sequence[Tool],
     variables: dict[str, Any],
     opening: bool = True,
@@ -151,43 +153,46 @@ def render(
     """The text of a conversation.
 
     Args:
-        voice: Whose style writes it.
+        served_model: Whose style writes it.
         messages: The conversation.
         tools: What the model may call.
         variables: What else the chat template reads.
         opening: Whether it ends where the next answer begins.
 
     Raises:
-        Problem: The model's style cannot write it.
+        APIError: The model's style cannot write it.
     """
-    style = voice.inference_model.style
-    if unread := [name for name in variables if isinstance(style, ChatTemplate) and not _reads(style, name)]:
-        raise Problem(400, f"This model's chat template doesn't read {unread[0][:50]}; leave it out.", unread[0][:50])
-    if not isinstance(style, ChatTemplate) and variables:
-        raise Problem(
-            400, f"The prompt style {type(style).__name__} takes no {next(iter(variables))}.", next(iter(variables))
-        )
-    if tools and not (isinstance(style, ChatTemplate) and "tools" in style.template("tool_use").source):
-        raise Problem(400, "This model's chat template has no place for tools; leave them out.", "tools")
+    style = served_model.inference_model.style
+    if isinstance(style, ChatTemplate):
+        if unread := [name for name in variables if name not in style.template("tool_use").source]:
+            message = f"This model's chat template doesn't read {unread[0][:50]}; leave it out."
+            raise APIError(400, message, unread[0][:50])
+    elif variables:
+        name = next(iter(variables))
+        raise APIError(400, f"The prompt style {type(style).__name__} takes no {name}.", name)
+    if tools and "tools" not in template_source(served_model, "tool_use"):
+        raise APIError(400, "This model's chat template has no place for tools; leave them out.", "tools")
     plain = plain_messages(messages)
     try:
         if isinstance(style, ChatTemplate):
             return style.apply_messages(plain, opening, tools=plain_tools(tools) or None, **variables)
         return style.apply_messages(plain, opening)
     except LitGPTError as error:
-        raise Problem(422, unplaced(voice, error)[:500], "messages", "template_refused") from None
+        raise APIError(422, unplaced(served_model, error)[:500], "messages", "template_refused") from None
 
 
-def unplaced(voice: Voice, error: LitGPTError) -> str:
+def unplaced(served_model: ServedModel, error: LitGPTError) -> str:
     """What is wrong, without where the server keeps its files."""
-    return str(error).replace(f" in {voice.inference_model.tokenizer.checkpoint_dir}", "")
+    return str(error).replace(f" in {served_model.inference_model.tokenizer.checkpoint_dir}", "")
 
 
-def _reads(style: ChatTemplate, name: str) -> bool:
-    return name in style.template("tool_use").source
+def template_source(served_model: ServedModel, name: str = "default") -> str:
+    """The source of the model's chat template called `name`; empty where its prompt style is another."""
+    style = served_model.inference_model.style
+    return style.template(name).source if isinstance(style, ChatTemplate) else ""
 
 
-def characters(messages: Sequence[Message]) -> int:
+def characters(messages: Sequence[ChatMessage]) -> int:
     """How many characters a conversation has at least."""
     found = 0
     for message in messages:
@@ -196,24 +201,58 @@ def characters(messages: Sequence[Message]) -> int:
     return found
 
 
-def encode(service: Service, voice: Voice, text: str, field: str, raw: bool = False) -> list[int]:
+def encode(service: Service, served_model: ServedModel, text: str, field: str, raw: bool = False) -> list[int]:
     """The tokens of a prompt.
 
     Args:
         service: Whose limits hold.
-        voice: Whose tokenizer.
+        served_model: Whose tokenizer.
         text: The prompt.
         field: Where it stands in the request.
         raw: A plain text; else one that the model's style has written.
 
     Raises:
-        Problem: It is empty, too long, or no text.
+        APIError: It is empty, too long, or no text.
     """
     service.check_length(len(text), field)
-    inference_model = voice.inference_model
+    inference_model = served_model.inference_model
     try:
         tokens = inference_model.tokenizer.encode_ids(text) if raw else inference_model.encode_text(text)
     except LitGPTError as error:
-        raise Problem(400, unplaced(voice, error), field) from None
+        raise APIError(400, unplaced(served_model, error), field) from None
     service.check_tokens(tokens, field)
     return tokens
+
+
+def prompts_of(
+    service: Service, served_model: ServedModel, given: str | list[Any], field: str = "prompt"
+) -> list[list[int]]:
+    """The tokens of each prompt: a text, several, or token ids.
+
+    Raises:
+        APIError: One of them can't be.
+    """
+    if isinstance(given, str):
+        return [encode(service, served_model, given, field, raw=True)]
+    if not given:
+        raise APIError(400, "The list is empty; give at least one text.", field)
+    if isinstance(given[0], int):
+        given = [given]
+    if len(given) > service.room:
+        raise APIError(400, f"There are {len(given)} texts, and there is room for {service.room}; split them.", field)
+    rows = served_model.inference_model.model.transformer.wte.num_embeddings
+    prompts = []
+    for at, text in enumerate(given):
+        if isinstance(text, str):
+            prompts.append(encode(service, served_model, text, f"{field}[{at}]", raw=True))
+            continue
+        service.check_tokens(text, f"{field}[{at}]")
+        if not (min(text) >= 0 and max(text) < rows):
+            raise APIError(400, f"There are token ids outside 0 ... {rows - 1}.", f"{field}[{at}]")
+        prompts.append(text)
+    return prompts
+
+
+def tasks_of(task: GenerationTask, n: int) -> list[GenerationTask]:
+    """The same task `n` times; seeds count up."""
+    return [replace(task, sampling=task.sampling.of_sample(i)) for i in range(n)]

@@ -31,7 +31,7 @@ class Body(BaseModel):
         return {name: value for name, value in given.items() if value is not None or name in known}
 
 
-class Harmless(Body):
+class IgnoredFields(Body):
     """Fields that say something about the request and nothing about the answer: taken and left alone."""
 
     user: str | None = None
@@ -51,7 +51,7 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class Drawn(Harmless):
+class SamplingFields(IgnoredFields):
     """What chat and completions share."""
 
     model: str
@@ -104,7 +104,7 @@ class ToolCall(Body):
     index: int | None = None
 
 
-class Message(Body):
+class ChatMessage(Body):
     """A message of a conversation; an answer's own fields are taken back as they were given."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -176,10 +176,10 @@ class JSONSchema(Body):
     json_schema: NamedSchema
 
 
-class ChatRequest(Drawn):
+class ChatRequest(SamplingFields):
     """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -192,7 +192,7 @@ class ChatRequest(Drawn):
     modalities: list[Literal["text"]] | None = None
 
 
-class CompletionRequest(Drawn):
+class CompletionRequest(SamplingFields):
     """The body of `/v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -204,7 +204,7 @@ class CompletionRequest(Drawn):
     suffix: Literal[""] | None = None
 
 
-class EmbeddingRequest(Harmless):
+class EmbeddingRequest(IgnoredFields):
     """The body of `/v1/embeddings`."""
 
     model: str
@@ -218,7 +218,7 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     tools: Annotated[list[Tool], Field(max_length=TOOLS)] | None = None
     add_special_tokens: bool | None = None
     """Of a text: whether it opens as the tokenizer's files say."""

@@ -26,7 +26,7 @@ class Call:
     arguments: str
     id: str = field(default_factory=lambda: "".join(secrets.choice(ID_CHARACTERS) for _ in range(ID_LENGTH)))
 
-    def told(self, index: int | None = None) -> dict[str, Any]:
+    def format(self, index: int | None = None) -> dict[str, Any]:
         """As OpenAI's answers tell it; `index`: in a stream."""
         place = {} if index is None else {"index": index}
         called = {"name": self.name, "arguments": self.arguments}
@@ -34,15 +34,15 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Parted:
+class DeltaMessage:
     """A piece of an answer, its kinds parted."""
 
-    said: str = ""
+    content: str = ""
     calls: tuple[Call, ...] = ()
-    thought: str = ""
+    reasoning: str = ""
 
-    def __add__(self, other: Parted) -> Parted:
-        return Parted(self.said + other.said, self.calls + other.calls, self.thought + other.thought)
+    def __add__(self, other: DeltaMessage) -> DeltaMessage:
+        return DeltaMessage(self.content + other.content, self.calls + other.calls, self.reasoning + other.reasoning)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def format_of(template: str) -> ToolFormat | None:
     return next((known for known in FORMATS if any(sign in template for sign in known.signs)), None)
 
 
-class CallReader:
+class ToolCallParser:
     """Takes an answer piece by piece and parts what is said from what is called.
 
     Args:
@@ -211,35 +211,35 @@ class CallReader:
         self._held = ""
         self._inside: str | None = None
         """What the calls that are being read began with; None: none are."""
-        self._said = False
+        self._has_content = False
         self.n_calls = 0
 
-    def push(self, text: str) -> Parted:
+    def push(self, text: str) -> DeltaMessage:
         """What is said and what is called, as far as it is certain."""
         self._held += text
-        parted = Parted()
+        message = DeltaMessage()
         while True:
             if self._inside is None:
-                parted += Parted(self._noted(self._until_start()))
+                message += DeltaMessage(self._content(self._until_start()))
                 if self._inside is None:
                     break
             content = self._until_end()
             if content is None:
                 break
-            parted += self._read(content, self._notation.end or "")
-        return parted
+            message += self._read(content, self._notation.end or "")
+        return message
 
-    def close(self) -> Parted:
+    def close(self) -> DeltaMessage:
         """What was held back, once the answer is complete."""
         rest, self._held = self._held, ""
-        return Parted(self._noted(rest)) if self._inside is None else self._read(rest, "")
+        return DeltaMessage(self._content(rest)) if self._inside is None else self._read(rest, "")
 
-    def _noted(self, said: str) -> str:
+    def _content(self, content: str) -> str:
         # White space between calls, or after the last one, is notation and not something said.
-        if self.n_calls and not said.strip():
+        if self.n_calls and not content.strip():
             return ""
-        self._said = self._said or bool(said.strip())
-        return said
+        self._has_content = self._has_content or bool(content.strip())
+        return content
 
     def _until_start(self) -> str:
         """What is said before a call begins; the rest stays held."""
@@ -247,7 +247,7 @@ class CallReader:
         if notation.only_first:
             text = held.lstrip()
             begins = any(start.startswith(text) or text.startswith(start) for start in notation.starts)
-            if self._said or self.n_calls or not begins:
+            if self._has_content or self.n_calls or not begins:
                 self._held = ""
                 return held
             start = next((start for start in notation.starts if text.startswith(start)), None)
@@ -272,16 +272,16 @@ class CallReader:
         content, _, self._held = self._held.partition(end)
         return content
 
-    def _read(self, content: str, end: str) -> Parted:
+    def _read(self, content: str, end: str) -> DeltaMessage:
         start, self._inside = self._inside or "", None
         try:
             calls = self._notation.parse(content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             calls = []
         if not calls or any(call.name not in self._names for call in calls):
-            return Parted(self._noted(start + content + end))
+            return DeltaMessage(self._content(start + content + end))
         self.n_calls += len(calls)
-        return Parted(calls=tuple(calls))
+        return DeltaMessage(calls=tuple(calls))
 
 
 def forced_schema(notation: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

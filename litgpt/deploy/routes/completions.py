@@ -3,39 +3,86 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from litgpt.deploy.backends.task import LEAST_LOGPROB, NotedStream, TokenNote, Work, token_text
-from litgpt.deploy.protocol.errors import JSON, Problem
-from litgpt.deploy.protocol.events import Usage, events, finish_reason, stream_response
-from litgpt.deploy.protocol.parsing import choices_of, encode, form_of, sampling_of, stops_of
+from litgpt.deploy.backends.task import LEAST_LOGPROB, Delta, GenerationTask, OutputDecoder, TokenLogprob, token_text
+from litgpt.deploy.protocol.errors import JSON, APIError
+from litgpt.deploy.protocol.parsing import (
+    choices_of,
+    prompts_of,
+    response_format_schema,
+    sampling_of,
+    stops_of,
+    tasks_of,
+)
+from litgpt.deploy.protocol.responses import Choice, ParsedRequest, finish_reason, respond
 from litgpt.deploy.protocol.schemas import CompletionRequest
-from litgpt.deploy.routes.chat import works_of
-from litgpt.deploy.served_models import Voice
-from litgpt.deploy.service import Live, Service
+from litgpt.deploy.service import Service
 
 
 @dataclass
-class Order:
-    """A request, understood."""
+class Echo:
+    """A prompt as it is given back."""
+
+    text: str
+    logprobs: list[TokenLogprob]
+    """How likely each token was; nobody knows of the first one, whose log-probability is NaN."""
+
+
+@dataclass
+class ParsedCompletion(ParsedRequest):
+    """A completion request, parsed; without tasks where the prompts alone are to be given back."""
+
+    id_prefix = "cmpl-"
+    kind = chunk_kind = "text_completion"
 
     body: CompletionRequest
-    voice: Voice
     prompts: list[list[int]]
-    works: list[Work]
-    """None where the prompts alone are to be given back."""
-    n: int
-    id: str = ""
-    created: int = field(default_factory=lambda: int(time.time()))
+    echoes: list[Echo | None] = field(default_factory=list)
+    """Of each prompt; None: it is not given back."""
 
-    def head(self) -> dict[str, Any]:
-        """What every answer, and every piece of one, begins with."""
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.body.model}
+    def choices(self) -> list[CompletionChoice]:
+        return [CompletionChoice(self, index) for index in range(len(self.prompts) * self.n)]
+
+
+class CompletionChoice(Choice):
+    """One text as it comes, and how likely each token was."""
+
+    def __init__(self, parsed: ParsedCompletion, index: int) -> None:
+        self._parsed, self._index = parsed, index
+        self._echo = parsed.echoes[index // parsed.n]
+        self._text = "" if self._echo is None else self._echo.text
+        self._logprobs = [] if self._echo is None else [*self._echo.logprobs]
+        self._reason = "length"
+        self._offset = 0
+        """Characters in the chunks so far."""
+
+    def push(self, delta: Delta) -> None:
+        self._text += delta.text
+        self._logprobs += delta.logprobs
+        if delta.finish_reason is not None:
+            self._reason = finish_reason(delta.finish_reason)
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        if self._echo is not None:
+            yield self._chunk(self._echo.text, self._echo.logprobs, None)
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        reason = None if delta.finish_reason is None else finish_reason(delta.finish_reason)
+        if delta.text or delta.logprobs or reason is not None:
+            yield self._chunk(delta.text, delta.logprobs, reason)
+
+    def _chunk(self, text: str, logprobs: Sequence[TokenLogprob], reason: str | None) -> dict[str, Any]:
+        formatted = _format_logprobs(self._parsed, logprobs, self._offset)
+        self._offset += sum(each.length for each in logprobs)
+        return {"index": self._index, "text": text, "logprobs": formatted, "finish_reason": reason}
+
+    def format(self) -> dict[str, Any]:
+        return self._chunk(self._text, self._logprobs, self._reason)
 
 
 def make_router(service: Service) -> APIRouter:
@@ -45,184 +92,87 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """What follows a text, or each of several."""
-        order = await service.prepare(lambda: understand(service, body))
-        live = service.live(http)
-        order.id = f"cmpl-{live.record.id}"
-        live.record.stream = bool(body.stream)
-        echoes = await echoes_of(service, order)
-        if not order.works:
-            return JSON(whole_without_answers(order, echoes))
-        await live.begin(order.works)
-        if body.stream:
-            return stream_response(events(pieces(order, live, echoes), live))
-        return JSON(await whole(order, live, echoes))
+        parsed = await service.prepare(parse, service, body)
+        parsed.identify(http.state.record)
+        parsed.echoes = await echoes_of(service, parsed)
+        return await respond(service, http, parsed) if parsed.tasks else JSON(echoes_alone(parsed))
 
     return router
 
 
-def understand(service: Service, body: CompletionRequest) -> Order:
-    """From the body to the work.
+def parse(service: Service, body: CompletionRequest) -> ParsedCompletion:
+    """From the body to the tasks.
 
     Raises:
-        Problem: Something in it can't be done.
+        APIError: Something in it can't be done.
     """
-    voice = service.voice(body.model)
+    served_model = service.served_model(body.model)
     n = choices_of(body, service)
     if body.best_of is not None and body.best_of != n:
-        raise Problem(400, "best_of other than n is not offered; ask for n answers and choose.", "best_of")
+        raise APIError(400, "best_of other than n is not offered; ask for n answers and choose.", "best_of")
     if body.stream_options is not None and not body.stream:
-        raise Problem(400, "stream_options needs stream to be true.", "stream_options")
+        raise APIError(400, "stream_options needs stream to be true.", "stream_options")
     if body.max_tokens == 0 and not body.echo:
-        raise Problem(400, "max_tokens is 0, which makes sense with echo only.", "max_tokens")
+        raise APIError(400, "max_tokens is 0, which makes sense with echo only.", "max_tokens")
     if body.max_tokens == 0 and body.stream:
-        raise Problem(400, "max_tokens is 0, and there is nothing to stream.", "max_tokens")
-    sampling = sampling_of(body, voice, service.sampling, body.logprobs)
+        raise APIError(400, "max_tokens is 0, and there is nothing to stream.", "max_tokens")
+    sampling = sampling_of(body, served_model, service.settings.sampling, body.logprobs)
     stops = stops_of(body, service)
-    prompts = prompts_of(service, voice, body.prompt)
-    form = form_of(body.response_format, voice)
-    works: list[Work] = []
-    for prompt in prompts if body.max_tokens != 0 else ():
-        work = Work(
-            voice.name, prompt, sampling, body.max_tokens, stops, form, ignore_end=bool(body.ignore_eos), continues=True
-        )
-        works += works_of(work, n)
-    return Order(body, voice, prompts, works, n)
+    prompts = prompts_of(service, served_model, body.prompt)
+    json_schema = response_format_schema(body.response_format, served_model)
+    limit, ignore_end = body.max_tokens, bool(body.ignore_eos)
+    task = GenerationTask(served_model.name, [], sampling, limit, stops, json_schema, (), ignore_end, continues=True)
+    tasks = [] if limit == 0 else [each for prompt in prompts for each in tasks_of(replace(task, prompt=prompt), n)]
+    return ParsedCompletion(body, served_model, tasks, n, prompts)
 
 
-def prompts_of(service: Service, voice: Voice, given: str | list[Any], field: str = "prompt") -> list[list[int]]:
-    """The tokens of each prompt: a text, several, or token ids.
-
-    Raises:
-        Problem: One of them can't be.
-    """
-    if isinstance(given, str):
-        return [encode(service, voice, given, field, raw=True)]
-    if not given:
-        raise Problem(400, "The list is empty; give at least one text.", field)
-    if isinstance(given[0], int):
-        given = [given]
-    room = service.backend.slots + service.limits.queue
-    if len(given) > room:
-        raise Problem(400, f"There are {len(given)} texts, and there is room for {room}; split them.", field)
-    rows = voice.inference_model.model.transformer.wte.num_embeddings
-    prompts = []
-    for at, text in enumerate(given):
-        if isinstance(text, str):
-            prompts.append(encode(service, voice, text, f"{field}[{at}]", raw=True))
-            continue
-        service.check_tokens(text, f"{field}[{at}]")
-        if not (min(text) >= 0 and max(text) < rows):
-            raise Problem(400, f"There are token ids outside 0 ... {rows - 1}.", f"{field}[{at}]")
-        prompts.append(text)
-    return prompts
-
-
-@dataclass
-class Echo:
-    """A prompt as it is given back."""
-
-    text: str
-    notes: list[TokenNote]
-    """How likely each token was; nobody knows of the first one, whose log-probability is NaN."""
-
-
-async def echoes_of(service: Service, order: Order) -> list[Echo | None]:
+async def echoes_of(service: Service, parsed: ParsedCompletion) -> list[Echo | None]:
     """The prompts, where they are to be given back, with log-probabilities where these are asked for."""
-    body, tokenizer = order.body, order.voice.inference_model.tokenizer
+    body, tokenizer = parsed.body, parsed.served_model.inference_model.tokenizer
     if not body.echo:
-        return [None] * len(order.prompts)
+        return [None] * len(parsed.prompts)
     echoes: list[Echo | None] = []
-    for prompt in order.prompts:
-        decoder = NotedStream(tokenizer)
+    for prompt in parsed.prompts:
+        decoder = OutputDecoder(tokenizer)
         text = "".join(decoder.push(token) for token in prompt)
-        if not order.works:  # else what is held back comes with the answer
+        if not parsed.tasks:  # else what is held back comes with the answer
             text += decoder.flush()
-        notes: list[TokenNote] = []
+        logprobs: list[TokenLogprob] = []
         if body.logprobs is not None:
-            scored = await service.compute("score", order.voice, prompt, top=body.logprobs)
-            notes = [
-                TokenNote(token, logprob, tuple(top), length)
-                for token, (logprob, top), length in zip(prompt, scored, decoder.lengths, strict=True)
+            scored = await service.score(parsed.served_model, prompt, body.logprobs)
+            logprobs = [
+                TokenLogprob(each.token, each.logprob, each.top, length)
+                for each, length in zip(scored, decoder.lengths, strict=True)
             ]
-        echoes.append(Echo(text, notes))
+        echoes.append(Echo(text, logprobs))
     return echoes
 
 
-def _logprobs(order: Order, notes: Sequence[TokenNote], start: int = 0) -> dict[str, Any]:
-    """As OpenAI's older endpoint tells them; `start`: characters before the first token."""
-    tokenizer = order.voice.inference_model.tokenizer
-    told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for note in notes:
-        unknown = math.isnan(note.logprob)
-        told["tokens"].append(token_text(tokenizer, note.token))
-        told["token_logprobs"].append(None if unknown else max(note.logprob, LEAST_LOGPROB))
-        top = {token_text(tokenizer, token): max(logprob, LEAST_LOGPROB) for token, logprob in note.top}
-        told["top_logprobs"].append(None if unknown else top)
-        told["text_offset"].append(start)
-        start += note.length
-    return told
-
-
-def whole_without_answers(order: Order, echoes: list[Echo | None]) -> dict[str, Any]:
-    """The prompts alone, given back."""
-    choices = []
-    for index, echo in enumerate(echo for echo in echoes for _ in range(order.n)):
-        assert echo is not None
-        notes = _logprobs(order, echo.notes) if order.body.logprobs is not None else None
-        choices.append({"index": index, "text": echo.text, "logprobs": notes, "finish_reason": "length"})
-    count = sum(map(len, order.prompts))
+def echoes_alone(parsed: ParsedCompletion) -> dict[str, Any]:
+    """The response of the prompts alone, given back."""
+    count = sum(map(len, parsed.prompts))
     usage = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
-    return {**order.head(), "choices": choices, "usage": usage}
+    return {**parsed.head(parsed.kind), "choices": [choice.format() for choice in parsed.choices()], "usage": usage}
 
 
-async def whole(order: Order, live: Live, echoes: list[Echo | None]) -> dict[str, Any]:
-    """The answer once it is complete."""
-    usage = Usage(order.n)
-    texts, reasons = [""] * len(order.works), [""] * len(order.works)
-    notes: list[list[TokenNote]] = [[] for _ in order.works]
-    for index in range(len(order.works)):
-        if echo := echoes[index // order.n]:
-            texts[index], notes[index] = echo.text, [*echo.notes]
-    async for news in live.news():
-        texts[news.choice] += news.text
-        notes[news.choice] += news.notes
-        usage.take(news)
-        if news.finish_reason is not None:
-            reasons[news.choice] = finish_reason(news.finish_reason)
-    choices = [
-        {
-            "index": index,
-            "text": texts[index],
-            "logprobs": _logprobs(order, notes[index]) if order.body.logprobs is not None else None,
-            "finish_reason": reasons[index],
-        }
-        for index in range(len(texts))
-    ]
-    return {**order.head(), "choices": choices, "usage": usage.told()}
+def _format_logprobs(parsed: ParsedCompletion, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    """The log-probabilities, where they are asked for, as the older of OpenAI's endpoints has them.
 
-
-async def pieces(order: Order, live: Live, echoes: list[Echo | None]) -> AsyncIterator[dict[str, Any]]:
-    """The answer as it comes."""
-    head = order.head()
-    wants_usage = order.body.stream_options is not None and order.body.stream_options.include_usage
-    if wants_usage:
-        head["usage"] = None
-    usage = Usage(order.n)
-    told = [0] * len(order.works)
-
-    def piece(index: int, text: str, notes: Sequence[TokenNote], reason: str | None) -> dict[str, Any]:
-        logprobs = _logprobs(order, notes, told[index]) if order.body.logprobs is not None else None
-        told[index] += sum(note.length for note in notes)
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return {**head, "choices": [choice]}
-
-    for index in range(len(order.works)):
-        if echo := echoes[index // order.n]:
-            yield piece(index, echo.text, echo.notes, None)
-    async for news in live.news():
-        usage.take(news)
-        reason = None if news.finish_reason is None else finish_reason(news.finish_reason)
-        if news.text or news.notes or reason is not None:
-            yield piece(news.choice, news.text, news.notes, reason)
-    if wants_usage:
-        yield {**head, "choices": [], "usage": usage.told()}
+    Args:
+        parsed: The request.
+        logprobs: Of each token.
+        offset: Characters before the first token.
+    """
+    if parsed.body.logprobs is None:
+        return None
+    tokenizer = parsed.served_model.inference_model.tokenizer
+    found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for each in logprobs:
+        unknown = math.isnan(each.logprob)
+        found["tokens"].append(token_text(tokenizer, each.token))
+        found["token_logprobs"].append(None if unknown else max(each.logprob, LEAST_LOGPROB))
+        top = {token_text(tokenizer, token): max(logprob, LEAST_LOGPROB) for token, logprob in each.top}
+        found["top_logprobs"].append(None if unknown else top)
+        found["text_offset"].append(offset)
+        offset += each.length
+    return found

@@ -12,11 +12,10 @@ from fastapi.responses import PlainTextResponse
 
 from litgpt.deploy.backends.task import token_text
 from litgpt.deploy.metrics import CONTENT_TYPE
-from litgpt.deploy.protocol.errors import JSON, Problem
-from litgpt.deploy.protocol.parsing import encode, render
+from litgpt.deploy.protocol.errors import JSON, APIError
+from litgpt.deploy.protocol.parsing import encode, prompts_of, render
 from litgpt.deploy.protocol.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from litgpt.deploy.routes.completions import prompts_of
-from litgpt.deploy.served_models import Voice
+from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 
 MOST_TEXTS = 256
@@ -37,73 +36,78 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counts and times for Prometheus."""
-        return Response(service.metrics.render(service.gauges()), media_type=CONTENT_TYPE)
+        return Response(service.metrics.render(service.backend.gauges()), media_type=CONTENT_TYPE)
 
     @router.get("/v1/models")
     async def models() -> Response:
         """What can be asked for: the model, and its adapters."""
-        return JSON({"object": "list", "data": [_told(service, voice) for voice in service.voices.values()]})
+        return JSON(
+            {
+                "object": "list",
+                "data": [_describe(service, served_model) for served_model in service.served_models.values()],
+            }
+        )
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """One of them."""
-        return JSON(_told(service, service.voice(name)))
+        return JSON(_describe(service, service.served_model(name)))
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
-        """The texts' embeddings, of length one: hidden states after the last norm, pooled as the server was told."""
+        """The texts' embeddings, of length one: hidden states after the last norm, pooled as the server is set up."""
         return JSON(await _embed(service, body, http))
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text, or of a conversation as the model's template writes it."""
-        return JSON(await service.prepare(lambda: _tokenize(service, body)))
+        return JSON(await service.prepare(_tokenize, service, body))
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of some tokens, special ones included."""
-        voice = service.base if body.model is None else service.voice(body.model)
+        served_model = service.served_model(body.model)
         service.check_length(len(body.tokens), "tokens")
         if any(not 0 <= token < 2**31 for token in body.tokens):
-            raise Problem(400, "A token id is from 0 to 2147483647.", "tokens")
-        return JSON({"prompt": voice.inference_model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+            raise APIError(400, "A token id is from 0 to 2147483647.", "tokens")
+        return JSON({"prompt": served_model.inference_model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     return router
 
 
-def _told(service: Service, voice: Voice) -> dict[str, Any]:
-    """A model as OpenAI tells of one, with what clients want to know before they ask it."""
-    base, usual = service.base.name, service.sampling
+def _describe(service: Service, served_model: ServedModel) -> dict[str, Any]:
+    """A model as OpenAI's API describes one, with what clients want to know before they use it."""
+    base, usual = service.base.name, service.settings.sampling
     return {
-        "id": voice.name,
+        "id": served_model.name,
         "object": "model",
-        "created": voice.created,
+        "created": served_model.created,
         "owned_by": "litgpt",
         "root": base,
-        "parent": None if voice.adapter is None else base,
+        "parent": None if served_model.adapter is None else base,
         "max_model_len": service.prompt_limit,
         "sampling": {"temperature": usual.temperature, "top_p": usual.top_p, "top_k": usual.top_k},
-        "pooling": service.pooling,
+        "pooling": service.settings.pooling,
     }
 
 
 async def _embed(service: Service, body: EmbeddingRequest, http: Request) -> dict[str, Any]:
-    voice = service.voice(body.model)
+    served_model = service.served_model(body.model)
     record = http.state.record
-    record.model = voice.name
-    width = voice.inference_model.model.config.n_embd
+    record.model = served_model.name
+    width = served_model.inference_model.model.config.n_embd
     if body.dimensions is not None and body.dimensions != width:
-        raise Problem(400, f"This model's embeddings have {width} numbers, and no fewer make sense.", "dimensions")
+        raise APIError(400, f"This model's embeddings have {width} numbers, and no fewer make sense.", "dimensions")
     if isinstance(body.input, list) and len(body.input) > MOST_TEXTS and not isinstance(body.input[0], int):
-        raise Problem(400, f"There are {len(body.input)} texts; at most {MOST_TEXTS} are taken.", "input")
-    prompts = await service.prepare(lambda: prompts_of(service, voice, body.input, "input"))
+        raise APIError(400, f"There are {len(body.input)} texts; at most {MOST_TEXTS} are taken.", "input")
+    prompts = await service.prepare(prompts_of, service, served_model, body.input, "input")
     rows = []
     for index, prompt in enumerate(prompts):
-        vector = await service.compute("embed", voice, prompt, pooling=service.pooling)
-        told: Any = vector
+        vector = await service.embed(served_model, prompt)
+        entry: Any = vector
         if body.encoding_format == "base64":
-            told = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-        rows.append({"object": "embedding", "index": index, "embedding": told})
+            entry = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        rows.append({"object": "embedding", "index": index, "embedding": entry})
     record.first = perf_counter()
     count = record.prompt_tokens = sum(map(len, prompts))
     usage = {"prompt_tokens": count, "total_tokens": count}
@@ -111,20 +115,20 @@ async def _embed(service: Service, body: EmbeddingRequest, http: Request) -> dic
 
 
 def _tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
-    voice = service.base if body.model is None else service.voice(body.model)
+    served_model = service.served_model(body.model)
     if (body.prompt is None) == (body.messages is None):
-        raise Problem(400, "Give either prompt or messages.", "prompt")
+        raise APIError(400, "Give either prompt or messages.", "prompt")
     for name in ("add_special_tokens",) if body.prompt is None else ("tools", "add_generation_prompt"):
         if getattr(body, name) is not None:
             whose = "prompt" if body.prompt is None else "messages"
-            raise Problem(400, f"{name} goes with {whose}, which aren't given.", name)
+            raise APIError(400, f"{name} goes with {whose}, which aren't given.", name)
     if body.messages is not None:
-        text = render(voice, body.messages, body.tools or [], {}, body.add_generation_prompt is not False)
-        tokens = encode(service, voice, text, "messages")
+        text = render(served_model, body.messages, body.tools or [], {}, body.add_generation_prompt is not False)
+        tokens = encode(service, served_model, text, "messages")
     else:
         assert body.prompt is not None
         service.check_length(len(body.prompt), "prompt")
         bos = None if body.add_special_tokens in (None, True) else False
-        tokens = voice.inference_model.tokenizer.encode_ids(body.prompt, bos=bos)
-    pieces = [token_text(voice.inference_model.tokenizer, token) for token in tokens]
+        tokens = served_model.inference_model.tokenizer.encode_ids(body.prompt, bos=bos)
+    pieces = [token_text(served_model.inference_model.tokenizer, token) for token in tokens]
     return {"tokens": tokens, "pieces": pieces, "count": len(tokens), "max_model_len": service.prompt_limit}

@@ -9,10 +9,10 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from litgpt.deploy.backends.task import Work
-from litgpt.deploy.protocol.errors import JSON, Problem
+from litgpt.deploy.backends.task import GenerationTask
+from litgpt.deploy.protocol.errors import JSON, APIError
 from litgpt.deploy.protocol.schemas import Body
-from litgpt.deploy.service import Live, Service
+from litgpt.deploy.service import InFlightRequest, Service
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 
@@ -44,49 +44,49 @@ class Prediction(Body):
 
 def make_router(service: Service) -> APIRouter:
     """The route, at the path the service names."""
-    router = APIRouter()
+    router, settings = APIRouter(), service.settings
 
-    @router.post(service.api_path)
+    @router.post(settings.api_path)
     async def predict(body: Prediction, http: Request) -> Response:
         """`{"prompt": text}` → `{"output": text}`, or such lines as the text comes."""
-        work = await service.prepare(lambda: understand(service, body))
-        live = service.live(http)
-        live.record.stream = service.stream
-        await live.begin([work])
-        if service.stream:
-            return StreamingResponse(_lines(live), media_type="application/x-ndjson")
-        return JSON({"output": "".join([news.text async for news in live.news()])})
+        task = await service.prepare(parse, service, body)
+        request = InFlightRequest(service, http)
+        request.record.stream = settings.stream
+        await request.begin([task])
+        if settings.stream:
+            return StreamingResponse(_lines(request), media_type="application/x-ndjson")
+        return JSON({"output": "".join([delta.text async for delta in request.deltas()])})
 
     return router
 
 
-def understand(service: Service, body: Prediction) -> Work:
-    """From the body to the work.
+def parse(service: Service, body: Prediction) -> GenerationTask:
+    """From the body to the task.
 
     Raises:
-        Problem, LitGPTError: Something in it can't be done.
+        APIError, LitGPTError: Something in it can't be done.
     """
-    voice = service.base if body.model is None else service.voice(body.model)
+    served_model = service.served_model(body.model)
     service.check_length(len(body.prompt), "prompt")
-    sampling = body.sampling(service.sampling)
-    tokens = voice.inference_model.encode(body.prompt)
+    sampling = body.sampling(service.settings.sampling)
+    tokens = served_model.inference_model.encode(body.prompt)
     service.check_tokens(tokens, "prompt")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > service.limits.stops:
-        raise Problem(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
+        raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
     if not all(stops):
         raise LitGPTError("A stop string is empty; leave it out or give at least one character.")
-    limit = service.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
-    return Work(voice.name, tokens, sampling, limit, tuple(stops))
+    limit = service.settings.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
+    return GenerationTask(served_model.name, tokens, sampling, limit, tuple(stops))
 
 
-async def _lines(live: Live) -> AsyncIterator[str]:
+async def _lines(request: InFlightRequest) -> AsyncIterator[str]:
     """One JSON line a piece; a failure is the last line, because the status has long been sent."""
     try:
-        async for news in live.news():
-            if news.text:
-                yield json.dumps({"output": news.text}) + "\n"
-    except Problem as problem:
-        yield json.dumps({"error": problem.message}) + "\n"
+        async for delta in request.deltas():
+            if delta.text:
+                yield json.dumps({"output": delta.text}) + "\n"
+    except APIError as error:
+        yield json.dumps({"error": error.message}) + "\n"
     finally:
-        live.end()
+        request.end()

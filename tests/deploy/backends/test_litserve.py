@@ -21,8 +21,9 @@ import psutil
 import pytest
 from litserve.utils import LitAPIStatus
 
-from litgpt.deploy.backends.litserve import EngineAPI, Loop, Outcome, QueueBackend, Task
-from litgpt.deploy.backends.task import Work
+from litgpt.deploy.backends.embeddings import embed
+from litgpt.deploy.backends.litserve import EngineAPI, EngineCall, Loop, Outcome, QueueBackend
+from litgpt.deploy.backends.task import GenerationTask
 from litgpt.deploy.settings import Loading
 from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import GREEDY, alone
@@ -46,7 +47,7 @@ class Transport:
 
 def test_litserves_own_loop_drives_the_engine(folder):
     """Two requests of several answers each, one with a mistake and one task, by the loop as LitServe runs it."""
-    api = EngineAPI(str(folder), "tiny", (), Loading("cpu", "32-true", slots=2), at_once=4)
+    api = EngineAPI(str(folder), "tiny", {}, Loading("cpu", "32-true", slots=2), at_once=4)
     api.pre_setup()
     api.setup("cpu")
     loop, transport, requests = api.loop, Transport(), queue.Queue()
@@ -55,11 +56,11 @@ def test_litserves_own_loop_drives_the_engine(folder):
     loop.pre_setup(api)
     inference_model = InferenceModel.load(folder, "cpu", "32-true")
     prompts = ["Hi", "Llamas eat", "Once"]
-    works = [Work("tiny", inference_model.encode(prompt), GREEDY, 8) for prompt in prompts]
-    requests.put((0, "two", 0.0, works[:2]))
-    requests.put((0, "one", 0.0, works[2:]))
-    requests.put((0, "wrong", 0.0, [Work("tiny", [99_999], GREEDY, 8)]))
-    requests.put((0, "task", 0.0, Task("embed", "tiny", inference_model.encode("Hi"), {})))
+    tasks = [GenerationTask("tiny", inference_model.encode(prompt), GREEDY, 8) for prompt in prompts]
+    requests.put((0, "two", 0.0, tasks[:2]))
+    requests.put((0, "one", 0.0, tasks[2:]))
+    requests.put((0, "wrong", 0.0, [GenerationTask("tiny", [99_999], GREEDY, 8)]))
+    requests.put((0, "task", 0.0, EngineCall(embed, "tiny", (inference_model.encode("Hi"),))))
 
     async def run() -> None:
         scheduling = asyncio.create_task(loop.schedule_task(api, None, requests, transport))
@@ -74,8 +75,8 @@ def test_litserves_own_loop_drives_the_engine(folder):
     texts = {"two": ["", ""], "one": [""]}
     for uid, (content, status, *_) in transport.sent:
         if uid in texts and status == LitAPIStatus.OK:
-            for news in content:
-                texts[uid][news.choice] += news.text
+            for delta in content:
+                texts[uid][delta.choice] += delta.text
     assert texts["two"] + texts["one"] == [alone(inference_model, prompt, 8) for prompt in prompts]
     told = {uid: content for uid, (content, status, *_) in transport.sent if uid in ("wrong", "task") and content}
     assert "token ids outside" in str(told["wrong"])
@@ -88,13 +89,13 @@ def test_an_answer_that_is_cancelled_is_waited_for_no_longer():
         backend = QueueBackend(2, 100, "tiny")
         queues, app = {"/predict": queue.Queue()}, SimpleNamespace(response_queue_id=0)
         backend.connect(SimpleNamespace(response_buffer={}, litapi_request_queues=queues, app=app), "/predict")
-        answers = await backend.open([Work("tiny", [1], GREEDY, 8)])
-        assert backend.gauges()["running"] == 1
+        answers = await backend.open([GenerationTask("tiny", [1], GREEDY, 8)])
+        assert backend.gauges()["answers_running"] == 1
         waiting = asyncio.create_task(answers.change())
         await asyncio.sleep(0)
         answers.cancel()
         await asyncio.wait_for(waiting, 5)
-        assert backend.gauges()["running"] == 0 and not backend.server.response_buffer
+        assert backend.gauges()["answers_running"] == 0 and not backend.server.response_buffer
 
     asyncio.run(run())
 

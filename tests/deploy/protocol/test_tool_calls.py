@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from litgpt.deploy.app import make_app
-from litgpt.deploy.backends.task import Answers, Counts, News
-from litgpt.deploy.protocol.channels import ChannelReader
-from litgpt.deploy.protocol.tool_calls import FORMATS, CallReader, Parted, forced_schema, format_of
+from litgpt.deploy.backends.task import Counts, Delta, ResponseStream
+from litgpt.deploy.protocol.channels import ChannelParser
+from litgpt.deploy.protocol.tool_calls import FORMATS, DeltaMessage, ToolCallParser, forced_schema, format_of
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import make_service, running
@@ -104,32 +104,32 @@ SAID = [
 ]
 
 
-def read(kind: str, text: str, size: int) -> Parted:
+def read(kind: str, text: str, size: int) -> DeltaMessage:
     notation = format_of(SIGNS[kind])
-    reader = ChannelReader({"weather"}) if notation is None else CallReader(notation, {"weather"})
-    parted = Parted()
+    reader = ChannelParser({"weather"}) if notation is None else ToolCallParser(notation, {"weather"})
+    message = DeltaMessage()
     for start in range(0, len(text), size):
-        parted += reader.push(text[start : start + size])
-    parted += reader.close()
-    return parted
+        message += reader.push(text[start : start + size])
+    message += reader.close()
+    return message
 
 
 @pytest.mark.parametrize("size", [1, 3, 10_000])
-@pytest.mark.parametrize(("kind", "text", "said", "called"), SAID)
-def test_calls_are_parted_from_what_is_said(kind, text, said, called, size):
-    parted = read(kind, text, size)
-    assert parted.said == (text if said is None else said)
-    assert [(call.name, json.loads(call.arguments)) for call in parted.calls] == called
-    assert len({call.id for call in parted.calls}) == len(called)
-    assert all(len(call.id) == 9 for call in parted.calls)
-    assert parted.thought == ("Hm." if "Hm." in text else "")
+@pytest.mark.parametrize(("kind", "text", "content", "called"), SAID)
+def test_calls_are_parted_from_what_is_said(kind, text, content, called, size):
+    message = read(kind, text, size)
+    assert message.content == (text if content is None else content)
+    assert [(call.name, json.loads(call.arguments)) for call in message.calls] == called
+    assert len({call.id for call in message.calls}) == len(called)
+    assert all(len(call.id) == 9 for call in message.calls)
+    assert message.reasoning == ("Hm." if "Hm." in text else "")
 
 
 def test_text_that_begins_no_call_is_not_held_back():
     notation = format_of(SIGNS["hermes"])
-    reader = CallReader(notation, {"weather"})
-    assert reader.push("Hello <to").said == "Hello "
-    assert reader.push("night>").said == "<tonight>"
+    reader = ToolCallParser(notation, {"weather"})
+    assert reader.push("Hello <to").content == "Hello "
+    assert reader.push("night>").content == "<tonight>"
 
 
 def test_real_templates_are_known(shared_assets):
@@ -155,10 +155,10 @@ def test_what_the_schema_of_a_forced_call_allows_is_a_call(notation):
     entry = schema["items"] if notation.wraps else schema
     assert entry["required"] == [name, arguments]
     written = json.dumps({name: "weather", arguments: {"city": "Paris"}})
-    reader = CallReader(notation, {"weather"})
+    reader = ToolCallParser(notation, {"weather"})
     text = notation.forced + (f"[{written}]" if notation.wraps else written) + (notation.end or "")
-    parted = reader.push(text) + reader.close()
-    assert [(call.name, json.loads(call.arguments)) for call in parted.calls] == [PARIS]
+    message = reader.push(text) + reader.close()
+    assert [(call.name, json.loads(call.arguments)) for call in message.calls] == [PARIS]
 
 
 # -- through the server
@@ -188,7 +188,7 @@ TOOLS = [
 ]
 
 
-class Script(Answers):
+class Script(ResponseStream):
     """Answers that are known beforehand, a few characters at a time."""
 
     begun = True
@@ -199,9 +199,9 @@ class Script(Answers):
     async def change(self) -> None:
         return
 
-    def take(self) -> list[News]:
+    def take(self) -> list[Delta]:
         piece = self._pieces.pop(0) if self._pieces else ""
-        return [News(0, piece, finish_reason=None if self._pieces else "stop", counts=Counts(3, 0, 5))]
+        return [Delta(0, piece, finish_reason=None if self._pieces else "stop", counts=Counts(3, 0, 5))]
 
     def cancel(self) -> None:
         return
@@ -232,8 +232,8 @@ SCRIPT = (
 
 @pytest.fixture
 def scripted(service, monkeypatch):
-    async def script(works):
-        service.backend.asked = works
+    async def script(tasks):
+        service.backend.asked = tasks
         return Script(SCRIPT)
 
     monkeypatch.setattr(service.backend, "open", script)
@@ -299,8 +299,8 @@ def test_answers_in_channels_are_parted_with_tools_and_without(tmp_path):
     folder = make_folder(tmp_path / "tiny", template="<|channel|>" + TEMPLATE, block_size=1024)
     service = make_service(InferenceModel.load(folder, "cpu", "32-true"))
 
-    async def script(works):
-        assert "<|channel|>" in works[0].shown
+    async def script(tasks):
+        assert "<|channel|>" in tasks[0].shown
         return Script(CHANNELS)
 
     service.backend.open = script

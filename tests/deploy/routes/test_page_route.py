@@ -17,7 +17,7 @@ from tests.generate.folder import make_folder
 def page(tmp_path_factory):
     """What a server with a key answers to someone without one."""
     inference_model = InferenceModel.load(make_folder(tmp_path_factory.mktemp("page") / "tiny"), "cpu", "32-true")
-    with TestClient(make_app(make_service(inference_model, key="secret"))) as client:
+    with TestClient(make_app(make_service(inference_model, keys=["secret"]))) as client:
         yield client.get("/")
 
 
