@@ -183,11 +183,9 @@ def gguf_keys(gating: int, groups: int, used: int) -> tuple[Key, ...]:
         used: How many of them a token uses then.
     """
     return (
-        Key("attention.head_count_kv", default=None, write=lambda _, config: 1),
-        Key(
-            "attention.key_length", default=None, write=lambda _, c: c.latent_attention["kv_lora_rank"] + c.rope_n_elem
-        ),
-        Key("attention.value_length", default=None, write=lambda _, config: config.latent_attention["kv_lora_rank"]),
+        Key("attention.head_count_kv", write=lambda _, config: 1),
+        Key("attention.key_length", write=lambda _, c: c.latent_attention["kv_lora_rank"] + c.rope_n_elem),
+        Key("attention.value_length", write=lambda _, config: config.latent_attention["kv_lora_rank"]),
         Key("rope.dimension_count", "latent_attention.qk_rope_head_dim"),
         Key(
             "attention.key_length_mla",
@@ -200,9 +198,7 @@ def gguf_keys(gating: int, groups: int, used: int) -> tuple[Key, ...]:
         Key("attention.q_lora_rank", "latent_attention.q_lora_rank", None),
         Key("expert_weights_scale", "routed_scaling_factor", 1.0),
         Key("expert_weights_norm", "norm_topk_prob", False),
-        Key(
-            "expert_gating_func", default=gating, known=(gating,), write=lambda _, config: GATING[config.router_scores]
-        ),
+        Key("expert_gating_func", known=(gating,), write=lambda _, config: GATING[config.router_scores]),
         Key("expert_group_count", "n_expert_groups", groups),
         Key("expert_group_used_count", "n_topk_groups", used),
     )

@@ -23,7 +23,7 @@ from litgpt.families.base import (
     push_windows,
     size,
 )
-from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, UNSET, WINDOW, Key
+from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, WINDOW, Key
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "GemmaMLP"},
@@ -244,8 +244,8 @@ AS_GGUF_2 = replace(
     weights=(*AS_GGUF.weights, *NORMED_OUTPUTS),
     fields=(WINDOW,),
     optional=(
-        Key("attn_logit_softcapping", "attention_logit_softcapping", UNSET),
-        Key("final_logit_softcapping", "final_logit_softcapping", UNSET),
+        Key("attn_logit_softcapping", "attention_logit_softcapping"),
+        Key("final_logit_softcapping", "final_logit_softcapping"),
     ),
     implied=implied_2,
 )
@@ -254,8 +254,8 @@ AS_GGUF_3 = replace(
     arch="gemma3",
     weights=(*AS_GGUF_2.weights, *NORMED_HEADS),
     optional=(
-        Key("final_logit_softcapping", "final_logit_softcapping", UNSET),
-        Key("rope.freq_base_swa", "rope_local_base_freq", UNSET),
+        Key("final_logit_softcapping", "final_logit_softcapping"),
+        Key("rope.freq_base_swa", "rope_local_base_freq"),
     ),
     implied=implied_3,
 )

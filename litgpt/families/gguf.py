@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,7 +92,8 @@ class Key:
 
     name: str
     field: str = ""
-    """Of `Config`, or an entry of one: `latent_attention.v_head_dim`; empty: the key says nothing that others don't."""
+    """Of `Config`, or an entry of one: `latent_attention.v_head_dim`; empty: the key says nothing that others don't,
+    and may be left out."""
     default: Any = REQUIRED
     """The value in a file that leaves the key out."""
     read: Callable[[Any, Metadata], Any] | None = None
@@ -110,7 +111,7 @@ class Key:
         """
         if self.known is not None and left.get(self.name, self.known[0]) not in self.known:
             return
-        value = left.pop(self.name, self.default)
+        value = left.pop(self.name, self.default if self.field else None)
         if value is REQUIRED:
             raise LitGPTError(f"The GGUF file has no `{arch}.{self.name}`, which a model of its architecture needs.")
         if value is UNSET or not (self.field or self.read):
@@ -147,15 +148,12 @@ FIELDS = (
     Key("attention.head_count", "n_head"),
 )
 """Every file has them."""
-HEADS = (Key("attention.head_count_kv", "n_query_groups", UNSET), Key("attention.key_length", "head_size", UNSET))
-VALUE_LENGTH = Key(
-    "attention.value_length", default=None, read=check_value_length, write=lambda _, config: config.head_size
-)
+HEADS = (Key("attention.head_count_kv", "n_query_groups"), Key("attention.key_length", "head_size"))
+"""A file may leave them out."""
+VALUE_LENGTH = Key("attention.value_length", read=check_value_length, write=lambda _, config: config.head_size)
 ROPE = (
     Key(
-        "rope.dimension_count",
-        "rotary_percentage",
-        None,
+        *("rope.dimension_count", "rotary_percentage", None),
         read=lambda size, found: share(head_size(found) if size is None else size, head_size(found)),
         write=lambda _, config: config.rope_n_elem,
     ),
@@ -167,15 +165,15 @@ WINDOW = Key("attention.sliding_window", "sliding_window_size")
 
 def windowed_layers(every: int) -> Key:
     """Which layers have a window; where it is not said, one in `every` has none."""
-    return Key(
-        "attention.sliding_window_pattern",
-        "sliding_window_indices",
-        None,
-        read=lambda pattern, found: [
-            int(bool(windowed)) for windowed in pattern or [(layer + 1) % every for layer in range(found["n_layer"])]
-        ],
-        write=lambda indices, _: [bool(index) for index in indices or ()] or None,
-    )
+
+    def read(pattern: Any, found: Metadata) -> list[int]:
+        pattern = pattern or [(layer + 1) % every for layer in range(found["n_layer"])]
+        return [int(bool(windowed)) for windowed in pattern]
+
+    def write(indices: Any, config: Any) -> list[bool] | None:
+        return [bool(index) for index in indices or ()] or None
+
+    return Key("attention.sliding_window_pattern", "sliding_window_indices", None, read, write)
 
 
 @dataclass(frozen=True)
@@ -189,8 +187,9 @@ class GGUF:
     weights: tuple[Rule, ...]
     """Tensor names, theirs on the left."""
     fields: tuple[Key, ...] = ()
-    """Further keys; in a file they stand before those of heads, `optional` ones after these."""
+    """Further keys that every file of the family has."""
     optional: tuple[Key, ...] = ()
+    """Further keys that a file may have."""
     more: tuple[Key, ...] = ()
     """Further keys, at a file's end, or in the place of those that other families have by their names."""
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
@@ -270,7 +269,8 @@ class GGUF:
     def _keys(self) -> tuple[Key, ...]:
         """Those that are much the same in all families."""
         rope = ROPE if self.has_rope else ()
-        return (*FIELDS, Key(self.eps, "norm_eps"), *self.fields, *HEADS, *self.optional, VALUE_LENGTH, *rope)
+        optional = [replace(key, default=UNSET) for key in (*HEADS, *self.optional)]
+        return (*FIELDS, Key(self.eps, "norm_eps"), *self.fields, *optional, VALUE_LENGTH, *rope)
 
     def _read_scaling(self, left: Metadata) -> Metadata:
         found: Metadata = {}

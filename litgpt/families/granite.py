@@ -73,9 +73,6 @@ AS_GGUF = replace(
     llama.AS_GGUF,
     arch="granite",
     fields=(Key("logit_scale", "logits_divisor"),),
-    optional=(
-        Key("embedding_scale", "embedding_multiplier", UNSET),
-        Key("residual_scale", "residual_multiplier", UNSET),
-    ),
+    optional=(Key("embedding_scale", "embedding_multiplier"), Key("residual_scale", "residual_multiplier")),
     more=(SCALE,),
 )

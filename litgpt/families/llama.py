@@ -10,7 +10,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Join, Same, named, pop_choice, pop_rope, pop_windows, push_rope, size
-from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED, UNSET, WINDOW
+from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED, WINDOW
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -321,4 +321,4 @@ AS_GGUF = GGUF(
     paired=PAIRED_HEADS,
 )
 # llama.cpp itself looks back without a limit here, whatever the file says.
-MISTRAL_AS_GGUF = replace(AS_GGUF, only_with=WINDOW.name, optional=(replace(WINDOW, default=UNSET),))
+MISTRAL_AS_GGUF = replace(AS_GGUF, only_with=WINDOW.name, optional=(WINDOW,))

@@ -148,7 +148,7 @@ AS_GGUF = replace(
             read=lambda step, found: [int((layer + 1) % step == 0) for layer in range(found["n_layer"])],
             write=lambda layers, _: (layers or [1]).index(1) + 1,
         ),
-        Key("leading_dense_block_count", default=None),
+        Key("leading_dense_block_count"),
         replace(
             WINDOW,
             default=CHUNK,

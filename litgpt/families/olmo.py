@@ -14,7 +14,6 @@ from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, pop
 from litgpt.families.gguf import (
     NORMED_HEADS,
     NORMED_OUTPUTS,
-    UNSET,
     WINDOW,
     Key,
     Metadata,
@@ -174,7 +173,7 @@ def gguf_implied_3(found: Mapping[str, Any]) -> Metadata:
 AS_GGUF_3 = replace(
     AS_GGUF_2,
     fields=(WINDOW,),
-    optional=(Key("rope.freq_base_swa", "rope_local_base_freq", UNSET),),
+    optional=(Key("rope.freq_base_swa", "rope_local_base_freq"),),
     more=(windowed_layers(every=4),),
     implied=gguf_implied_3,
     only_with=WINDOW.name,
@@ -187,6 +186,6 @@ AS_GGUF = replace(
         llama.AS_GGUF.weights,
         without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2", "transformer.ln_f"),
     ),
-    optional=(Key("attention.clamp_kqv", "qkv_clip", UNSET),),
+    optional=(Key("attention.clamp_kqv", "qkv_clip"),),
     implied=lambda found: {"norm_bias": True},  # of norms that have nothing at all
 )

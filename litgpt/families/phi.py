@@ -23,7 +23,7 @@ from litgpt.families.base import (
     push_rope,
     size,
 )
-from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, UNSET, WINDOW
+from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, WINDOW
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ AS_GGUF_3 = replace(
     llama.AS_GGUF,
     arch="phi3",
     weights=(*COMMON, *FUSED_QKV, *FUSED_GATE),
-    optional=(replace(WINDOW, default=UNSET),),
+    optional=(WINDOW,),
     implied=lambda found: {"sliding_window_size": found.get("sliding_window_size") or None},
     paired=(),
 )

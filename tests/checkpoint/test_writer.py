@@ -55,7 +55,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize("wide", [2**30, 1])
 def test_torch_opens_what_is_written(tmp_path, monkeypatch, mmap, wide):
-    monkeypatch.setattr(writer, "WIDE_RECORD", wide)
+    monkeypatch.setattr(writer, "ZIP64_BYTES", wide)
     write_lit(tmp_path / "model.pth", tensors().items())
     found = torch.load(tmp_path / "model.pth", mmap=mmap, weights_only=True)
     assert_equal(found, tensors())
