@@ -23,7 +23,7 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
-from litgpt.quantize import QuantizedLinear, make_room
+from litgpt.quantize import QuantizedLinear, replace_linears
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 BROKEN = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
@@ -95,7 +95,7 @@ def fill(
     room = {}
     if quantize:
         dtype = dtype or torch.get_default_dtype()
-        room = make_room(model, quantize, dtype)
+        room = replace_linears(model, quantize, dtype)
     state, experts = {}, places_of_experts(model)
     for name, tensor in weights:
         if tensor.shape != expected[name].shape:
