@@ -30,8 +30,8 @@ from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
 from litgpt.config import Config, read_json
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
-from litgpt.lora import QKV_PARTS, SWITCHES, LoRA, candidates, matches
 from litgpt.model import GPT
+from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, target_names
 from litgpt.peft.lora_layers import UPDATES
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -387,7 +387,7 @@ def _method(
     alphas = {
         name: whole_number(s * (math.sqrt(ranks[name]) if rslora else ranks[name])) for name, s in scalings.items()
     }
-    names = [at for name, module in model.named_modules() for at in candidates(name, module)]
+    names = [at for name, module in model.named_modules() for at in target_names(name, module)]
     r = Counter(ranks.values()).most_common(1)[0][0] if ranks else int(settings.get("r", 8))
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else settings.get("lora_alpha", 8)
     layers = sorted({_part_of(name) for name in names})
