@@ -24,7 +24,7 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError, one_line
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
-from litgpt.quantize import QuantizedLinear, make_room
+from litgpt.quantize import QuantizedLinear, replace_linears
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 DAMAGED_FILE_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
@@ -96,7 +96,7 @@ def fill(
     room = {}
     if quantize:
         dtype = dtype or torch.get_default_dtype()
-        room = make_room(model, quantize, dtype)
+        room = replace_linears(model, quantize, dtype)
     state, experts = {}, expert_slots(model)
     for name, tensor in weights:
         check_shape(name, tensor, expected[name].shape)

@@ -11,8 +11,9 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families import llama
-from litgpt.families.base import Absorbed, Drop, Family, Same, changed, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.base import Absorbed, Drop, Family, Same, changed, named, size
 from litgpt.families.gguf import COMMON, EXPERT_FIELDS, EXPERTS, GATED_MLP, GGUF, SHARED_EXPERTS, Key, Metadata
+from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
 
 BASE = {**llama.BASE, "mlp_class_name": "LLaMAMoE", "rope_interleave": True, "norm_eps": 1e-6}
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")

@@ -8,22 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.families.base import (
-    GELU,
-    Drop,
-    Family,
-    Interleaved,
-    Rule,
-    Same,
-    changed,
-    named,
-    pop_choice,
-    pop_rope,
-    push_rope,
-    size,
-)
+from litgpt.families.base import Drop, Family, Interleaved, Rule, Same, changed, named, size
 from litgpt.families.gguf import COMMON as COMMON_GGUF
 from litgpt.families.gguf import FUSED_QKV, GGUF, PLAIN_MLP
+from litgpt.families.hf_config import GELU, pop_choice, pop_rope, push_rope
 
 # The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`).
 COMMON = (

@@ -10,20 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import (
-    GELU,
-    Family,
-    Same,
-    changed,
-    named,
-    pop_choice,
-    pop_rope,
-    pop_windows,
-    push_rope,
-    push_windows,
-    size,
-)
+from litgpt.families.base import Family, Same, changed, named, size
 from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, WINDOW, Key
+from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_windows, push_rope, push_windows
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "GemmaMLP"},
@@ -203,11 +192,7 @@ GEMMA_3 = replace(
     ),
     from_hf=from_hf_3,
     to_hf=to_hf_3,
-    weights=changed(
-        SANDWICH,
-        Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
-        Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
-    ),
+    weights=changed(SANDWICH, *llama.NORMED_QK),
     hf_defaults={
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 131072,

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, Split, changed, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.base import Same, Split, changed, named, size
 from litgpt.families.gguf import COMMON, FUSED_GATE, NORMED_OUTPUTS, SPLIT_QKV
+from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.families.base import GELU, Drop, Family, Same, named, pop_choice, size
+from litgpt.families.base import Drop, Family, Same, named, size
 from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP
+from litgpt.families.hf_config import GELU, pop_choice
 
 WEIGHTS = (
     Same("transformer.wte", "transformer.wte"),

@@ -10,18 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import (
-    Same,
-    Stacked,
-    changed,
-    named,
-    pop_choice,
-    pop_rope,
-    pop_windows,
-    push_rope,
-    push_windows,
-    size,
-)
+from litgpt.families.base import Same, Stacked, changed, named, size
 from litgpt.families.gguf import (
     COMMON,
     EXPERT_FIELDS,
@@ -32,6 +21,7 @@ from litgpt.families.gguf import (
     Metadata,
     windowed_layers,
 )
+from litgpt.families.hf_config import pop_choice, pop_rope, pop_windows, push_rope, push_windows
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "LLaMAMoE"},
@@ -79,10 +69,7 @@ def to_hf(config: Any) -> dict[str, Any]:
         **push_rope(config),
         **push_windows(config),
         "hidden_act": "silu",
-        "num_key_value_heads": config.n_query_groups,
-        "head_dim": config.head_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.attn_bias,
+        **llama.push_attention(config),
         "num_local_experts": config.n_expert,
         "num_experts_per_tok": config.n_expert_per_token,
         "swiglu_limit": config.swiglu_limit,

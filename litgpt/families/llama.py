@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.families.base import Drop, Family, Join, Same, named, pop_choice, pop_rope, pop_windows, push_rope, size
+from litgpt.families.base import Drop, Family, Join, Same, named, size
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED, WINDOW
+from litgpt.families.hf_config import pop_choice, pop_rope, pop_windows, push_rope
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -36,6 +37,12 @@ WEIGHTS = (
     Same("lm_head", "lm_head"),
     Drop("model.layers.{i}.self_attn.rotary_emb.inv_freq"),
 )
+
+NORMED_QK = (
+    Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
+    Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
+)
+"""Norms of queries and keys, which later families have."""
 
 DENSE = ("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2", "transformer.h.{i}.mlp.proj")
 """Our modules of an MLP, which experts take the place of."""
@@ -66,6 +73,16 @@ def pop_attention(left: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def push_attention(config: Any) -> dict[str, Any]:
+    """And back, but for the bias of MLPs."""
+    return {
+        "num_key_value_heads": config.n_query_groups,
+        "head_dim": config.head_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.bias or config.attn_bias,
+    }
+
+
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_choice(left, "hidden_act", {"silu": None, "swish": None}, "silu")
     return {**pop_rope(left), **pop_attention(left), **pop_windows(left)}
@@ -75,10 +92,7 @@ def to_hf(config: Any) -> dict[str, Any]:
     return {
         **push_rope(config),
         "hidden_act": "silu",
-        "num_key_value_heads": config.n_query_groups,
-        "head_dim": config.head_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.bias or config.attn_bias,
+        **push_attention(config),
         "mlp_bias": config.bias,
     }
 
@@ -99,7 +113,7 @@ S_70B = size(80, 64, 8192, 28672, 8)
 S_8B = size(32, 32, 4096, 14336, 8)
 
 LLAMA_2 = dict(vocab_size=32000, padding_multiple=64)
-LLAMA_3 = dict(vocab_size=128000, padded_vocab_size=128256, rope_base=500000)
+LLAMA_3_SHARED = dict(vocab_size=128000, padded_vocab_size=128256, rope_base=500000)
 CODE = dict(vocab_size=32016, padding_multiple=16)
 PLAIN = dict(vocab_size=32000, padded_vocab_size=32000)
 LONG = dict(block_size=131072)
@@ -118,7 +132,7 @@ ROWS = {
         "meta-llama",
         {"Llama-3-8B{,-Instruct}": S_8B, "Llama-3-70B{,-Instruct}": S_70B},
         dict(block_size=8192),
-        LLAMA_3,
+        LLAMA_3_SHARED,
         hf="Meta-{}".format,
     ),
     **named(
@@ -130,7 +144,7 @@ ROWS = {
             "Llama-3.3-70B-Instruct": {**S_70B, "hf": "Llama-3.3-70B-Instruct"},
         },
         LONG,
-        LLAMA_3,
+        LLAMA_3_SHARED,
         LLAMA_31,
         hf="Meta-{}".format,
     ),
@@ -142,15 +156,15 @@ ROWS = {
         },
         dict(tie_embeddings=True),
         LONG,
-        LLAMA_3,
+        LLAMA_3_SHARED,
         LLAMA_32,
     ),
-    **named("nvidia", {"Llama-3.1-Nemotron-70B-Instruct-HF": S_70B}, LONG, LLAMA_3, LLAMA_31),
+    **named("nvidia", {"Llama-3.1-Nemotron-70B-Instruct-HF": S_70B}, LONG, LLAMA_3_SHARED, LLAMA_31),
     **named(
         "deepseek-ai",
         {"R1-Distill-Llama-8B": S_8B, "R1-Distill-Llama-70B": S_70B},
         LONG,
-        LLAMA_3,
+        LLAMA_3_SHARED,
         LLAMA_31,
         hf="DeepSeek-{}".format,
     ),

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, Stacked, changed, pop_choice, pop_rope, push_rope
+from litgpt.families.base import Same, Stacked, changed
 from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, SHARED_EXPERTS, WINDOW, Key, Metadata
+from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
 from litgpt.families.smollm3 import rotating
 
 BASE = dict(
@@ -47,8 +48,8 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     mixtures = left.pop("moe_layers", None)
     mixtures = range(step - 1, n_layer, step) if mixtures is None else mixtures
     interval = left.pop("no_rope_layer_interval", 4)
-    turning = left.pop("no_rope_layers", None) or rotating(n_layer, interval)
-    kinds = left.pop("layer_types", None) or ["chunked_attention" if turns else "" for turns in turning]
+    rotating_layers = left.pop("no_rope_layers", None) or rotating(n_layer, interval)
+    kinds = left.pop("layer_types", None) or ["chunked_attention" if rotates else "" for rotates in rotating_layers]
     chunk, chunked = left.pop("attention_chunk_size", 8192), [int(kind == "chunked_attention") for kind in kinds]
     chunk = chunk if any(chunked) else None
     tuning = {"scale": left.pop("attn_scale", 0.1), "floor": left.pop("floor_scale", 8192), "offset": 1}
@@ -57,7 +58,7 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         **llama.pop_attention(left),
         "sliding_window_size": chunk,
         "sliding_window_indices": chunked if chunk else None,
-        "rope_layers": turning,
+        "rope_layers": rotating_layers,
         "norm_turned": left.pop("use_qk_norm", True),
         "query_tuning": {**tuning, "unturned_only": True} if left.pop("attn_temperature_tuning", True) else None,
         "moe_layers": [int(layer in mixtures) for layer in range(n_layer)],
@@ -68,19 +69,16 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 def to_hf(config: Any) -> dict[str, Any]:
     tuning = config.query_tuning or {"scale": 0.1, "floor": 8192}
-    turning = config.rope_layers or [1] * config.n_layer
+    rotating_layers = config.rope_layers or [1] * config.n_layer
     chunked = config.sliding_window_indices or [0] * config.n_layer
     mixtures = config.moe_layers or [1] * config.n_layer
     return {
         **push_rope(config),
         "hidden_act": "silu",
-        "num_key_value_heads": config.n_query_groups,
-        "head_dim": config.head_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.attn_bias,
+        **llama.push_attention(config),
         "attention_chunk_size": config.sliding_window_size,
         "layer_types": ["chunked_attention" if index else "full_attention" for index in chunked],
-        "no_rope_layers": turning,
+        "no_rope_layers": rotating_layers,
         "use_qk_norm": config.norm_turned,
         "attn_temperature_tuning": config.query_tuning is not None,
         "attn_scale": tuning["scale"],
@@ -126,11 +124,11 @@ CHUNK = 8192
 
 def gguf_implied(found: Mapping[str, Any]) -> Metadata:
     chunked, n_layer = found["sliding_window_size"] is not None, found["n_layer"]
-    turning = rotating(n_layer) if chunked else [1] * n_layer
+    rotating_layers = rotating(n_layer) if chunked else [1] * n_layer
     tuning = dict(scale=0.1, floor=CHUNK, offset=1, unturned_only=True)
     return {
-        "sliding_window_indices": turning if chunked else None,
-        "rope_layers": turning,
+        "sliding_window_indices": rotating_layers if chunked else None,
+        "rope_layers": rotating_layers,
         "query_tuning": tuning if chunked else None,
         "norm_turned": found["n_expert"] != 128,
     }

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import named, push_windows, size
+from litgpt.families.base import named, size
 from litgpt.families.gguf import Key, Metadata
+from litgpt.families.hf_config import push_windows
 
 
 def to_hf(config: Any) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from litgpt.families.base import GELU, Drop, Family, Interleaved, Same, named, pop_choice, pop_rope, push_rope
+from litgpt.families.base import Drop, Family, Interleaved, Same, named
 from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP, Key
+from litgpt.families.hf_config import GELU, pop_choice, pop_rope, push_rope
 
 WEIGHTS = (
     Same("gpt_neox.embed_in", "transformer.wte"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, changed, named, pop_choice, pop_rope, pop_windows, push_rope, push_windows, size
+from litgpt.families.base import Same, changed, named, size
 from litgpt.families.gguf import (
     NORMED_HEADS,
     NORMED_OUTPUTS,
@@ -19,6 +19,7 @@ from litgpt.families.gguf import (
     Metadata,
     windowed_layers,
 )
+from litgpt.families.hf_config import pop_choice, pop_rope, pop_windows, push_rope, push_windows
 
 BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
 BASE_2 = dict(
@@ -114,8 +115,7 @@ OLMO_2 = replace(
         llama.WEIGHTS,
         Same("model.layers.{i}.post_attention_layernorm", "transformer.h.{i}.post_attention_norm"),
         Same("model.layers.{i}.post_feedforward_layernorm", "transformer.h.{i}.post_mlp_norm"),
-        Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
-        Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
+        *llama.NORMED_QK,
         without=("transformer.h.{i}.norm_1", "transformer.h.{i}.norm_2"),
     ),
     # LitGPT gives these Llama 3's style, whose tokens OLMo 2 doesn't have.

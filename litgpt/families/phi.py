@@ -9,21 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import (
-    GELU,
-    Family,
-    Join,
-    Same,
-    Split,
-    changed,
-    named,
-    pop_choice,
-    pop_rope,
-    pop_windows,
-    push_rope,
-    size,
-)
+from litgpt.families.base import Family, Join, Same, Split, changed, named, size
 from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, WINDOW
+from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_windows, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:

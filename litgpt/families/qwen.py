@@ -9,29 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import (
-    Family,
-    Same,
-    changed,
-    named,
-    pop_choice,
-    pop_rope,
-    pop_windows,
-    push_rope,
-    push_windows,
-    size,
-)
+from litgpt.families.base import Family, Same, changed, named, size
 from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS, Key
+from litgpt.families.hf_config import pop_choice, pop_rope, pop_windows, push_rope, push_windows
 
 BASE = dict(**llama.BASE, attn_bias=True)
 BASE_3 = dict(**llama.BASE, norm_qk=True)
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
     left.pop("dual_chunk_attention_config", None)  # for servers; the model itself is computed without
-    left.setdefault("use_sliding_window", False)
-    return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left), "attn_bias": True}
+    return {**from_hf_3(left), "attn_bias": True}
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
@@ -176,11 +164,7 @@ S3_4B = size(36, 32, 2560, 9728, 8, head_size=128, tie_embeddings=True)
 QWEN3_SHARED = dict(vocab_size=151643, padded_vocab_size=151936, norm_eps=1e-6, block_size=40960, rope_base=1000000)
 FAR = dict(block_size=262144)
 
-WEIGHTS_3 = changed(
-    llama.WEIGHTS,
-    Same("model.layers.{i}.self_attn.q_norm", "transformer.h.{i}.attn.norm_q"),
-    Same("model.layers.{i}.self_attn.k_norm", "transformer.h.{i}.attn.norm_k"),
-)
+WEIGHTS_3 = changed(llama.WEIGHTS, *llama.NORMED_QK)
 
 QWEN_3 = replace(
     QWEN_2,

@@ -10,7 +10,8 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families import llama, qwen
-from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, pop_choice, pop_rope, push_rope, size, spelled
+from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, size, spelled
+from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
 
 BASE = dict(**{**qwen.BASE_3, "rotary_percentage": 0.25}, norm_unit_offset=True, attention_gate=True)
 SIZES = tuple(

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import named, push_windows, size
+from litgpt.families.base import named, size
+from litgpt.families.hf_config import push_windows
 
 
 def rotating(n_layer: int, interval: int = 4) -> list[int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Family, named, pop_choice, pop_rope, push_rope, size
+from litgpt.families.base import Family, named, size
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV, Key
+from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from litgpt.data import Alpaca, DataModule
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
-from litgpt.lora import FREE, LoRA
 from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
+from litgpt.peft.lora import OVERRIDABLE, LoRA
 from litgpt.prompts import save_prompt_style
 from litgpt.runtime import make_fabric, output_dir, parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ def finetune(job: Job) -> Result:
         sample=Example(job, data, tokenizer, model, fabric),
         loggers=named_loggers(job.logger_name, job.out_dir, job.log) if fabric.is_global_zero else (),
         settings=settings,
-        fixed={name: value for name, value in of_method.items() if name.removeprefix("lora_") not in FREE},
+        fixed={name: value for name, value in of_method.items() if name.removeprefix("lora_") not in OVERRIDABLE},
         seed=job.seed,
         resume=resume,
     )
@@ -159,7 +159,7 @@ def open_checkpoint(job: Job) -> tuple[Checkpoint, Job, Finetuned | None]:
     update = find_finetuned(folder) if job.method.suffix else None
     if update is None:
         return find_checkpoint(folder), job, None
-    return update.base, dataclasses.replace(job, method=job.method.going_on(update.method)), update
+    return update.base, dataclasses.replace(job, method=job.method.continue_from(update.method)), update
 
 
 def prepare(data: DataModule, job: Job, tokenizer: Tokenizer, model: GPT, fabric: Fabric) -> None:

@@ -1,5 +1,9 @@
-"""What training methods have in common: how one changes a model, what it owns, and several LoRA adapters at once."""
+"""Training methods: how one changes a model, what it owns, and several LoRA adapters at once."""
 
+from litgpt.peft.adapter import Adapter as Adapter
+from litgpt.peft.adapter_bank import AdapterBank as AdapterBank
+from litgpt.peft.adapter_v2 import AdapterV2 as AdapterV2
+from litgpt.peft.lora import LoRA as LoRA
 from litgpt.peft.method import EXPERT_PARTS as EXPERT_PARTS
 from litgpt.peft.method import Full as Full
 from litgpt.peft.method import Method as Method
@@ -8,7 +12,7 @@ from litgpt.peft.method import WrappedExperts as WrappedExperts
 from litgpt.peft.method import WrappedLinear as WrappedLinear
 from litgpt.peft.method import base_name as base_name
 from litgpt.peft.method import base_state as base_state
-from litgpt.peft.method import empty_beside as empty_beside
+from litgpt.peft.method import empty_parameter as empty_parameter
 from litgpt.peft.method import freeze_others as freeze_others
 from litgpt.peft.method import load_owned as load_owned
 from litgpt.peft.method import merged_weights as merged_weights

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from litgpt.errors import LitGPTError
-from litgpt.lora import LoRA
 from litgpt.model import GPT
-from litgpt.peft.lora_layers import LoRALinear, dense, full_rows, row_norms, updated_row_norms
+from litgpt.peft.lora import LoRA
+from litgpt.peft.lora_layers import LoRALinear, row_norms, scatter_rows, updated_row_norms
 from litgpt.peft.method import Wrapped, WrappedLinear, load_owned
+from litgpt.quantize import dense_weight
 
 
 class AdapterBank:
@@ -113,14 +114,14 @@ class BankedLinear(WrappedLinear):
 
     def add(self, name: str, layer: LoRALinear) -> None:
         """Takes over the update of a layer that holds it alone."""
-        weight = dense(self.linear)
+        weight = dense_weight(self.linear)
         dtype = weight.dtype if weight.is_floating_point() else layer.lora_A.dtype
         down = layer.down().detach().to(weight.device, dtype)
         up = layer.up().detach().to(weight.device)
         gains = None
         if layer.lora_magnitude is not None:
             norms = updated_row_norms(weight, row_norms(weight).square(), down, up, layer.scaling)
-            gains = full_rows(layer.lora_magnitude.detach().to(norms), norms, layer.parts) / norms
+            gains = scatter_rows(layer.lora_magnitude.detach().to(norms), norms, layer.parts) / norms
         self._updates[name] = BankedUpdate(down, (up.float() * layer.scaling).to(dtype), gains)
 
     def forward(self, x: Tensor) -> Tensor:

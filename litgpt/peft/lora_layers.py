@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from litgpt.kernels.dropout import drop
 from litgpt.model.moe import Experts, grouped_linear
-from litgpt.peft.method import WrappedExperts, WrappedLinear, empty_beside
+from litgpt.peft.method import WrappedExperts, WrappedLinear, empty_parameter
+from litgpt.quantize import dense_weight
 
 UPDATES = ("lora_A", "lora_B", "lora_magnitude")
 """The ends of the names of an update's parameters."""
@@ -55,30 +56,20 @@ class Update:
         return UPDATES if self.dora else UPDATES[:2]
 
 
-def dense(layer: Any) -> Tensor:
-    """The frozen weight of a linear layer, or of a part of experts, as numbers, whatever it is kept in."""
-    if isinstance(layer, nn.ModuleList):  # quantized experts
-        return torch.stack([dense(expert) for expert in layer])
-    if isinstance(layer, Tensor):
-        return layer
-    weight: Tensor = layer.dequantized() if hasattr(layer, "dequantized") else layer.weight
-    return weight
-
-
 def row_norms(weight: Tensor) -> Tensor:
     """`(…, out, in)` → `(…, out)`, in float32 or better."""
     return torch.linalg.vector_norm(weight, dim=-1, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 @torch.no_grad()
-def updated_row_norms(weight: Tensor, squares: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """Of `W + s B A`, without making it: `(…, out)`. `squares` are those of `row_norms(weight)`."""
-    wide = squares.dtype
+def updated_row_norms(weight: Tensor, squared_norms: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """Of `W + s B A`, without making it: `(…, out)`. `squared_norms` are those of `row_norms(weight)`."""
+    dtype = squared_norms.dtype
     with torch.autocast(weight.device.type, enabled=False):
-        shared = (weight @ a.to(weight.dtype).mT).to(wide)  # (…, out, r)
-        a, b = a.to(wide), scaling * b.to(wide)
-        total = squares + ((2 * shared + b @ (a @ a.mT)) * b).sum(-1)
-    return total.clamp_min(torch.finfo(wide).tiny).sqrt()
+        shared = (weight @ a.to(weight.dtype).mT).to(dtype)  # (…, out, r)
+        a, b = a.to(dtype), scaling * b.to(dtype)
+        total = squared_norms + ((2 * shared + b @ (a @ a.mT)) * b).sum(-1)
+    return total.clamp_min(torch.finfo(dtype).tiny).sqrt()
 
 
 @torch.no_grad()
@@ -94,16 +85,16 @@ def merged(
 
     All of them may be stacked. `rows` are those that `magnitude` is of; None: all.
     """
-    wide = torch.promote_types(b.dtype, torch.float32)
-    update = scaling * (b.to(wide) @ a.to(wide))
-    result = weight.to(wide) + update.to(weight.device)
+    dtype = torch.promote_types(b.dtype, torch.float32)
+    update = scaling * (b.to(dtype) @ a.to(dtype))
+    result = weight.to(dtype) + update.to(weight.device)
     if magnitude is not None:
-        norms = row_norms(result).clamp_min(torch.finfo(wide).tiny)
-        result *= full_rows(magnitude.to(result), norms, rows).div(norms)[..., None]
+        norms = row_norms(result).clamp_min(torch.finfo(dtype).tiny)
+        result *= scatter_rows(magnitude.to(result), norms, rows).div(norms)[..., None]
     return result.to(weight.dtype)
 
 
-def full_rows(own: Tensor, others: Tensor, rows: Sequence[range] | None) -> Tensor:
+def scatter_rows(own: Tensor, others: Tensor, rows: Sequence[range] | None) -> Tensor:
     """`others` `(out,)` with the values of `own` at `rows`; None: `own`, which has all rows."""
     if rows is None:
         return own
@@ -114,20 +105,20 @@ def full_rows(own: Tensor, others: Tensor, rows: Sequence[range] | None) -> Tens
     return torch.cat((*pieces, others[done:]))
 
 
-def principal(weight: Tensor, r: int, scaling: float, fast: bool) -> tuple[Tensor, Tensor]:
+def low_rank_factors(weight: Tensor, r: int, scaling: float, fast: bool) -> tuple[Tensor, Tensor]:
     """A `(…, r, in)` and B `(…, out, r)` such that `s B A` is the best approximation of `weight` of that rank."""
-    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    full = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     if fast:
-        u, s, v = torch.svd_lowrank(wide, q=r, niter=FAST_STEPS)
+        u, s, v = torch.svd_lowrank(full, q=r, niter=FAST_STEPS)
         vt = v.mT
     else:
-        u, s, vt = torch.linalg.svd(wide, full_matrices=False)
+        u, s, vt = torch.linalg.svd(full, full_matrices=False)
     roots = (s[..., :r] / scaling).sqrt()
     return roots[..., None] * vt[..., :r, :], u[..., :r] * roots[..., None, :]
 
 
-def beside(tensor: Tensor, other: Tensor | None) -> Tensor:
-    """`tensor` in the place and type of the one it replaces, if that has values."""
+def copy_like(tensor: Tensor, other: Tensor | None) -> Tensor:
+    """A copy of `tensor` with the device and dtype of the one it replaces, if that has values."""
     return tensor.clone() if other is None or other.is_meta else tensor.to(other, copy=True)
 
 
@@ -140,10 +131,10 @@ class LoRALinear(WrappedLinear):
         self.r, self.scaling, self.dropout = update.r, update.scaling, update.dropout
         weight, stacked = linear.weight, 1 if parts is None else len(parts)
         rows = linear.out_features if parts is None else sum(map(len, parts))
-        self.lora_A = empty_beside(weight, stacked * self.r, linear.in_features)
-        self.lora_B = empty_beside(weight, rows, self.r)
-        self.lora_magnitude = empty_beside(weight, rows) if update.dora else None
-        self.squares: Tensor | None = None
+        self.lora_A = empty_parameter(weight, stacked * self.r, linear.in_features)
+        self.lora_B = empty_parameter(weight, rows, self.r)
+        self.lora_magnitude = empty_parameter(weight, rows) if update.dora else None
+        self.squared_norms: Tensor | None = None
         self.start_A: Tensor | None
         self.start_B: Tensor | None
         self.register_buffer("start_A", None, persistent=False)
@@ -152,25 +143,25 @@ class LoRALinear(WrappedLinear):
 
     def reset_parameters(self) -> None:
         """The start of training, when the layer computes what it did without an update."""
-        self.squares = None
+        self.squared_norms = None
         if self.update.init == "default":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as a linear layer's own weight
             nn.init.zeros_(self.lora_B)
             if self.lora_magnitude is None:
                 return
-        weight = dense(self.linear).detach()
+        weight = dense_weight(self.linear).detach()
         blocks = [weight] if self.parts is None else [weight[rows.start : rows.stop] for rows in self.parts]
         with torch.no_grad():
             if self.update.init != "default":
-                self._start_from(blocks)
+                self._init_pissa(blocks)
             if self.lora_magnitude is not None and not weight.is_meta:
                 self.lora_magnitude.copy_(torch.cat([row_norms(block) for block in blocks]))
 
-    def _start_from(self, blocks: list[Tensor]) -> None:
+    def _init_pissa(self, blocks: list[Tensor]) -> None:
         """The start of PiSSA."""
         if not self.lora_A.is_meta:
             fast = self.update.init == "pissa-fast"
-            starts = [principal(block, self.r, self.scaling, fast) for block in blocks]
+            starts = [low_rank_factors(block, self.r, self.scaling, fast) for block in blocks]
             self.lora_A.copy_(torch.cat([a for a, _ in starts]))
             self.lora_B.copy_(torch.cat([b for _, b in starts]))
         self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
@@ -182,17 +173,17 @@ class LoRALinear(WrappedLinear):
         pairs = zip(self.lora_A.split(self.r), self.start_A.split(self.r), strict=True)
         return torch.cat([matrix for pair in pairs for matrix in pair])
 
-    def rows_up(self) -> Tensor:
+    def up_rows(self) -> Tensor:
         """B of the rows with an update, `(rows, r)`; with that of the start beside it, `(rows, 2r)`."""
         return self.lora_B if self.start_B is None else torch.cat((self.lora_B, -self.start_B), dim=1)
 
     def up(self) -> Tensor:
         """The matrix that takes `down() x` to the layer's output, `(out, …)`."""
         if self.parts is None:
-            return self.rows_up()
+            return self.up_rows()
         # Block-diagonal with empty rows for parts without an update: this small matrix pads, not the activations.
         columns = []
-        for block, rows in zip(self.rows_up().split([len(rows) for rows in self.parts]), self.parts, strict=True):
+        for block, rows in zip(self.up_rows().split([len(rows) for rows in self.parts]), self.parts, strict=True):
             columns.append(F.pad(block, (0, 0, rows.start, self.linear.out_features - rows.stop)))
         return torch.cat(columns, dim=1)
 
@@ -206,16 +197,17 @@ class LoRALinear(WrappedLinear):
         # One product that adds onto the layer's own output: nothing else of size T x out is made, forward or backward.
         y.addmm_(a, up.to(y.dtype).t(), alpha=self.scaling * factor)
         if self.lora_magnitude is not None:
-            y = self._to_magnitude(y, down, up)
+            y = self._apply_magnitude(y, down, up)
         return y.view(*x.shape[:-1], -1)
 
-    def _to_magnitude(self, y: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def _apply_magnitude(self, y: Tensor, down: Tensor, up: Tensor) -> Tensor:
         assert self.lora_magnitude is not None
-        weight = dense(self.linear)
-        if self.squares is None or self.squares.device != weight.device:
-            self.squares = row_norms(weight.detach()).square()
-        norms = updated_row_norms(weight, self.squares, down, up, self.scaling)  # a constant to the gradients: 4.3
-        gains = (full_rows(self.lora_magnitude.to(norms.dtype), norms, self.parts) / norms).to(y.dtype)
+        weight = dense_weight(self.linear)
+        if self.squared_norms is None or self.squared_norms.device != weight.device:
+            self.squared_norms = row_norms(weight.detach()).square()
+        # A constant to the gradients (section 4.3 of the paper).
+        norms = updated_row_norms(weight, self.squared_norms, down, up, self.scaling)
+        gains = (scatter_rows(self.lora_magnitude.to(norms.dtype), norms, self.parts) / norms).to(y.dtype)
         return y * gains if self.bias is None else torch.addcmul(self.bias.to(y.dtype) * (1 - gains), y, gains)
 
     def merge_into(self, weight: Tensor) -> Tensor:
@@ -235,7 +227,7 @@ class LoRALinear(WrappedLinear):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.start_A is not None:
-            for name, stored in (("lora_A", self.down()), ("lora_B", self.rows_up())):
+            for name, stored in (("lora_A", self.down()), ("lora_B", self.up_rows())):
                 destination[prefix + name] = stored if keep_vars else stored.detach()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -244,8 +236,8 @@ class LoRALinear(WrappedLinear):
             pairs = state_dict[names[0]].unflatten(0, (-1, 2, self.r))  # (P, 2, r, in)
             b, start_b = state_dict[names[1]].split(self.r, dim=1)
             state_dict = {**state_dict, names[0]: pairs[:, 0].flatten(0, 1), names[1]: b.contiguous()}
-            self.start_A = beside(pairs[:, 1].flatten(0, 1), self.start_A)
-            self.start_B = beside(-start_b, self.start_B)
+            self.start_A = copy_like(pairs[:, 1].flatten(0, 1), self.start_A)
+            self.start_B = copy_like(-start_b, self.start_B)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -258,30 +250,30 @@ class LoRAExperts(WrappedExperts):
         first = next(iter(updates.values()))
         self.updates, self.parts, self.kinds = updates, tuple(updates), first.kinds
         self.dropout = first.dropout
-        self.squares: dict[str, Tensor] = {}
+        self.squared_norms: dict[str, Tensor] = {}
         for part, update in updates.items():
             weight: Tensor = getattr(experts, part)  # (E, out, in)
             E, rows, columns = weight.shape
             shapes = {"lora_A": (E, update.r, columns), "lora_B": (E, rows, update.r), "lora_magnitude": (E, rows)}
             for kind in self.kinds:
-                self.register_parameter(f"{part}_{kind}", empty_beside(weight, *shapes[kind]))
+                self.register_parameter(f"{part}_{kind}", empty_parameter(weight, *shapes[kind]))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The start of training, as `LoRALinear`'s for each expert."""
-        self.squares = {}
+        self.squared_norms = {}
         for part, update in self.updates.items():
-            a, b, *magnitude = self.beside(part)
+            a, b, *magnitude = self.part_parameters(part)
             if update.init == "default":
                 for matrix in a.unbind():
                     nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
                 nn.init.zeros_(b)
                 if not magnitude:
                     continue
-            weight = dense(getattr(self.linear, part)).detach()
+            weight = dense_weight(getattr(self.linear, part)).detach()
             if update.init != "default":
                 if not weight.is_meta:
-                    first = principal(weight, update.r, update.scaling, update.init == "pissa-fast")
+                    first = low_rank_factors(weight, update.r, update.scaling, update.init == "pissa-fast")
                     with torch.no_grad():
                         a.copy_(first[0])
                         b.copy_(first[1])
@@ -308,7 +300,7 @@ class LoRAExperts(WrappedExperts):
                 super().stored(own).size(1 if own.endswith("A") else 2), dim=1 if own.endswith("A") else 2
             )
             stacked = stacked.contiguous()
-            setattr(self, f"start_{own}", beside(of_start if own.endswith("A") else -of_start, start))
+            setattr(self, f"start_{own}", copy_like(of_start if own.endswith("A") else -of_start, start))
         super().store(own, stacked, assign)
 
     def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -323,23 +315,22 @@ class LoRAExperts(WrappedExperts):
         a, b = (matrix.to(y.dtype) for matrix in self.matrices(part))
         update = grouped_linear(grouped_linear(kept.to(y.dtype), a, ends), b, ends)
         y = y.add_(update, alpha=self.updates[part].scaling * factor)
-        return self._to_magnitude(part, y, expert) if self.updates[part].dora else y
+        return self._apply_magnitude(part, y, expert) if self.updates[part].dora else y
 
-    def _to_magnitude(self, part: str, y: Tensor, expert: Tensor) -> Tensor:
-        weight = dense(getattr(self.linear, part))
-        if part not in self.squares or self.squares[part].device != weight.device:
-            self.squares[part] = row_norms(weight.detach()).square()
-        norms = updated_row_norms(
-            weight, self.squares[part], *self.matrices(part), self.updates[part].scaling
-        )  # (E, out)
-        gains = (self.beside(part)[2].to(norms.dtype) / norms).to(y.dtype)[expert]
+    def _apply_magnitude(self, part: str, y: Tensor, expert: Tensor) -> Tensor:
+        weight = dense_weight(getattr(self.linear, part))
+        if part not in self.squared_norms or self.squared_norms[part].device != weight.device:
+            self.squared_norms[part] = row_norms(weight.detach()).square()
+        scaling = self.updates[part].scaling
+        norms = updated_row_norms(weight, self.squared_norms[part], *self.matrices(part), scaling)  # (E, out)
+        gains = (self.part_parameters(part)[2].to(norms.dtype) / norms).to(y.dtype)[expert]
         bias = getattr(self.linear, f"{part}_bias", None)
         return y * gains if bias is None else torch.addcmul(bias.to(y.dtype)[expert] * (1 - gains), y, gains)
 
     def mergers(self, name: str) -> dict[str, Callable[[Tensor], Tensor]]:
         found: dict[str, Callable[[Tensor], Tensor]] = {}
         for part in self.parts:
-            for expert, own in enumerate(zip(*self._update_of(part), strict=True)):
+            for expert, own in enumerate(zip(*self._part_update(part), strict=True)):
                 a, b, *magnitude = own
                 more = {"magnitude": magnitude[0]} if magnitude else {}
                 found[f"{name}.{expert}.{part}.weight"] = partial(
@@ -347,13 +338,13 @@ class LoRAExperts(WrappedExperts):
                 )
         return found
 
-    def _update_of(self, part: str) -> tuple[Tensor, ...]:
+    def _part_update(self, part: str) -> tuple[Tensor, ...]:
         """All that makes the update of a part, stacked."""
-        return (*self.matrices(part), *self.beside(part)[2:])
+        return (*self.matrices(part), *self.part_parameters(part)[2:])
 
     def unwrapped(self) -> nn.Module:
         for part in self.parts:
-            a, b, *magnitude = self._update_of(part)
+            a, b, *magnitude = self._part_update(part)
             weight = merged(
                 getattr(self.linear, part), a, b, self.updates[part].scaling, magnitude[0] if magnitude else None
             )

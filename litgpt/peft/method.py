@@ -40,7 +40,7 @@ class Method(ABC):
         """What `hyperparameters.yaml` says of it besides the command's own arguments."""
         return {}
 
-    def going_on(self, found: Method) -> Method:
+    def continue_from(self, found: Method) -> Method:
         """The method that goes on with what `found` has learned, asked to be this one.
 
         Raises:
@@ -114,14 +114,14 @@ class WrappedExperts(Wrapped):
     parts: tuple[str, ...] = EXPERT_PARTS
     """Those that have something beside them."""
 
-    def beside(self, part: str) -> tuple[Tensor, ...]:
+    def part_parameters(self, part: str) -> tuple[Tensor, ...]:
         """The parameters beside a part, in the order of `kinds`, `(E, …)` each."""
         return tuple(getattr(self, f"{part}_{kind}") for kind in self.kinds)
 
     def _names(self, prefix: str) -> dict[str, tuple[str, int]]:
         """Name in a state dict → parameter here, and the number of the expert."""
         own = [(part, kind) for part in self.parts for kind in self.kinds]
-        count = self.beside(self.parts[0])[0].size(0)
+        count = self.part_parameters(self.parts[0])[0].size(0)
         return {f"{prefix}{i}.{part}.{kind}": (f"{part}_{kind}", i) for i in range(count) for part, kind in own}
 
     def stored(self, own: str) -> Tensor:
@@ -156,7 +156,7 @@ class WrappedExperts(Wrapped):
             self.store(own, stacked, assign=local_metadata.get("assign_to_params_buffers", False))
 
 
-def empty_beside(weight: Tensor, *shape: int) -> nn.Parameter:
+def empty_parameter(weight: Tensor, *shape: int) -> nn.Parameter:
     """A parameter on the device of `weight`, and in its dtype where that isn't a quantized one."""
     dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
     return nn.Parameter(torch.empty(shape, device=weight.device, dtype=dtype))

@@ -63,7 +63,7 @@ class FourBitLinear(QuantizedLinear):
         packed, self.state = bitsandbytes().functional.quantize_4bit(
             weight, blocksize=BLOCK, quant_type=self.kind, compress_statistics=self.nested
         )
-        self.keep(packed)
+        self.set_weight(packed)
         self.weight.quant_state = self.state  # type: ignore[attr-defined]  # tells how many weights there really are
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:

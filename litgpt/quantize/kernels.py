@@ -86,11 +86,11 @@ def int4_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
         return torch.ops.aten._weight_int4pack_mm(rows, packed, GROUP, scales)
     few = 1 if slow_kernels(rows) else FEW_INT4
     if rows.size(0) > few and scales.size(1) % block_rows() == 0:
-        return _wide_product(rows, packed, scales)
+        return _upcast_product(rows, packed, scales)
     return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, GROUP, scales)
 
 
-def int4_widened(packed: Tensor, scales: Tensor) -> Tensor:
+def int4_dequantized(packed: Tensor, scales: Tensor) -> Tensor:
     """The weight `(O, I)` in the dtype of the scales."""
     columns = scales.size(0) * GROUP
     if packed.device.type == "cpu" and scales.size(1) % block_rows() == 0:
@@ -116,7 +116,7 @@ def block_rows() -> int:
     return 2**62
 
 
-def _wide_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+def _upcast_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     parts, wide = [], rows.to(matmul_dtype(rows))
     for pair in _halves(packed, scales):
         halves = (half.flatten(1).to(wide.dtype) for half in pair)

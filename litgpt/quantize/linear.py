@@ -17,7 +17,7 @@ from litgpt.kernels.linear import matmul_dtype
 from litgpt.model.moe import Experts
 from litgpt.quantize import kernels
 
-AT_ONCE = 2**20
+QUANTIZE_CHUNK = 2**20
 """Weights that are quantized at a time, a multiple of 64 rows of them: more would only take memory."""
 
 
@@ -58,7 +58,7 @@ class QuantizedLinear(nn.Linear):
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
 
-    def keep(self, packed: Tensor) -> None:
+    def set_weight(self, packed: Tensor) -> None:
         """Makes `packed` the weight."""
         self.weight = nn.Parameter(packed, requires_grad=False)
 
@@ -66,7 +66,7 @@ class QuantizedLinear(nn.Linear):
         """The weight in float32, rows `start` to `end` at a time; perhaps the very same memory, so not to be written
         to. (Write what is made of each to its place at once: small results that are kept apart would lie where large
         temporary ones were, and the heap grow by one of those for each.)"""
-        step = max(1, AT_ONCE // self.in_features // 64) * 64
+        step = max(1, QUANTIZE_CHUNK // self.in_features // 64) * 64
         for start in range(0, weight.size(0), step):
             rows = weight.detach()[start : start + step]
             yield rows.float().contiguous(), start, start + len(rows)
@@ -97,11 +97,11 @@ class Int8Linear(QuantizedLinear):
         codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scales = torch.empty(weight.size(0), dtype=self.dtype, device=weight.device)
         for rows, start, end in self.chunks(weight):
-            # The scale is rounded first, so that what it loses is made up for by the codes.
+            # The scale is quantize_groups first, so that what it loses is made up for by the codes.
             scale = rows.abs().amax(dim=1).div_(127).clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype)
             codes[start:end] = (rows / scale[:, None].float()).round_().clamp_(-127, 127)
             scales[start:end] = scale
-        self.keep(codes)
+        self.set_weight(codes)
         self.register_buffer("scale", scales, persistent=False)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -122,18 +122,18 @@ class Int4Linear(QuantizedLinear):
         packed: Tensor | None = None
         scales = torch.empty(G, n, 2, dtype=self.dtype, device=weight.device)
         for rows, start, end in self.chunks(weight):
-            codes, factors = rounded(rows.view(rows.size(0), -1, kernels.GROUP), self.dtype)
+            codes, factors = quantize_groups(rows.view(rows.size(0), -1, kernels.GROUP), self.dtype)
             part = kernels.pack_int4(codes.flatten(1))
             if packed is None:  # what a row takes is the kernel's to say
                 packed = part.new_empty(len(part) * n // len(rows), *part.shape[1:])
             packed[len(packed) * start // n : len(packed) * end // n] = part
             scales[:, start:end] = factors.transpose(0, 1)
         assert packed is not None
-        self.keep(packed)
+        self.set_weight(packed)
         self.register_buffer("scales", scales, persistent=False)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
-        return kernels.int4_widened(self.weight, self.scales).to(dtype or self.dtype)
+        return kernels.int4_dequantized(self.weight, self.scales).to(dtype or self.dtype)
 
     def product(self, rows: Tensor) -> Tensor:
         return kernels.int4_product(rows, self.weight, self.scales)
@@ -146,7 +146,7 @@ class Int4Linear(QuantizedLinear):
 
 
 @torch.no_grad()
-def rounded(groups: Tensor, dtype: torch.dtype, rounds: int = 2) -> tuple[Tensor, Tensor]:
+def quantize_groups(groups: Tensor, dtype: torch.dtype, rounds: int = 2) -> tuple[Tensor, Tensor]:
     """Codes 0 … 15 for groups of weights, and the scales and zeros that go with them.
 
     Starts from the range of a group; then, in turn, scale and zero are those that fit the codes best (least squares)
@@ -201,7 +201,7 @@ class QuantizedExperts(Experts):
 
 
 class ExpertLinears(nn.ModuleList):
-    """One part of all experts; it tells of itself what the stacked weight `(E, O, I)` in its place would."""
+    """One part of all experts; its shape, device and dtype are those of the stacked weight `(E, O, I)` in its place."""
 
     def first(self) -> QuantizedLinear:
         """The first expert's layer; they are alike."""
@@ -227,3 +227,14 @@ class ExpertLinears(nn.ModuleList):
     def is_floating_point(self) -> bool:
         """As a tensor's."""
         return False
+
+
+def dense_weight(layer: nn.Module | Tensor) -> Tensor:
+    """The weight of a linear layer `(O, I)`, or of a part of experts `(E, O, I)`, dequantized where it has to be."""
+    if isinstance(layer, nn.ModuleList):
+        return torch.stack([dense_weight(expert) for expert in layer])
+    if isinstance(layer, QuantizedLinear):
+        return layer.dequantized()
+    weight = layer.weight if isinstance(layer, nn.Module) else layer
+    assert isinstance(weight, Tensor)
+    return weight

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from litgpt.adapter import Adapter, PromptedAttention
+from litgpt.adapter import Adapter
 from litgpt.config import Config
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
@@ -18,6 +18,7 @@ from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.attention import AttentionContext
 from litgpt.peft import load_owned, owned_state
+from litgpt.peft.adapter import PromptedAttention
 from tests.engine.oracle import naive, prompts
 from tests.paths import GOLDEN
 from tests.peft.test_lora import EXPERTS, LATENT_SIZES, LLAMA, NEOX

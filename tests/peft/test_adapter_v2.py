@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from litgpt.adapter import Adapter
-from litgpt.adapter_v2 import AdaptedLinear, AdapterV2
+from litgpt.adapter_v2 import AdapterV2
 from litgpt.checkpoint.reader import load_pth
 from litgpt.config import Config
 from litgpt.engine.engine import Engine
@@ -19,6 +19,7 @@ from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.peft import Method, base_state, load_owned, owned_state
+from litgpt.peft.adapter_v2 import AdaptedLinear
 from tests.engine.oracle import naive
 from tests.peft.test_adapter import TOKENS, golden_cases
 from tests.peft.test_lora import EXPERTS, LATENT_SIZES, LLAMA, NEOX

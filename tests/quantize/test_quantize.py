@@ -29,7 +29,7 @@ from litgpt.kernels.linear import use_fast_linear
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.quantize import MODES, check_quantization, dense_weight, is_quantized, kernels, make_layer, quantize_model
-from litgpt.quantize.linear import Int8Linear, QuantizedLinear, rounded
+from litgpt.quantize.linear import Int8Linear, QuantizedLinear, quantize_groups
 from litgpt.runtime import quantized_precision
 from litgpt.training.loss import NextToken
 from tests.engine.oracle import LLAMA, MODELS, naive, tiny_model
@@ -138,7 +138,7 @@ def test_a_transposed_weight_is_taken(mode: str) -> None:
 def test_a_weight_taken_in_parts_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(192, 64)
     whole = filled(mode, weight, torch.float32).dequantized()
-    monkeypatch.setattr("litgpt.quantize.linear.AT_ONCE", 64 * 64)
+    monkeypatch.setattr("litgpt.quantize.linear.QUANTIZE_CHUNK", 64 * 64)
     monkeypatch.setattr(kernels, "CHUNK", 64 * 64)
     layer = filled(mode, weight, torch.float32)
     x = torch.randn(kernels.FEW_INT4 + 1, 64)
@@ -151,7 +151,7 @@ def test_rounding_is_better_than_to_the_range_of_a_group() -> None:
     groups = torch.randn(64, 4, 32) ** 3
 
     def error(rounds: int) -> float:
-        codes, factors = rounded(groups, torch.float32, rounds)
+        codes, factors = quantize_groups(groups, torch.float32, rounds)
         assert codes.min() >= 0 and codes.max() <= 15
         scale, zero = factors[..., :1], factors[..., 1:]
         return distance((codes - 8) * scale + zero, groups)
@@ -168,7 +168,7 @@ def test_equal_weights_lose_nothing(value: float) -> None:
 
 def test_codes_and_scales_say_what_a_packed_weight_is() -> None:
     weight = torch.randn(128, 64)
-    codes, factors = rounded(weight.view(128, 2, 32), torch.float32)
+    codes, factors = quantize_groups(weight.view(128, 2, 32), torch.float32)
     said = ((codes - 8) * factors[..., :1] + factors[..., 1:]).view(128, 64)
     torch.testing.assert_close(filled("int4", weight, torch.float32).dequantized(), said)
 

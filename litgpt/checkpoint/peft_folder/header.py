@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from litgpt.errors import LitGPTError
-from litgpt.lora import LoRA, Target, qkv_parts
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
+from litgpt.peft.lora import LoRA, TargetModule, qkv_parts
 from litgpt.peft.lora_layers import UPDATES, Update
 
 HEADER = "litgpt"
@@ -55,7 +55,7 @@ def restore(said: dict[str, Any], read: LoRA, model: GPT, state: dict[str, Tenso
     return lora, result
 
 
-def _update_locations(name: str, target: Target, model: GPT) -> Iterable[tuple[str, Update, list[range] | None]]:
+def _update_locations(name: str, target: TargetModule, model: GPT) -> Iterable[tuple[str, Update, list[range] | None]]:
     """Each update of a layer: what its tensors' names begin with, how it is made, and the rows it is of; None: all."""
     module = model.get_submodule(name)
     if isinstance(module, Experts):
@@ -66,7 +66,7 @@ def _update_locations(name: str, target: Target, model: GPT) -> Iterable[tuple[s
         yield name, target.updates[0], qkv_parts(model.config, name, target.parts) if target.parts else None
 
 
-def _update_at(name: str, target: Target) -> Update | None:
+def _update_at(name: str, target: TargetModule) -> Update | None:
     """The update of a part of experts, by the name of one of them."""
     return dict(zip(target.parts, target.updates, strict=True)).get(name.rpartition(".")[2])
 

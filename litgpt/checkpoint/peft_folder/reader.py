@@ -30,8 +30,8 @@ from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
 from litgpt.config import Config, read_json
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
-from litgpt.lora import QKV_PARTS, SWITCHES, LoRA, candidates, matches
 from litgpt.model import GPT
+from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, target_names
 from litgpt.peft.lora_layers import UPDATES
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -378,7 +378,7 @@ def _method(
     """The method whose files hold such tensors; with switches alone, as LitGPT has them, where these can say it."""
     rslora = bool(settings.get("use_rslora"))
     alphas = {name: alpha_of(scaling, ranks[name], rslora) for name, scaling in scalings.items()}
-    names = [at for name, module in model.named_modules() for at in candidates(name, module)]
+    names = [at for name, module in model.named_modules() for at in target_names(name, module)]
     r = Counter(ranks.values()).most_common(1)[0][0] if ranks else int(settings.get("r", 8))
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else settings.get("lora_alpha", 8)
     layers = sorted({_part_of(name) for name in names})

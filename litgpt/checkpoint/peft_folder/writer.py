@@ -38,7 +38,7 @@ from litgpt.families.base import Interleaved, Join, Same, Split
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import load_owned
-from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, full_rows, row_norms
+from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, row_norms, scatter_rows
 from litgpt.prompts.files import PROMPT_STYLE_FILE
 
 
@@ -148,7 +148,7 @@ def _whole_delta(name: str, module: LoRALinear, base: Checkpoint) -> Delta:
     """The update of a layer as one, block-diagonal where it has several."""
     magnitude: Tensor | None = module.lora_magnitude
     if magnitude is not None and module.parts is not None:
-        magnitude = full_rows(magnitude, _norms(name, base).to(magnitude.dtype), module.parts)
+        magnitude = scatter_rows(magnitude, _norms(name, base).to(magnitude.dtype), module.parts)
     return Delta(module.lora_A, module.up(), module.scaling, magnitude)
 
 

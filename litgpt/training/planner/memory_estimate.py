@@ -25,7 +25,7 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.peft import Method
-from litgpt.quantize import make_layer, make_room
+from litgpt.quantize import make_layer, replace_linears
 from litgpt.quantize.linear import QuantizedLinear
 from litgpt.runtime import parameter_dtype, product_dtype
 from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
@@ -329,7 +329,7 @@ class _StandIn(QuantizedLinear):
     def __init__(self, layer: QuantizedLinear, nbytes: int) -> None:
         super().__init__(layer.in_features, layer.out_features, False, layer.dtype)
         self.bias = layer.bias
-        self.keep(torch.empty(nbytes, dtype=torch.uint8, device="meta"))
+        self.set_weight(torch.empty(nbytes, dtype=torch.uint8, device="meta"))
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         size = (self.out_features, self.in_features)
@@ -344,7 +344,7 @@ def _make_stand_ins(model: GPT, mode: str, dtype: torch.dtype) -> int:
     """Replaces what is to be quantized; returns the bytes of all of it."""
     total = 0
     sizes: dict[tuple[bool, int, int], int] = {}
-    make_room(model, mode, dtype)
+    replace_linears(model, mode, dtype)
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, QuantizedLinear):
             continue

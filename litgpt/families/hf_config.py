@@ -1,0 +1,142 @@
+"""Settings of `config.json` that many families share: taken out of a file (`pop_…`) and written back (`push_…`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from litgpt.errors import LitGPTError, closest
+
+
+def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any]:
+    """Takes the settings of sliding-window attention out of a `config.json`.
+
+    Args:
+        left: What is left of it.
+        every: Without a list of layer types: every this many layers, the last one has no window.
+
+    Returns:
+        `sliding_window_size` and `sliding_window_indices`, both None where no layer has a window.
+    """
+    window, used = left.pop("sliding_window", None), left.pop("use_sliding_window", True)
+    kinds, first = left.pop("layer_types", None), left.pop("max_window_layers", None)
+    every = left.pop("_sliding_window_pattern", None) or every
+    every = left.pop("sliding_window_pattern", None) or every
+    layers = range(left["num_hidden_layers"])
+    if kinds is not None:
+        indices = [int(kind == "sliding_attention") for kind in kinds]
+    elif every is not None:
+        indices = [int((layer + 1) % every != 0) for layer in layers]
+    else:
+        indices = [int(first is None or layer >= first) for layer in layers]
+    if window is None or not used or not any(indices):
+        return {"sliding_window_size": None, "sliding_window_indices": None}
+    return {"sliding_window_size": window, "sliding_window_indices": indices}
+
+
+def push_windows(config: Any) -> dict[str, Any]:
+    """And back, as `sliding_window` and `layer_types`."""
+    indices = config.sliding_window_indices or [0] * config.n_layer
+    kinds = ["sliding_attention" if index else "full_attention" for index in indices]
+    return {"sliding_window": config.sliding_window_size, "layer_types": kinds}
+
+
+def pop_quantization(left: dict[str, Any]) -> None:
+    """Takes `quantization_config` out of a `config.json`.
+
+    Raises:
+        LitGPTError: The weights are stored in a way that is not read here.
+    """
+    how = left.pop("quantization_config", None) or {}
+    method = how.get("quant_method", "none")
+    if method not in ("none", "mxfp4", "fp8"):
+        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8, and GGUF files.")
+    if method == "fp8" and how.get("weight_block_size") not in (None, [128, 128]):
+        raise LitGPTError(f"The weights are FP8 in blocks of {how['weight_block_size']}; read here are 128 by 128.")
+
+
+def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:
+    """Takes `key` out of a `config.json` and translates its value.
+
+    Raises:
+        LitGPTError: The value is none of `choices`.
+    """
+    value = left.pop(key, None) or default
+    if value not in choices:
+        raise LitGPTError(f"config.json has `{key}`: {value!r}, which is not known here.{closest(value, choices)}")
+    return choices[value]
+
+
+GELU = {"gelu": "none", "gelu_python": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+"""`hidden_act` ↔ `gelu_approximate`."""
+
+
+FACTOR = ("factor", "factor")
+ORIGINAL = ("original_max_position_embeddings", "original_max_seq_len")
+ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "default": (),
+    "linear": (FACTOR,),
+    "llama3": (FACTOR, ("low_freq_factor",) * 2, ("high_freq_factor",) * 2, ORIGINAL),
+    "yarn": (
+        FACTOR,
+        ("beta_fast",) * 2,
+        ("beta_slow",) * 2,
+        ORIGINAL,
+        ("mscale",) * 2,
+        ("mscale_all_dim",) * 2,
+        ("attention_factor",) * 2,
+        ("truncate",) * 2,
+    ),
+    "longrope": (FACTOR, ("short_factor",) * 2, ("long_factor",) * 2, ORIGINAL, ("attention_factor",) * 2),
+}
+"""By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
+
+
+def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, Any]:
+    """Takes RoPE's settings out of a `config.json`, as transformers 4 or 5 writes them.
+
+    Returns `rope_base`, `rope_adjustments` and, where it is set, `rotary_percentage`.
+
+    Raises:
+        LitGPTError: A kind of RoPE scaling that is not known here.
+    """
+    rope = {**(left.pop("rope_scaling", None) or {}), **(left.pop("rope_parameters", None) or {})}
+    flat = {key: left.pop(key, None) for key in ("rope_theta", "rotary_emb_base", "partial_rotary_factor")}
+    base = rope.pop("rope_theta", None) or flat["rope_theta"] or flat["rotary_emb_base"] or default_base
+    found: dict[str, Any] = {"rope_base": int(base) if base == int(base) else base}
+    partial = rope.pop("partial_rotary_factor", flat["partial_rotary_factor"])
+    if partial is not None:
+        found["rotary_percentage"] = partial
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = "longrope" if kind == "su" else kind
+    if ORIGINAL in ROPE_KEYS.get(kind, ()):
+        outside = left.pop(ORIGINAL[0], None)  # which counts, where a file has both
+        rope[ORIGINAL[0]] = outside or rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
+    if kind == "longrope":
+        rope.setdefault("factor", left["max_position_embeddings"] / rope[ORIGINAL[0]])
+    if kind not in ROPE_KEYS:
+        raise LitGPTError(
+            f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
+        )
+    if kind != "default":
+        given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
+        for key, value in {"factor": None, **given}.items():
+            if not isinstance(value, list if key in ("short_factor", "long_factor") else int | float):
+                raise LitGPTError(f"config.json has `{key}`: {value!r} in its RoPE settings, which {kind} can't have.")
+        found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
+    known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
+    for key, value in rope.items():
+        if key not in known and value not in (None, False):
+            raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")
+    return found
+
+
+def push_rope(config: Any) -> dict[str, Any]:
+    """A `Config`'s RoPE settings as the two `config.json` keys that transformers 4 and 5 both read."""
+    adjust = config.rope_adjustments or {}
+    if config.rope_condense_ratio != 1:
+        adjust = {"factor": float(config.rope_condense_ratio)}
+    telling = {"low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
+    kind = next((kind for key, kind in telling.items() if key in adjust), "linear")
+    scaling = {"rope_type": kind, **{theirs: adjust[ours] for theirs, ours in ROPE_KEYS[kind] if ours in adjust}}
+    return {"rope_theta": float(config.rope_base), "rope_scaling": scaling if adjust else None}

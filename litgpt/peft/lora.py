@@ -1,0 +1,337 @@
+"""LoRA: which layers get a low-rank update, and of what kind (`litgpt.peft.lora_layers` has the layers).
+
+Layers are chosen by switches, as in LitGPT, or by patterns over their names. In names, `attn.query`, `attn.key` and
+`attn.value` stand for the rows of the fused `attn.qkv`, which get an update each; `attn.qkv` for one update of all of
+them; `mlp.experts.fc_1` for that part of every expert.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from litgpt.config import Config
+from litgpt.errors import LitGPTError, closest
+from litgpt.model import GPT
+from litgpt.model.moe import Experts
+from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
+from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, wrap_modules
+
+SWITCHES = {
+    "query": ("attn.query", "attn.q_*", "attn.gate"),
+    "key": ("attn.key", "attn.kv_*"),
+    "value": ("attn.value", "attn.kv_*"),
+    "projection": ("attn.proj",),
+    "mlp": ("transformer.h.*.mlp.*",),
+    "head": ("lm_head",),
+}
+"""Switch → the patterns it stands for."""
+QKV_PARTS = ("query", "key", "value")
+OVERRIDABLE = ("dropout", "plus_ratio")
+"""Settings of how updates learn, not of what they are: continued training may have others."""
+INITS = ("default", "pissa", "pissa-fast")
+
+
+@dataclass(frozen=True)
+class TargetModule:
+    """A layer that gets an update."""
+
+    updates: tuple[Update, ...]
+    """One for each of `parts`, or one."""
+    parts: tuple[str, ...] = ()
+    """Of a fused query-key-value layer or of experts: those with an update; none: it has one update as a whole."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of its updates."""
+        return tuple(update.r for update in self.updates)
+
+
+@dataclass
+class LoRA(Method):
+    """Which linears get an update, and of what rank."""
+
+    r: int = 8
+    """Rank of an update."""
+    alpha: float = 16
+    """An update is scaled by `alpha / r`."""
+    dropout: float = 0.05
+    """Share of an update's input that is dropped in training."""
+    query: bool = True
+    key: bool = False
+    value: bool = True
+    projection: bool = False
+    """The attention's output."""
+    mlp: bool = False
+    """Every linear of the MLPs; experts and their router too."""
+    head: bool = False
+    target: list[str] | str | None = None
+    """Patterns of the layers that get an update, in place of the six switches."""
+    rank_pattern: dict[str, int] | None = None
+    """Other ranks than `r`: pattern → rank; the first that matches a layer counts."""
+    alpha_pattern: dict[str, float] | None = None
+    """Other values than `alpha`, likewise."""
+    rslora: bool = False
+    """Scale by `alpha / sqrt(r)`."""
+    dora: bool = False
+    """Learn the magnitude of each row of the updated weights too."""
+    init: str = "default"
+    """How an update starts; see `INITS`."""
+    plus_ratio: float | None = None
+    """LoRA+ (https://arxiv.org/abs/2402.12354): B learns so many times as fast as A."""
+    modules_to_save: list[str] | str | None = None
+    """Patterns of the modules that are trained whole, and saved beside the updates."""
+
+    suffix = ".lora"
+
+    def __post_init__(self) -> None:
+        ranks = {"lora_r": self.r, **{f"lora_rank_pattern {key}": r for key, r in (self.rank_pattern or {}).items()}}
+        for name, r in ranks.items():
+            if not isinstance(r, int) or r < 1:
+                raise LitGPTError(f"{name} is {r}, but the rank of an update is a whole number, at least 1.")
+        alphas = {"lora_alpha": self.alpha}
+        alphas.update({f"lora_alpha_pattern {key}": alpha for key, alpha in (self.alpha_pattern or {}).items()})
+        for name, alpha in alphas.items():
+            if not alpha > 0 or math.isinf(alpha):
+                raise LitGPTError(f"{name} is {alpha}, but updates are scaled by it: it is a number above 0.")
+        if not 0 <= self.dropout < 1:
+            raise LitGPTError(f"lora_dropout is {self.dropout}, but it is a share: at least 0 and less than 1.")
+        if self.init not in INITS:
+            raise LitGPTError(f"lora_init is {self.init!r}; it is one of {', '.join(INITS)}.")
+        if self.plus_ratio is not None and not 0 < self.plus_ratio < math.inf:
+            raise LitGPTError(f"lora_plus_ratio is {self.plus_ratio}, but it is a number above 0, such as 16.")
+        if self.target is not None:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            moved = [name for name in SWITCHES if getattr(self, name) != defaults[name]]
+            if moved and any(getattr(self, name) for name in SWITCHES):
+                raise LitGPTError(
+                    f"lora_target says alone which layers get an update; leave lora_{moved[0]} out, or add "
+                    f"{SWITCHES[moved[0]][0]!r} to lora_target."
+                )
+        elif not any(getattr(self, name) for name in SWITCHES):
+            raise LitGPTError(
+                "All of lora_query, _key, _value, _projection, _mlp and _head are off; turn on one or more."
+            )
+
+    # -- what a method does
+
+    def check(self, model: GPT) -> None:
+        for name, target in self.targets(model).items():
+            shape = matrix_shape(model.get_submodule(name))
+            limit = shape[1] if name.endswith(".mlp.gate") else min(shape)  # a router has few rows by nature
+            if max(target.ranks) > limit:
+                raise LitGPTError(
+                    f"lora_r is {max(target.ranks)}, but {name} is a matrix of {shape[0]} x {shape[1]}, and no update "
+                    f"of it has a higher rank than {min(shape)}; a usual lora_r is 8 to 256."
+                )
+
+    def attach(self, model: GPT) -> None:
+        targets = self.targets(model)
+        self._untie(model)
+        wrap_modules(model, lambda name, module: _wrap(name, module, targets.get(name), model.config))
+        freeze_others(model, self.owns)
+
+    def owns(self, name: str) -> bool:
+        return name.endswith(UPDATES) or self.saves(name)
+
+    def saves(self, name: str) -> bool:
+        """Whether a parameter, by its name, is one of a module that trains whole."""
+        return bool(self.modules_to_save) and any(
+            matches(module, pattern) for module in _parents(name) for pattern in patterns(self.modules_to_save)
+        )
+
+    def rate_factor(self, name: str) -> float:
+        return self.plus_ratio or 1.0 if name.endswith("lora_B") else 1.0
+
+    def continue_from(self, found: Method) -> Method:
+        fields = {field.name: field.default for field in dataclasses.fields(LoRA)}
+        asked = {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}
+        if not isinstance(found, LoRA):
+            return super().continue_from(found)
+        for name, value in asked.items():
+            if name not in OVERRIDABLE and value != getattr(found, name):
+                raise LitGPTError(
+                    f"lora_{name} is {value}, but the updates to go on with have {getattr(found, name)}; leave it out, "
+                    "or merge them first (`litgpt merge_lora`) and start from the result."
+                )
+        return dataclasses.replace(found, **{name: asked[name] for name in OVERRIDABLE if name in asked})
+
+    # -- which layers
+
+    def targets(self, model: GPT) -> dict[str, TargetModule]:
+        """The layers that get an update, by name.
+
+        Raises:
+            LitGPTError: There is none, or a pattern matches nothing.
+        """
+        self._check_saved(model)
+        chosen = self._patterns()
+        found: dict[str, TargetModule] = {}
+        matched_patterns: set[str] = set()
+        for name, module in model.named_modules():
+            if self.saves(f"{name}.weight"):
+                continue
+            names = target_names(name, module)
+            matching = {at: [pattern for pattern in chosen if matches(at, pattern)] for at in names}
+            matched_patterns.update(pattern for matched in matching.values() for pattern in matched)
+            parts = tuple(at.rpartition(".")[2] for at in names[1:] if matching[at])
+            if names and isinstance(module, Experts) and matching[name]:
+                parts = EXPERT_PARTS
+            if parts or (names and matching[name]):
+                of_experts = [self._update(f"{name}.{part}", name) for part in parts if isinstance(module, Experts)]
+                found[name] = TargetModule(tuple(of_experts) or (self._update(name),), parts)
+        self._check_found(model, found, [pattern for pattern in chosen if pattern not in matched_patterns])
+        return found
+
+    def _patterns(self) -> list[str]:
+        if self.target is not None:
+            return patterns(self.target)
+        return [pattern for name, stands_for in SWITCHES.items() if getattr(self, name) for pattern in stands_for]
+
+    def _check_found(self, model: GPT, found: dict[str, TargetModule], unmatched: list[str]) -> None:
+        if self.target is not None and unmatched:
+            names = [at for name, module in model.named_modules() for at in target_names(name, module)]
+            near = closest(unmatched[0], {at.rpartition(".")[2] for at in names} | set(names))
+            raise LitGPTError(
+                f"lora_target: no linear layer of this model matches {unmatched[0]!r}.{near} Names are like {names[1]}."
+            )
+        if not found:
+            raise LitGPTError("No layer of this model gets an update; turn on others of the lora_* switches.")
+
+    def _check_saved(self, model: GPT) -> None:
+        if not self.modules_to_save:
+            return
+        names = [name for name, module in model.named_modules() if any(True for _ in module.parameters()) and name]
+        for pattern in patterns(self.modules_to_save):
+            if not any(matches(name, pattern) for name in names):
+                near = closest(pattern, {name.rpartition(".")[2] for name in names})
+                raise LitGPTError(f"lora_modules_to_save: no module of this model matches {pattern!r}.{near}")
+        for name, parameter in model.named_parameters():
+            if self.saves(name) and not parameter.is_floating_point():
+                raise LitGPTError(
+                    f"lora_modules_to_save: {name} is kept in few bits, which can't be trained; leave --quantize or "
+                    "this module out."
+                )
+
+    def _update(self, *names: str) -> Update:
+        """The update of a layer, of that name or those."""
+
+        def chosen(values: dict[str, Any] | None, default: Any) -> Any:
+            found = (
+                value for pattern, value in (values or {}).items() if any(matches(name, pattern) for name in names)
+            )
+            return next(found, default)
+
+        r, alpha = chosen(self.rank_pattern, self.r), chosen(self.alpha_pattern, self.alpha)
+        return Update(r, alpha, self.dropout, self.rslora, self.dora, self.init)
+
+    def _untie(self, model: GPT) -> None:
+        """A head or an embedding that trains whole becomes a tensor of its own."""
+        if model.tied and (self.saves("lm_head.weight") or self.saves("transformer.wte.weight")):
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+            model.config = copy.copy(model.config)  # the checkpoint's own stays as it is
+            model.config.tie_embeddings = False
+
+    # -- how it is written
+
+    def settings(self) -> dict[str, Any]:
+        """All settings that say what files hold, as flags without `lora_`; LitGPT's always, others where they are used.
+
+        LitGPT 0.5.13 stops at any that it doesn't know, so it never takes an update for one of another kind.
+        """
+        own = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        known = {"r", "alpha", "dropout", *SWITCHES}
+        return {name: value for name, (value, default) in own.items() if name in known or value != default}
+
+    def as_saved(self) -> LoRA:
+        """The LoRA that files of this one hold: one that started from singular values holds these too, at twice the
+        rank."""
+        if self.init == "default":
+            return self
+        alphas = {pattern: self._doubled(alpha) for pattern, alpha in (self.alpha_pattern or {}).items()}
+        return dataclasses.replace(
+            self,
+            init="default",
+            r=2 * self.r,
+            alpha=self._doubled(self.alpha),
+            rank_pattern={pattern: 2 * r for pattern, r in (self.rank_pattern or {}).items()} or None,
+            alpha_pattern=alphas or None,
+        )
+
+    def _doubled(self, alpha: float) -> float:
+        """What gives the same scaling at twice the rank."""
+        return alpha * (math.sqrt(2) if self.rslora else 2)
+
+
+def patterns(given: list[str] | str | None) -> list[str]:
+    """Patterns as a list; in a text, commas part them."""
+    if isinstance(given, str):
+        given = [given] if given.startswith("re:") else given.split(",")
+    return [pattern.strip() for pattern in given or ()]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is of a module: of its whole name, or of its end from a dot on (`fc_1`, `attn.*`).
+
+    `*` stands for anything, dots too; what begins with `re:` is a regular expression of the whole name.
+
+    Raises:
+        LitGPTError: It is no regular expression.
+    """
+    if pattern.startswith("re:"):
+        try:
+            return re.fullmatch(pattern[3:], name) is not None
+        except re.error as error:
+            raise LitGPTError(f"{pattern!r} is no regular expression ({error}).") from None
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def target_names(name: str, module: nn.Module) -> list[str]:
+    """What a pattern may call a module that can get an update: its own name, then those of its parts; else nothing."""
+    if isinstance(module, Experts):
+        return [name, *(f"{name}.{part}" for part in EXPERT_PARTS)]
+    if not isinstance(module, nn.Linear):
+        return []
+    stem, _, last = name.rpartition(".")
+    return [name, *(f"{stem}.{part}" for part in QKV_PARTS)] if last == "qkv" else [name]
+
+
+def _parents(parameter: str) -> Iterator[str]:
+    """The names of the modules that a parameter lies in."""
+    while "." in parameter:
+        parameter = parameter.rpartition(".")[0]
+        yield parameter
+
+
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """Rows and columns of a layer that can get an update, or of its smallest part."""
+    if isinstance(module, Experts):
+        return int(module.fc_1.shape[1]), int(module.fc_1.shape[2])
+    assert isinstance(module, nn.Linear)
+    return module.out_features, module.in_features
+
+
+def _wrap(name: str, module: nn.Module, target: TargetModule | None, config: Config) -> Wrapped | None:
+    if target is None:
+        return None
+    if isinstance(module, Experts):
+        return LoRAExperts(module, dict(zip(target.parts, target.updates, strict=True)))
+    assert isinstance(module, nn.Linear)
+    if not target.parts:
+        return LoRALinear(module, target.updates[0])
+    return LoRALinear(module, target.updates[0], qkv_parts(config, name, target.parts))
+
+
+def qkv_parts(config: Config, name: str, parts: Iterable[str]) -> list[range]:
+    """The rows of the `attn.qkv` called `name` that belong to some of query, key and value; with their gates."""
+    q, k, v = config.qkv_rows(int(name.split(".")[2]))
+    bounds = {"query": range(q), "key": range(q, q + k), "value": range(q + k, q + k + v)}
+    return [bounds[part] for part in parts]
