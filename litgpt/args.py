@@ -230,8 +230,8 @@ class LogArgs:
 def inherits(base: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the parameters of `base`, with their types, defaults and meanings, besides its own.
 
-    The command takes them by `**inherited`. A parameter that both have stands where `base` has it, with the command's
-    default and meaning; one that only the command has follows the parameter it is declared after.
+    The command takes them by `**inherited`. Parameters that both have stand where `base` has them, in the command's
+    order and with its defaults and meanings; one that only the command has follows the parameter it is declared after.
 
     Args:
         base: Another command, or a dataclass of options; its docstring says in `Args:` what each parameter means.
@@ -255,16 +255,24 @@ def inherits(base: Callable[..., Any]) -> Callable[[Callable[..., None]], Callab
 
         main.__signature__ = signature  # type: ignore[attr-defined]
         main.__annotations__ = {name: hints[name] for name in names}
-        description = inspect.cleandoc(command.__doc__ or "").partition("Args:\n")[0]
-        main.__doc__ = description + "Args:\n" + "".join(meanings[name] for name in names)
+        description = inspect.cleandoc(command.__doc__ or "").partition("Args:\n")[0].rstrip()
+        main.__doc__ = description + "\n\nArgs:\n" + "".join(meanings[name] for name in names)
         return main
 
     return decorate
 
 
+def arguments_of(command: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a command that `inherits` some, in the order of its signature, from its `locals()`."""
+    given = {**given, **given["inherited"]}
+    return {name: given[name] for name in inspect.signature(command).parameters}
+
+
 def _merged(own: list[str], theirs: list[str]) -> list[str]:
-    """Their names in their order, with each name that is not theirs behind the one it stands behind in `own`."""
-    merged = list(theirs)
+    """Their names in their order, those in both in the order of `own`, and each name that is not theirs behind the one
+    it stands behind in `own`."""
+    shared = iter([name for name in own if name in theirs])
+    merged = [next(shared) if name in own else name for name in theirs]
     for before, name in zip(["", *own], own, strict=False):
         if name not in merged:
             merged.insert(merged.index(before) + 1 if before else 0, name)

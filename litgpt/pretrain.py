@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs, hyperparameters
+from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.config import Config, configs
 from litgpt.data import DataModule
 
@@ -40,7 +40,7 @@ def setup(
 ) -> None:
     """Pretrain a model, from random weights or from those of a checkpoint.
 
-    Arguments:
+    Args:
         model_name: The size to train, by name; `list` shows them all.
         model_config: The size to train, field by field or a `model_config.yaml`; then `model_name` is only a name.
         out_dir: Where checkpoints (`step-*`, `final`), logs and the picture of the loss go.
@@ -61,10 +61,10 @@ def setup(
         logger_name: Where metrics go besides the CSV file.
         seed: Of the random weights, the order of the data and dropout.
     """
-    arguments: dict[str, Any] = dict(locals())
+    arguments = dict(locals())
     if model_name == "list":
         print("\n".join(sorted((str(config["name"]) for config in configs), key=str.lower)))
         return
-    from litgpt.training.pretraining import Pretraining, pretrain
+    from litgpt.training.pretraining import PretrainArguments, pretrain
 
-    pretrain(Pretraining(**arguments, hyperparameters=hyperparameters(arguments)))
+    pretrain(PretrainArguments.of(arguments))

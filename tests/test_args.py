@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import typing
 from pathlib import Path
 
 import pytest
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs, hyperparameters
+from litgpt.args import EvalArgs, LogArgs, TrainArgs, arguments_of, hyperparameters, inherits
 from litgpt.errors import LitGPTError
 from tests.paths import GOLDEN
 
@@ -115,3 +116,48 @@ def test_hyperparameters_name_a_class_by_its_public_path():
     from litgpt.data import JSON
 
     assert hyperparameters({"data": JSON(Path("x.json"))})["data"]["class_path"] == "litgpt.data.JSON"
+
+
+def base(model: str, rate: float = 1.0, steps: int = 2, seed: int = 3) -> None:
+    """Trains.
+
+    Args:
+        model: What to train.
+        rate: How fast.
+        steps: How long.
+        seed: Of the random numbers.
+    """
+
+
+given: list[dict] = []
+
+
+@inherits(base)
+def command(steps: int = 5, more: str | None = None, rate: float = 0.5, **inherited: typing.Any) -> None:
+    """Trains something else.
+
+    Args:
+        steps: How long, at most.
+        more: Besides.
+    """
+    given.append(arguments_of(command, locals()))
+
+
+def test_a_command_inherits_what_it_does_not_state():
+    parameters = inspect.signature(command).parameters
+    assert {name: entry.default for name, entry in parameters.items() if name != "model"} == {
+        "steps": 5,
+        "more": None,
+        "rate": 0.5,
+        "seed": 3,
+    }
+    assert [*parameters] == ["model", "steps", "more", "rate", "seed"]
+    assert parameters["seed"].annotation is int and parameters["more"].annotation == str | None
+    assert "    steps: How long, at most.\n    more: Besides.\n    rate: How fast.\n" in command.__doc__
+
+
+def test_a_command_gets_what_it_inherits_in_the_order_of_its_signature():
+    command("tiny", 7, seed=4)
+    assert [*given.pop().items()] == [("model", "tiny"), ("steps", 7), ("more", None), ("rate", 0.5), ("seed", 4)]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        command("tiny", step=7)

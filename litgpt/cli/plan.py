@@ -5,12 +5,9 @@ It reads the command line of another command, so it stands beside the one that r
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
+from litgpt.args import inherits
 from litgpt.cli.parser import parse
 from litgpt.errors import UsageError, closest
 from litgpt.training.planner.args import PlanArgs
@@ -51,7 +48,8 @@ def plan(*arguments: str) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UsageError(f"`litgpt plan` knows no command {name!r}.{closest(name, COMMANDS)} See `litgpt plan --help`.")
-    values = parse(f"plan {name}", with_plan_arguments(import_module(COMMANDS[name]).setup), rest)
+    planned = inherits(_added)(import_module(COMMANDS[name]).setup)
+    values = parse(f"plan {name}", planned, rest)
     options = values.pop("plan")
     from litgpt.training.planner.planner import format_lines, make_plan
 
@@ -59,18 +57,9 @@ def plan(*arguments: str) -> None:
         print(line)
 
 
-def with_plan_arguments(setup: Callable[..., None]) -> Callable[..., Any]:
-    """A function whose signature and help are those of `setup`, with `plan` added."""
+def _added(plan: PlanArgs = PlanArgs()) -> None:
+    """What every planned command has besides its own arguments.
 
-    def command(**values: Any) -> dict[str, Any]:
-        return values
-
-    signature = inspect.signature(setup)
-    added = inspect.Parameter("plan", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=PlanArgs(), annotation=PlanArgs)
-    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), added], return_annotation=signature.empty
-    )
-    command.__annotations__ = {**typing.get_type_hints(setup), "plan": PlanArgs}
-    command.__doc__ = f"{inspect.getdoc(setup)}\n    plan: What the plan is to assume."
-    command.__module__ = setup.__module__
-    return command
+    Args:
+        plan: What the plan is to assume.
+    """

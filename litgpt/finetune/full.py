@@ -51,7 +51,7 @@ def setup(
         access_token: For checkpoints on the hub that ask for one.
     """
     arguments = dict(locals())
-    from litgpt.finetune.base import Job, finetune
+    from litgpt.finetune.base import finetune
     from litgpt.peft import Full
 
-    finetune(Job.of(Full(), arguments))
+    finetune(Full(), arguments)

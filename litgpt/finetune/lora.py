@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs, TrainedQuantization
-from litgpt.data import DataModule
+from litgpt.args import arguments_of, inherits
+from litgpt.finetune.adapter import setup as adapter
 
 
+@inherits(adapter)
 def setup(
-    checkpoint_dir: Path,
     out_dir: Path = Path("out/finetune/lora"),
-    precision: str | None = None,
-    quantize: TrainedQuantization | None = None,
-    devices: int | str = 1,
-    num_nodes: int = 1,
     resume: bool | Literal["auto"] | Path = False,
     lora_r: int = 8,
     lora_alpha: int = 16,
@@ -34,33 +30,13 @@ def setup(
     lora_init: Literal["default", "pissa", "pissa-fast"] = "default",
     lora_plus_ratio: float | None = None,
     lora_modules_to_save: list[str] | str | None = None,
-    data: DataModule | None = None,
-    train: TrainArgs = TrainArgs(
-        save_interval=1000,
-        log_interval=1,
-        global_batch_size=16,
-        micro_batch_size=1,
-        lr_warmup_steps=100,
-        epochs=5,
-    ),
-    log: LogArgs = LogArgs(),
-    eval: EvalArgs = EvalArgs(interval=100, max_new_tokens=100, max_iters=100),
-    optimizer: str | dict[str, Any] = "AdamW",
-    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow", "litlogger"] = "csv",
-    seed: int = 1337,
-    access_token: str | None = None,
+    **inherited: Any,
 ) -> None:
     """Finetune a model with LoRA: low-rank updates beside frozen weights.
 
     Args:
         checkpoint_dir: Folder of the model to start from, LitGPT's or Hugging Face's; or one that holds updates only
             (`step-*`, or PEFT's), which are trained on, with their settings.
-        out_dir: Folder for checkpoints, logs and the loss curve.
-        precision: Arithmetic of the training: 32-true, bf16-true, bf16-mixed, 16-mixed.
-        quantize: Keep the frozen weights in 4 or 8 bits, by bitsandbytes.
-        devices: Number of devices, or auto.
-        num_nodes: Number of hosts.
-        resume: Go on with the newest checkpoint in out_dir (true; auto: if any), or with that folder.
         lora_r: Rank of the updates.
         lora_alpha: Updates are scaled by lora_alpha / lora_r.
         lora_dropout: Share of an update's input that is dropped in training.
@@ -80,18 +56,11 @@ def setup(
             approximately).
         lora_plus_ratio: Learning rate of B, as a multiple of A's (LoRA+), such as 16.
         lora_modules_to_save: Train the modules that these patterns match whole, such as `lm_head,wte,norm_*`.
-        data: What to learn from.
-        train: How long, how fast and in what portions to train.
-        log: Names handed to the experiment logger.
-        eval: When and on how much to validate.
-        optimizer: A class of torch.optim by name, or class_path and init_args.
-        logger_name: Where metrics go besides the CSV file.
         seed: Of the start of the updates, the order of the samples and dropout.
-        access_token: For checkpoints on the hub that ask for one.
     """
-    arguments = dict(locals())
-    from litgpt.finetune.base import Job, finetune
+    arguments = arguments_of(setup, locals())
+    from litgpt.finetune.base import finetune
     from litgpt.lora import LoRA
 
     own = {name.removeprefix("lora_"): arguments.pop(name) for name in list(arguments) if name.startswith("lora_")}
-    finetune(Job.of(LoRA(**own), arguments))
+    finetune(LoRA(**own), arguments)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs
+from litgpt.args import hyperparameters
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, TOKENIZER_FILES, copy_config_files, find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config, name_to_config
-from litgpt.data import DataModule
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
@@ -28,86 +27,69 @@ from litgpt.training.batching.documents import by_documents
 from litgpt.training.loop import fit
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
-from litgpt.training.run import Result, Run
+from litgpt.training.run import Result, TrainingArguments
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-@dataclass
-class Pretraining:
+@dataclass(kw_only=True)
+class PretrainArguments(TrainingArguments):
     """The arguments of `litgpt.pretrain.setup`, which says what they mean."""
 
     model_name: str
     model_config: Config | None
-    out_dir: Path
-    precision: str | None
     initial_checkpoint_dir: Path | None
-    resume: bool | str | Path
-    data: DataModule | None
-    train: TrainArgs
-    eval: EvalArgs
-    log: LogArgs
-    optimizer: str | dict[str, Any]
-    devices: int | str
-    num_nodes: int
     tokenizer_dir: Path | None
-    logger_name: str
-    seed: int
-    hyperparameters: dict[str, Any]
-    """All of these as plain values, for `hyperparameters.yaml`."""
 
 
-def pretrain(job: Pretraining) -> Result:
+def pretrain(args: PretrainArguments) -> Result:
     """Trains a model on text.
 
     Raises:
         LitGPTError: An argument can't be followed; see `litgpt.training.loop.fit` too.
     """
-    config = choose_config(job)
-    out_dir = output_dir(job.out_dir)
-    resume = resume_point(job.resume, out_dir)
-    if job.data is None:
+    config, settings = choose_config(args), hyperparameters(args.arguments)
+    args.out_dir = output_dir(args.out_dir)
+    resume = resume_point(args.resume, args.out_dir)
+    if args.data is None:
         raise LitGPTError(
             "Nothing says what to train on: add --data TextFiles --data.train_data_path FOLDER, for example."
         )
-    fabric = make_fabric(job.devices, job.num_nodes, job.precision, seed=job.seed)
-    model = starting_model(job, config, fabric)
-    if job.train.max_seq_length is not None:
-        model.max_seq_length = job.train.max_seq_length
-    tokenizer = read_data(job, model, fabric)
-    train_dataset, val_dataset = job.data.train_dataset, job.data.val_dataset
-    if job.train.document_masks:
+    fabric = make_fabric(args.devices, args.num_nodes, args.precision, seed=args.seed)
+    model = starting_model(args, config, fabric)
+    if args.train.max_seq_length is not None:
+        model.max_seq_length = args.train.max_seq_length
+    tokenizer = read_data(args, model, fabric)
+    train_dataset, val_dataset = args.data.train_dataset, args.data.val_dataset
+    if args.train.document_masks:
         train_dataset, val_dataset = by_documents(train_dataset, tokenizer), by_documents(val_dataset, tokenizer)
 
     def save(folder: Path) -> None:
         save_state(folder / LIT_MODEL, model.state_dict())
-        if job.initial_checkpoint_dir is not None:
-            copy_config_files(find_checkpoint(job.initial_checkpoint_dir).dir, folder)
+        if args.initial_checkpoint_dir is not None:
+            copy_config_files(find_checkpoint(args.initial_checkpoint_dir).dir, folder)
         if tokenizer is not None:
             copy_tokenizer(tokenizer.checkpoint_dir, folder)
         config.save(folder)
-        (folder / HYPERPARAMETERS).write_text(yaml.dump(job.hyperparameters), encoding="utf-8")
+        (folder / HYPERPARAMETERS).write_text(yaml.dump(settings), encoding="utf-8")
 
-    asked_for = job.logger_name != "tensorboard"  # which is the command's default
-    logging = named_loggers(job.logger_name, out_dir, job.log, required=asked_for) if fabric.is_global_zero else ()
+    asked_for = args.logger_name != "tensorboard"  # which is the command's default
+    logging = (
+        named_loggers(args.logger_name, args.out_dir, args.log, required=asked_for) if fabric.is_global_zero else ()
+    )
     return fit(
-        Run(
+        args.run(
             model=model,
             train_dataset=train_dataset,
             val_dataset=val_dataset,
-            train=job.train,
-            eval=job.eval,
-            out_dir=out_dir,
             save=save,
             fabric=fabric,
-            optimizer=job.optimizer,
-            sample=continuation(job, model, tokenizer, fabric),
-            settings=job.hyperparameters,
+            sample=continuation(args, model, tokenizer, fabric),
+            settings=settings,
             fixed={"train.tie_embeddings": bool(model.config.tie_embeddings)},
             loggers=logging,
-            seed=job.seed,
             resume=resume,
             step_digits=8,
             whole_final_validation=False,
@@ -115,26 +97,27 @@ def pretrain(job: Pretraining) -> Result:
     )
 
 
-def choose_config(job: Pretraining) -> Config:
+def choose_config(args: PretrainArguments) -> Config:
     """The model to train: that of the checkpoint to start from, else `model_config`, else the one called `model_name`.
 
     Raises:
         LitGPTError: The name is unknown, or the checkpoint holds another model than asked for.
     """
-    asked = job.model_config
-    if asked is None and (job.initial_checkpoint_dir is None or job.model_name in name_to_config):
-        asked = Config.from_name(job.model_name)
-    if job.initial_checkpoint_dir is not None:
-        config = find_checkpoint(job.initial_checkpoint_dir).config
+    asked = args.model_config
+    if asked is None and (args.initial_checkpoint_dir is None or args.model_name in name_to_config):
+        asked = Config.from_name(args.model_name)
+    if args.initial_checkpoint_dir is not None:
+        config = find_checkpoint(args.initial_checkpoint_dir).config
         if asked is not None and _shape(asked) != _shape(config):
             raise LitGPTError(
-                f"{job.initial_checkpoint_dir} holds another model ({config.name or 'unnamed'}) than {job.model_name}."
+                f"{args.initial_checkpoint_dir} holds another model ({config.name or 'unnamed'}) than "
+                f"{args.model_name}."
             )
         return config
     assert asked is not None
     if not asked.name:
-        asked = replace(asked, name=job.model_name)
-    return replace(asked, tie_embeddings=True) if job.train.tie_embeddings else asked
+        asked = replace(asked, name=args.model_name)
+    return replace(asked, tie_embeddings=True) if args.train.tie_embeddings else asked
 
 
 def _shape(config: Config) -> dict[str, Any]:
@@ -143,17 +126,17 @@ def _shape(config: Config) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in labels}
 
 
-def starting_model(job: Pretraining, config: Config, fabric: Fabric) -> GPT:
+def starting_model(args: PretrainArguments, config: Config, fabric: Fabric) -> GPT:
     """The model with the weights that training starts from, on the CPU.
 
     Raises:
         LitGPTError: The checkpoint to start from can't be read, or has a head of its own that should be tied.
     """
-    if job.initial_checkpoint_dir is not None:
-        model = load_model(job.initial_checkpoint_dir, dtype=parameter_dtype(fabric.strategy.precision.precision))
-        if job.train.tie_embeddings and not model.tied:
+    if args.initial_checkpoint_dir is not None:
+        model = load_model(args.initial_checkpoint_dir, dtype=parameter_dtype(fabric.strategy.precision.precision))
+        if args.train.tie_embeddings and not model.tied:
             raise LitGPTError(
-                f"train.tie_embeddings would throw away the head that {job.initial_checkpoint_dir} has of its own; "
+                f"train.tie_embeddings would throw away the head that {args.initial_checkpoint_dir} has of its own; "
                 "leave it out."
             )
         return model
@@ -165,23 +148,20 @@ def starting_model(job: Pretraining, config: Config, fabric: Fabric) -> GPT:
     return model
 
 
-def read_data(job: Pretraining, model: GPT, fabric: Fabric) -> Tokenizer | None:
-    """Makes the data sets of `job.data`; returns the tokenizer of their tokens, if there is one.
+def read_data(args: PretrainArguments, model: GPT, fabric: Fabric) -> Tokenizer | None:
+    """Makes the data sets of `args.data`; returns the tokenizer of their tokens, if there is one.
 
     Raises:
         LitGPTError: The data can't be read, or has tokens that the model doesn't have.
     """
-    data = job.data
+    data = args.data
     assert data is not None and model.config.padded_vocab_size is not None
-    folder = job.tokenizer_dir
-    if folder is None and job.initial_checkpoint_dir is not None:
-        source = find_checkpoint(job.initial_checkpoint_dir).dir
+    folder = args.tokenizer_dir
+    if folder is None and args.initial_checkpoint_dir is not None:
+        source = find_checkpoint(args.initial_checkpoint_dir).dir
         folder = source if any((source / name).is_file() for name in TOKENIZER_FILES) else None
-    data.log, data.pretraining = fabric.print, True
-    data.connect(None if folder is None else Tokenizer(folder), job.train.micro_batch_size, model.max_seq_length)
-    with fabric.rank_zero_first():
-        data.prepare_data()
-    data.setup()
+    data.pretraining = True
+    args.read_data(data, None if folder is None else Tokenizer(folder), model.max_seq_length, fabric)
     check_vocabulary = getattr(data, "check_vocabulary", None)
     if check_vocabulary is not None:
         check_vocabulary(model.config.padded_vocab_size)
@@ -193,15 +173,15 @@ BEGINNING = 16
 
 
 def continuation(
-    job: Pretraining, model: GPT, tokenizer: Tokenizer | None, fabric: Fabric
+    args: PretrainArguments, model: GPT, tokenizer: Tokenizer | None, fabric: Fabric
 ) -> Callable[[int], str | None] | None:
     """Shows how the model goes on from the beginning of a validation sample; None: not asked for.
 
     Raises:
         LitGPTError: It is asked for and can't be.
     """
-    wanted = job.eval.max_new_tokens
-    dataset = job.data.val_dataset if job.data is not None else None
+    wanted = args.eval.max_new_tokens
+    dataset = args.data.val_dataset if args.data is not None else None
     if not wanted or not dataset:
         return None
     if tokenizer is None:
@@ -209,10 +189,10 @@ def continuation(
             "eval.max_new_tokens shows text, and nothing says how to read the data's tokens: add --tokenizer_dir "
             "FOLDER, or leave it out."
         )
-    example_index(job.eval, len(dataset), job.seed, 0)  # raises before training where there is none
+    example_index(args.eval, len(dataset), args.seed, 0)  # raises before training where there is none
 
     def show(step: int) -> str:
-        ids = dataset[example_index(job.eval, len(dataset), job.seed, step)]["input_ids"]
+        ids = dataset[example_index(args.eval, len(dataset), args.seed, step)]["input_ids"]
         beginning = ids[: min(BEGINNING, model.max_seq_length - 1)].tolist()
         engine = Engine(model, length=min(model.max_seq_length, len(beginning) + wanted))
         ends = () if tokenizer.eos_id is None else ([tokenizer.eos_id],)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from litgpt.args import EvalArgs, TrainArgs
+from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from litgpt.data import DataModule
     from litgpt.model import GPT
+    from litgpt.tokenizer import Tokenizer
 
 
 class Samples(Protocol):
@@ -46,8 +48,21 @@ def one_rate(name: str) -> float:
     return 1.0
 
 
-@dataclass
-class Run:
+@dataclass(kw_only=True)
+class RunArguments:
+    """The arguments of a command that its run takes as they are."""
+
+    train: TrainArgs
+    eval: EvalArgs
+    out_dir: Path
+    """Gets `step-*/`, `best/`, `final/`, `logs/csv/version_N/metrics.csv`, `loss.png` and `report.html`."""
+    optimizer: str | dict[str, Any] = "AdamW"
+    """A class name of `torch.optim`, a dotted class path, or `{"class_path": …, "init_args": {…}}`."""
+    seed: int = 1337
+
+
+@dataclass(kw_only=True)
+class Run(RunArguments):
     """All that one training run is made of.
 
     A command makes the fabric (`runtime.make_fabric`, which launches the ranks), builds `model` with its weights
@@ -59,10 +74,6 @@ class Run:
     train_dataset: Samples
     val_dataset: Samples | None
     """None or empty: no validation."""
-    train: TrainArgs
-    eval: EvalArgs
-    out_dir: Path
-    """Gets `step-*/`, `best/`, `final/`, `logs/csv/version_N/metrics.csv`, `loss.png` and `report.html`."""
     save: Callable[[Path], None]
     """Writes a complete checkpoint folder (weights as they are in memory, configuration, tokenizer …) into the
     existing, empty folder it is given. Called on rank zero only, inside `atomic_folder`: a killed run leaves no half
@@ -75,8 +86,6 @@ class Run:
     weights_file: str = "lit_model.pth"
     """The file of a saved folder that holds every owned parameter under its `named_parameters()` name (flat or under
     "model"): what a resumed run reads back."""
-    optimizer: str | dict[str, Any] = "AdamW"
-    """A class name of `torch.optim`, a dotted class path, or `{"class_path": …, "init_args": {…}}`."""
     sample: Callable[[int], str | None] | None = None
     """Shows what the model says after each validation; gets the step. Called on every rank with the model in eval
     mode and no gradients; prints through `fabric.print`, and returns what the report shows, if anything."""
@@ -86,7 +95,6 @@ class Run:
     """Those of them, by flag, that a resumed run must not change: what the model computes depends on them."""
     loggers: Sequence[Logger] = ()
     """Besides CSV, which is always written: `loggers.named_loggers(logger_name, out_dir, log)`."""
-    seed: int = 1337
     resume: Path | None = None
     """A `step-*` folder to go on from: `state.resume_point(resume, out_dir)`. Weights, optimizer, and counters are
     restored; the order of samples and dropout follow from seed and counters, so the run continues as if never
@@ -95,6 +103,39 @@ class Run:
     """Width of the number in `step-%0Nd`: LitGPT has 6 in finetuning, 8 in pretraining."""
     whole_final_validation: bool = True
     """The last validation reads all of `val_dataset` (False: `eval.max_iters` micro-batches, as the others)."""
+
+
+@dataclass(kw_only=True)
+class TrainingArguments(RunArguments):
+    """The arguments that pretraining and every finetuning command have, which say what they mean."""
+
+    precision: str | None
+    devices: int | str
+    num_nodes: int
+    resume: bool | str | Path
+    data: DataModule | None
+    log: LogArgs
+    logger_name: str
+    arguments: Mapping[str, Any]
+    """All arguments of the command as they were given, for `hyperparameters.yaml`."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], **more: Any) -> Self:
+        """From the arguments of a command, of which those that have no field here are left out, and `more` fields."""
+        own = {name: arguments[name] for name in arguments if name in cls.__dataclass_fields__}
+        return cls(arguments=arguments, **own, **more)
+
+    def read_data(self, data: DataModule, tokenizer: Tokenizer | None, max_seq_length: int, fabric: Fabric) -> None:
+        """Makes the data sets of `data`, on the first rank first."""
+        data.log = fabric.print
+        data.connect(tokenizer, self.train.micro_batch_size, max_seq_length)
+        with fabric.rank_zero_first():
+            data.prepare_data()
+        data.setup()
+
+    def run(self, **parts: Any) -> Run:
+        """The run that these arguments ask for; `parts` are its other fields."""
+        return Run(**{shared.name: getattr(self, shared.name) for shared in fields(RunArguments)}, **parts)
 
 
 @dataclass

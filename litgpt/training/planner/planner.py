@@ -26,7 +26,7 @@ from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, c
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
 from litgpt.training.planner.memory_estimate import MemoryEstimate, RunSpec, estimate_memory
-from litgpt.training.pretraining import Pretraining, choose_config
+from litgpt.training.pretraining import PretrainArguments, choose_config
 from litgpt.training.schedule import RunLimits
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def method_of(command: str, arguments: Mapping[str, Any]) -> Method:
 def _model_of(arguments: Mapping[str, Any]) -> Config:
     """The configuration of the model that a command trains; by its name where its folder isn't there yet."""
     if "checkpoint_dir" not in arguments:
-        return choose_config(Pretraining(**arguments, hyperparameters={}))
+        return choose_config(PretrainArguments.of(arguments))
     place = Path(arguments["checkpoint_dir"])
     if not place.exists() and not (Path("checkpoints") / place).exists() and place.name in name_to_config:
         return Config.from_name(place.name)

@@ -226,7 +226,8 @@ settings, train, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sy
 fabric = make_fabric(1, precision="32-true", device="cpu")
 model = GPT(Config(**settings))
 samples = [dict.fromkeys(("input_ids", "labels"), ids) for ids in torch.randint(500, (16, 513))]
-fit(Run(model, samples, None, TrainArgs(**train), EvalArgs(), out, lambda folder: None, fabric))
+parts = dict(model=model, train_dataset=samples, val_dataset=None, save=lambda folder: None, fabric=fabric)
+fit(Run(train=TrainArgs(**train), eval=EvalArgs(), out_dir=out, **parts))
 print(peak_memory(fabric.device))
 """
 
