@@ -96,7 +96,7 @@ class EngineAPI(ls.LitAPI):
         try:
             if isinstance(works, Task):
                 voice, task = self.voices[works.model], works
-                future = self.engine.between_steps(
+                future = self.engine.run_between_steps(
                     lambda: vectors.compute(task.kind, voice, task.tokens, **task.options)
                 )
                 future.add_done_callback(lambda done: self.early.append(_outcome(uid, done)))

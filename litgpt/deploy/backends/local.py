@@ -106,7 +106,7 @@ class LocalBackend(Backend):
 
     async def compute(self, kind: Literal["embed", "score"], model: str, tokens: list[int], **options: Any) -> Any:
         voice = self.voices[model]
-        future = self.engine.between_steps(lambda: vectors.compute(kind, voice, tokens, **options))
+        future = self.engine.run_between_steps(lambda: vectors.compute(kind, voice, tokens, **options))
         return await asyncio.wrap_future(future)
 
     def gauges(self) -> dict[str, float]:

@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from litgpt.deploy.served_models import Voice
+from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.request import FinishReason, Request
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.structured import Grammar
-from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 from litgpt.tokenizer.stream import StreamDecoder
@@ -185,7 +185,7 @@ def _ids(tokenizer: Tokenizer, shown: tuple[str, ...]) -> dict[int, str]:
 class Following:
     """One answer of an engine, told as news."""
 
-    def __init__(self, choice: int, reply: Reply, decoder: NotedStream) -> None:
+    def __init__(self, choice: int, reply: TextStream, decoder: NotedStream) -> None:
         self.reply = reply
         self._choice, self._decoder = choice, decoder
         self._noted = self._told = self._read = 0
@@ -247,7 +247,7 @@ class Following:
         return tuple(found)
 
 
-def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Following:
+def follow(voice: Voice, choice: int, work: Work, on_update: Any = None) -> Following:
     """Puts a work in line at the engine of a voice.
 
     Raises:
@@ -259,8 +259,8 @@ def follow(voice: Voice, choice: int, work: Work, watch: Any = None) -> Followin
         sampling = replace(sampling, grammar=grammar_of(work.form, tokenizer))
     ends = [] if work.ignore_end else voice.inference_model.stops
     decoder = NotedStream(tokenizer, work.shown, work.prompt if work.continues else ())
-    request = voice.engine.submit(work.prompt, sampling, ends, work.limit, watch, adapter=voice.adapter)
-    return Following(choice, Reply(request, decoder, work.stops), decoder)
+    request = voice.engine.submit(work.prompt, sampling, ends, work.limit, on_update, adapter=voice.adapter)
+    return Following(choice, TextStream(request, decoder, work.stops), decoder)
 
 
 @lru_cache(maxsize=8)  # one may take 20 MB
