@@ -18,14 +18,14 @@ from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, copy_config_files
 from litgpt.checkpoint.reader import trainer_weights
 from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
+from litgpt.engine.detokenizer import TextStream, stop_strings
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel, find_source, prompting_of
+from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS, InferenceModel, find_source, prompting_of
+from litgpt.engine.metrics import RequestMetrics
+from litgpt.engine.metrics import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
-from litgpt.engine.speed import Speed
-from litgpt.engine.speed import benchmark_dict_to_markdown_table as benchmark_dict_to_markdown_table
-from litgpt.engine.text import Reply, stop_strings
 from litgpt.errors import LitGPTError, closest
 from litgpt.lora import LoRA
 from litgpt.model import GPT
@@ -170,7 +170,7 @@ class LLM(nn.Module):
             self.model = placement.open(source)
             self._note_loaded(source)
         else:
-            self._refuse_gone("distributed again")
+            self._check_whole("distributed again")
             placement.move(self.model)
         self._placement, self._dtype = placement, placement.compute_dtype
         self.preprocessor.device = self.device
@@ -188,7 +188,7 @@ class LLM(nn.Module):
         """
         if source := self._unchanged_source():
             self.model, self._placement = open_model(source, dtype=torch.float32), None
-        self._refuse_gone("trained")
+        self._check_whole("trained")
         self.model.to(device="cpu", dtype=torch.float32).train().requires_grad_(True)
         self._as_loaded, self._engine, self._dtype = None, None, None
         self.preprocessor.device = torch.device("cpu")
@@ -231,7 +231,7 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The folder can't be written.
         """
-        self._refuse_gone("saved")
+        self._check_whole("saved")
         if self._has_parts_beside:
             raise LitGPTError("A model with an adapter can't be saved as a whole one; copy the folder it came from.")
         with atomic_folder(out_dir) as folder:
@@ -304,10 +304,9 @@ class LLM(nn.Module):
             raise LitGPTError(f"A prompt is a text, or a list of texts, not {prompt!r:.80}.")
         if stream and not isinstance(prompt, str):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
-        stop = _stop(settings, return_as_token_ids)
-        sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
         prompts = [self._inference_model.encode(text, sys_prompt) for text in texts]
-        replies = self._submit(prompts, sampling, max_new_tokens, stop)
+        settings |= dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        replies = self._submit(prompts, max_new_tokens, return_as_token_ids, **settings)
         if stream:
             return self._stream(replies[0], return_as_token_ids)
         try:
@@ -344,9 +343,9 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The prompt style can't write this conversation, it is too long, or an argument makes no sense.
         """
-        stop = _stop(settings)
-        sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, **settings)
-        (reply,) = self._submit([self._inference_model.encode_messages(messages)], sampling, max_new_tokens, stop)
+        prompt = self._inference_model.encode_messages(messages)
+        settings |= dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        (reply,) = self._submit([prompt], max_new_tokens, **settings)
         pieces = self._stream(reply, as_ids=False)
         return pieces if stream else "".join(pieces)
 
@@ -366,23 +365,23 @@ class LLM(nn.Module):
         """
         stream, as_ids = kwargs.pop("stream", False), kwargs.pop("return_as_token_ids", False)
         prompt, sys_prompt = kwargs.pop("prompt", None), kwargs.pop("sys_prompt", None)
-        max_new_tokens, stop = kwargs.pop("max_new_tokens", 50), _stop(kwargs, as_ids)
+        max_new_tokens = kwargs.pop("max_new_tokens", 50)
         if not isinstance(prompt, str) or num_iterations < 1:
             raise LitGPTError("A benchmark needs one prompt, a text, and 1 iteration or more.")
         rows: dict[str, list[float]] = {}
         answer: Any = None
         for _ in range(num_iterations):
             encoded = self._inference_model.encode(prompt, sys_prompt)
-            (reply,) = self._submit([encoded], _sampling(**kwargs), max_new_tokens, stop)
+            (reply,) = self._submit([encoded], max_new_tokens, as_ids, **kwargs)
             pieces = list(self._stream(reply, as_ids))
             answer = pieces if stream else self._ids(reply.request.output) if as_ids else "".join(pieces)
-            speed = Speed.of(reply.request)
+            metrics = RequestMetrics.of(reply.request)
             gpu = torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
             for name, value in {
-                "Seconds total": speed.seconds,
-                "Seconds to first token": speed.first,
-                "Tokens generated": speed.n_tokens,
-                "Inference speed in tokens/sec": speed.tokens_per_second,
+                "Seconds total": metrics.seconds,
+                "Seconds to first token": metrics.time_to_first_token,
+                "Tokens generated": metrics.n_tokens,
+                "Inference speed in tokens/sec": metrics.tokens_per_second,
                 "Total GPU memory allocated in GB": gpu,
             }.items():
                 rows.setdefault(name, []).append(value)
@@ -393,8 +392,17 @@ class LLM(nn.Module):
         return InferenceModel(self.model, self.tokenizer, self.prompt_style, self._dtype)
 
     def _submit(
-        self, prompts: Sequence[list[int]], sampling: Sampling, max_new_tokens: int, stop: tuple[str, ...]
-    ) -> list[Reply]:
+        self, prompts: Sequence[list[int]], max_new_tokens: int, as_ids: bool = False, **settings: Any
+    ) -> list[TextStream]:
+        """Puts prompts in line; `settings` are fields of `Sampling`, and `stop`."""
+        stop = stop_strings(settings.pop("stop", None))
+        if stop and as_ids:
+            raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
+        known = [field.name for field in fields(Sampling)]
+        for name in settings:
+            if name not in known:
+                raise LitGPTError(f"There is no setting {name!r} of how to generate.{closest(name, known)}")
+        sampling = Sampling(**settings)
         if not prompts:
             return []
         if not isinstance(max_new_tokens, int):
@@ -402,7 +410,7 @@ class LLM(nn.Module):
         for prompt in prompts:  # all of them, before the first is put in line
             check_tokens(prompt, sampling, self.model)
         inference_model, longest = self._inference_model, max(map(len, prompts))
-        engine = self._engine_for(inference_model, min(len(prompts), MOST_AT_ONCE), longest + max_new_tokens)
+        engine = self._engine_for(inference_model, min(len(prompts), MAX_CONCURRENT_REQUESTS), longest + max_new_tokens)
         return [inference_model.reply(engine, prompt, sampling, max_new_tokens, stop) for prompt in prompts]
 
     def _engine_for(self, inference_model: InferenceModel, slots: int, length: int) -> Engine:
@@ -422,7 +430,7 @@ class LLM(nn.Module):
     def _ids(self, tokens: list[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self.device)
 
-    def _stream(self, reply: Reply, as_ids: bool) -> Iterator[Any]:
+    def _stream(self, reply: TextStream, as_ids: bool) -> Iterator[Any]:
         try:
             if as_ids:
                 for token in reply.request:
@@ -432,7 +440,7 @@ class LLM(nn.Module):
         finally:  # an iterator that is given up ends its request
             reply.request.cancel()
 
-    def _refuse_gone(self, done: str) -> None:
+    def _check_whole(self, done: str) -> None:
         """Raises a LitGPTError where the weights that it was made of are gone, or only a share of them there."""
         if is_quantized(self.model):
             raise LitGPTError(f"A quantized model can't be {done}; load it again without quantize.")
@@ -451,23 +459,6 @@ class LLM(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_engine": None}
-
-
-def _sampling(**settings: Any) -> Sampling:
-    """`Sampling`, with a sentence for a name that it has not."""
-    known = [field.name for field in fields(Sampling)]
-    for name in settings:
-        if name not in known:
-            raise LitGPTError(f"There is no setting {name!r} of how to generate.{closest(name, known)}")
-    return Sampling(**settings)
-
-
-def _stop(settings: dict[str, Any], as_ids: bool = False) -> tuple[str, ...]:
-    """Takes `stop` out of the settings."""
-    stop = stop_strings(settings.pop("stop", None))
-    if stop and as_ids:
-        raise LitGPTError("Texts in `stop` end a text, not token ids; leave out stop or return_as_token_ids.")
-    return stop
 
 
 def _versions(model: GPT) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from litgpt import LLM
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.reader import load_model
-from litgpt.engine import placement
+from litgpt.engine import placement, sequential
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.errors import LitGPTError
@@ -32,6 +32,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def llm(folder) -> LLM:
     return LLM.load(folder, distribute=None)
+
+
+@pytest.fixture
+def engines(monkeypatch) -> list[Engine]:
+    """Every engine that is made, in order."""
+    made: list[Engine] = []
+    make = InferenceModel.engine
+
+    def engine(self, *args):
+        made.append(make(self, *args))
+        return made[-1]
+
+    monkeypatch.setattr(InferenceModel, "engine", engine)
+    return made
 
 
 def expected_ids(folder: Path, prompt: str, n: int = 12, sys_prompt: str | None = None) -> list[int]:
@@ -112,13 +126,14 @@ def test_streams_read_in_turns_and_calls_between_them_do_not_mix(llm):
     assert said[1] + "".join(two) == whole["Two"]
 
 
-def test_a_stream_that_is_given_up_ends_its_request(llm):
+def test_a_stream_that_is_given_up_ends_its_request(llm, engines):
     stream = llm.generate("Hi", stream=True, **GREEDY)
     next(stream)
     del stream
     gc.collect()
     llm.generate("Hi", **GREEDY)
-    assert not llm._engine.busy
+    (engine,) = engines
+    assert not engine.busy
 
 
 def test_answers_end_at_the_stop_token(llm):
@@ -163,22 +178,22 @@ def test_further_settings(llm):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop_strings_are_not_for_token_ids(llm, stream):
+def test_stop_strings_are_not_for_token_ids(llm, engines, stream):
     with pytest.raises(LitGPTError, match="leave out stop"):
         llm.generate("Hi", stop="a", return_as_token_ids=True, stream=stream)
-    assert llm._engine is None
+    assert not engines
 
 
-def test_a_prompt_that_cannot_be_leaves_those_before_it_nowhere(llm, monkeypatch):
+def test_a_prompt_that_cannot_be_leaves_those_before_it_nowhere(llm, engines, monkeypatch):
     llm.generate("Hi", **GREEDY)
     encode = InferenceModel.encode
     monkeypatch.setattr(InferenceModel, "encode", lambda self, text, *args: encode(self, text, *args) if text else [])
     with pytest.raises(LitGPTError, match="prompt is empty"):
         llm.generate(["Hi", ""], **GREEDY)
-    assert not llm._engine.busy
+    assert not any(engine.busy for engine in engines)
 
 
-def test_what_interrupts_an_answer_leaves_no_request_behind(llm, monkeypatch):
+def test_what_interrupts_an_answer_leaves_no_request_behind(llm, engines, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
 
@@ -186,30 +201,29 @@ def test_what_interrupts_an_answer_leaves_no_request_behind(llm, monkeypatch):
         patch.setattr(Engine, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["Hi", "Ho"], **GREEDY)
-    assert llm.generate("Hi", **GREEDY) and not llm._engine.busy
+    assert llm.generate("Hi", **GREEDY) and not any(engine.busy for engine in engines)
 
 
 def test_top_p_zero_is_greedy(llm):
     assert llm.generate("Hi", top_p=0.0, max_new_tokens=12) == llm.generate("Hi", **GREEDY)
 
 
-def test_the_cache_grows_once_and_stays_for_shorter_calls(tmp_path):
+def test_the_cache_grows_once_and_stays_for_shorter_calls(tmp_path, engines):
     llm = LLM.load(make_folder(tmp_path / "tiny", block_size=1024), distribute=None)
     llm.generate("Hi", **GREEDY)
-    small = llm._engine
-    assert small.length == 256
+    assert [engine.length for engine in engines] == [256]
     llm.generate("Hi " * 150, **GREEDY)
-    large = llm._engine
-    assert large is not small and large.length > 256
+    _, large = engines
+    assert large.length > 256
     llm.generate("Hi", **GREEDY)
-    assert llm._engine is large
+    assert len(engines) == 2
 
 
 @pytest.mark.parametrize(("size", "length"), [(64, 64), ("max_model_supported", 128)])
-def test_a_fixed_cache(llm, size, length):
+def test_a_fixed_cache(llm, engines, size, length):
     llm.distribute(precision="32-true", fixed_kv_cache_size=size)
     llm.generate("Hi", **GREEDY)
-    assert llm._engine.length == length
+    assert [engine.length for engine in engines] == [length]
 
 
 def test_answers_follow_the_weights_as_they_are_trained(llm):
@@ -217,8 +231,7 @@ def test_answers_follow_the_weights_as_they_are_trained(llm):
     with torch.no_grad():
         llm.model.transformer.wte.weight += 0.5 * torch.randn(llm.model.transformer.wte.weight.shape)
     after = llm.generate("Hello there", **GREEDY)
-    llm._engine = None
-    assert before != after == llm.generate("Hello there", **GREEDY)
+    assert before != after == copy.deepcopy(llm).generate("Hello there", **GREEDY)  # which has an engine of its own
 
 
 @pytest.mark.parametrize(
@@ -293,9 +306,12 @@ def test_a_strategy_for_the_one_device_that_there_is(llm, strategy):
 
 def test_layers_in_sequence(llm, monkeypatch, tmp_path):
     answer = llm.generate("Hi", **GREEDY)
+    spread = []
+    spread_layers = sequential.spread_layers
+    monkeypatch.setattr(sequential, "spread_layers", lambda *args: spread.append(args) or spread_layers(*args))
     monkeypatch.setattr(placement, "local_devices", lambda place, devices: [place] * devices)
     llm.distribute(accelerator="cpu", devices=2, precision="32-true", generate_strategy="sequential")
-    assert all(block._forward_pre_hooks for block in llm.model.transformer.h)
+    assert spread == [(llm.model, [torch.device("cpu")] * 2)]
     assert llm.generate("Hi", **GREEDY) == answer
     with pytest.raises(LitGPTError, match="on several devices can't be saved"):
         llm.save(tmp_path / "saved")
@@ -431,8 +447,8 @@ def test_saving_makes_a_folder_that_loads(llm, tmp_path, style):
 @pytest.mark.parametrize("stream", [False, True])
 def test_benchmark_measures_every_iteration_once(llm, monkeypatch, stream):
     submitted = []
-    submit = LLM._submit
-    monkeypatch.setattr(LLM, "_submit", lambda self, *args: submitted.append(args) or submit(self, *args))
+    submit = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda self, *args: submitted.append(args) or submit(self, *args))
     answer, rows = llm.benchmark(num_iterations=3, prompt="Hi", stream=stream, **GREEDY)
     assert len(submitted) == 3
     assert "".join(answer) == llm.generate("Hi", **GREEDY)

@@ -41,12 +41,12 @@ def main(
         access_token: For repositories on the hub that ask for one.
         sys_prompt: The system prompt, for prompt styles that have one.
     """
-    from litgpt.chat.conversation import Conversation
+    from litgpt.chat.session import ChatSession
     from litgpt.chat.terminal import Terminal, prepare_input
     from litgpt.checkpoint.hub import auto_download
     from litgpt.engine.inference_model import InferenceModel
+    from litgpt.engine.metrics import print_status
     from litgpt.engine.sampling import Sampling
-    from litgpt.engine.speed import note
     from litgpt.errors import LitGPTError
 
     if max_new_tokens < 1:
@@ -54,9 +54,9 @@ def main(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=SEED)
     folder = auto_download(checkpoint_dir, access_token)
     inference_model = InferenceModel.load(folder, precision=precision, quantize=quantize, compile=compile)
-    engine = inference_model.engine(tell=note)
-    note(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
+    engine = inference_model.engine(log=print_status)
+    print_status(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
     prepare_input()
-    conversation = Conversation(inference_model, engine, sampling, max_new_tokens)
-    conversation.begin(sys_prompt)
-    Terminal(conversation, multiline).run()
+    session = ChatSession(inference_model, engine, sampling, max_new_tokens)
+    session.set_system_prompt(sys_prompt)
+    Terminal(session, multiline).run()

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from litgpt.chat.conversation import Conversation
+from litgpt.chat.session import ChatSession
 from litgpt.chat.style import BOLD, RESET, MarkdownStyle, wants_colour
-from litgpt.engine.speed import Speed, note
-from litgpt.engine.text import Reply
+from litgpt.engine.detokenizer import TextStream
+from litgpt.engine.metrics import RequestMetrics, print_status
 from litgpt.errors import LitGPTError, closest
 
 ENDINGS = ("!quit", "!exit")
@@ -44,20 +44,22 @@ def prepare_input() -> None:
 class Terminal:
     """A chat in the terminal, until the user ends it."""
 
-    def __init__(self, conversation: Conversation, multiline: bool = False) -> None:
-        self.conversation = conversation
+    def __init__(self, session: ChatSession, multiline: bool = False) -> None:
+        self.session = session
         self.multiline = multiline
         self.colourful = wants_colour()
-        self._cut_told = False
+        self._cut_explained = False
 
     def run(self) -> None:
         """Takes turns until an empty line, `!quit`, Ctrl-C at the prompt, or the end of the input."""
         end = f"`{ENDINGS[0]}`" if self.multiline else "an empty line"
-        note(f"To end, enter {end}. /help shows the commands; Ctrl-C stops an answer.")
-        if not self.conversation.inference_model.multi_turn:
-            note("This model's prompt style knows single prompts: each answer is given without the earlier ones.")
+        print_status(f"To end, enter {end}. /help shows the commands; Ctrl-C stops an answer.")
+        if not self.session.inference_model.multi_turn:
+            print_status(
+                "This model's prompt style knows single prompts: each answer is given without the earlier ones."
+            )
         if self.multiline:
-            note(f"A prompt goes on until a line that says {SUBMIT}.")
+            print_status(f"A prompt goes on until a line that says {SUBMIT}.")
         while (text := self.read()) is not None:
             name, _, argument = text.partition(" ")
             if re.fullmatch(r"/[a-z]+", name):
@@ -99,51 +101,51 @@ class Terminal:
         """Carries out a command."""
         if name == "/help":
             for command, meaning in COMMANDS.items():
-                note(f"{command:<17}{meaning}")
+                print_status(f"{command:<17}{meaning}")
         elif name == "/reset":
-            self.conversation.reset()
-            note("The conversation starts over.")
+            self.session.reset()
+            print_status("The conversation starts over.")
         elif name in ("/save", "/load", "/set", "/system"):
             try:
-                note(self._obey_with(name, argument))
+                print_status(self._obey_with(name, argument))
             except LitGPTError as error:
-                note(str(error))
+                print_status(str(error))
         else:
             known = [command.partition(" ")[0] for command in COMMANDS]
-            note(f"There is no command {name}.{closest(name, known)} /help shows all.")
+            print_status(f"There is no command {name}.{closest(name, known)} /help shows all.")
 
     def _obey_with(self, name: str, argument: str) -> str:
         """Carries out a command that may fail; what to say of it."""
-        conversation = self.conversation
+        session = self.session
         if name == "/set":
             setting, _, value = argument.partition(" ")
             if setting and not value.strip():
                 raise LitGPTError(f"/set {setting} needs a value; /set alone shows all.")
             if setting:
-                conversation.set(setting, value.strip())
-            shown = {setting: conversation.settings[setting]} if setting else conversation.settings
+                session.set(setting, value.strip())
+            shown = {setting: session.settings[setting]} if setting else session.settings
             return "\n".join(f"{key} is {'null' if value is None else value}" for key, value in shown.items())
         if name == "/system":
-            conversation.begin(argument)
+            session.set_system_prompt(argument)
             whose = "set" if argument else "the model's own"
             return f"The system prompt is {whose}; the conversation starts over."
         if not argument:
             raise LitGPTError(f"{name} needs a file: {name} FILE.")
         if name == "/save":
-            conversation.save(argument)
+            session.save(argument)
             return f"The conversation is in {argument}."
-        conversation.load(argument)
-        return f"The conversation in {argument} goes on after {len(conversation.messages)} messages."
+        session.load(argument)
+        return f"The conversation in {argument} goes on after {len(session.messages)} messages."
 
     def answer(self, text: str) -> None:
         """Prints the model's answer."""
         try:
-            reply, n_dropped = self.conversation.ask(text)
+            reply, n_dropped = self.session.ask(text)
         except LitGPTError as error:
-            note(str(error))
+            print_status(str(error))
             return
         if n_dropped:
-            note(f"(The context is full: the oldest {n_dropped} messages are forgotten.)")
+            print_status(f"(The context is full: the oldest {n_dropped} messages are forgotten.)")
         print(self._bold(">> Reply: "), end="", flush=True)
         pieces: list[str] = []
         style = MarkdownStyle() if self.colourful else None
@@ -156,21 +158,21 @@ class Terminal:
         except LitGPTError as error:
             problem = str(error)
         print(style.close() if style else "", end="\n\n", flush=True)
-        self.conversation.note("".join(pieces))
-        note(problem or f"Time for inference: {Speed.of(reply.request)}")
+        self.session.add_answer("".join(pieces))
+        print_status(problem or f"Time for inference: {RequestMetrics.of(reply.request)}")
         if reply.finish_reason == "length":
-            self._tell_cut(reply.request.n_generated)
+            self._explain_cut(reply.request.n_generated)
 
-    def _tell_cut(self, n_tokens: int) -> None:
-        if n_tokens < self.conversation.max_new_tokens:
-            note("(The context is full, so the answer ends here.)")
-        elif not self._cut_told:
-            self._cut_told = True
-            note(f"(The answer was cut at {n_tokens} tokens; /set max_new_tokens allows more.)")
+    def _explain_cut(self, n_tokens: int) -> None:
+        if n_tokens < self.session.max_new_tokens:
+            print_status("(The context is full, so the answer ends here.)")
+        elif not self._cut_explained:
+            self._cut_explained = True
+            print_status(f"(The answer was cut at {n_tokens} tokens; /set max_new_tokens allows more.)")
 
 
 @contextmanager
-def stopped_by_ctrl_c(reply: Reply) -> Iterator[None]:
+def stopped_by_ctrl_c(reply: TextStream) -> Iterator[None]:
     """Inside, Ctrl-C ends the answer and not the program; a second one ends the program."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield

@@ -26,15 +26,15 @@ from litgpt.model import GPT
 from litgpt.model.cache import Span
 from litgpt.peft.adapter_bank import AdapterBank
 
-LEAST_AT_ONCE = 16
+WINDOW_SLACK = 16
 """Tokens beyond its window that a layer with a sliding one keeps at least: so far can a sequence go back."""
 
 
 class Engine:
     """Continues prompts: `submit` one, then iterate over the request it returns.
 
-    Requests beyond `slots` wait in line. Whoever iterates drives the engine, all its requests together; after `start`,
-    a thread does, and `submit` and iteration may happen in any thread.
+    Requests beyond `slots` wait in line. A client that iterates drives the engine, all its requests together; after
+    `start`, a thread does, and `submit` and iteration may happen in any thread.
 
     Args:
         model: The model; its weights say where computation happens.
@@ -48,7 +48,7 @@ class Engine:
         LitGPTError: The KV cache does not fit into memory, or `length` not into the model's context.
     """
 
-    tokens_a_step = 1
+    tokens_per_step = 1
     """That are computed at once of each running request."""
 
     def __init__(
@@ -73,18 +73,19 @@ class Engine:
         self.dtype = dtype or weight.dtype
         self.device = weight.device
         self.chunk = chunk
-        self.at_once = max(chunk, LEAST_AT_ONCE)
+        self.max_pass_tokens = max(chunk, WINDOW_SLACK)
+        """Of one sequence in one forward pass, at most."""
         model.train(model.training)  # what was added to the model since, too
-        use_fast_linear(model, headroom_bytes(self.device), slots * self.tokens_a_step)
+        use_fast_linear(model, headroom_bytes(self.device), slots * self.tokens_per_step)
         check_cache_fits(self.cache_nbytes, slots, length, model.layer_devices)
-        self.cache = model.new_cache(slots, length, self.dtype, self.at_once)
+        self.cache = model.new_cache(slots, length, self.dtype, self.max_pass_tokens)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None
         self.error: BaseException | None = None
         """What the last step failed with; None: it worked."""
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
         """Request number i is in slot i; the last one's prompt may be processed in part only."""
-        self._filled: list[list[int]] = [[] for _ in range(slots)]
+        self._cached_tokens: list[list[int]] = [[] for _ in range(slots)]
         """The tokens whose keys and values are in each slot; they stay, for later prompts that begin alike."""
         self.bank: AdapterBank | None = None
         """Adapters that requests may choose among."""
@@ -92,7 +93,7 @@ class Engine:
         """When the step that is being taken began, in seconds of `time.perf_counter`; None: none is."""
         self._adapters: list[str | None] = [None] * slots
         """The adapter that the keys and values in each slot were computed with."""
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._pending_work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stepping = threading.RLock()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -103,7 +104,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._active or self._waiting or self._jobs)
+        return bool(self._active or self._waiting or self._pending_work)
 
     @property
     def alive(self) -> bool:
@@ -113,12 +114,12 @@ class Engine:
     @property
     def n_cached(self) -> int:
         """Tokens whose keys and values are in the cache."""
-        return sum(map(len, self._filled))
+        return sum(map(len, self._cached_tokens))
 
     @property
     def cache_nbytes(self) -> int:
         """Bytes that the KV cache takes."""
-        return self.model.cache_nbytes(self.slots, self.length, self.dtype, self.at_once)
+        return self.model.cache_nbytes(self.slots, self.length, self.dtype, self.max_pass_tokens)
 
     @property
     def n_waiting(self) -> int:
@@ -136,7 +137,7 @@ class Engine:
         sampling: Sampling | None = None,
         stop: Sequence[int | Sequence[int]] = (),
         max_new_tokens: int | None = None,
-        watch: Callable[[], None] | None = None,
+        on_update: Callable[[], None] | None = None,
         adapter: str | None = None,
     ) -> Request:
         """Puts a prompt in line.
@@ -146,7 +147,8 @@ class Engine:
             sampling: How tokens are drawn.
             stop: Token ids and sequences of token ids that end the answer; they are not part of it.
             max_new_tokens: The most tokens to generate; None, or more than fit: until `length` is reached.
-            watch: Called, by whoever drives the engine, when the request got its slot, has new tokens or is done.
+            on_update: Called, in the thread that drives the engine, when the request got its slot, has new tokens or is
+                done.
             adapter: The adapter of the bank that it is computed with; None: the model alone.
 
         Raises:
@@ -160,7 +162,9 @@ class Engine:
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         if adapter is not None and (self.bank is None or adapter not in self.bank.names):
             raise LitGPTError(f"There is no adapter {adapter!r} beside this model.")
-        request = Request(tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, watch, self.model.ranks)
+        request = Request(
+            tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, on_update, self.model.ranks
+        )
         request.adapter = adapter
         with self._changed:
             if self._stopping:
@@ -169,13 +173,13 @@ class Engine:
             self._changed.notify_all()
         return request
 
-    def between_steps(self, work: Callable[[], Any]) -> Future[Any]:
-        """Lets whoever drives the engine do `work` while the model is free; needs the thread of `start`."""
+    def run_between_steps(self, work: Callable[[], Any]) -> Future[Any]:
+        """Calls `work` between two steps, while the model is free, in the thread of `start`, which has to run."""
         future: Future[Any] = Future()
         with self._changed:
             if self._stopping:
                 raise LitGPTError("The engine has been stopped; it takes no more work.")
-            self._jobs.append((work, future))
+            self._pending_work.append((work, future))
             self._changed.notify_all()
         return future
 
@@ -184,18 +188,18 @@ class Engine:
         return nullcontext() if self.bank is None else self.bank.using(adapters)
 
     def wake(self) -> None:
-        """Lets whoever waits for the engine, its own thread too, look again."""
+        """Lets the threads that wait for the engine, its own too, look again."""
         with self._changed:
             self._changed.notify_all()
 
     def advance(self, request: Request) -> None:
-        """Returns when `request` has news; without a thread, does the work for it."""
+        """Returns when `request` has an update; without a thread, does the work for it."""
         if self._thread is not None:
             with self._changed:
-                self._changed.wait_for(lambda: request.has_news)
+                self._changed.wait_for(lambda: request.has_update)
             return
         with self._stepping:
-            if not request.has_news:
+            if not request.has_update:
                 self.step()
 
     def forget(self) -> None:
@@ -203,7 +207,7 @@ class Engine:
         with self._stepping:
             if self._active:
                 raise LitGPTError("The weights can't change while requests run; let them finish or cancel them.")
-            self._filled = [[] for _ in range(self.slots)]
+            self._cached_tokens = [[] for _ in range(self.slots)]
 
     # -- a thread of its own
 
@@ -221,7 +225,7 @@ class Engine:
         with self._stepping:
             for request in (*self._active, *self._waiting):
                 request.cancel()
-            for _, future in self._jobs:
+            for _, future in self._pending_work:
                 future.cancel()
 
     def _run(self) -> None:
@@ -245,7 +249,7 @@ class Engine:
             self.step_began = perf_counter()
             try:
                 with torch.no_grad(), self._autocast():
-                    self._do_job()
+                    self._run_pending_work()
                     self._step()
             except BaseException as error:
                 self.error = error
@@ -253,7 +257,7 @@ class Engine:
                     if not request.done:
                         request.finish("error", error)
                 self._active.clear()
-                self._filled = [[] for _ in range(self.slots)]
+                self._cached_tokens = [[] for _ in range(self.slots)]
                 raise
             finally:
                 if training:
@@ -261,10 +265,10 @@ class Engine:
                 self.step_began = None
                 self.wake()
 
-    def _do_job(self) -> None:
-        """One piece of work from `between_steps`, if there is any; what goes wrong in it is its owner's to know."""
-        if self._jobs:
-            work, future = self._jobs.popleft()
+    def _run_pending_work(self) -> None:
+        """One piece of work from `run_between_steps`, if there is any; its future carries what goes wrong."""
+        if self._pending_work:
+            work, future = self._pending_work.popleft()
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
@@ -292,8 +296,8 @@ class Engine:
         self.error = None  # known before the first client hears of a token
         for request, (token, logprob) in zip(requests, chosen, strict=True):
             request.accept(token, logprob)
-            if request.watch is not None and not request.done:
-                request.watch()
+            if request.on_update is not None and not request.done:
+                request.on_update()
 
     def _decode(self) -> list[Tensor]:
         """Feeds each running request its last token; their hidden states `(n, C)`."""
@@ -301,7 +305,7 @@ class Engine:
         if not running:
             return []
         tokens = [request.output[-1] for request in running]
-        starts = [len(self._filled[slot]) for slot in range(len(running))]
+        starts = [len(self._cached_tokens[slot]) for slot in range(len(running))]
         adapters = [request.adapter for request in running]
         if self._compiled is not None and not any(adapters):
             hidden = self._compiled(tokens, starts, self._headroom(len(running)))  # (n, C)
@@ -310,16 +314,16 @@ class Engine:
             with self.using_adapters(adapters):
                 hidden = self.model.hidden(idx, span=Span(self.cache, slice(0, len(running)), starts))[:, 0]
         for slot, token in enumerate(tokens):
-            self._filled[slot].append(token)
+            self._cached_tokens[slot].append(token)
         return [hidden]
 
     def _headroom(self, first: int) -> list[int]:
         """Of the slots from `first` on: the position after what is known there, which a row without a request may
         overwrite."""
         for slot in range(first, self.slots):
-            del self._filled[slot][self.length - 1 :]
-            self.cache.filled_ends[slot] = max(self.cache.filled_ends[slot], len(self._filled[slot]) + 1)
-        return [len(filled) for filled in self._filled[first:]]
+            del self._cached_tokens[slot][self.length - 1 :]
+            self.cache.filled_ends[slot] = max(self.cache.filled_ends[slot], len(self._cached_tokens[slot]) + 1)
+        return [len(filled) for filled in self._cached_tokens[first:]]
 
     def _prefill(self) -> list[Tensor]:
         """Feeds prompts, `chunk` tokens in all; the last hidden state `(1, C)` of each that is through."""
@@ -327,30 +331,30 @@ class Engine:
         budget = self.chunk
         while budget > 0 and (request := self._next_prompt()):
             slot = len(self._active) - 1
-            start = len(self._filled[slot])
+            start = len(self._cached_tokens[slot])
             part = request.prompt[start : start + budget]
             idx = torch.tensor([part], device=self.device)  # (1, T)
             with self.using_adapters([request.adapter]):
                 hidden = self.model.hidden(idx, span=Span(self.cache, slice(slot, slot + 1), [start]))  # (1, T, C)
-            self._filled[slot].extend(part)
+            self._cached_tokens[slot].extend(part)
             budget -= len(part)
-            if len(self._filled[slot]) == len(request.prompt):
+            if len(self._cached_tokens[slot]) == len(request.prompt):
                 through.append(hidden[:, -1])
         return through
 
     def _next_prompt(self) -> Request | None:
         """The request whose prompt is next to be processed, in the last slot in use; None: none, or no slot is free."""
-        if self._active and len(self._filled[len(self._active) - 1]) < len(self._active[-1].prompt):
+        if self._active and len(self._cached_tokens[len(self._active) - 1]) < len(self._active[-1].prompt):
             return self._active[-1]
         while self._waiting and len(self._active) < self.slots:
             request = self._waiting.popleft()
             if request.done:  # cancelled in line
                 continue
-            self._active.append(request)  # before anything that may fail: what is active is told of it
+            self._active.append(request)  # before anything that may fail: active requests end with that error
             request.n_shared = self._share_prefix(len(self._active) - 1, request.prompt, request.adapter)
             request.timing.admitted = perf_counter()
-            if request.watch is not None:
-                request.watch()
+            if request.on_update is not None:
+                request.on_update()
             return request
         return None
 
@@ -359,14 +363,14 @@ class Engine:
 
         The last token of the prompt is always left to compute: its hidden state is what the answer starts from.
         """
-        known = [_common(prompt[:-1], filled) for filled in self._filled]
+        known = [_common(prompt[:-1], filled) for filled in self._cached_tokens]
         known = [n if self.cache.resumable(other, n) else 0 for other, n in enumerate(known)]
         known = [n if self._adapters[other] == adapter else 0 for other, n in enumerate(known)]
         source = max(range(self.slots), key=lambda other: (known[other], other == slot))
         shared = known[source]
         if source != slot:
             self.cache.copy(source, slot, shared)
-        self._filled[slot] = prompt[:shared]
+        self._cached_tokens[slot] = prompt[:shared]
         self._adapters[slot] = adapter
         return shared
 
@@ -420,9 +424,9 @@ class Engine:
     def _swap(self, a: int, b: int) -> None:
         if a == b:
             return
-        self.cache.swap(a, b, max(len(self._filled[a]), len(self._filled[b])))
+        self.cache.swap(a, b, max(len(self._cached_tokens[a]), len(self._cached_tokens[b])))
         self._active[a], self._active[b] = self._active[b], self._active[a]
-        self._filled[a], self._filled[b] = self._filled[b], self._filled[a]
+        self._cached_tokens[a], self._cached_tokens[b] = self._cached_tokens[b], self._cached_tokens[a]
         self._adapters[a], self._adapters[b] = self._adapters[b], self._adapters[a]
 
 

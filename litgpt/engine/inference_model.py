@@ -13,12 +13,12 @@ import torch
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
+from litgpt.engine.detokenizer import TextStream, stop_strings
 from litgpt.engine.engine import Engine
 from litgpt.engine.memory import longest_fit
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.speculative import SpeculativeEngine
-from litgpt.engine.text import Reply, stop_strings
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
@@ -26,9 +26,9 @@ from litgpt.prompts.base import Message, join_text
 from litgpt.runtime import check_compiler
 from litgpt.tokenizer import Tokenizer
 
-MOST_AT_ONCE = 16
+MAX_CONCURRENT_REQUESTS = 16
 """Answers that are generated together where one call asks for many: samples, or prompts of a list or a file."""
-CHUNK = 512
+PREFILL_CHUNK = 512
 """Prompt tokens that an engine processes between two steps of the running requests."""
 
 
@@ -51,7 +51,7 @@ class InferenceModel:
     @classmethod
     def load(
         cls,
-        checkpoint_dir: str | Path,
+        checkpoint_dir: str | Path | Checkpoint | Finetuned,
         device: str = "auto",
         precision: str | None = None,
         quantize: str | None = None,
@@ -61,7 +61,7 @@ class InferenceModel:
         """Opens a checkpoint folder, LitGPT's or Hugging Face's, or one that holds what a method learned.
 
         Args:
-            checkpoint_dir: The folder, or its name under `checkpoints/`.
+            checkpoint_dir: The folder, or its name under `checkpoints/`; or what `find_source` found there.
             device: `auto`, `cpu`, `cuda`, `mps`.
             precision: `32-true`, `bf16-true` and so on; None: 16 bits where the device has them.
             quantize: One of `litgpt.quantize.MODES`: keep linear layers in few bits.
@@ -71,19 +71,7 @@ class InferenceModel:
         Raises:
             LitGPTError: The folder, the device, the precision or the quantization can't be used, or nothing compiles.
         """
-        return cls.open(find_source(checkpoint_dir), device, precision, quantize, compile, strategy)
-
-    @classmethod
-    def open(
-        cls,
-        source: Checkpoint | Finetuned,
-        device: str = "auto",
-        precision: str | None = None,
-        quantize: str | None = None,
-        compile: bool = False,
-        strategy: Strategy | None = None,
-    ) -> InferenceModel:
-        """As `load`, from what `find_source` returns."""
+        source = find_source(checkpoint_dir) if isinstance(checkpoint_dir, str | Path) else checkpoint_dir
         placement = Placement.of(device, precision, quantize, strategy)
         if compile:
             if not placement.alone:
@@ -143,13 +131,13 @@ class InferenceModel:
         """The token ids of a prompt that is in the model's style already."""
         return self.tokenizer.encode_ids(text, bos=False if self.style.adds_bos else None)
 
-    def engine(self, slots: int = 1, length: int | None = None, tell: Callable[[str], None] | None = None) -> Engine:
+    def engine(self, slots: int = 1, length: int | None = None, log: Callable[[str], None] | None = None) -> Engine:
         """An engine for this model.
 
         Args:
             slots: Requests that run at the same time.
             length: Tokens a sequence may have, cut to the model's context; None: the context, or what fits into memory.
-            tell: Called, before the KV cache is made, with a sentence about its size.
+            log: Called, before the KV cache is made, with a sentence about its size.
         """
         longest = self.model.max_seq_length
         if length is None:
@@ -157,18 +145,20 @@ class InferenceModel:
                 lambda length: self.cache_nbytes(slots, length), longest, slots, self.model.layer_devices
             )
         length = min(length, longest)
-        if tell is not None:
+        if log is not None:
             size = gigabytes(self.cache_nbytes(slots, length))
-            tell(f"The KV cache for {slots} x {length} tokens takes {size}.")
+            log(f"The KV cache for {slots} x {length} tokens takes {size}.")
         if self.draft is not None:
-            return SpeculativeEngine(self.model, self.draft, self.speculative_k, slots, length, self.dtype, CHUNK)
-        return Engine(self.model, slots, length, self.dtype, CHUNK, self.compile)
+            return SpeculativeEngine(
+                self.model, self.draft, self.speculative_k, slots, length, self.dtype, PREFILL_CHUNK
+            )
+        return Engine(self.model, slots, length, self.dtype, PREFILL_CHUNK, self.compile)
 
     def cache_nbytes(self, slots: int, length: int) -> int:
         """Bytes that the KV caches of such an engine take."""
         dtype = self.dtype or self.model.transformer.wte.weight.dtype
         models = [self.model] if self.draft is None else [self.model, self.draft]
-        return sum(model.cache_nbytes(slots, length, dtype, CHUNK) for model in models)
+        return sum(model.cache_nbytes(slots, length, dtype, PREFILL_CHUNK) for model in models)
 
     def reply(
         self,
@@ -177,12 +167,11 @@ class InferenceModel:
         sampling: Sampling,
         max_new_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
-        watch: Callable[[], None] | None = None,
-    ) -> Reply:
+    ) -> TextStream:
         """Puts a prompt in line and returns its answer to come, as text."""
         stops = stop_strings(stop)  # before there is a request to clean up
-        request = engine.submit(prompt, sampling, self.stops, max_new_tokens, watch)
-        return Reply(request, self.tokenizer.stream(), stops)
+        request = engine.submit(prompt, sampling, self.stops, max_new_tokens)
+        return TextStream(request, self.tokenizer.stream(), stops)
 
 
 def find_source(checkpoint_dir: str | Path) -> Checkpoint | Finetuned:

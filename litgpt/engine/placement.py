@@ -95,7 +95,7 @@ class Placement:
         Raises:
             LitGPTError: It can't be read, or not be shared by so many.
         """
-        return self._shared(open_model(source, self._first, self.dtype, self.quantize))
+        return self._shared(open_model(source, self._load_device, self.dtype, self.quantize))
 
     def move(self, model: GPT) -> GPT:
         """Brings a model there; returns it.
@@ -103,13 +103,13 @@ class Placement:
         Raises:
             LitGPTError: It can't be quantized, or not be shared by so many.
         """
-        model.to(device=self._first, dtype=self.dtype).eval()
+        model.to(device=self._load_device, dtype=self.dtype).eval()
         if self.quantize is not None:
             quantize_model(model, self.quantize, self.dtype)
         return self._shared(model)
 
     @property
-    def _first(self) -> torch.device:
+    def _load_device(self) -> torch.device:
         """Where the weights are before they are shared: quantization happens on the device that computes."""
         return self.devices[0] if self.alone or self.quantize is not None else torch.device("cpu")
 

@@ -83,7 +83,7 @@ class StopMatcher:
             return 1
         return max((len(stop) for stop in self.sequences if tokens[-len(stop) :] == stop), default=0)
 
-    def begun(self, tokens: list[int]) -> int:
+    def partial_match(self, tokens: list[int]) -> int:
         """How many of the last tokens may still turn out to begin a stop sequence."""
         return max((n for stop in self.sequences for n in range(1, len(stop)) if tokens[-n:] == stop[:n]), default=0)
 
@@ -98,9 +98,9 @@ class Request:
         sampling: How tokens are drawn.
         stops: The stop sequences, which are no part of the answer.
         limit: The most tokens it may generate, stop sequences included.
-        advance: Returns when the request has news; drives the engine if nobody else does.
-        wake: Tells the engine's thread and all who wait for it to look again.
-        watch: Called when there is news.
+        advance: Returns when the request has an update; drives the engine if no thread does.
+        wake: Lets the threads that wait for the engine, its own too, look again.
+        on_update: Called when the request got its slot, has new tokens or is done.
         ranks: Processes that compute the model together; they draw the same numbers.
     """
 
@@ -112,13 +112,13 @@ class Request:
         limit: int,
         advance: Callable[[Request], None],
         wake: Callable[[], None],
-        watch: Callable[[], None] | None = None,
+        on_update: Callable[[], None] | None = None,
         ranks: int = 1,
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
         self.limit = limit
-        self.watch = watch
+        self.on_update = on_update
         self._advance = advance
         self._wake = wake
         self.output: list[int] = []
@@ -149,7 +149,7 @@ class Request:
         return self.finish_reason is not None
 
     @property
-    def has_news(self) -> bool:
+    def has_update(self) -> bool:
         """Whether `take` would return something, or the request is done."""
         return self.done or self._ready > self._taken
 
@@ -212,7 +212,7 @@ class Request:
         elif self.n_generated >= self.limit:
             self.finish("length")
         else:
-            self._ready = len(self.output) - self._stops.begun(self.output)
+            self._ready = len(self.output) - self._stops.partial_match(self.output)
 
     def refuse(self, error: LitGPTError) -> None:
         """Ends the request, because what it asks for can't be done."""
@@ -225,8 +225,8 @@ class Request:
         self._ready = len(self.output)
         self.error = error
         self.finish_reason = reason  # last: a reader that sees it set sees everything else
-        if self.watch is not None:
-            self.watch()
+        if self.on_update is not None:
+            self.on_update()
 
 
 def _fresh_seed(ranks: int) -> int:

@@ -32,7 +32,7 @@ class Drafts:
 
     tokens: Tensor
     """`(n, K)`."""
-    odds: list[list[Tensor]]
+    probs: list[list[Tensor]]
     """The distribution that each token of each row was drawn from, `(V,)`; none for greedy rows."""
     counts: list[int]
     """How many tokens of each row are to be checked; what follows them is only padding."""
@@ -76,24 +76,24 @@ class SpeculativeEngine(Engine):
             )
         shorter = min(model.max_seq_length, draft.max_seq_length)
         self.draft = draft
-        self.tokens_a_step = k + 1
+        self.tokens_per_step = k + 1
         super().__init__(model, slots, shorter if length is None else min(length, shorter), dtype, chunk)
         self.k = k
         self.n_drafted = 0
         """Tokens that were drafted and checked so far."""
         self.n_accepted = 0
         """Those of them that were right."""
-        if k >= self.at_once:
-            raise LitGPTError(f"speculative_k is {k}; it must be less than {self.at_once}.")
+        if k >= self.max_pass_tokens:
+            raise LitGPTError(f"speculative_k is {k}; it must be less than {self.max_pass_tokens}.")
         use_fast_linear(draft, headroom_bytes(self.device), slots)
-        self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.at_once)
-        self._known: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        self._draft_cache = draft.new_cache(slots, self.length, self.dtype, self.max_pass_tokens)
+        self._draft_lengths: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         """How many tokens of a request the draft's cache holds."""
 
     @property
     def cache_nbytes(self) -> int:
         """Bytes that the KV caches of both models take."""
-        return super().cache_nbytes + self.draft.cache_nbytes(self.slots, self.length, self.dtype, self.at_once)
+        return super().cache_nbytes + self.draft.cache_nbytes(self.slots, self.length, self.dtype, self.max_pass_tokens)
 
     @property
     def acceptance(self) -> str:
@@ -112,7 +112,7 @@ class SpeculativeEngine(Engine):
         """Gives every running request one token, and as many more as the draft guessed right."""
         wanted = [self._n_drafts(slot, request) for slot, request in enumerate(running)]
         widest = max(wanted)
-        if all(len(self._filled[slot]) + 1 + widest <= self.length for slot in range(len(running))):
+        if all(len(self._cached_tokens[slot]) + 1 + widest <= self.length for slot in range(len(running))):
             self._advance(0, running, wanted)
             return
         for slot, request in enumerate(running):  # near the end of a context there is no room for padding
@@ -122,7 +122,7 @@ class SpeculativeEngine(Engine):
         """How many tokens to draft for a request; this doesn't depend on others, so neither do its draws."""
         if request.sampling.penalizing or request.sampling.grammar is not None:
             return 0
-        room = self.length - len(self._filled[slot]) - 1
+        room = self.length - len(self._cached_tokens[slot]) - 1
         return max(0, min(self.k, room, request.limit - request.n_generated - 1))
 
     def _advance(self, slot: int, requests: list[Request], counts: list[int]) -> None:
@@ -130,17 +130,17 @@ class SpeculativeEngine(Engine):
         drafts = self._propose(slot, requests, counts)
         last = torch.tensor([[request.output[-1]] for request in requests], device=self.device)  # (n, 1)
         rows = slice(slot, slot + len(requests))
-        starts = [len(filled) for filled in self._filled[rows]]
+        starts = [len(filled) for filled in self._cached_tokens[rows]]
         checked = torch.cat((last, drafts.tokens), dim=1)  # (n, K + 1)
         scores = self._scores(self.model.hidden(checked, span=Span(self.cache, rows, starts)))  # (n, K + 1, V)
         self.error = None
         for row, request in enumerate(requests):
             guesses = drafts.tokens[row, : counts[row]].tolist()
-            tokens = self._judged(request, scores[row], guesses, drafts.odds[row])
-            self._filled[slot + row].extend([request.output[-1], *tokens[:-1]])
+            tokens = self._verify(request, scores[row], guesses, drafts.probs[row])
+            self._cached_tokens[slot + row].extend([request.output[-1], *tokens[:-1]])
             before = len(request.prompt) + len(request.output)
-            if request in self._known:
-                self._known[request] = min(before + len(tokens) - 1, self._known[request])
+            if request in self._draft_lengths:
+                self._draft_lengths[request] = min(before + len(tokens) - 1, self._draft_lengths[request])
             self.n_drafted += len(guesses)
             self.n_accepted += len(tokens) - 1
             self._accept(request, tokens, scores[row])
@@ -151,8 +151,8 @@ class SpeculativeEngine(Engine):
         for token, row in zip(tokens, scores, strict=False):
             if not request.done:
                 request.accept(token, measure(row[None], [token], [request.sampling])[0] if noted else None)
-        if request.watch is not None and not request.done:
-            request.watch()
+        if request.on_update is not None and not request.done:
+            request.on_update()
 
     # -- the draft's side
 
@@ -174,7 +174,7 @@ class SpeculativeEngine(Engine):
             idx = self._guess(hidden, requests, drafts, number)[:, None]  # (n, 1)
             drafts.tokens = torch.cat((drafts.tokens, idx), dim=1)
         for request, start in zip(requests, starts, strict=True):
-            self._known[request] = start
+            self._draft_lengths[request] = start
         return drafts
 
     def _guess(self, hidden: Tensor, requests: list[Request], drafts: Drafts, number: int) -> Tensor:
@@ -185,40 +185,40 @@ class SpeculativeEngine(Engine):
         guesses = scores.argmax(dim=-1)
         for row, request in enumerate(requests):
             if number < drafts.counts[row] and not request.sampling.greedy:
-                odds = probabilities(scores[row][None], request.sampling)  # (1, V)
-                guesses[row] = pick(odds, [request.draw()])[0]
-                drafts.odds[row].append(odds[0])
+                probs = probabilities(scores[row][None], request.sampling)  # (1, V)
+                guesses[row] = pick(probs, [request.draw()])[0]
+                drafts.probs[row].append(probs[0])
         return guesses
 
     def _catch_up(self, slot: int, requests: list[Request]) -> None:
         """Lets the draft read all of each request but its last two tokens."""
         for row, request in enumerate(requests, slot):
-            known, upto = self._known.get(request, 0), len(request.prompt) + len(request.output) - 2
+            known, upto = self._draft_lengths.get(request, 0), len(request.prompt) + len(request.output) - 2
             unread = [*request.prompt, *request.output][known:upto] if known < upto else []
             for at in range(0, len(unread), self.chunk):
                 idx = torch.tensor([unread[at : at + self.chunk]], device=self.device)
                 self.draft.hidden(idx, span=Span(self._draft_cache, slice(row, row + 1), [known + at]))
-            self._known[request] = max(known, upto)
+            self._draft_lengths[request] = max(known, upto)
 
     # -- the large model's side
 
-    def _judged(self, request: Request, scores: Tensor, guesses: list[int], odds: list[Tensor]) -> list[int]:
+    def _verify(self, request: Request, scores: Tensor, guesses: list[int], probs: list[Tensor]) -> list[int]:
         """The guesses that hold, in order, and one token of the large model's own, by its scores `(K + 1, V)`."""
         if request.sampling.penalizing or request.sampling.grammar is not None:
-            return [self._alone(request, scores[0])]
+            return [self._pick_undrafted(request, scores[0])]
         if request.sampling.greedy:
             best = scores.argmax(dim=-1).tolist()
             right = next((i for i, guess in enumerate(guesses) if guess != best[i]), len(guesses))
             return best[: right + 1]
         wanted = probabilities(scores[: len(guesses) + 1], request.sampling)  # (K + 1, V)
         for number, guess in enumerate(guesses):
-            if request.draw() * float(odds[number][guess]) >= float(wanted[number, guess]):
-                missed = (wanted[number] - odds[number]).clamp(min=0)  # what the draft says too seldom
+            if request.draw() * float(probs[number][guess]) >= float(wanted[number, guess]):
+                missed = (wanted[number] - probs[number]).clamp(min=0)  # what the draft says too seldom
                 missed = missed if bool(missed.any()) else wanted[number]
                 return [*guesses[:number], int(pick(missed[None], [request.draw()]))]
         return [*guesses, int(pick(wanted[-1:], [request.draw()]))]
 
-    def _alone(self, request: Request, scores: Tensor) -> int:
+    def _pick_undrafted(self, request: Request, scores: Tensor) -> int:
         """The next token of a request without drafts, by the large model's scores `(V,)`."""
         scores = scores.clone()
         self._shape(scores, request)

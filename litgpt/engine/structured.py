@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON schema or a regular expression: which tokens may come next, told by llguidance.
+"""Answers that keep to a JSON schema or a regular expression: llguidance computes which tokens may come next.
 
 V: scores a token can have, `padded_vocab_size` of the model.
 """
@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 class Grammar:
     """What an answer may look like, compiled for one tokenizer; `Sampling.grammar` takes it, for any number of answers.
 
-    Make one with `json_schema`, `json_object` or `regex`.
+    Make one with `json_schema`, `json_object`, `regex` or `of`.
     """
 
     def __init__(self, rules: str, tokenizer: Tokenizer, what: str) -> None:
@@ -91,6 +92,27 @@ class Grammar:
             raise LitGPTError(f"A regular expression is a text, not {pattern!r}.")
         rules = _llguidance().LLMatcher.grammar_from_regex(pattern)
         return cls(rules, tokenizer, f"The regular expression {pattern!r}")
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, json_schema: Any = None, regex: str | None = None) -> Grammar | None:
+        """The grammar of a JSON schema (an object, its text, or a file with it) or of a regular expression; None of
+        neither.
+
+        Raises:
+            LitGPTError: Both are given, or the one that is can't be used.
+        """
+        if json_schema is not None and regex is not None:
+            raise LitGPTError("An answer can keep to json_schema or to regex, not to both; leave one out.")
+        if regex is not None:
+            return cls.regex(regex, tokenizer)
+        if isinstance(json_schema, str) and not json_schema.lstrip().startswith(("{", "[")):
+            try:
+                json_schema = Path(json_schema).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                raise LitGPTError(
+                    f"json_schema is {json_schema!r}, which is neither JSON nor a file that can be read."
+                ) from None
+        return None if json_schema is None else cls.json_schema(json_schema, tokenizer)
 
     def start(self) -> Match:
         """The grammar before the first token of an answer."""

@@ -41,7 +41,7 @@ def split_over_ranks(model: GPT) -> None:
     Raises:
         LitGPTError: The ranks don't divide the heads or key-value groups, or a layer is of a kind that isn't split.
     """
-    ranks = _Ranks(distributed.get_rank(), distributed.get_world_size())
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
     check_divides(model, ranks.count)
     with torch.no_grad():
         for block in model.transformer.h:
@@ -96,7 +96,7 @@ def only_first_rank_prints() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Ranks:
+class Ranks:
     """The ranks of the default process group, as this one sees them."""
 
     number: int
@@ -199,7 +199,7 @@ class _Ranks:
 class _NormOverRanks(nn.Module):
     """A norm over all heads (OLMo 2), of which each rank has some."""
 
-    def __init__(self, norm: nn.Module, ranks: _Ranks) -> None:
+    def __init__(self, norm: nn.Module, ranks: Ranks) -> None:
         super().__init__()
         self.norm = norm
         self.ranks = ranks

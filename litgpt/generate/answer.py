@@ -11,10 +11,11 @@ from typing import Any
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL, find_checkpoint
 from litgpt.data.sft.rendering import with_input_placed
+from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel
-from litgpt.engine.speed import Speed, note, note_memory
-from litgpt.engine.text import Reply
+from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS, InferenceModel
+from litgpt.engine.metrics import RequestMetrics, print_peak_memory, print_status
+from litgpt.engine.structured import Grammar
 from litgpt.errors import LitGPTError
 from litgpt.generate.options import PROMPT, Options
 from litgpt.generate.prompt_file import PromptTask, answer_file
@@ -54,19 +55,19 @@ def answer_finetuned(method: Method, path: Path, **flags: Any) -> None:
         LitGPTError: A file or a flag can't be used.
     """
     source = Finetuned(weights_file(path, method), method, find_checkpoint(flags["checkpoint_dir"]))
-    inference_model, options, task = prepare(partial(InferenceModel.open, source), flags)
+    inference_model, options, task = prepare(partial(InferenceModel.load, source), flags)
     if options.prompt_file is not None:
         answer_file(inference_model, options, task, flags["sys_prompt"])
         return
     sample = {"instruction": flags["prompt"], "input": flags["input"], "sys_prompt": flags["sys_prompt"]}
     prompt = inference_model.encode_sample(with_input_placed(inference_model.style, sample))
-    engine = inference_model.engine(1, len(prompt) + task.max_new_tokens, note)
+    engine = inference_model.engine(1, len(prompt) + task.max_new_tokens, print_status)
     reply = inference_model.reply(engine, prompt, task.sampling, task.max_new_tokens, task.stop)
     for piece in reply:
         print(piece, end="", flush=True)
     print()
-    note(f"Time for inference: {Speed.of(reply.request)}")
-    note_memory(engine.device)
+    print_status(f"Time for inference: {RequestMetrics.of(reply.request)}")
+    print_peak_memory(engine.device)
 
 
 def prepare(
@@ -82,13 +83,16 @@ def prepare(
         raise LitGPTError("prompt and prompt_file are both given; leave one out.")
     sampling = options.sampling(flags["temperature"], flags["top_k"], flags["top_p"])
     inference_model = load(**{name: flags[name] for name in ("precision", "quantize", "compile") if name in flags})
-    sampling = replace(sampling, grammar=options.grammar(inference_model.tokenizer))
-    return inference_model, options, PromptTask([], sampling, flags["max_new_tokens"], options.stop)
+    grammar = Grammar.of(inference_model.tokenizer, options.json_schema, options.regex)
+    task = PromptTask([], replace(sampling, grammar=grammar), flags["max_new_tokens"], options.stop)
+    return inference_model, options, task
 
 
 def print_samples(inference_model: InferenceModel, task: PromptTask, num_samples: int) -> Engine:
     """Prints prompt and answer of every sample as they come, all of them generated together; returns the engine."""
-    engine = inference_model.engine(min(num_samples, MOST_AT_ONCE), len(task.prompt) + task.max_new_tokens, note)
+    engine = inference_model.engine(
+        min(num_samples, MAX_CONCURRENT_REQUESTS), len(task.prompt) + task.max_new_tokens, print_status
+    )
     requests = [
         engine.submit(task.prompt, task.sampling.of_sample(i), inference_model.stops, task.max_new_tokens)
         for i in range(num_samples)
@@ -96,11 +100,11 @@ def print_samples(inference_model: InferenceModel, task: PromptTask, num_samples
     for number, request in enumerate(requests, 1):
         decoder = inference_model.tokenizer.stream()
         print("".join(decoder.push(token) for token in task.prompt), end="", flush=True)
-        for piece in Reply(request, decoder, task.stop):
+        for piece in TextStream(request, decoder, task.stop):
             print(piece, end="", flush=True)
         print()
-        note(f"Time for inference {number}: {Speed.of(request)}")
-    note_memory(engine.device)
+        print_status(f"Time for inference {number}: {RequestMetrics.of(request)}")
+    print_peak_memory(engine.device)
     return engine
 
 

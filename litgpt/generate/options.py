@@ -12,8 +12,6 @@ from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
     from litgpt.engine.sampling import Sampling
-    from litgpt.engine.structured import Grammar
-    from litgpt.tokenizer import Tokenizer
 
 PROMPT = "What food do llamas eat?"
 SEED = 1234
@@ -61,8 +59,8 @@ class Options:
         Raises:
             LitGPTError: A value is out of its range, or flags that don't go together are given.
         """
+        from litgpt.engine.detokenizer import stop_strings
         from litgpt.engine.sampling import Sampling
-        from litgpt.engine.text import stop_strings
 
         if self.out_file is not None and self.prompt_file is None:
             raise LitGPTError("out_file is for the answers to prompt_file; give that too.")
@@ -72,34 +70,6 @@ class Options:
         names = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
         own = {name: getattr(self, name) for name in names}
         return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, **own)
-
-    def grammar(self, tokenizer: Tokenizer) -> Grammar | None:
-        """What `json_schema` or `regex` asks for."""
-        return grammar_of(tokenizer, self.json_schema, self.regex)
-
-
-def grammar_of(tokenizer: Tokenizer, json_schema: Any = None, regex: str | None = None) -> Grammar | None:
-    """The grammar of a JSON schema (an object, its text, or a file with it) or of a regular expression, or None.
-
-    Raises:
-        LitGPTError: Both are given, or the one that is can't be used.
-    """
-    if json_schema is None and regex is None:
-        return None
-    if json_schema is not None and regex is not None:
-        raise LitGPTError("An answer can keep to json_schema or to regex, not to both; leave one out.")
-    from litgpt.engine.structured import Grammar
-
-    if regex is not None:
-        return Grammar.regex(regex, tokenizer)
-    if isinstance(json_schema, str) and not json_schema.lstrip().startswith(("{", "[")):
-        try:
-            json_schema = Path(json_schema).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise LitGPTError(
-                f"json_schema is {json_schema!r}, which is neither JSON nor a file that can be read."
-            ) from None
-    return Grammar.json_schema(json_schema, tokenizer)
 
 
 @inherits(Options)

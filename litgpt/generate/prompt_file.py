@@ -14,14 +14,15 @@ from typing import Any, TextIO
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.data.sft.rendering import with_input_placed
 from litgpt.data.storage.data_files import format_suffix, read_rows
+from litgpt.engine.detokenizer import TextStream, stop_strings
 from litgpt.engine.engine import Engine
-from litgpt.engine.inference_model import MOST_AT_ONCE, InferenceModel
+from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS, InferenceModel
+from litgpt.engine.metrics import print_peak_memory, print_status
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
-from litgpt.engine.speed import note, note_memory
-from litgpt.engine.text import Reply, stop_strings
+from litgpt.engine.structured import Grammar
 from litgpt.errors import LitGPTError, closest
-from litgpt.generate.options import Options, grammar_of
+from litgpt.generate.options import Options
 from litgpt.prompts.base import Message
 
 CONTENT = ("id", "prompt", "input", "sys_prompt", "messages", "max_new_tokens", "stop", "json_schema", "regex")
@@ -65,9 +66,9 @@ def answer_file(
     assert options.prompt_file is not None
     tasks = read_tasks(options.prompt_file, default, inference_model, sys_prompt)
     length = max(len(task.prompt) + task.max_new_tokens for task in tasks)
-    engine = inference_model.engine(min(len(tasks) * num_samples, MOST_AT_ONCE), length, note)
+    engine = inference_model.engine(min(len(tasks) * num_samples, MAX_CONCURRENT_REQUESTS), length, print_status)
     start = perf_counter()
-    replies: list[tuple[PromptTask, int, Reply]] = []
+    replies: list[tuple[PromptTask, int, TextStream]] = []
     for task in tasks:
         for sample in range(num_samples):
             sampling = task.sampling.of_sample(sample)
@@ -77,11 +78,11 @@ def answer_file(
         for line in _results(replies, num_samples):
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
     seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
-    note(
+    print_status(
         f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
         f" {n_tokens / seconds:.2f} tokens/sec"
     )
-    note_memory(engine.device)
+    print_peak_memory(engine.device)
     return engine
 
 
@@ -130,7 +131,7 @@ def _task(
     stop = stop_strings(given.get("stop", default.stop))
     sampling = _sampling({name: value for name, value in given.items() if name in of_sampling}, default.sampling)
     if "json_schema" in given or "regex" in given:
-        grammar = grammar_of(inference_model.tokenizer, given.get("json_schema"), given.get("regex"))
+        grammar = Grammar.of(inference_model.tokenizer, given.get("json_schema"), given.get("regex"))
         sampling = replace(sampling, grammar=grammar)
     if "messages" in given:
         prompt = inference_model.encode_messages(checked_messages(given["messages"]))
@@ -166,7 +167,7 @@ def _opened(file: Path) -> Iterator[TextIO]:
         yield out
 
 
-def _results(replies: list[tuple[PromptTask, int, Reply]], num_samples: int) -> Iterator[dict[str, Any]]:
+def _results(replies: list[tuple[PromptTask, int, TextStream]], num_samples: int) -> Iterator[dict[str, Any]]:
     for task, sample, reply in replies:
         request = reply.request
         line = {"id": task.id, **({"sample": sample} if num_samples > 1 else {})}

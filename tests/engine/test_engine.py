@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -527,7 +528,7 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine(monkeypatch):
         other.result()
     assert other.finish_reason == "error"
     with monkeypatch.context() as patch:  # a request that has just got its slot
-        patch.setattr(engine, "_share_prefix", lambda *args: 1 / 0)
+        patch.setattr(engine.cache, "resumable", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.submit([1], GREEDY).result()
     assert engine.submit([1], GREEDY, max_new_tokens=9).result() == naive(model, [1], 9)
@@ -567,24 +568,26 @@ def test_many_threads_submit_to_a_started_engine(model, started):
     assert answers == {n * 3 + i: naive(model, [n, i], 10) for n in range(6) for i in range(3)}
 
 
-def test_a_watch_is_called_when_admitted_for_news_and_at_the_end(model, started):
+def test_updates_are_called_when_admitted_for_new_tokens_and_at_the_end(model, started):
     calls: list[tuple[bool, int]] = []
     request = started.submit(
-        [1], GREEDY, max_new_tokens=3, watch=lambda: calls.append((request.done, len(request.output)))
+        [1], GREEDY, max_new_tokens=3, on_update=lambda: calls.append((request.done, len(request.output)))
     )
     request.result()
     assert calls == [(False, 0), (False, 1), (False, 2), (True, 3)]
 
 
-def test_cancelling_wakes_whoever_waits(model):
+def test_cancelling_wakes_the_threads_that_wait(model, monkeypatch):
     engine = Engine(model)
-    engine._thread = threading.current_thread()  # a thread that does nothing
+    monkeypatch.setattr(engine, "step", lambda: time.sleep(0.01))  # which does nothing and wakes nobody
+    engine.start()
     request = engine.submit([1], GREEDY)
     waiting = threading.Thread(target=request.result)
     waiting.start()
     request.cancel()
     waiting.join(timeout=30)
     assert not waiting.is_alive()
+    engine.stop()
 
 
 def test_stopping_cancels_and_refuses(model):

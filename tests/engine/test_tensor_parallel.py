@@ -15,7 +15,7 @@ from torch import distributed, multiprocessing
 from litgpt.config import Config
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
-from litgpt.engine.tensor_parallel import _Ranks, check_divides, split_over_ranks
+from litgpt.engine.tensor_parallel import Ranks, check_divides, split_over_ranks
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from tests.engine.oracle import prompts
@@ -125,4 +125,4 @@ def test_rows_are_shared_as_a_sharded_dtensor_shares_them(size, count):
     whole = torch.arange(size * 3).view(size, 3)
     chunks = [*whole.chunk(count), *[whole[:0]] * count]  # what `Shard` calls
     for number in range(count):
-        assert torch.equal(_Ranks(number, count).part(whole), chunks[number])
+        assert torch.equal(Ranks(number, count).part(whole), chunks[number])

@@ -111,7 +111,7 @@ class EngineAPI(ls.LitAPI):
         try:
             if isinstance(work, EngineCall):
                 served_model = self.served_models[work.model]
-                future = self.engine.between_steps(partial(work.function, served_model, *work.arguments))
+                future = self.engine.run_between_steps(partial(work.function, served_model, *work.arguments))
                 self.running[uid] = []
                 future.add_done_callback(lambda done: self._finish(uid, _outcome(done)))
             else:

@@ -110,7 +110,7 @@ class LocalBackend(Backend):
         return await self._between_steps(partial(score, self.served_models[model], tokens, top))
 
     async def _between_steps(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(self.engine.between_steps(work))
+        return await asyncio.wrap_future(self.engine.run_between_steps(work))
 
     def gauges(self) -> dict[str, float]:
         engine = self.engine

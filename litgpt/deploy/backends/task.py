@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Literal
 
 from litgpt.deploy.served_models import ServedModel
+from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.request import FinishReason, Request
 from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.engine.structured import Grammar
-from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
 from litgpt.tokenizer.stream import StreamDecoder
@@ -182,7 +182,7 @@ def _ids(tokenizer: Tokenizer, shown: tuple[str, ...]) -> dict[int, str]:
     return found
 
 
-class OutputStream(Reply):
+class OutputStream(TextStream):
     """One answer of an engine, as deltas."""
 
     def __init__(self, choice: int, request: Request, decoder: OutputDecoder, stops: Sequence[str]) -> None:
@@ -237,7 +237,7 @@ class OutputStream(Reply):
 
 
 def submit(
-    served_model: ServedModel, choice: int, task: GenerationTask, watch: Callable[[], None] | None = None
+    served_model: ServedModel, choice: int, task: GenerationTask, on_update: Callable[[], None] | None = None
 ) -> OutputStream:
     """Submits a task to the engine of a served model.
 
@@ -250,7 +250,9 @@ def submit(
         sampling = replace(sampling, grammar=json_schema_grammar(task.json_schema, tokenizer))
     ends = [] if task.ignore_end else served_model.inference_model.stops
     decoder = OutputDecoder(tokenizer, task.shown, task.prompt if task.continues else ())
-    request = served_model.engine.submit(task.prompt, sampling, ends, task.limit, watch, adapter=served_model.adapter)
+    request = served_model.engine.submit(
+        task.prompt, sampling, ends, task.limit, on_update, adapter=served_model.adapter
+    )
     return OutputStream(choice, request, decoder, task.stops)
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 
 from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage
-from litgpt.engine.text import begun
+from litgpt.engine.detokenizer import partial_match
 
 SIGN = "<|channel|>"
 """It stands in the chat templates of models that write so, and opens an answer."""
@@ -47,7 +47,7 @@ class ChannelParser:
         while not self._in_head or self._read_head():
             found = [(at, end) for end in self._ends if (at := self._held.find(end)) >= 0]
             if not found:
-                return message + self._content(len(self._held) - begun(self._held, self._ends))
+                return message + self._content(len(self._held) - partial_match(self._held, self._ends))
             at, end = min(found)
             message = message + self._content(at) + self._call()
             self._held = self._held.removeprefix(end)

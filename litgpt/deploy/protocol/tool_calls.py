@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from litgpt.engine.text import begun
+from litgpt.engine.detokenizer import partial_match
 from litgpt.errors import LitGPTError
 
 ID_CHARACTERS = string.ascii_letters + string.digits
@@ -260,7 +260,7 @@ class ToolCallParser:
             at, self._inside = min(found)
             self._held = held[at + len(self._inside) :]
             return held[:at] if held[:at].strip() else ""
-        certain = len(held) - begun(held, notation.starts)
+        certain = len(held) - partial_match(held, notation.starts)
         self._held = held[certain:]
         return held[:certain]
 

@@ -12,19 +12,19 @@ from litgpt.runtime import peak_memory
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Of one finished request."""
+class RequestMetrics:
+    """Times of one finished request."""
 
     seconds: float
     """From submission to the last token."""
-    first: float
-    """Seconds to the first token."""
+    time_to_first_token: float
+    """Seconds."""
     n_tokens: int
     """Tokens generated."""
 
     @classmethod
-    def of(cls, request: Request) -> Speed:
-        """Reads the request's times; an answer without a token has its end for its first."""
+    def of(cls, request: Request) -> RequestMetrics:
+        """Of a request that is done; an answer without a token has its end for its first."""
         timing = request.timing
         assert timing.finished is not None
         first = timing.finished if timing.first is None else timing.first
@@ -32,7 +32,7 @@ class Speed:
 
     def __str__(self) -> str:
         rate = f"{self.tokens_per_second:.2f} tokens/sec"
-        return f"{self.seconds:.2f} sec total, {rate}, {self.first:.3f} sec to the first token"
+        return f"{self.seconds:.2f} sec total, {rate}, {self.time_to_first_token:.3f} sec to the first token"
 
     @property
     def tokens_per_second(self) -> float:
@@ -40,14 +40,14 @@ class Speed:
         return self.n_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
-def note(text: str) -> None:
-    """Tells the user something beside the answer; piped output stays clean."""
+def print_status(text: str) -> None:
+    """Prints something beside the answer to standard error, so that piped output stays clean."""
     print(text, file=sys.stderr, flush=True)
 
 
-def note_memory(device: torch.device) -> None:
-    """Tells the user the most memory that was used so far."""
-    note(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
+def print_peak_memory(device: torch.device) -> None:
+    """Prints the most memory that was used so far."""
+    print_status(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
 
 
 def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:

@@ -21,12 +21,12 @@ def stop_strings(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def begun(text: str, marks: Sequence[str]) -> int:
+def partial_match(text: str, marks: Sequence[str]) -> int:
     """How many of the last characters may turn out to begin one of some marks."""
     return max((n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
 
 
-class Reply:
+class TextStream:
     """The text of an answer, piece by piece; iterate over it, or push tokens as `Request.take` gives them.
 
     Args:
@@ -78,6 +78,6 @@ class Reply:
             self._stopped, self._held = True, ""
             self.request.cancel()
             return text[: min(found)]
-        held = begun(text, self._stops)
+        held = partial_match(text, self._stops)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

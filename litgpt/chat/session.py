@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file
+from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
-from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError, closest
 from litgpt.prompts.base import Message
 
@@ -27,12 +27,12 @@ SETTINGS: dict[str, Callable[[str], float]] = {
     "seed": int,
     "max_new_tokens": int,
 }
-"""What `Conversation.set` knows, and how each is read."""
+"""What `ChatSession.set` knows, and how each is read."""
 
 
 @dataclass
-class Conversation:
-    """Turns of a user and a model; `ask`, read the reply, then `note` what it said."""
+class ChatSession:
+    """Turns of a user and a model; `ask`, read the reply, then `add_answer` what it said."""
 
     inference_model: InferenceModel
     engine: Engine
@@ -45,7 +45,7 @@ class Conversation:
     """The turns that the model still sees."""
     n_turns: int = 0
 
-    def ask(self, text: str) -> tuple[Reply, int]:
+    def ask(self, text: str) -> tuple[TextStream, int]:
         """Adds the user's turn; returns the reply to come and how many older messages had to go to make room for it.
 
         Raises:
@@ -56,16 +56,14 @@ class Conversation:
         room = self.engine.length - self.max_new_tokens + 1
         while len(prompt := self._encode(messages)) > room and len(messages) > 1:
             messages = messages[2:]  # a question and its answer
-        sampling = self.sampling
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + self.n_turns)
+        sampling = self.sampling.of_sample(self.n_turns)
         reply = self.inference_model.reply(self.engine, prompt, sampling, self.max_new_tokens)
         n_dropped = len(seen) + 1 - len(messages)
         self.messages = messages
         self.n_turns += 1
         return reply, n_dropped
 
-    def note(self, answer: str) -> None:
+    def add_answer(self, answer: str) -> None:
         """Adds the model's turn; an empty one takes back the question, so that roles go on taking turns."""
         if answer:
             self.messages.append({"role": "assistant", "content": answer})
@@ -76,7 +74,7 @@ class Conversation:
         """Forgets all turns; the system prompt stays."""
         self.messages = []
 
-    def begin(self, system: str | None) -> None:
+    def set_system_prompt(self, system: str | None) -> None:
         """Forgets all turns, and the system prompt for another one.
 
         Raises:

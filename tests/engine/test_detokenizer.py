@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
 from litgpt.engine.request import StopMatcher
 from litgpt.engine.sampling import Sampling
-from litgpt.engine.text import Reply
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer.stream import ByteStream
 from tests.engine.oracle import tiny_model
 
 
-def reply(stop_strings: tuple[str, ...] = ()) -> Reply:
+def reply(stop_strings: tuple[str, ...] = ()) -> TextStream:
     """Of a request that never runs; its tokens are bytes."""
     request = Engine(tiny_model()).submit([1], Sampling(temperature=0))
-    return Reply(request, ByteStream(lambda token: bytes([token])), stop_strings)
+    return TextStream(request, ByteStream(lambda token: bytes([token])), stop_strings)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_iterating_ends_at_the_stop_string():
     model = tiny_model()
     whole = bytes(Engine(model).submit([1], Sampling(temperature=0), max_new_tokens=20).result()).decode()
     request = Engine(model).submit([1], Sampling(temperature=0), max_new_tokens=20)
-    answer = Reply(request, ByteStream(lambda token: bytes([token])), [whole[8:11]])
+    answer = TextStream(request, ByteStream(lambda token: bytes([token])), [whole[8:11]])
     assert "".join(answer) == whole[: whole.index(whole[8:11])]
     assert answer.finish_reason == "stop"
 
@@ -81,4 +81,4 @@ def test_overlapping_stop_sequences(stops, tokens, kept):
 
 def test_only_what_may_begin_a_stop_sequence_is_held():
     matcher = StopMatcher([[7, 7, 8], [9]])
-    assert [matcher.begun(tokens) for tokens in ([1], [7], [7, 7], [7, 7, 7], [7, 1])] == [0, 1, 2, 2, 0]
+    assert [matcher.partial_match(tokens) for tokens in ([1], [7], [7, 7], [7, 7, 7], [7, 1])] == [0, 1, 2, 2, 0]
