@@ -117,7 +117,7 @@ class RequestRecorder:
     Args:
         app: What answers.
         metrics: Where it is counted.
-        paths: Paths that are counted under their name; others together, for anyone can think of many.
+        paths: Paths that are counted under their name; others together, for clients can invent any number.
         log: Where it is written; None: nowhere.
     """
 

@@ -187,13 +187,13 @@ def test_clients_are_served_together_and_each_gets_its_own_answer(inference_mode
 
 def test_a_request_that_waits_too_long_for_its_turn_is_told(inference_model):
     served = make_service(inference_model, slots=1, limits=Limits(wait=0.05))
-    step = served.base.engine._step
+    step = served.base.engine.step
 
     def slow_step() -> None:
         time.sleep(0.03)
         step()
 
-    served.base.engine._step = slow_step
+    served.base.engine.step = slow_step
 
     async def work(client):
         bodies = [{"prompt": "Hi", "max_new_tokens": 20}] * 2

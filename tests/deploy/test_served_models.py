@@ -60,9 +60,9 @@ def body(model: str) -> dict:
 def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(service, expected):
     names = ["tiny", "legal", "medical", "legal", "tiny", "medical", "medical", "tiny"]
     widest, came, engine = 0, threading.Event(), service.base.engine
-    decode, deadline = engine._decode, time.monotonic() + 30
+    using_adapters, deadline = engine.using_adapters, time.monotonic() + 30
 
-    def counting():
+    def counting(adapters):
         nonlocal widest
         while (
             came.is_set()
@@ -71,10 +71,10 @@ def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(s
             and time.monotonic() < deadline
         ):
             time.sleep(0.001)  # until all have come, before the first has more than a token
-        widest = max(widest, len({request.adapter for request in engine._active if request.output}))
-        return decode()
+        widest = max(widest, len(set(adapters)))
+        return using_adapters(adapters)
 
-    engine._decode = counting
+    engine.using_adapters = counting
 
     async def work(client):
         came.set()  # the server has asked its model already whether it answers

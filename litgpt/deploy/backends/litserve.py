@@ -129,7 +129,7 @@ class EngineAPI(ls.LitAPI):
         return len(self.running) < self.at_once
 
     def has_active_requests(self) -> bool:
-        """Whether there is anything to do or to tell."""
+        """Whether there is anything to do or to send."""
         return bool(self.running or self.early)
 
     def step(self, _: Any) -> list[Output]:

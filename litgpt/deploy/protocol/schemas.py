@@ -45,7 +45,7 @@ class IgnoredFields(Body):
 
 
 class StreamOptions(Body):
-    """What a stream tells besides the text."""
+    """What a stream has besides the text."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None

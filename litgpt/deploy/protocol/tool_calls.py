@@ -1,4 +1,4 @@
-"""Calls of tools in a model's answer: each family writes them in a way of its own, which its chat template tells."""
+"""Calls of tools in a model's answer: each family writes them in a way of its own, which its chat template shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from litgpt.errors import LitGPTError
 
 ID_CHARACTERS = string.ascii_letters + string.digits
 ID_LENGTH = 9
-"""Mistral's templates take no other length; nobody else minds."""
+"""Mistral's templates take no other length."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Call:
     id: str = field(default_factory=lambda: "".join(secrets.choice(ID_CHARACTERS) for _ in range(ID_LENGTH)))
 
     def format(self, index: int | None = None) -> dict[str, Any]:
-        """As OpenAI's answers tell it; `index`: in a stream."""
+        """As OpenAI's API has it; `index`: in a stream."""
         place = {} if index is None else {"index": index}
         called = {"name": self.name, "arguments": self.arguments}
         return {**place, "id": self.id, "type": "function", "function": called}

@@ -30,7 +30,7 @@ class Echo:
 
     text: str
     logprobs: list[TokenLogprob]
-    """How likely each token was; nobody knows of the first one, whose log-probability is NaN."""
+    """NaN for the first token."""
 
 
 @dataclass

@@ -185,10 +185,9 @@ def test_a_server_of_two_replicas(folder, tmp_path):
         with httpx.stream("POST", f"{url}/v1/completions", json=LONG | {"stream": True}, headers=headers) as answer:
             lines = answer.iter_lines()
             next(lines)
-            started = time.monotonic()
             server.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert server.wait(60) == 0 and time.monotonic() - started < 25
+        assert server.wait(60) == 0
     assert "k3y" not in (tmp_path / "log").read_text()
 
 

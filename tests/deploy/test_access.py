@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import threading
 import time
 
 import httpx
@@ -31,14 +32,14 @@ def inference_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
 def slowed(service, seconds: float):
     """The service, each step of whose engine takes a while longer, and is counted: `service.base.engine.n_steps`."""
     engine = service.base.engine
-    step, engine.n_steps = engine._step, 0
+    step, engine.n_steps = engine.step, 0
 
     def slow_step() -> None:
         engine.n_steps += 1
         time.sleep(seconds)
         step()
 
-    engine._step = slow_step
+    engine.step = slow_step
     return service
 
 
@@ -342,13 +343,21 @@ def test_metrics_count_requests_tokens_and_times(inference_model):
 
 
 def test_health_tells_of_a_step_that_does_not_end(inference_model, monkeypatch):
-    service = slowed(make_service(inference_model), 0.3)
-    monkeypatch.setattr("litgpt.deploy.backends.local.STUCK_SECONDS", 0.1)
+    service = make_service(inference_model)
+    monkeypatch.setattr("litgpt.deploy.backends.local.STUCK_SECONDS", 0.0)
+    hidden, stuck, released = inference_model.model.hidden, threading.Event(), threading.Event()
+
+    def stuck_hidden(*args, **kwargs):
+        stuck.set()
+        released.wait(60)
+        return hidden(*args, **kwargs)
 
     async def work(client):
+        monkeypatch.setattr(inference_model.model, "hidden", stuck_hidden)
         asked = asyncio.create_task(client.post("/v1/chat/completions", json=HI | {"max_tokens": 1}))
-        await asyncio.sleep(0.25)
+        assert await asyncio.to_thread(stuck.wait, 60)
         during = await client.get("/health")
+        released.set()
         await asked
         while service.base.engine.busy or service.base.engine.step_began is not None:
             await asyncio.sleep(0.01)
@@ -356,27 +365,3 @@ def test_health_tells_of_a_step_that_does_not_end(inference_model, monkeypatch):
 
     during, after = asynchronous(make_app(service), work)
     assert (during.status_code, after.status_code) == (503, 200)
-
-
-# -- tokens
-
-
-def test_texts_become_tokens_and_back(inference_model):
-    with TestClient(make_app(make_service(inference_model))) as client:
-        told = client.post("/tokenize", json={"prompt": "Llamas eat hay."}).json()
-        assert told["tokens"] == inference_model.tokenizer.encode_ids("Llamas eat hay.")
-        assert told["count"] == len(told["tokens"]) and told["max_model_len"] == 128
-        assert "".join(told["pieces"]) == "Llamas eat hay."
-        assert client.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "Llamas eat hay."}
-        chat = client.post("/tokenize", json={"messages": HI["messages"]}).json()
-        assert chat["tokens"] == inference_model.encode("Hi")
-        shorter = client.post("/tokenize", json={"messages": HI["messages"], "add_generation_prompt": False}).json()
-        assert shorter["tokens"] == chat["tokens"][: shorter["count"]] and shorter["count"] < chat["count"]
-        for body in (
-            {},
-            {"prompt": "Hi", "messages": HI["messages"]},
-            {"prompt": "Hi", "add_generation_prompt": True},
-            {"messages": HI["messages"], "add_special_tokens": False},
-        ):
-            assert client.post("/tokenize", json=body).status_code == 400
-        assert client.post("/detokenize", json={"tokens": [-1]}).status_code == 400
