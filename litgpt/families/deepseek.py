@@ -173,10 +173,10 @@ V3 = replace(
 
 def gguf_more_from(left: Metadata, tensors: Collection[str], found: Metadata) -> Metadata:
     """Their keys and values are the latent's, of one head; what is made of it has `…_mla` sizes."""
-    rank, turned = left.pop("attention.kv_lora_rank"), left["rope.dimension_count"]
+    rank, rope_dim = left.pop("attention.kv_lora_rank"), left["rope.dimension_count"]
     for key in ("attention.key_length", "attention.value_length", "attention.head_count_kv"):
         left.pop(key, None)
-    sizes = left.pop("attention.q_lora_rank", None), rank, turned, left.pop("attention.key_length_mla") - turned
+    sizes = left.pop("attention.q_lora_rank", None), rank, rope_dim, left.pop("attention.key_length_mla") - rope_dim
     return {
         "latent_attention": dict(zip(LATENT, (*sizes, left.pop("attention.value_length_mla")), strict=True)),
         "rotary_percentage": 1.0,
