@@ -19,7 +19,7 @@ from torch import Tensor
 LARGEST_HEAD = 256
 """The head size up to which FlashAttention has a kernel; sizes are multiples of 8."""
 NEEDED = {"scale", "window_size"}
-"""Arguments by which torch's function is told what attention here is; before torch 2.11 it hasn't got them."""
+"""Arguments of torch's function that attention here needs; before torch 2.11 it hasn't got them."""
 
 
 @cache
@@ -42,8 +42,8 @@ def applies(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def has_kernel(dtype: torch.dtype, head_size: int, capability: tuple[int, int]) -> bool:
     """Whether FlashAttention is there for these numbers, on a GPU of this compute capability."""
-    narrow = dtype in (torch.bfloat16, torch.float16)
-    return narrow and head_size % 8 == 0 and head_size <= LARGEST_HEAD and capability >= (8, 0)
+    half_precision = dtype in (torch.bfloat16, torch.float16)
+    return half_precision and head_size % 8 == 0 and head_size <= LARGEST_HEAD and capability >= (8, 0)
 
 
 @lru_cache(maxsize=4)  # every layer of a pass asks for the same

@@ -19,19 +19,19 @@ from litgpt.kernels.linear import float32_scratch, has_bfloat16, matmul_dtype
 GROUP = 32
 """Columns of a row that share a scale and a zero; of the sizes that torch's kernels know, the one that loses least."""
 CHUNK = 2**20
-"""Weights that are widened at a time: what fits into a cache, and no large memory to fault in."""
+"""Weights that are cast or dequantized at a time: what fits into a cache, and no large memory to fault in."""
 FEW_INT8, FEW_INT4 = 12, 96
-"""Up to so many rows the CPU's kernels, made for one, are faster than to widen the weight and multiply. With short
+"""Up to so many rows the CPU's kernels, made for one, are faster than to cast the weight and multiply. With short
 vectors (AVX2) those in float32 are not, but for a single row of 4 bits."""
 
-_FOR_CPU = ("_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu")
-_FOR_CUDA = ("_weight_int4pack_mm", "_convert_weight_to_int4pack")
+CPU_KERNELS = ("_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu")
+CUDA_KERNELS = ("_weight_int4pack_mm", "_convert_weight_to_int4pack")
 
 
 def check_kernels(mode: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises a LitGPTError where this torch or this device has no product with `int8` or `int4` weights in `dtype`."""
-    wanted = {"cpu": _FOR_CPU, "cuda": _FOR_CUDA}.get(device.type, ()) if mode == "int4" else ()
-    wanted = _FOR_CPU[:1] if mode == "int8" and device.type == "cpu" else wanted
+    wanted = {"cpu": CPU_KERNELS, "cuda": CUDA_KERNELS}.get(device.type, ()) if mode == "int4" else ()
+    wanted = CPU_KERNELS[:1] if mode == "int8" and device.type == "cpu" else wanted
     absent = [name for name in wanted if not hasattr(torch.ops.aten, name)]
     if absent:
         raise LitGPTError(f"--quantize {mode} needs torch 2.11 or newer: {torch.__version__} has no {absent[0]}.")
@@ -57,9 +57,9 @@ def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     few = 0 if slow_kernels(rows) else FEW_INT8
     if rows.device.type == "cpu" and rows.size(0) <= few and rows.size(1) % 16 == 0:
         return torch.ops.aten._weight_int8pack_mm(rows, weight, scale)
-    step, wide = max(1, CHUNK // weight.size(1)), rows.to(matmul_dtype(rows))
-    on_cpu = wide.device.type == "cpu" and wide.dtype == torch.float32
-    parts = [F.linear(wide, float32_scratch(part) if on_cpu else part.to(wide.dtype)) for part in weight.split(step)]
+    step, x = max(1, CHUNK // weight.size(1)), rows.to(matmul_dtype(rows))
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    parts = [F.linear(x, float32_scratch(part) if on_cpu else part.to(x.dtype)) for part in weight.split(step)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(scale).to(rows.dtype)
 
 
@@ -117,16 +117,16 @@ def block_rows() -> int:
 
 
 def _upcast_product(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
-    parts, wide = [], rows.to(matmul_dtype(rows))
+    parts, x = [], rows.to(matmul_dtype(rows))
     for pair in _halves(packed, scales):
-        halves = (half.flatten(1).to(wide.dtype) for half in pair)
-        products = [(wide @ half).view(len(rows), -1, block_rows() // 2) for half in halves]  # (M, B, R/2)
+        halves = (half.flatten(1).to(x.dtype) for half in pair)
+        products = [(x @ half).view(len(rows), -1, block_rows() // 2) for half in halves]  # (M, B, R/2)
         parts.append(torch.stack(products, dim=2).flatten(1))
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(rows.dtype)
 
 
 def _halves(packed: Tensor, scales: Tensor) -> Iterator[list[Tensor]]:
-    """Some blocks of the weight at a time, widened: the upper and the lower half of each, `(I, B, R/2)` both, for B
+    """Some blocks of the weight at a time, dequantized: the upper and the lower half of each, `(I, B, R/2)` both, for B
     blocks of R rows."""
     G, rows = scales.size(0), block_rows()
     bytes_ = packed.view(-1, G, GROUP, rows // 2)  # (O/R, G, GROUP, R/2)
@@ -136,7 +136,7 @@ def _halves(packed: Tensor, scales: Tensor) -> Iterator[list[Tensor]]:
         pair = []
         for half, nibbles in enumerate((part & 15, part >> 4)):
             centred = nibbles.view(torch.int8).sub_(8).to(scales.dtype).permute(1, 2, 0, 3)  # (G, GROUP, B, R/2)
-            wide = torch.empty(centred.shape, dtype=scales.dtype)
-            torch.addcmul(own[:, None, :, half, :, 1], centred, own[:, None, :, half, :, 0], out=wide)
-            pair.append(wide.flatten(0, 1))
+            dequantized = torch.empty(centred.shape, dtype=scales.dtype)
+            torch.addcmul(own[:, None, :, half, :, 1], centred, own[:, None, :, half, :, 0], out=dequantized)
+            pair.append(dequantized.flatten(0, 1))
         yield pair

@@ -85,6 +85,6 @@ def test_what_balances_the_experts_is_never_rounded():
     model = GPT(Config(**SIZES, intermediate_size=24, n_expert=4, n_expert_per_token=2, **GROUPED))
     bias = model.transformer.h[0].mlp.gate.e_score_correction_bias
     bias.copy_(torch.linspace(8.99, 9.01, 4))
-    narrow = model.bfloat16().transformer.h[0].mlp.gate
-    assert narrow.weight.dtype == torch.bfloat16
-    assert torch.equal(narrow.e_score_correction_bias, bias)
+    rounded = model.bfloat16().transformer.h[0].mlp.gate
+    assert rounded.weight.dtype == torch.bfloat16
+    assert torch.equal(rounded.e_score_correction_bias, bias)

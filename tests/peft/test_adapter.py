@@ -69,7 +69,7 @@ def test_an_untrained_adapter_changes_nothing(sizes: dict[str, Any]) -> None:
     torch.testing.assert_close(model(TOKENS), before, rtol=0, atol=0)
 
 
-def turned(x: Tensor, position: int) -> Tensor:
+def rotated(x: Tensor, position: int) -> Tensor:
     """A query or key `(H,)` at its position: the i-th of the first half and of the second are one complex number."""
     half = len(x) // 2
     out = x.clone()
@@ -93,8 +93,8 @@ def slow_attention(attn: PromptedAttention, x: Tensor) -> Tensor:
         for n in range(N):
             own = slice(n * H, (n + 1) * H)
             group = slice(n // (N // G) * H, (n // (N // G) + 1) * H)
-            q = turned(query[own] @ x[t], t)
-            scores = torch.stack([q @ turned(key[group] @ x[s], s) for s in range(t + 1)]) / math.sqrt(H)
+            q = rotated(query[own] @ x[t], t)
+            scores = torch.stack([q @ rotated(key[group] @ x[s], s) for s in range(t + 1)]) / math.sqrt(H)
             y = sum(share * (value[group] @ x[s]) for s, share in enumerate(scores.softmax(0)))
             scores = torch.stack([q @ (key[group] @ learned) for learned in prompt]) / math.sqrt(H)
             prompted = sum(share * (value[group] @ prompt[p]) for p, share in enumerate(scores.softmax(0)))

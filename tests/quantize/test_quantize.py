@@ -456,7 +456,7 @@ def test_a_package_that_is_absent_is_told_with_its_extra(monkeypatch: pytest.Mon
 
 
 def test_a_torch_without_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_FOR_CPU", ("_no_such_product", *kernels._FOR_CPU))
+    monkeypatch.setattr(kernels, "CPU_KERNELS", ("_no_such_product", *kernels.CPU_KERNELS))
     with pytest.raises(LitGPTError, match="needs torch 2.11 or newer: .* has no _no_such_product"):
         check_quantization("int4", torch.device("cpu"), torch.float32)
 
