@@ -33,12 +33,11 @@ from litgpt.training.loss import NextToken
 from litgpt.training.metrics.metrics import RunMetrics
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
-from litgpt.training.optim.muon import fused_parts
-from litgpt.training.optim.optimizers import make_optimizer, scale_rates
+from litgpt.training.optim.optimizers import optimizer_for, scale_rates, trained_parameters
 from litgpt.training.retention import claimed, files_in, prune
 from litgpt.training.run import Identity, Interrupted, Result, Run
 from litgpt.training.schedule import Counters, RunLimits, make_schedule
-from litgpt.training.signals import StopRequest
+from litgpt.training.signals import stop_requests
 from litgpt.training.state import STATE_FILE, SavedState, TrainingState, load_state, load_weights, save_state
 from litgpt.training.step import OptimizerStep
 
@@ -55,7 +54,7 @@ def fit(run: Run) -> Result:
         open_while_running.callback(restore, run.model)
         loop = _Loop(run)
         open_while_running.callback(loop.optimizer_step.close)
-        stop = open_while_running.enter_context(StopRequest())
+        stop = open_while_running.enter_context(stop_requests())
         try:
             loop.begin()
             while not loop.finished():
@@ -94,9 +93,8 @@ class _Loop:
                 "leave them out, or give validation data (and eval.max_iters above 0)."
             )
         fabric = run.fabric
-        check_incompatibilities(
-            TrainingSetup(run.train, fabric.strategy.precision.precision, fabric.device.type, fabric.world_size)
-        )
+        precision = fabric.strategy.precision.precision
+        check_incompatibilities(TrainingSetup(run.train, precision, fabric.device.type, fabric.world_size))
         self.run, self.fabric = run, fabric
         self.state = TrainingState(Counters(), Validations(), Identity())
         self.limits = RunLimits.of(run.train, len(run.train_dataset))
@@ -113,14 +111,8 @@ class _Loop:
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
             # As the engine of an example will: validations before and after it are alike.
             use_fast_linear(run.model, headroom=0)
-        optimizer = make_optimizer(
-            run.optimizer,
-            self._trained(),
-            fused=self.fabric.strategy.precision.precision != "16-mixed",
-            decay_all=run.train.decay_norms_and_biases,
-            parts=fused_parts(run.model),
-        )
-        scale_rates(optimizer, self._trained(), run.rate_factor)
+        optimizer = optimizer_for(run.model, run.optimizer, run.train, precision)
+        scale_rates(optimizer, trained_parameters(run.model), run.rate_factor)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         self.optimizer_step = OptimizerStep(run, self.objective, self.optimizer, self.metrics.print)
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -139,9 +131,6 @@ class _Loop:
     def counters(self) -> Counters:
         return self.state.counters
 
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.run.model.named_parameters() if parameter.requires_grad]
-
     def _expected_steps(self) -> int | None:
         """How many steps the run will have; where tokens limit it, by the lengths of its first samples."""
         tokens_per_sample = 1.0
@@ -156,7 +145,7 @@ class _Loop:
         """Opens the logs, prints what will be trained, validates if asked to."""
         run = self.run
         self.metrics.open(self.state)
-        trained = sum(parameter.numel() for _, parameter in self._trained())
+        trained = sum(parameter.numel() for _, parameter in trained_parameters(run.model))
         total = sum(parameter_counts(run.model, run.owns))
         self.metrics.print(f"Training {trained:,} of {total:,} parameters on {len(run.train_dataset):,} samples.")
         if run.resume:

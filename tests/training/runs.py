@@ -15,6 +15,7 @@ from litgpt.model import GPT
 from litgpt.model.initialization import initialize
 from litgpt.peft import owned_state
 from litgpt.runtime import make_fabric
+from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.run import Run, everything
 
 VOCABULARY = 40
@@ -89,3 +90,20 @@ def make_run(out_dir: Path, *, model: GPT | None = None, train: dict[str, Any] |
         optimizer={"class_path": "AdamW", "init_args": {"lr": 1e-2}},
     )
     return Run(**{**values, **fields})
+
+
+class Killed(Exception):
+    """As if the process had ended here."""
+
+
+def metrics(out_dir: Path, version: int = 0) -> list[dict[str, float]]:
+    """The rows of a run's metrics."""
+    return read_metrics(out_dir / "logs" / "csv" / f"version_{version}" / "metrics.csv")
+
+
+def column(out_dir: Path, name: str, version: int = 0) -> list[float]:
+    return [row[name] for row in metrics(out_dir, version) if name in row]
+
+
+def weights(run: Run) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in run.model.parameters()])

@@ -21,32 +21,24 @@ from litgpt.training import loop
 from litgpt.training.loop import fit
 from litgpt.training.metrics import metrics as run_metrics
 from litgpt.training.metrics import report
-from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.optim.optimizers import make_optimizer
 from litgpt.training.run import Identity, Interrupted, Run
 from litgpt.training.schedule import Counters
 from litgpt.training.state import SavedState, TrainingState, load_state, resume_point
-from tests.training.runs import LENGTHS, Samples, make_run, make_samples, tiny_model
+from tests.training.runs import (
+    LENGTHS,
+    Killed,
+    Samples,
+    column,
+    make_run,
+    make_samples,
+    metrics,
+    tiny_model,
+    weights,
+)
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than such a run."""
-    monkeypatch.setattr(run_metrics, "draw_loss", lambda rows, path, title: path)
-    monkeypatch.setattr(run_metrics, "write_report", lambda report, path: path)
-
-
-def metrics(out_dir: Path, version: int = 0) -> list[dict[str, float]]:
-    return read_metrics(out_dir / "logs" / "csv" / f"version_{version}" / "metrics.csv")
-
-
-def losses(out_dir: Path, name: str = "loss", version: int = 0) -> list[float]:
-    return [row[name] for row in metrics(out_dir, version) if name in row]
-
-
-def weights(run: Run) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in run.model.parameters()])
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 # ------------------------------------------------------------------------------------------------ equal however cut
@@ -73,7 +65,7 @@ def test_micro_batches_and_packing_change_neither_losses_nor_weights(tmp_path, c
             optimizer={"class_path": "SGD", "init_args": {"lr": 0.5}},
         )
         fit(run)
-        runs[number] = (losses(out_dir), weights(run))
+        runs[number] = (column(out_dir, "loss"), weights(run))
     assert runs[0][0] == pytest.approx(runs[1][0], abs=1e-6)
     torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-6, atol=1e-6)
 
@@ -88,7 +80,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_target_tokens(tmp_path):
         total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
         count += int((wanted != -100).sum())
     fit(make_run(tmp_path, model=model, train_dataset=samples, train={"max_steps": 1}))
-    assert losses(tmp_path)[0] == pytest.approx(total / count, abs=1e-5)
+    assert column(tmp_path, "loss")[0] == pytest.approx(total / count, abs=1e-5)
 
 
 def test_validation_is_the_mean_over_target_tokens_too(tmp_path):
@@ -102,7 +94,7 @@ def test_validation_is_the_mean_over_target_tokens_too(tmp_path):
             eval=EvalArgs(initial_validation=True),
         )
         fit(run)
-        found.append(losses(tmp_path / str(number), "val_loss"))
+        found.append(column(tmp_path / str(number), "val_loss"))
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert len(found[0]) == 2
 
@@ -125,7 +117,7 @@ def test_validation_in_between_reads_its_first_micro_batches_and_the_last_one_al
     )
     result = fit(run)
     assert shown == [(1, 4), (2, 4 + len(LENGTHS))]
-    assert result.val_loss == losses(tmp_path, "val_loss")[-1]
+    assert result.val_loss == column(tmp_path, "val_loss")[-1]
 
 
 def test_a_bfloat16_validation_is_the_same_before_and_after_text_is_generated(tmp_path):
@@ -143,7 +135,7 @@ def test_a_bfloat16_validation_is_the_same_before_and_after_text_is_generated(tm
         whole_final_validation=False,
     )
     fit(run)
-    before, after = losses(tmp_path, "val_loss")
+    before, after = column(tmp_path, "val_loss")
     assert before == after
 
 
@@ -151,7 +143,7 @@ def test_a_bfloat16_validation_is_the_same_before_and_after_text_is_generated(tm
 def test_without_validation_data_nothing_is_validated(tmp_path, val_dataset):
     run = make_run(tmp_path, val_dataset=val_dataset, eval=EvalArgs(interval=1, initial_validation=True))
     assert fit(run).val_loss is None
-    assert losses(tmp_path, "val_loss") == []
+    assert column(tmp_path, "val_loss") == []
 
 
 # ------------------------------------------------------------------------------------------------------------ limits
@@ -184,14 +176,9 @@ def test_max_time_ends_a_run_in_between(tmp_path):
 def test_the_rate_falls_to_the_lowest(tmp_path):
     train = {"max_steps": 4, "lr_warmup_steps": 1, "min_lr": 1e-3, "global_batch_size": 2}
     fit(make_run(tmp_path, train=train))
-    rates = losses(tmp_path, "learning_rate")
+    rates = column(tmp_path, "learning_rate")
     assert rates[:2] == pytest.approx([0.5e-2, 1e-2])
     assert rates[1] > rates[2] > rates[3] > 1e-3
-
-
-def test_speed_is_tokens_by_seconds_of_training(tmp_path):
-    result = fit(make_run(tmp_path))
-    assert result.tokens_per_second == pytest.approx(result.tokens / result.seconds)
 
 
 # ------------------------------------------------------------------------------------------- saving and going on
@@ -238,10 +225,6 @@ def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if not is_of_the_machine(name)} for row in rows]
 
 
-class Killed(Exception):
-    """As if the process had ended here."""
-
-
 def test_final_holds_weights_alone_and_a_step_what_is_needed_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(run_metrics, "draw_loss", report.draw_loss)
     monkeypatch.setattr(run_metrics, "write_report", report.write_report)
@@ -286,45 +269,10 @@ def test_a_signal_ends_the_step_saves_and_can_be_resumed(tmp_path, number):
     resumed = make_run(tmp_path / "run", train={"max_steps": 6}, resume=resume_point("auto", tmp_path / "run"))
     fit(resumed)
     assert torch.equal(weights(whole), weights(resumed))
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert column(tmp_path / "run", "loss") == column(tmp_path / "whole", "loss")
 
 
 # ------------------------------------------------------------------------------------- what is kept, and when it ends
-
-
-def steps(out_dir: Path) -> list[str]:
-    return sorted(path.name for path in out_dir.glob("step-*"))
-
-
-def test_the_newest_steps_are_kept(tmp_path):
-    fit(make_run(tmp_path, train={"max_steps": 7, "save_interval": 1, "keep_last": 2}))
-    assert steps(tmp_path) == ["step-000006", "step-000007"]
-
-
-def test_keeping_goes_on_after_a_resume(tmp_path):
-    fit(make_run(tmp_path, train={"max_steps": 3, "save_interval": 1}))
-    resume = resume_point("auto", tmp_path)
-    fit(make_run(tmp_path, train={"max_steps": 5, "save_interval": 1, "keep_last": 2}, resume=resume))
-    assert steps(tmp_path) == ["step-000004", "step-000005"]
-
-
-def test_what_another_run_or_the_user_wrote_is_not_deleted(tmp_path):
-    fit(make_run(tmp_path, train={"max_steps": 9, "save_interval": 3}))
-    (tmp_path / "step-notes").mkdir()
-    run = make_run(tmp_path, train={"max_steps": 5, "save_interval": 1, "keep_last": 1})
-
-    class Merging(Samples):
-        """Someone puts a merged model into the first folder while the run goes on."""
-
-        def __getitem__(self, index):
-            if (tmp_path / "step-000001").is_dir():
-                (tmp_path / "step-000001" / "merged.pth").touch()
-            return super().__getitem__(index)
-
-    run.train_dataset = Merging(run.train_dataset)
-    fit(run)
-    others = ["step-000006", "step-000009", "step-notes"]
-    assert steps(tmp_path) == ["step-000001", "step-000005", *others]
 
 
 def fake_validations(monkeypatch, found: list[float]) -> None:
@@ -406,32 +354,10 @@ def test_a_signal_before_a_validation_only_puts_it_off(tmp_path):
     assert timeless(metrics(tmp_path / "run")) == timeless(metrics(tmp_path / "whole"))
 
 
-def test_what_the_model_said_is_kept_over_a_resume(tmp_path, monkeypatch):
-    reports = []
-    monkeypatch.setattr(run_metrics, "write_report", lambda report, path: reports.append(report))
-    data = dict(val_dataset=make_samples([9]), eval=EvalArgs(interval=1), sample=lambda step: f"said after {step}")
-    fit(make_run(tmp_path, train={"max_steps": 4, "save_interval": 2}, **data))
-    fit(make_run(tmp_path / "there", train={"max_steps": 3}, resume=tmp_path / "step-000002", **data))
-    assert reports[1].samples == [(step, f"said after {step}") for step in (1, 2, 3)]
-    assert [row["step"] for row in reports[1].rows if "loss" in row] == [1, 2, 3]
-
-
 def test_resuming_goes_on_with_the_run_that_wrote_last(tmp_path):
     fit(make_run(tmp_path, train={"max_steps": 9, "save_interval": 3}))
     fit(make_run(tmp_path, train={"max_steps": 2, "save_interval": 2}))  # another one, into the same folder
     assert resume_point("auto", tmp_path) == tmp_path / "step-000002"
-
-
-def test_a_second_run_at_the_same_time_is_refused(tmp_path):
-    def second(step: int) -> None:
-        with pytest.raises(LitGPTError, match="Another run is writing to"):
-            fit(make_run(tmp_path))
-        refused.append(step)
-
-    refused: list[int] = []
-    fit(make_run(tmp_path, val_dataset=make_samples([9]), train={"max_steps": 1}, sample=second))
-    assert refused == [1]
-    fit(make_run(tmp_path))
 
 
 def test_a_folder_that_is_being_replaced_cannot_be_resumed_from(tmp_path, monkeypatch):
@@ -447,30 +373,6 @@ def test_a_folder_that_is_being_replaced_cannot_be_resumed_from(tmp_path, monkey
 def test_going_by_a_validation_that_there_is_not_is_refused(tmp_path, train):
     with pytest.raises(LitGPTError, match="nothing is validated"):
         fit(make_run(tmp_path, train=train))
-
-
-def test_loggers_are_told_how_it_ended(tmp_path):
-    class Listening:
-        ended = ""
-
-        def log_metrics(self, metrics, step=None): ...
-
-        def finalize(self, status):
-            self.ended = status
-
-    good, bad = Listening(), Listening()
-    fit(make_run(tmp_path, loggers=[good]))
-    with pytest.raises(Killed):
-        fit(
-            make_run(
-                tmp_path,
-                loggers=[bad],
-                val_dataset=make_samples([9]),
-                eval=EvalArgs(interval=1),
-                sample=lambda step: (_ for _ in ()).throw(Killed),
-            )
-        )
-    assert (good.ended, bad.ended) == ("success", "failed")
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -598,5 +500,5 @@ def test_16_bit_precisions_learn(tmp_path, precision):
     run = make_run(tmp_path, fabric=make_fabric(1, precision=precision, device="cpu"), train={"max_steps": 30})
     fit(run)
     assert next(run.model.parameters()).dtype == parameter_dtype(precision)
-    found = losses(tmp_path)
+    found = column(tmp_path, "loss")
     assert sum(found[-3:]) < sum(found[:3]) - 0.5

@@ -12,66 +12,20 @@ import torch
 from torch import multiprocessing
 
 from litgpt.checkpoint.reader import load_pth
-from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.runtime import make_fabric
 from litgpt.training import blocks
 from litgpt.training import spike_guard as guard
 from litgpt.training.batching.documents import Documents
-from litgpt.training.incompatibilities import INCOMPATIBILITIES, TrainingSetup, check_incompatibilities
 from litgpt.training.loop import fit
-from litgpt.training.metrics import metrics as run_metrics
-from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.run import Run
-from litgpt.training.schedule import Counters
-from litgpt.training.spike_guard import skip_reason
 from litgpt.training.state import resume_point
-from tests.training.runs import LENGTHS, make_run, make_samples, tiny_model
+from tests.training.runs import LENGTHS, column, make_run, make_samples, tiny_model, weights
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than such a run."""
-    monkeypatch.setattr(run_metrics, "draw_loss", lambda rows, path, title: path)
-    monkeypatch.setattr(run_metrics, "write_report", lambda report, path: path)
-
-
-def column(out_dir: Path, name: str) -> list[float]:
-    rows = read_metrics(out_dir / "logs" / "csv" / "version_0" / "metrics.csv")
-    return [row[name] for row in rows if name in row]
-
-
-def weights(run: Run) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in run.model.parameters()])
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 # --------------------------------------------------------------------------------------------------------- guard
-
-
-def test_what_is_not_finite_is_an_objection():
-    counters = Counters()
-    assert skip_reason(counters, 0, 2.0, 1.0) == ""
-    assert skip_reason(counters, 0, float("nan"), 1.0) == "its loss is nan"
-    assert skip_reason(counters, 0, 2.0, float("inf")) == "its gradient norm is inf"
-    assert skip_reason(counters, 0, 2.0, 1e30) == ""
-    assert (counters.losses, counters.norms) == ([2.0, 2.0, 2.0], [1.0, 1.0, 1e30])
-
-
-def test_a_spike_is_an_objection_once_there_is_a_median():
-    counters = Counters()
-    assert all(skip_reason(counters, 5.0, 2.0, norm) == "" for norm in [100.0] + [1.0] * (guard.ENOUGH - 1))
-    assert skip_reason(counters, 5.0, 2.0, 4.9) == ""
-    assert skip_reason(counters, 5.0, 2.0, 5.1) == "its gradient norm of 5.1 is over 5 times the usual 1"
-    assert "its loss of 11 is over 5 times the usual 2" in skip_reason(counters, 5.0, 11.0, 1.0)
-
-
-def test_what_lasts_is_no_spike_for_long():
-    counters = Counters()
-    found = [skip_reason(counters, 5.0, 2.0, norm) for norm in [1.0] * 20 + [100.0] * 30]
-    assert found[20] and not found[-1]
-    for _ in range(2 * guard.WINDOW):
-        skip_reason(counters, 5.0, 2.0, 1.0)
-    assert len(counters.losses) == len(counters.norms) == guard.WINDOW
 
 
 def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_said(tmp_path, capsys):
@@ -208,38 +162,6 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(tmp_path, monkeypatch):
     torch._dynamo.reset()
     for found in ("loss", "val_loss"):
         assert column(tmp_path / "compiled", found) == pytest.approx(column(tmp_path / "plain", found), abs=1e-6)
-
-
-# -------------------------------------------------------------------------------------------------------- refusals
-
-CLASHES: dict[str, dict[str, Any]] = {
-    "optimizer in backward, accumulation": dict(optimizer_in_backward=True, micro_batch_size=2),
-    "optimizer in backward, clipping": dict(optimizer_in_backward=True, micro_batch_size=4, max_norm=1.0),
-    "optimizer in backward, guard": dict(optimizer_in_backward=True, micro_batch_size=4, guard=0.0),
-    "optimizer in backward, 16-mixed": dict(optimizer_in_backward=True, micro_batch_size=4),
-    "optimizer in backward, ranks": dict(optimizer_in_backward=True, micro_batch_size=4),
-    "guard, 16-mixed": dict(guard=10.0),
-    "activation offload, no GPU": dict(activation_offload=True),
-    "document masks, padding": dict(document_masks=True, packing=False),
-}
-
-
-@pytest.mark.parametrize("pair", INCOMPATIBILITIES)
-def test_what_cannot_hold_together_is_refused(tmp_path, pair):
-    run = make_run(tmp_path, train=CLASHES[pair])
-    _, sentence = INCOMPATIBILITIES[pair]
-    precision = "16-mixed" if "16-mixed" in pair else "32-true"
-    setup = TrainingSetup(run.train, precision, "cpu", ranks=2 if "ranks" in pair else 1)
-    assert [name for name, (refuses, _) in INCOMPATIBILITIES.items() if refuses(setup)] == [pair]
-    assert sentence.endswith(".") and "train." in sentence
-    if setup.precision == "32-true" and setup.ranks == 1:
-        before = sorted(tmp_path.iterdir())
-        with pytest.raises(LitGPTError) as error:
-            check_incompatibilities(setup)
-        assert str(error.value) == sentence
-        with pytest.raises(LitGPTError, match=r"train\."):
-            fit(run)
-        assert [path for path in sorted(tmp_path.iterdir()) if path.is_dir()] == before
 
 
 # ------------------------------------------------------------------------------------------------------- two ranks

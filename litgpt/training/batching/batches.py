@@ -34,10 +34,23 @@ class Batch:
     plan: PackingPlan
     packing: bool
     limit: int | None
-    tokens: int
-    """Input tokens, all ranks, padding not counted."""
+    lengths: Sequence[int]
+    """Input tokens of each sample."""
     targets: int
     """Tokens with a loss, all ranks."""
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens, all ranks, padding not counted."""
+        return sum(self.lengths)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that all ranks compute, padding included."""
+        cuts = [[self.lengths[index] for index in chosen if self.lengths[index]] for of in self.plan for chosen in of]
+        if self.packing:
+            return sum(sum(cut) or 1 for cut in cuts)
+        return sum(len(cut) * max(cut) if cut else 1 for cut in cuts)
 
     def of_rank(self, rank: int) -> Iterator[MicroBatch]:
         """What a rank computes, one micro-batch after the other; as many as every other rank has."""
@@ -72,7 +85,7 @@ class Batching:
         else:
             plan = plan_padded(lengths, self.micro_batch_size, ranks)
         targets = sum(target_count(sample, self.max_seq_length) for sample in samples)
-        return Batch(samples, plan, self.packing, self.max_seq_length, sum(lengths), targets)
+        return Batch(samples, plan, self.packing, self.max_seq_length, lengths, targets)
 
 
 def sum_over_ranks(fabric: Fabric, value: Tensor) -> float:

@@ -96,11 +96,6 @@ def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, s
     return best
 
 
-def utilization(flops: float, seconds: float, peak: float) -> float:
-    """Share of the peak that doing `flops` in `seconds` is (model FLOPs utilization)."""
-    return flops / seconds / peak
-
-
 def days(flops: float, peak: float, share: float, devices: int = 1) -> float:
     """Days that `flops` take on `devices` which reach a `share` of `peak` operations a second each."""
     return flops / (peak * share * devices) / 86400
@@ -108,16 +103,11 @@ def days(flops: float, peak: float, share: float, devices: int = 1) -> float:
 
 # ------------------------------------------------------------------------------------------------------- Chinchilla
 
-LOSS_FLOOR, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
+A, B, ALPHA, BETA = 406.4, 410.7, 0.34, 0.28
 """L(N, D) = 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28: Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556),
 approach 3."""
 SLOPE, OFFSET = 1.0409573170, 0.9353887391
 """log10 D = 1.041 · log10 N + 0.935: a line through the optima of the paper's table A3 (approach 2)."""
-
-
-def expected_loss(parameters: float, tokens: float) -> float:
-    """Chinchilla's loss of a model after so many tokens of ordinary text, nats per token."""
-    return LOSS_FLOOR + A / parameters**ALPHA + B / tokens**BETA
 
 
 def optimal_tokens(parameters: float) -> float:

@@ -13,7 +13,7 @@ from litgpt.runtime import peak_memory, product_dtype
 from litgpt.training.batching.batches import Batch
 from litgpt.training.metrics.flops import flops_per_token, peak_flops
 from litgpt.training.metrics.loggers import CSVLog
-from litgpt.training.metrics.progress import Screen, duration, padded_tokens
+from litgpt.training.metrics.progress import Screen, duration
 from litgpt.training.metrics.report import Report, draw_loss, write_report
 from litgpt.training.schedule import Counters, RunLimits
 
@@ -55,7 +55,7 @@ class RunMetrics:
     def count(self, batch: Batch) -> None:
         """Adds a batch to those of the next logged step."""
         self.targets += batch.targets
-        self.padded_tokens += padded_tokens(batch)
+        self.padded_tokens += batch.padded_tokens
 
     def log_step(self, counters: Counters, batch: Batch, metrics: dict[str, float]) -> None:
         """Logs an optimizer step: `metrics` (`loss`, `epoch`, `learning_rate`, …), how fast it goes, and how long

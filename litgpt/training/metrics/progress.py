@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from litgpt.training.batching.batches import Batch
-from litgpt.training.batching.packing import input_length
 from litgpt.training.schedule import Counters, RunLimits
 
 BAR = 20
@@ -105,12 +103,3 @@ def duration(seconds: float) -> str:
     days, hours = divmod(hours, 24)
     clock = f"{hours}:{minutes:02}:{rest:02}" if hours or days else f"{minutes}:{rest:02}"
     return f"{days} d {clock}" if days else clock
-
-
-def padded_tokens(batch: Batch) -> int:
-    """Tokens that all ranks compute for a batch, padding included."""
-    lengths = [input_length(sample, batch.limit) for sample in batch.samples]
-    of_ranks = [[lengths[index] for index in chosen if lengths[index]] for ranks in batch.plan for chosen in ranks]
-    if batch.packing:
-        return sum(sum(cut) or 1 for cut in of_ranks)
-    return sum(len(cut) * max(cut) if cut else 1 for cut in of_ranks)

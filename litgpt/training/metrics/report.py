@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,6 @@ class Report:
     """Folders, and what is in them."""
     settings: str = ""
     """The run's `hyperparameters.yaml`."""
-    notes: Sequence[str] = field(default_factory=tuple)
 
 
 STYLE = """
@@ -136,8 +135,7 @@ def write_report(report: Report, path: Path) -> Path:
     Returns:
         `path`.
     """
-    parts = [f"<h1>{_text(report.title)}</h1>", *(f"<p>{_text(note)}</p>" for note in report.notes)]
-    parts += [_table(report.summary), "<h2>Curves</h2>", curves(report.rows)]
+    parts = [f"<h1>{_text(report.title)}</h1>", _table(report.summary), "<h2>Curves</h2>", curves(report.rows)]
     if report.samples:
         shown = [f"<h3>Step {step:,}</h3><pre>{_text(said)}</pre>" for step, said in report.samples]
         parts += ["<h2>What the model said</h2>", *_folded(shown)]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from litgpt.args import TrainArgs
 from litgpt.errors import LitGPTError, UsageError, closest
-from litgpt.training.optim.muon import Muon, groups_for_muon
+from litgpt.training.optim.muon import Muon, fused_parts, groups_for_muon
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
@@ -24,6 +25,22 @@ UNFIT: dict[type[Optimizer], str] = {
     torch.optim.SparseAdam: "takes sparse gradients alone, and this model's are dense",
 }
 """Optimizers that can't be used, and why."""
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that require a gradient, by name."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def optimizer_for(model: nn.Module, spec: str | dict[str, Any], train: TrainArgs, precision: str) -> Optimizer:
+    """The optimizer that `spec` describes over what trains of `model`; see `make_optimizer`."""
+    return make_optimizer(
+        spec,
+        trained_parameters(model),
+        fused=precision != "16-mixed",
+        decay_all=train.decay_norms_and_biases,
+        parts=fused_parts(model),
+    )
 
 
 def make_optimizer(

@@ -7,7 +7,7 @@ written down. So whatever the code does to save memory, or fails to, is in the n
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +31,7 @@ from litgpt.runtime import parameter_dtype, product_dtype
 from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
 from litgpt.training.loss import NextToken
 from litgpt.training.metrics.flops import Flops, flops_per_token, numbers_in
-from litgpt.training.optim.muon import fused_parts
-from litgpt.training.optim.optimizers import StepsInBackward, make_optimizer
+from litgpt.training.optim.optimizers import StepsInBackward, optimizer_for, trained_parameters
 
 aten = torch.ops.aten
 
@@ -108,14 +107,8 @@ def estimate_memory(spec: RunSpec) -> MemoryEstimate:
     with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker, EvenExperts():
         _materialise(model, spec.device, dtype)
         weights = tracker.live
-        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(
-            spec.optimizer,
-            trained,
-            fused=spec.precision != "16-mixed",
-            decay_all=spec.train.decay_norms_and_biases,
-            parts=fused_parts(model),
-        )
+        trained = [parameter for _, parameter in trained_parameters(model)]
+        optimizer = optimizer_for(model, spec.optimizer, spec.train, spec.precision)
         if spec.train.checkpointed_every:
             checkpoint_blocks(model, spec.train.checkpointed_every)
         training = _FakeTraining(spec, model, optimizer, tracker)
@@ -131,10 +124,10 @@ def estimate_memory(spec: RunSpec) -> MemoryEstimate:
         )
         return MemoryEstimate(
             parameters=sum(numbers_in(model).values()),
-            trainable=sum(parameter.numel() for _, parameter in trained),
+            trainable=sum(parameter.numel() for parameter in trained),
             memory=memory,
             flops=flops_per_token(model, spec.length),
-            saved=sum(parameter.nbytes for _, parameter in trained),
+            saved=sum(parameter.nbytes for parameter in trained),
         )
 
 
@@ -210,21 +203,16 @@ class _FakeTraining:
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts every tensor's memory, in bytes, from when it is made until it is freed.
+    """Counts every tensor's memory, in bytes, from when it is made until it is freed."""
 
-    Args:
-        stand_ins: What operations give that depend on values, which fake tensors don't have; None: `VALUE_DEPENDENT`.
-    """
-
-    def __init__(self, stand_ins: Mapping[Any, Callable[..., Any]] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stand_ins = VALUE_DEPENDENT if stand_ins is None else stand_ins
         self.live = self.peak = self.recent_peak = 0
         """`recent_peak`: the most since it was last set."""
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        stand_in = self.stand_ins.get(func)
+        stand_in = VALUE_DEPENDENT.get(func)
         result = stand_in(*args, **(kwargs or {})) if stand_in is not None else None
         if result is None:
             result = func(*args, **(kwargs or {}))
@@ -285,6 +273,7 @@ VALUE_DEPENDENT: dict[Any, Callable[..., Any]] = {
     aten._grouped_mm.default: _grouped_product,
     aten._local_scalar_dense.default: _some_number,
 }
+"""What operations return instead that depend on values, which fake tensors don't have."""
 
 
 class EvenExperts(TorchFunctionMode):

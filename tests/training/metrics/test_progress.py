@@ -7,10 +7,8 @@ import sys
 
 import pytest
 
-from litgpt.training.batching.batches import Batching
-from litgpt.training.metrics.progress import BAR, Screen, duration, padded_tokens
+from litgpt.training.metrics.progress import BAR, Screen, duration
 from litgpt.training.schedule import Counters, RunLimits
-from tests.training.runs import make_samples
 
 
 @pytest.mark.parametrize(
@@ -61,17 +59,3 @@ def test_the_bar_is_as_long_as_the_run_is_far(monkeypatch, encoding, full):
     limits = RunLimits(max_steps=10, max_samples=None, max_tokens=None, max_time=None)
     bars = [Screen(print, limits).bar(Counters(step=step), METRICS) for step in (0, 5, 10)]
     assert [bar.count(full) for bar in bars] == [0, BAR // 2, BAR]
-
-
-@pytest.mark.parametrize(("packing", "expected"), [(True, 4 + 16 + 8), (False, 2 * 16 + 8)])
-def test_padded_tokens_are_what_is_computed_with_the_padding(packing, expected):
-    batch = Batching(2, None, packing).cut(make_samples([5, 17, 9]), ranks=1)
-    cuts = list(batch.of_rank(0))
-    assert padded_tokens(batch) == sum(cut.padded_tokens for cut in cuts)
-    if packing:
-        assert padded_tokens(batch) == expected
-
-
-def test_a_rank_without_samples_computes_one_token():
-    batch = Batching(1, None, True).cut(make_samples([5]), ranks=2)
-    assert padded_tokens(batch) == sum(cut.padded_tokens for rank in (0, 1) for cut in batch.of_rank(rank)) == 5

@@ -89,7 +89,6 @@ def test_a_page_shows_all_and_asks_for_nothing_from_outside(tmp_path):
         samples=[(step, f"{HOSTILE} said after {step}") for step in range(1, 6)],
         kept=[(f"step-{HOSTILE}", "1 GB")],
         settings=f"train:\n  max_steps: 9\nname: {HOSTILE}",
-        notes=[HOSTILE],
     )
     text = write_report(report, tmp_path / "report.html").read_text(encoding="utf-8")
     page = Tags(text)

@@ -263,7 +263,6 @@ def test_steps_in_the_backward_pass_are_the_same_steps(spec, tied):
 
 def test_in_the_backward_pass_one_gradient_is_there_at_a_time():
     model = tiny_model(n_layer=4)
-    in_backward = StepsInBackward(make_optimizer("AdamW", model.named_parameters()))
     most = 0
 
     def count(_: torch.Tensor) -> None:
@@ -273,9 +272,7 @@ def test_in_the_backward_pass_one_gradient_is_there_at_a_time():
 
     for parameter in model.parameters():
         parameter.register_hook(count)  # before a gradient is put into place, the last one is gone
-    step = in_backward._step
-    for hook, parameter in zip(in_backward.hooks, list(model.parameters()), strict=True):
-        hook.remove()
-        parameter.register_post_accumulate_grad_hook(lambda parameter: (count(parameter), step(parameter))[1])
+        parameter.register_post_accumulate_grad_hook(count)  # and before it is freed again
+    StepsInBackward(make_optimizer("AdamW", model.named_parameters()))
     model(torch.randint(40, (2, 9))).square().mean().backward()
     assert most == max(parameter.nbytes for parameter in model.parameters())
