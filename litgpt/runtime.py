@@ -168,7 +168,7 @@ def make_fabric(
 
     torch.set_float32_matmul_precision("high")
     kind = pick_device(device).type
-    devices, num_nodes = _process_counts(devices, num_nodes, kind)
+    devices, num_nodes = process_counts(devices, num_nodes, kind)
     several = devices * num_nodes > 1
     fabric = Fabric(
         accelerator=kind,
@@ -245,7 +245,7 @@ def leave_processes() -> None:
         gc.collect()
 
 
-def _process_counts(devices: int | str, num_nodes: int, kind: str) -> tuple[int, int]:
+def process_counts(devices: int | str, num_nodes: int, kind: str) -> tuple[int, int]:
     """How many processes on each host, and how many hosts."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -108,14 +108,14 @@ def test_a_precision_that_cannot_be_trained_in_is_refused(precision, device, sen
 def test_devices_that_are_not_there_are_refused(monkeypatch, devices, sentence):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(LitGPTError, match=sentence):
-        runtime._processes(devices, 1, "cuda")
+        runtime.process_counts(devices, 1, "cuda")
 
 
 def test_more_processes_than_cores_are_refused(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert runtime._processes(4, 1, "cpu") == (4, 1)
+    assert runtime.process_counts(4, 1, "cpu") == (4, 1)
     with pytest.raises(LitGPTError, match="this machine has 4 CPU cores"):
-        runtime._processes(5, 1, "cpu")
+        runtime.process_counts(5, 1, "cpu")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -125,10 +125,10 @@ def test_a_seed_out_of_range_is_one_sentence(seed):
 
 
 def test_processes_are_counted_by_torchrun_where_it_runs(monkeypatch):
-    assert runtime._processes("auto", 1, "cpu") == (1, 1)
+    assert runtime.process_counts("auto", 1, "cpu") == (1, 1)
     for name, value in dict(TORCHELASTIC_RUN_ID="1", LOCAL_WORLD_SIZE="4", WORLD_SIZE="8").items():
         monkeypatch.setenv(name, value)
-    assert runtime._processes(1, 1, "cpu") == (4, 2)
+    assert runtime.process_counts(1, 1, "cpu") == (4, 2)
 
 
 def test_fabric_on_one_device_is_plain(monkeypatch):
