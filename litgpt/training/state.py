@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 STATE_FILE = "training_state.pt"
 ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})
-"""Settings that are none of the model's business."""
+"""Settings that the model doesn't depend on."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Whose a saved state is, and since when."""
+    """Which run a saved state is of, and when it was written."""
 
     run_name: str
     """Of the run that wrote it, resumptions included; see `run.Identity`."""
@@ -49,12 +49,15 @@ def read_header(folder: Path) -> Header | None:
     """What the state in a `step-*` folder says of itself; None: it can't be read. Tensors are not read."""
     try:
         path = folder / STATE_FILE
-        header = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("header")
-        if header is None:  # written before there were any
-            return Header("", "", path.stat().st_mtime)
-        return Header(str(header["run_name"]), str(header["log"]), float(header["written"]))
+        return _header(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
     except UNREADABLE:
         return None
+
+
+def _header(content: dict[str, Any], path: Path) -> Header:
+    """Of a loaded state; one that was written before there were headers is of no known run."""
+    header = content.get("header") or {"run_name": "", "log": "", "written": path.stat().st_mtime}
+    return Header(str(header["run_name"]), str(header["log"]), float(header["written"]))
 
 
 def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
@@ -122,9 +125,7 @@ class SavedState:
     """What a `training_state.pt` holds, its tensors in memory."""
 
     folder: Path
-    run_name: str
-    """See `Header`."""
-    log: str
+    header: Header
     counters: Counters
     validations: Validations
     fingerprint: dict[str, Any]
@@ -144,11 +145,10 @@ class SavedState:
         path = folder / STATE_FILE
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            counters, header = Counters(**content["counters"]), content.get("header") or {}
+            counters = Counters(**content["counters"])
             return cls(
                 folder,
-                str(header.get("run_name", "")),
-                str(header.get("log", "")),
+                _header(content, path),
                 counters,
                 Validations(**content.get("validations", {"step": counters.step})),
                 content["run"],
@@ -160,7 +160,7 @@ class SavedState:
             raise LitGPTError(f"{path} is damaged: torch cannot read it; resume from an earlier step.") from None
 
     def changes(self, run: Run) -> str:
-        """Says which settings `run` has others of; empty: none.
+        """Describes the settings that differ in `run`; empty: none.
 
         Raises:
             LitGPTError: One of those that must not change has.
@@ -235,8 +235,8 @@ def load_state(run: Run, saved: SavedState, optimizer: Optimizer, state: Trainin
         group.update(asked)  # a weight decay, say, that the user has changed since
     run.fabric.strategy.precision.load_state_dict(saved.precision)
     state.counters, state.validations = saved.counters, saved.validations
-    if saved.run_name:
-        state.identity.name, state.log = saved.run_name, saved.log
+    if saved.header.run_name:
+        state.identity.name, state.log = saved.header.run_name, saved.header.log
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:

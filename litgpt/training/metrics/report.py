@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file
-
-Row = dict[str, float]
+from litgpt.training.metrics.loggers import Row
 
 POINTS = 1500
 """Of a curve on the page, at most."""

@@ -120,7 +120,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         uneven=command != "pretrain",
     )
     estimate = estimate_memory(spec)
-    available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device)
+    available = round(options.memory_gb * 1e9) if options.memory_gb is not None else _free_memory(device)
     needed = _needed(estimate, device)
     changes = () if needed <= available else tuple(_changes(spec, available))
     tokens_per_sample = options.tokens_per_sample or length
@@ -199,7 +199,7 @@ def _peak(options: PlanArgs, device: torch.device, precision: str) -> float:
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
-def free_memory(device: torch.device) -> int:
+def _free_memory(device: torch.device) -> int:
     """Bytes that a new process can have on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
