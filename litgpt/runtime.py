@@ -312,7 +312,8 @@ def check_compiler(device: torch.device, flag: str = "--compile true") -> None:
         if not any(shutil.which(name) for name in compilers if name):
             raise LitGPTError(f"{flag} needs a C++ compiler, g++ say; install one, or leave the flag out.")
     else:
-        raise LitGPTError(f"{flag} is for CUDA and the CPU, and this runs on {device.type}; leave it out.")
+        here = device.type
+        raise LitGPTError(f"{flag} has no compiler for {here} here, and this runs on {here}; leave it out.")
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from litgpt import demo
+from tests.paths import ROOT
 
 ASSETS = demo.ASSETS
 MEGABYTE = 1e6
@@ -71,14 +72,14 @@ def test_the_demo_asks_what_can_be_learned(question):
 
 
 def test_the_recipes_scripts_make_the_questions_that_ship(tmp_path):
-    script = ASSETS / "recipe" / "make_instructions.py"
+    script = ROOT / "config_hub" / "demo" / "make_instructions.py"
     subprocess.run([sys.executable, script, demo.TEXT / "train", tmp_path], check=True, capture_output=True)
     for name in ("train.jsonl", "val.jsonl"):
         assert (tmp_path / name).read_bytes() == (demo.INSTRUCTIONS / name).read_bytes()
 
 
 def test_the_recipes_scripts_make_the_tokenizer_that_ships(tmp_path):
-    script = ASSETS / "recipe" / "make_tokenizer.py"
+    script = ROOT / "config_hub" / "demo" / "make_tokenizer.py"
     subprocess.run([sys.executable, script, demo.TEXT / "train", tmp_path, "2048"], check=True, capture_output=True)
     made, shipped = (json.loads((folder / "tokenizer.json").read_bytes()) for folder in (tmp_path, demo.MODEL))
     assert made["model"]["merges"] == shipped["model"]["merges"]

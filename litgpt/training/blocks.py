@@ -3,7 +3,6 @@ put elsewhere between the forward and the backward pass."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -14,18 +13,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from litgpt.errors import LitGPTError
 from litgpt.model import GPT, Block
 from litgpt.model.attention import Attention
 from litgpt.model.cache import Span
 from litgpt.model.moe import Experts
 from litgpt.peft import Wrapped, WrappedExperts
 from litgpt.quantize import QuantizedLinear
+from litgpt.runtime import check_compiler
 
 if TYPE_CHECKING:
     from litgpt.training.run import Run
 
-COMPILERS = ("g++", "c++", "clang++")
 VERSIONS = 64
 """Of a block's code that torch may compile: with and without gradients, for updates that train and those that don't,
 for one number of tokens and for any. Beyond its own limit, 8, it would go on without compiling."""
@@ -70,7 +68,7 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
         LitGPTError: There is no compiler for this device.
     """
     if backend == "inductor":
-        _check_compiler(device)
+        check_compiler(device, "train.compile")
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     for module in model.modules():
@@ -91,16 +89,6 @@ def compile_blocks(model: GPT, device: torch.device, backend: str | Callable[...
 def _forward(block: Block, compiled: Any, x: torch.Tensor, context: Any) -> Any:
     cached: Span | None = context.span
     return compiled(block, x, context) if cached is None else Block.forward(block, x, context)
-
-
-def _check_compiler(device: torch.device) -> None:
-    if device.type == "mps":
-        raise LitGPTError("train.compile has no compiler for mps here; leave it out.")
-    if device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
-        raise LitGPTError(
-            f"train.compile needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} is installed; "
-            "install one, or leave it out."
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------- activations

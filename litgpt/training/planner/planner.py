@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from litgpt.config import Config, name_to_config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft import Full, Method
-from litgpt.runtime import parameter_dtype, pick_device, product_dtype, quantized_precision
+from litgpt.runtime import free_memory, parameter_dtype, pick_device, product_dtype, quantized_precision
 from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, check_incompatibilities
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
@@ -120,7 +119,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         uneven=command != "pretrain",
     )
     estimate = estimate_memory(spec)
-    available = round(options.memory_gb * 1e9) if options.memory_gb is not None else _free_memory(device)
+    available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device) or sys.maxsize
     needed = _needed(estimate, device)
     changes = () if needed <= available else tuple(_changes(spec, available))
     tokens_per_sample = options.tokens_per_sample or length
@@ -197,27 +196,6 @@ def _peak(options: PlanArgs, device: torch.device, precision: str) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that a new process can have on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if sys.platform != "win32" else [sys.maxsize]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            known.append(int(line.split()[1]) * 1024)
-    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():  # a container's share of the machine
-        known.append(max(0, int(limit[0]) - int(used[0])))
-    return min(known)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 def _needed(estimate: MemoryEstimate, device: torch.device) -> int:

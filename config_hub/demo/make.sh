@@ -6,11 +6,11 @@ assets=litgpt/assets
 work=$(mktemp -d)
 
 (cd "$work" && apt-get download r-cran-janeaustenr && dpkg -x r-cran-janeaustenr_*.deb unpacked)
-python $assets/recipe/extract_text.py "$work/unpacked/usr/lib/R/site-library/janeaustenr/data" $assets/text
-python $assets/recipe/make_instructions.py $assets/text/train $assets/instructions
-python $assets/recipe/make_tokenizer.py $assets/text/train "$work/tokenizer" 2048
+python config_hub/demo/extract_text.py "$work/unpacked/usr/lib/R/site-library/janeaustenr/data" $assets/text
+python config_hub/demo/make_instructions.py $assets/text/train $assets/instructions
+python config_hub/demo/make_tokenizer.py $assets/text/train "$work/tokenizer" 2048
 
-litgpt pretrain --config $assets/recipe/pretrain.yaml --tokenizer_dir "$work/tokenizer" --out_dir "$work/run"
+litgpt pretrain --config config_hub/demo/pretrain.yaml --tokenizer_dir "$work/tokenizer" --out_dir "$work/run"
 python - "$work/run/final" "$work/bf16" <<'PYTHON'
 import sys
 from litgpt import LLM
