@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 
 import pytest
 
@@ -95,13 +94,8 @@ def refusal(source: str) -> str:
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_that_never_ends_is_stopped(monkeypatch, name):
     monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.2)
-    start = time.process_time()
-    assert (
-        "without end" in refusal(ENDLESS[name])
-        or "Range too big" in refusal(ENDLESS[name])
-        or "recursion" in refusal(ENDLESS[name])
-    )
-    assert time.process_time() - start < 10
+    sentence = refusal(ENDLESS[name])
+    assert any(reason in sentence for reason in ("without end", "Range too big", "recursion"))
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)

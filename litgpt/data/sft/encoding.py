@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from litgpt.data.sft.assistant_spans import CharSpan
 from litgpt.data.sft.formats import Conversation, Row
-from litgpt.data.sft.rendering import RenderedSample, Renderer, TextPart
+from litgpt.data.sft.rendering import RenderedPart, RenderedSample, Renderer
 from litgpt.data.storage.data_files import location, read_rows
 from litgpt.data.storage.token_cache import (
     TokenFile,
@@ -215,7 +215,7 @@ class Encoder:
     def encode(self, samples: Sequence[RenderedSample]) -> list[Tokens]:
         """The ids of each sample, and which of them are targets."""
         keys = [[_group_key(sample, number) for number in range(len(sample.parts))] for sample in samples]
-        groups: dict[tuple[bool, bool, bool], list[TextPart]] = {}
+        groups: dict[tuple[bool, bool, bool], list[RenderedPart]] = {}
         for sample, own in zip(samples, keys, strict=True):
             for part, key in zip(sample.parts, own, strict=True):
                 groups.setdefault(key, []).append(part)
@@ -224,7 +224,7 @@ class Encoder:
             self._joined(sample, [next(done[key]) for key in own]) for sample, own in zip(samples, keys, strict=True)
         ]
 
-    def _encode_group(self, parts: list[TextPart], opens: bool, ends: bool, with_spans: bool) -> list[Tokens]:
+    def _encode_group(self, parts: list[RenderedPart], opens: bool, ends: bool, with_spans: bool) -> list[Tokens]:
         texts = [part.text for part in parts]
         if with_spans:
             return self._with_spans(texts, [part.target for part in parts])  # type: ignore[misc]

@@ -27,7 +27,7 @@ PROBE = "\ue000"
 """A character that no text has, to see whether a style writes something."""
 
 
-class TextPart(NamedTuple):
+class RenderedPart(NamedTuple):
     """A text that is tokenized by itself."""
 
     text: str
@@ -38,7 +38,7 @@ class TextPart(NamedTuple):
 class RenderedSample(NamedTuple):
     """A sample as text, before it is tokens."""
 
-    parts: Sequence[TextPart]
+    parts: Sequence[RenderedPart]
     opens: bool
     """Begin with BOS where the tokenizer's files say so."""
     ends: bool
@@ -65,13 +65,13 @@ class Renderer:
             LitGPTError: The style can't render it, or what the assistant said can't be found in the text.
         """
         if conversation.text is not None:
-            return RenderedSample([TextPart(conversation.text, True)], opens=True, ends=True)
+            return RenderedSample([RenderedPart(conversation.text, True)], opens=True, ends=True)
         answers = self._answers(conversation)
         if isinstance(self.style, ChatTemplate):
             return self._render_by_template(conversation, answers)
         if conversation.tools:
             self.style.apply_messages(conversation.messages, tools=conversation.tools)  # which refuses them
-        parts, done, messages = list[TextPart](), "", self._messages(conversation)
+        parts, done, messages = list[RenderedPart](), "", self._messages(conversation)
         for number, (index, is_target) in enumerate(answers):
             prompt = self.prompt(conversation, index)
             if not prompt.startswith(done):
@@ -82,7 +82,7 @@ class Renderer:
             # What closes an earlier answer is the model's to write, a line break is not.
             closing = self.style.end.rstrip() if number < len(answers) - 1 else ""
             answer = f"{messages[index].get('content') or ''}{closing}"
-            parts += [TextPart(prompt[len(done) :], False), TextPart(answer, is_target)]
+            parts += [RenderedPart(prompt[len(done) :], False), RenderedPart(answer, is_target)]
             done = prompt + answer
         return RenderedSample(parts, opens=not self.style.adds_bos, ends=True)
 
@@ -170,7 +170,7 @@ class Renderer:
             targets = [is_target for _, is_target in answers]
             if len(spans) == len(answers) or (spans and all(targets)):
                 chosen = spans if all(targets) else [span for span, own in zip(spans, targets, strict=True) if own]
-                return RenderedSample([TextPart(text, _filled(chosen))], opens=False, ends=False, marked=True)
+                return RenderedSample([RenderedPart(text, _filled(chosen))], opens=False, ends=False, marked=True)
         found = AssistantSpans(messages, render)
         _check_all_is_rendered(template, messages, found.text)
         spans = []
@@ -185,7 +185,7 @@ class Renderer:
                     "said can't be told from the rest; choose another data.prompt_style, or give the template marks."
                 )
             spans.append(span)
-        return RenderedSample([TextPart(found.text, _filled(spans))], opens=False, ends=True)
+        return RenderedSample([RenderedPart(found.text, _filled(spans))], opens=False, ends=True)
 
 
 def _check_all_is_rendered(template: Template, messages: Sequence[Message], text: str) -> None:

@@ -52,15 +52,15 @@ class APIError(Exception):
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self, detail: bool = False) -> JSON:
+    def response(self, detail: bool = False) -> JSONAnswer:
         """The response; `detail`: with the field that `/predict` has it in, too."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSON(self.body() | ({"detail": self.message} if detail else {}), self.status, headers)
+        return JSONAnswer(self.body() | ({"detail": self.message} if detail else {}), self.status, headers)
 
 
-class JSON(Response):
+class JSONAnswer(Response):
     """An answer as JSON; half characters, which UTF-8 has no bytes for, become question marks."""
 
     media_type = "application/json"

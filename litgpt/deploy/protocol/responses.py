@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from litgpt.deploy.backends.task import Delta, GenerationTask
-from litgpt.deploy.protocol.errors import JSON, APIError, dumps
+from litgpt.deploy.protocol.errors import APIError, JSONAnswer, dumps
 from litgpt.deploy.protocol.schemas import SamplingFields
 from litgpt.deploy.request_log import RequestRecord
 from litgpt.deploy.served_models import ServedModel
@@ -118,7 +118,7 @@ async def respond(service: Service, http: Request, parsed: ParsedRequest) -> Res
     request = InFlightRequest(service, http)
     await request.begin(parsed.tasks)
     if not parsed.body.stream:
-        return JSON(await _whole(parsed, request))
+        return JSONAnswer(await _whole(parsed, request))
     # Proxies must not hold the events back.
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(_events(parsed, request), media_type="text/event-stream", headers=headers)

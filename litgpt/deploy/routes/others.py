@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse
 
 from litgpt.deploy.backends.task import token_text
 from litgpt.deploy.metrics import CONTENT_TYPE
-from litgpt.deploy.protocol.errors import JSON, APIError
+from litgpt.deploy.protocol.errors import APIError, JSONAnswer
 from litgpt.deploy.protocol.parsing import encode, prompts_of, render
 from litgpt.deploy.protocol.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from litgpt.deploy.served_models import ServedModel
@@ -41,7 +41,7 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> Response:
         """What can be asked for: the model, and its adapters."""
-        return JSON(
+        return JSONAnswer(
             {
                 "object": "list",
                 "data": [_describe(service, served_model) for served_model in service.served_models.values()],
@@ -51,17 +51,17 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """One of them."""
-        return JSON(_describe(service, service.served_model(name)))
+        return JSONAnswer(_describe(service, service.served_model(name)))
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
         """The texts' embeddings, of length one: hidden states after the last norm, pooled as the server is set up."""
-        return JSON(await _embed(service, body, http))
+        return JSONAnswer(await _embed(service, body, http))
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text, or of a conversation as the model's template writes it."""
-        return JSON(await service.prepare(_tokenize, service, body))
+        return JSONAnswer(await service.prepare(_tokenize, service, body))
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
@@ -70,7 +70,9 @@ def make_router(service: Service) -> APIRouter:
         service.check_length(len(body.tokens), "tokens")
         if any(not 0 <= token < 2**31 for token in body.tokens):
             raise APIError(400, "A token id is from 0 to 2147483647.", "tokens")
-        return JSON({"prompt": served_model.inference_model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        return JSONAnswer(
+            {"prompt": served_model.inference_model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+        )
 
     return router
 
