@@ -56,7 +56,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
-class WeightDelta:
+class LowRank:
     """The update of one layer, or of one part of it."""
 
     a: Tensor
@@ -74,7 +74,7 @@ class WeightDelta:
         """Its rank."""
         return self.a.size(0) // self.experts
 
-    def rows(self, rows: slice) -> WeightDelta:
+    def rows(self, rows: slice) -> LowRank:
         """The update of some rows of the layer."""
         magnitude = None if self.magnitude is None else self.magnitude[rows]
         return replace(self, b=self.b[rows], magnitude=magnitude)
@@ -156,7 +156,7 @@ def _check_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _import_updates(
     theirs: Tensors, settings: Mapping[str, Any], table: WeightTable, base: Checkpoint
-) -> tuple[dict[str, WeightDelta], dict[str, Tensor]]:
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """The updates by what patterns call our layers, and the tensors of modules that were trained whole."""
     updates: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, str] = {}
@@ -172,7 +172,7 @@ def _import_updates(
             whole[plain.replace(".base_layer.", ".")] = name
     places = {name: (rule, part, ours) for ours, rule in table.rules.items() for part, name in source_names(rule)}
     names = _table_names([*(f"{module}.weight" for module in updates), *whole], table)
-    found: dict[str, WeightDelta] = {}
+    found: dict[str, LowRank] = {}
     for module, tensors in updates.items():
         experts = _import_experts(module, tensors, settings, table.config)
         if experts is not None:
@@ -208,7 +208,7 @@ def _router(module: str, places: Mapping[str, Any]) -> str:
 
 def _import_experts(
     module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], config: Config
-) -> dict[str, WeightDelta] | None:
+) -> dict[str, LowRank] | None:
     """The updates of one part of all experts, which transformers keeps in one tensor; None: `module` is none.
 
     A is `(E r, in)`, B `(out, r E)`, experts within ranks. gate_up_proj, `fc_1` over `fc_2`, is told from down_proj by
@@ -228,7 +228,7 @@ def _import_experts(
     found = {}
     for expert, (of_a, of_b) in enumerate(zip(stacked_a, stacked_b, strict=True)):
         own = f"transformer.h.{match[2]}.mlp.experts.{expert}"
-        piece = WeightDelta(of_a.contiguous(), of_b.contiguous(), scaling)
+        piece = LowRank(of_a.contiguous(), of_b.contiguous(), scaling)
         halves = {"fc_1": piece.rows(slice(rows // 2)), "fc_2": piece.rows(slice(rows // 2, rows))}
         found.update({f"{own}.{part}": half for part, half in (halves if up else {"proj": piece}).items()})
     return found
@@ -239,7 +239,7 @@ def source_names(rule: Rule) -> Iterable[tuple[int, str]]:
     return enumerate(names if isinstance(rule, Join) else (names,))
 
 
-def _read_delta(module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> WeightDelta:
+def _read_delta(module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LowRank:
     """An update as PEFT computes it."""
     dora = bool(settings.get("use_dora"))
     wanted = UPDATES if dora else UPDATES[:2]
@@ -249,7 +249,7 @@ def _read_delta(module: str, tensors: Mapping[str, Tensor], settings: Mapping[st
     r = int(_by_pattern("rank", module, settings, settings.get("r", 8)))
     if a.dim() != 2 or b.dim() != 2 or not a.size(0) == b.size(1) == r:
         raise LitGPTError(f"its {module} has the shapes {tuple(a.shape)} and {tuple(b.shape)}, and rank {r} is said.")
-    return WeightDelta(a, b, _scaling(module, r, settings), tensors.get("lora_magnitude"))
+    return LowRank(a, b, _scaling(module, r, settings), tensors.get("lora_magnitude"))
 
 
 def _scaling(module: str, r: int, settings: Mapping[str, Any]) -> float:
@@ -265,7 +265,7 @@ def _by_pattern(kind: str, module: str, settings: Mapping[str, Any], default: An
     return default
 
 
-def _import_delta(rule: Rule, part: int, ours: str, piece: WeightDelta, config: Config) -> dict[str, WeightDelta]:
+def _import_delta(rule: Rule, part: int, ours: str, piece: LowRank, config: Config) -> dict[str, LowRank]:
     """An update of one of their layers, as updates of ours."""
     if isinstance(rule, Join):
         return {f"{ours.rpartition('.')[0]}.{QKV_PARTS[part]}": piece}
@@ -324,13 +324,13 @@ def base_tensor(base: Checkpoint, ours: str) -> Tensor:
     return weights.fetch(ours if ours in weights.names else "transformer.wte.weight")
 
 
-def _to_state_dict(found: Mapping[str, WeightDelta]) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
+def _to_state_dict(found: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Tensors by their names in a state dict, and rank and scaling by what patterns call the layers.
 
     Raises:
         LitGPTError: The parts of a layer, which are one here, differ in rank or scaling.
     """
-    layers: dict[str, dict[str, WeightDelta]] = {}
+    layers: dict[str, dict[str, LowRank]] = {}
     for name, piece in found.items():
         layers.setdefault(_layer_of(name), {})[name] = piece
     state: dict[str, Tensor] = {}
@@ -345,7 +345,7 @@ def _to_state_dict(found: Mapping[str, WeightDelta]) -> tuple[dict[str, Tensor],
             order = [pieces[name] for part in QKV_PARTS if (name := f"{layer[:-3]}{part}") in pieces]
             magnitudes = [piece.magnitude for piece in order if piece.magnitude is not None]
             a, b = torch.cat([piece.a for piece in order]), torch.cat([piece.b for piece in order])
-            pieces = {layer: WeightDelta(a, b, order[0].scaling, torch.cat(magnitudes) if magnitudes else None)}
+            pieces = {layer: LowRank(a, b, order[0].scaling, torch.cat(magnitudes) if magnitudes else None)}
         for name, piece in pieces.items():
             tensors = {"lora_A": piece.a, "lora_B": piece.b, "lora_magnitude": piece.magnitude}
             state.update({f"{name}.{kind}": tensor for kind, tensor in tensors.items() if tensor is not None})

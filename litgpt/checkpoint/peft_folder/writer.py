@@ -26,7 +26,7 @@ from litgpt.checkpoint.peft_folder.reader import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PREFIX,
-    WeightDelta,
+    LowRank,
     alpha_of,
     base_tensor,
     source_names,
@@ -69,7 +69,7 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     lora.attach(model)
     load_owned(model, lora.owns, learned, str(update.file))
     table = WeightTable(model.config)
-    pieces: dict[str, WeightDelta] = {}
+    pieces: dict[str, LowRank] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
             pieces.update(_export_linear(name, module, model, table, base))
@@ -109,7 +109,7 @@ def _as_transformers(name: str, table: WeightTable) -> str:
     return f"lm_head{name.removeprefix(head)}" if name == head or name.startswith(f"{head}.") else name
 
 
-def _peft_name(name: str, pieces: Mapping[str, WeightDelta]) -> str:
+def _peft_name(name: str, pieces: Mapping[str, LowRank]) -> str:
     """Where the state dict of a PEFT model has the update of a layer, or of a tensor of experts.
 
     Those of one module are wrapped one in the other, in the order of the tensors there: down_proj is the outer one.
@@ -120,7 +120,7 @@ def _peft_name(name: str, pieces: Mapping[str, WeightDelta]) -> str:
     return f"{module}.base_layer" if last == "gate_up_proj" and f"{module}.down_proj" in pieces else module
 
 
-def _tensors_of(piece: WeightDelta) -> Iterable[tuple[str, Tensor]]:
+def _tensors_of(piece: LowRank) -> Iterable[tuple[str, Tensor]]:
     """The tensors of an update, by the ends of their names."""
     yield ".lora_A.weight", piece.a
     yield ".lora_B.weight", piece.b
@@ -130,7 +130,7 @@ def _tensors_of(piece: WeightDelta) -> Iterable[tuple[str, Tensor]]:
 
 def _export_linear(
     name: str, module: LoRALinear, model: GPT, table: WeightTable, base: Checkpoint
-) -> dict[str, WeightDelta]:
+) -> dict[str, LowRank]:
     """The update of one of our layers, by theirs."""
     rule = table.rules.get(name)
     if isinstance(rule, Join):
@@ -146,19 +146,19 @@ def _export_linear(
     raise LitGPTError(f"The update of {name} has no counterpart in PEFT: there, the layer is a part of a larger one.")
 
 
-def _whole_delta(name: str, module: LoRALinear, base: Checkpoint) -> WeightDelta:
+def _whole_delta(name: str, module: LoRALinear, base: Checkpoint) -> LowRank:
     """The update of a layer as one, block-diagonal where it has several."""
     magnitude: Tensor | None = module.lora_magnitude
     if magnitude is not None and module.parts is not None:
         magnitude = scatter_rows(magnitude, _norms(name, base).to(magnitude.dtype), module.parts)
-    return WeightDelta(module.lora_A, module.up(), module.scaling, magnitude)
+    return LowRank(module.lora_A, module.up(), module.scaling, magnitude)
 
 
 def _norms(name: str, base: Checkpoint) -> Tensor:
     return row_norms(base_tensor(base, f"{name}.weight"))
 
 
-def _export_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, WeightDelta]:
+def _export_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, LowRank]:
     if module.parts is None:  # one update of all: the same A for each
         rows = list(config.qkv_rows())
         parts, starts = list(rule.theirs), [module.lora_A] * 3
@@ -172,12 +172,12 @@ def _export_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, 
         [None] * len(rows) if module.lora_magnitude is None else module.lora_magnitude.split(rows)
     )
     return {
-        theirs: WeightDelta(a, b, module.scaling, magnitude)
+        theirs: LowRank(a, b, module.scaling, magnitude)
         for theirs, a, b, magnitude in zip(parts, starts, blocks, magnitudes, strict=True)
     }
 
 
-def _export_split(rule: Split, model: GPT, base: Checkpoint) -> dict[str, WeightDelta]:
+def _export_split(rule: Split, model: GPT, base: Checkpoint) -> dict[str, LowRank]:
     """The updates of several of our layers that are one of theirs: block-diagonal, or with the A that they share."""
     modules = {name: model.get_submodule(name) for name in rule.ours}
     pieces = {name: _whole_delta(name, m, base) for name, m in modules.items() if isinstance(m, LoRALinear)}
@@ -200,12 +200,10 @@ def _export_split(rule: Split, model: GPT, base: Checkpoint) -> dict[str, Weight
             assert own is not None
             magnitudes.append(own)
     a = first.a if shared else torch.cat([piece.a for piece in pieces.values()])
-    return {
-        rule.theirs: WeightDelta(a, torch.cat(blocks), first.scaling, torch.cat(magnitudes) if magnitudes else None)
-    }
+    return {rule.theirs: LowRank(a, torch.cat(blocks), first.scaling, torch.cat(magnitudes) if magnitudes else None)}
 
 
-def _export_experts(name: str, module: LoRAExperts, table: WeightTable) -> dict[str, WeightDelta]:
+def _export_experts(name: str, module: LoRAExperts, table: WeightTable) -> dict[str, LowRank]:
     """The updates of experts, which transformers keeps in two tensors; the reader has the form."""
     if module.kinds[2:]:
         raise LitGPTError("PEFT has no DoRA of experts, so this can't be written as its folder; merge it instead.")
@@ -225,7 +223,7 @@ def _export_experts(name: str, module: LoRAExperts, table: WeightTable) -> dict[
     return found
 
 
-def _gate_and_up(module: LoRAExperts, halves: Sequence[str]) -> WeightDelta:
+def _gate_and_up(module: LoRAExperts, halves: Sequence[str]) -> LowRank:
     """The updates of `fc_1` and `fc_2`, or of one of them, as one of both."""
     starts, ends = zip(*(module.matrices(part) for part in halves), strict=True)
     scalings = [module.updates[part].scaling for part in halves]
@@ -238,9 +236,9 @@ def _gate_and_up(module: LoRAExperts, halves: Sequence[str]) -> WeightDelta:
     return _flatten(torch.cat(starts, dim=1), torch.cat(columns, dim=2), scalings[0])
 
 
-def _flatten(a: Tensor, b: Tensor, scaling: float) -> WeightDelta:
+def _flatten(a: Tensor, b: Tensor, scaling: float) -> LowRank:
     """Of all experts: A `(E, r, in)` and B `(E, out, r)` as PEFT has them, `(E r, in)` and `(out, r E)`."""
-    return WeightDelta(a.flatten(0, 1), b.permute(1, 2, 0).flatten(1), scaling, experts=a.size(0))
+    return LowRank(a.flatten(0, 1), b.permute(1, 2, 0).flatten(1), scaling, experts=a.size(0))
 
 
 def _export_saved(lora: LoRA, learned: Mapping[str, Tensor], table: WeightTable) -> dict[str, Tensor]:
@@ -256,7 +254,7 @@ def _export_saved(lora: LoRA, learned: Mapping[str, Tensor], table: WeightTable)
 
 
 def _adapter_config(
-    lora: LoRA, pieces: Mapping[str, WeightDelta], kept: list[str], table: WeightTable, base: Checkpoint
+    lora: LoRA, pieces: Mapping[str, LowRank], kept: list[str], table: WeightTable, base: Checkpoint
 ) -> dict[str, Any]:
     """`adapter_config.json`."""
     alphas = {name: alpha_of(piece.scaling, piece.r, lora.rslora) for name, piece in pieces.items()}

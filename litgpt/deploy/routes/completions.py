@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from litgpt.deploy.backends.task import LEAST_LOGPROB, Delta, GenerationTask, OutputDecoder, TokenLogprob, token_text
-from litgpt.deploy.protocol.errors import JSON, APIError
+from litgpt.deploy.protocol.errors import APIError, JSONAnswer
 from litgpt.deploy.protocol.parsing import (
     choices_of,
     prompts_of,
@@ -95,7 +95,7 @@ def make_router(service: Service) -> APIRouter:
         parsed = await service.prepare(parse, service, body)
         parsed.identify(http.state.record)
         parsed.echoes = await echoes_of(service, parsed)
-        return await respond(service, http, parsed) if parsed.tasks else JSON(echoes_alone(parsed))
+        return await respond(service, http, parsed) if parsed.tasks else JSONAnswer(echoes_alone(parsed))
 
     return router
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from litgpt.deploy.backends.task import GenerationTask
-from litgpt.deploy.protocol.errors import JSON, APIError
+from litgpt.deploy.protocol.errors import APIError, JSONAnswer
 from litgpt.deploy.protocol.schemas import Body
 from litgpt.deploy.service import InFlightRequest, Service
 from litgpt.engine.sampling import Sampling
@@ -55,7 +55,7 @@ def make_router(service: Service) -> APIRouter:
         await request.begin([task])
         if settings.stream:
             return StreamingResponse(_lines(request), media_type="application/x-ndjson")
-        return JSON({"output": "".join([delta.text async for delta in request.deltas()])})
+        return JSONAnswer({"output": "".join([delta.text async for delta in request.deltas()])})
 
     return router
 
