@@ -217,7 +217,7 @@ class LogArgs:
     """Group of runs (Weights & Biases)."""
     teamspace: str | None = None
     """Teamspace that the run belongs to (LitLogger)."""
-    metadata: dict | None = None
+    metadata: dict[str, Any] | None = None
     """Further names and values stored with the run (LitLogger)."""
     log_model: bool = False
     """Upload the checkpoints (LitLogger)."""

@@ -15,6 +15,7 @@ import yaml
 
 from litgpt import families
 from litgpt.errors import LitGPTError, closest
+from litgpt.families.base import Family
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
 
 CONFIG_FILE = "model_config.yaml"
@@ -229,7 +230,7 @@ class Config:
         return int(self.rotary_percentage * self.head_size)
 
     @cached_property
-    def family(self) -> families.Family:
+    def family(self) -> Family:
         """The family whose tables this model is read and written by."""
         assert self.family_name is not None
         if self.family_name not in families.BY_NAME:

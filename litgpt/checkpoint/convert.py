@@ -12,7 +12,6 @@ from torch import Tensor
 from litgpt.checkpoint.atomic import atomic_folder, gigabytes, require_space
 from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.layout import (
-    HF_CONFIG_FILE,
     LIT_MODEL,
     Checkpoint,
     copy_config_files,
@@ -23,7 +22,7 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
-from litgpt.config import Config, read_json
+from litgpt.config import HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 

@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 from litgpt.checkpoint.atomic import explain_os_errors, require_space
 from litgpt.checkpoint.layout import (
     CHECKPOINTS,
-    CONFIG_FILE,
     CONFIG_FILES,
-    HF_CONFIG_FILE,
     LIT_MODEL,
     TOKENIZER_FILES,
     WEIGHT_INDEXES,
@@ -25,7 +23,7 @@ from litgpt.checkpoint.layout import (
     indexed_files,
     is_weight_file,
 )
-from litgpt.config import name_to_config
+from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, name_to_config
 from litgpt.errors import LitGPTError, closest
 from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors
 
@@ -150,7 +148,7 @@ class Repository:
         """
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.id, name, revision=self.commit)
         metadata = get_hf_file_metadata(url, token=self.token)

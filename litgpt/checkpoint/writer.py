@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from litgpt.checkpoint.atomic import atomic_file
-from litgpt.checkpoint.layout import HF_CONFIG_FILE, TOKENIZER_FILES
+from litgpt.checkpoint.layout import TOKENIZER_FILES
 from litgpt.checkpoint.reader import EMBEDDING
 from litgpt.checkpoint.weights import Tensors, WeightTable
-from litgpt.config import Config, read_json
+from litgpt.config import HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError
 
 ALIGNMENT = 64

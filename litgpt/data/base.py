@@ -59,15 +59,15 @@ class DataModule(ABC):
         """The validation set, under LitGPT's other name for it."""
         return self.val_dataset
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Batches of training samples, in an order drawn from `seed`."""
         return self._loader(self.train_dataset, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Batches of validation samples, in order."""
         return self._loader(self.val_dataset, shuffle=False)
 
-    def _loader(self, dataset: Any, shuffle: bool) -> DataLoader:
+    def _loader(self, dataset: Any, shuffle: bool) -> DataLoader[Any]:
         import torch
         from torch.utils.data import DataLoader
 

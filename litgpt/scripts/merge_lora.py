@@ -19,8 +19,9 @@ def merge_lora(
         precision: What the result is kept in, such as 32-true or bf16-true; null: as the finetuned model.
     """
     from litgpt.checkpoint.finetuned import find_update, has_lora
-    from litgpt.checkpoint.layout import CONFIG_FILE, LIT_MODEL, complete_folder, existing_folder
+    from litgpt.checkpoint.layout import LIT_MODEL, complete_folder, existing_folder
     from litgpt.checkpoint.merge import merge
+    from litgpt.config import CONFIG_FILE
     from litgpt.errors import LitGPTError
     from litgpt.lora import LoRA
     from litgpt.runtime import parameter_dtype

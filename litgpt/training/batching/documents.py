@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from litgpt.errors import LitGPTError
-from litgpt.training.batching.packing import DOCUMENTS, IGNORED
+from litgpt.training.batching.packing import DOCUMENTS
+from litgpt.training.loss import IGNORED
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer
