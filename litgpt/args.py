@@ -217,7 +217,7 @@ class LogArgs:
     """Group of runs (Weights & Biases)."""
     teamspace: str | None = None
     """Teamspace that the run belongs to (LitLogger)."""
-    metadata: dict[str, Any] | None = None
+    metadata: dict | None = None  # type: ignore[type-arg]
     """Further names and values stored with the run (LitLogger)."""
     log_model: bool = False
     """Upload the checkpoints (LitLogger)."""

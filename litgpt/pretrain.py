@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.config import Config, configs
@@ -31,7 +31,7 @@ def setup(
     ),
     eval: EvalArgs = EvalArgs(interval=1000, max_iters=100),
     log: LogArgs = LogArgs(),
-    optimizer: str | dict[str, Any] = "AdamW",
+    optimizer: str | dict = "AdamW",  # type: ignore[type-arg]
     devices: int | str = "auto",
     num_nodes: int = 1,
     tokenizer_dir: Path | None = None,
