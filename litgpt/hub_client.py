@@ -11,6 +11,36 @@ from typing import Any
 from litgpt.errors import LitGPTError, closest
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MAX_NAME_BYTES = 255
+"""Of each part of a file's name: what file systems take."""
+MAX_NAME_PARTS = 16
+
+
+def relative_name(name: object, where: str) -> str:
+    """A file's name that a file or a server gave, once it is known to stay inside the folder that it is joined to.
+
+    Args:
+        name: As given; parts stand between `/`.
+        where: What gave it, to begin an error with.
+
+    Raises:
+        LitGPTError: It is no text, empty, absolute or too long, leads out of the folder (`..`), or has characters that
+            names don't have (control characters, `\\`, a drive's `:`).
+    """
+    parts = name.split("/") if isinstance(name, str) else []
+    is_plain = all(
+        part not in ("", ".", "..")
+        and part.isprintable()
+        and not set(part) & set("\\:")
+        and len(part.encode("utf-8", "replace")) <= MAX_NAME_BYTES
+        for part in parts
+    )
+    if not isinstance(name, str) or not is_plain or len(parts) > MAX_NAME_PARTS:
+        raise LitGPTError(
+            f"{where} names a file {name!r:.100} that would not lie in its own folder under a plain name; "
+            "don't use it, get it from a source that you trust."
+        )
+    return name
 
 
 def fetch_file(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Path:

@@ -25,7 +25,7 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, name_to_config
 from litgpt.errors import LitGPTError, closest
-from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors
+from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors, relative_name
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""
@@ -180,7 +180,7 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     token = access_token or None
     with explain_hub_and_disk_errors(repo_id, token, folder or CHECKPOINTS / repo_id):
         info = HfApi(token=token).model_info(repo_id, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    sizes = {relative_name(file.rfilename, f"The repository {repo_id}"): file.size or 0 for file in info.siblings or ()}
     return Repository(repo_id, info.sha or "main", sizes, token)
 
 

@@ -14,6 +14,7 @@ from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CHECKPOINTS as CHECKPOINTS
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
 from litgpt.errors import LitGPTError, closest
+from litgpt.hub_client import relative_name
 from litgpt.prompts.files import PROMPT_STYLE_FILE
 
 LIT_MODEL = "lit_model.pth"
@@ -155,7 +156,7 @@ def indexed_files(index: Path) -> list[str]:
     where = read_json(index).get("weight_map", {})
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise LitGPTError(f"{index} doesn't say which tensor is in which file; download it again.")
-    return sorted(set(where.values()))
+    return [relative_name(name, str(index)) for name in sorted(set(where.values()))]
 
 
 def gguf_files(folder: Path) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import torch
 from torch.optim import Optimizer
@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import UNREADABLE, load_pth
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
+from litgpt.hub_client import relative_name
 from litgpt.peft import load_owned
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
@@ -57,7 +58,8 @@ def read_header(folder: Path) -> Header | None:
 def _header(content: dict[str, Any], path: Path) -> Header:
     """Of a loaded state; one that was written before there were headers is of no known run."""
     header = content.get("header") or {"run_name": "", "log": "", "written": path.stat().st_mtime}
-    return Header(str(header["run_name"]), str(header["log"]), float(header["written"]))
+    log = header["log"] and relative_name(header["log"], str(path))
+    return Header(str(header["run_name"]), str(log), float(header["written"]))
 
 
 def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
@@ -145,16 +147,16 @@ class SavedState:
         path = folder / STATE_FILE
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            counters = Counters(**content["counters"])
+            counters = numbers(Counters, content["counters"])
             return cls(
                 folder,
                 _header(content, path),
                 counters,
-                Validations(**content.get("validations", {"step": counters.step})),
-                content["run"],
-                content.get("settings"),
-                content["optimizer"],
-                content["precision"],
+                numbers(Validations, content.get("validations", {"step": counters.step})),
+                dict(content["run"]),
+                None if content.get("settings") is None else dict(content["settings"]),
+                dict(content["optimizer"]),
+                {name: float(value) for name, value in content["precision"].items()},
             )
         except UNREADABLE:
             raise LitGPTError(f"{path} is damaged: torch cannot read it; resume from an earlier step.") from None
@@ -228,15 +230,80 @@ def load_state(run: Run, saved: SavedState, optimizer: Optimizer, state: Trainin
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
+        check_optimizer_state(optimizer, saved.optimizer)
         optimizer.load_state_dict(saved.optimizer)
-    except ValueError as error:
-        raise LitGPTError(f"Cannot resume from {saved.folder}: its optimizer is another one ({error}).") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise LitGPTError(
+            f"Cannot resume from {saved.folder}: its optimizer is another one ({one_line(error)})."
+        ) from None
     for group, asked in zip(optimizer.param_groups, settings, strict=True):
         group.update(asked)  # a weight decay, say, that the user has changed since
     run.fabric.strategy.precision.load_state_dict(saved.precision)
     state.counters, state.validations = saved.counters, saved.validations
     if saved.header.run_name:
         state.identity.name, state.log = saved.header.run_name, saved.header.log
+
+
+Numbers = TypeVar("Numbers")
+
+
+def numbers(kind: type[Numbers], values: dict[str, Any]) -> Numbers:
+    """A dataclass of numbers from what a file holds.
+
+    Raises:
+        ValueError: A name it doesn't have, or a value that is no such number.
+    """
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        is_list = hints[name] == list[float]
+        allowed = (float,) if is_list else get_args(hints[name]) or (hints[name],)
+        fits = (int, *allowed)
+        if isinstance(value, list) != is_list or not all(
+            isinstance(one, fits) and not isinstance(one, bool) for one in (value if is_list else [value])
+        ):
+            raise ValueError(f"{name} is {value!r:.100}")
+    return kind(**values)
+
+
+FACTORED = {"row_var": (-1, 1), "col_var": (-2, 1)}
+"""Adafactor's state: the dimension over which a moment is averaged, and the size that is left of it."""
+QUANTIZED = frozenset({"qmap1", "qmap2", "absmax1", "absmax2", "unorm_vec"})
+"""The tables of bitsandbytes' 8-bit optimizers, which check their sizes themselves."""
+
+
+def check_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Holds every tensor of a saved optimizer to the parameter that it is of: fused steps read and write as far as the
+    parameter reaches, whatever there is.
+
+    Raises:
+        ValueError: Another number of parameters, another shape or kind of numbers, or a part that is missing.
+    """
+    places = [(at, parameter) for at, group in enumerate(optimizer.param_groups) for parameter in group["params"]]
+    states = saved["state"]
+    if not set(states) <= set(range(len(places))):
+        raise ValueError(f"it has a state for parameters beyond the {len(places)} that train")
+    parts: dict[tuple[int, int], set[str]] = {}
+    for number, state in states.items():
+        group, parameter = places[number]
+        alike = parts.setdefault((group, parameter.dim()), set(state))
+        if set(state) != alike:
+            raise ValueError(f"parameter {number} has {sorted(state)} and others of its kind have {sorted(alike)}")
+        for part, value in state.items():
+            check_optimizer_tensor(part, value, parameter.shape)
+
+
+def check_optimizer_tensor(part: str, value: Any, shape: torch.Size) -> None:
+    """Raises a ValueError if `value` can't be that part of the state of a parameter of that shape."""
+    if not isinstance(value, torch.Tensor):
+        if not (value is None or isinstance(value, int | float)):
+            raise ValueError(f"{part} is {value!r:.100}")
+        return
+    if part in FACTORED:
+        dim, size = FACTORED[part]
+        shape = torch.Size(size if at == len(shape) + dim else n for at, n in enumerate(shape))
+    is_free = part in QUANTIZED or value.dim() == 0 or (part == "step" and value.numel() == 1)
+    if value.layout != torch.strided or value.is_complex() or not (is_free or value.shape == shape):
+        raise ValueError(f"{part} is {tuple(value.shape)}, not {tuple(shape)}")
 
 
 def _fingerprint(run: Run) -> dict[str, Any]:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from litgpt.errors import LitGPTError
-from litgpt.training.state import STATE_FILE, resume_point
+from litgpt.training.metrics.validation import Validations
+from litgpt.training.schedule import Counters
+from litgpt.training.state import STATE_FILE, check_optimizer_state, numbers, resume_point
 
 
 @pytest.fixture
@@ -48,3 +54,98 @@ def test_nothing_there_is_one_sentence(tmp_path, what, sentence):
     (tmp_path / "final").mkdir()
     with pytest.raises(LitGPTError, match=sentence):
         resume_point(what if what is True else tmp_path / str(what), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- what a file may claim
+
+
+OPTIMIZERS = [
+    "AdamW",
+    "Adam",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "Adagrad",
+    "RMSprop",
+    "Adadelta",
+    "SGD",
+    "Adafactor",
+    "Rprop",
+]
+
+
+def trained(name: str) -> torch.optim.Optimizer:
+    """An optimizer that has taken a step over a matrix, a bias and a norm."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6))
+    optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(
+        model.parameters(), lr=0.01, **({"momentum": 0.9} if name == "SGD" else {})
+    )
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_an_optimizer_saved_is_taken_back(name):
+    optimizer = trained(name)
+    check_optimizer_state(optimizer, optimizer.state_dict())
+
+
+OTHER_TENSORS = [
+    torch.zeros(0),
+    torch.zeros(1),
+    torch.zeros(3, 3),
+    torch.zeros(4, 6),
+    torch.zeros(6, 4, 1),
+    torch.zeros(6, 4).to_sparse(),
+    torch.zeros(6, 4, dtype=torch.complex64),
+    "text",
+    [0.0] * 24,
+    {},
+]
+
+
+@pytest.mark.parametrize("other", OTHER_TENSORS, ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_part_of_another_shape_or_kind_is_taken(name, other):
+    """Fused steps would read and write beyond a tensor that is too small."""
+    optimizer = trained(name)
+    for part, value in optimizer.state_dict()["state"][0].items():
+        if isinstance(other, torch.Tensor) and isinstance(value, torch.Tensor) and other.shape == value.shape:
+            continue
+        saved = optimizer.state_dict()
+        saved["state"] = {number: dict(state) for number, state in saved["state"].items()}
+        saved["state"][0][part] = other
+        if part == "step" and isinstance(other, torch.Tensor) and other.numel() == 1:
+            continue
+        with pytest.raises(ValueError, match=part):
+            check_optimizer_state(optimizer, saved)
+
+
+def test_a_part_that_is_missing_or_a_parameter_too_many_is_told():
+    optimizer = trained("AdamW")
+    saved = optimizer.state_dict()
+    del saved["state"][2]["exp_avg"]
+    with pytest.raises(ValueError, match="others of its kind"):
+        check_optimizer_state(optimizer, saved)
+    with pytest.raises(ValueError, match="beyond the 4"):
+        check_optimizer_state(optimizer, {"state": {7: {}}})
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.floats(), max_size=3)
+)
+
+
+@given(
+    st.sampled_from([Counters, Validations]), st.dictionaries(st.sampled_from(["step", "losses", "loss", "x"]), VALUES)
+)
+@settings(max_examples=200, deadline=None)
+def test_counters_are_numbers_of_their_kind_or_refused(kind, values):
+    try:
+        made = numbers(kind, values)
+    except (ValueError, LookupError):
+        return
+    assert isinstance(made.step, int)
+    assert all(isinstance(loss, int | float) for loss in getattr(made, "losses", []))

@@ -72,14 +72,15 @@ def fetch_data_set(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    from litgpt.hub_client import explain_hub_errors
+    from litgpt.hub_client import explain_hub_errors, relative_name
 
     place = folder or Path(repo_id)
     if folder is not None and (found := _split_files(_relative(folder), split, subset)) and _is_whole(folder, found):
         return [folder / name for name in found]
     token = access_token or None
     with explain_hub_errors(repo_id, token, place, ()):
-        names = [file.rfilename for file in HfApi(token=token).dataset_info(repo_id).siblings or ()]
+        listed = HfApi(token=token).dataset_info(repo_id).siblings or ()
+    names = [relative_name(file.rfilename, f"The data set {repo_id}") for file in listed]
     wanted = _split_files(names, split, subset)
     if not wanted:
         raise LitGPTError(_no_split(repo_id, names, split, subset))
