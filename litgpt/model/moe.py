@@ -100,7 +100,8 @@ class GroupedTopkRouter(nn.Module):
         config = self.config
         assert config.n_expert_groups is not None and config.n_topk_groups is not None
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        logits = F.linear(tokens.to(dtype), self.weight.to(dtype))
+        with torch.autocast(tokens.device.type, enabled=False):  # which would multiply in 16 bits all the same
+            logits = F.linear(tokens.to(dtype), self.weight.to(dtype))
         scores = logits.sigmoid() if self.uses_sigmoid else logits.softmax(dim=-1)
         choice_scores = scores + self.e_score_correction_bias if self.uses_sigmoid else scores
         grouped = choice_scores.view(len(tokens), config.n_expert_groups, -1)

@@ -36,7 +36,7 @@ from litgpt.training.metrics.validation import Validations, validate
 from litgpt.training.optim.optimizers import optimizer_for, scale_rates, trained_parameters
 from litgpt.training.retention import claimed, files_in, prune
 from litgpt.training.run import Identity, Interrupted, Result, Run
-from litgpt.training.schedule import Counters, RunLimits, make_schedule
+from litgpt.training.schedule import Counters, GroupRates, RunLimits, make_schedule
 from litgpt.training.signals import stop_requests
 from litgpt.training.state import STATE_FILE, SavedState, TrainingState, load_state, load_weights, save_state
 from litgpt.training.step import OptimizerStep
@@ -115,9 +115,9 @@ class _Loop:
         scale_rates(optimizer, trained_parameters(run.model), run.rate_factor)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         self.optimizer_step = OptimizerStep(run, self.objective, self.optimizer, self.metrics.print)
-        self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        self.rates = GroupRates.of(optimizer)
         self.schedule, notice = make_schedule(
-            run.train, len(run.train_dataset), self._expected_steps(), max(self.peaks)
+            run.train, len(run.train_dataset), self._expected_steps(), self.rates.full
         )
         if notice:
             self.metrics.print(notice)
@@ -260,9 +260,9 @@ class _Loop:
 
     def _set_rates(self) -> float:
         """Gives every parameter group its learning rate for the coming step; returns the first group's."""
-        progress = self.limits.progress(self.counters)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self.schedule.rate(peak, self.counters.step, progress)
+        rate = self.schedule.rate(self.rates.full, self.counters.step, self.limits.progress(self.counters))
+        for group, factor in zip(self.optimizer.param_groups, self.rates.factors, strict=True):
+            group["lr"] = factor * rate
         return float(self.optimizer.param_groups[0]["lr"])
 
     # -- validation and saving

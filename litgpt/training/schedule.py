@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 from litgpt.args import TrainArgs
 from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 @dataclass
@@ -143,6 +147,22 @@ class Schedule:
         falling = (1 - progress) / self.decay_fraction if self.decay_fraction else float(progress < 1)
         lowest = min(self.lowest, peak)
         return lowest + (peak - lowest) * SHAPES[self.shape](min(max(share, 0.0), 1.0), min(max(falling, 0.0), 1.0))
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """The full learning rate of an optimizer, and the multiple of it that each parameter group has at every step."""
+
+    full: float
+    factors: tuple[float, ...]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> Self:
+        """Of an optimizer whose groups have their full rates. Its own rate is what they are measured by, or the first
+        group's where that is zero."""
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        full = float(optimizer.defaults.get("lr") or rates[0])
+        return cls(full, tuple(rate / full if full else 1.0 for rate in rates))
 
 
 def make_schedule(train: TrainArgs, samples_per_epoch: int, steps: int | None, peak: float) -> tuple[Schedule, str]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from litgpt.config import Config
 from litgpt.model import GPT
-from litgpt.model.moe import LLaMAMoE, grouped_linear
+from litgpt.model.moe import GroupedTopkRouter, LLaMAMoE, grouped_linear
 
 SIZES = dict(n_embd=16, n_head=2, n_layer=2, padded_vocab_size=32, block_size=16, mlp_class_name="LLaMAMoE", bias=False)
 
@@ -88,3 +88,14 @@ def test_what_balances_the_experts_is_never_rounded():
     rounded = model.bfloat16().transformer.h[0].mlp.gate
     assert rounded.weight.dtype == torch.bfloat16
     assert torch.equal(rounded.e_score_correction_bias, bias)
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_a_router_of_groups_computes_in_float32_under_autocast_too(scores):
+    groups = dict(n_expert_groups=2, n_topk_groups=1, n_topk_scores_per_group=1, router_scores=scores)
+    router = GroupedTopkRouter(Config(**SIZES, intermediate_size=24, n_expert=6, n_expert_per_token=2, **groups))
+    tokens = torch.randn(9, 16)
+    weights, expert_ids = router(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, ids_again = router(tokens)
+    assert torch.equal(ids_again, expert_ids) and torch.equal(again, weights)

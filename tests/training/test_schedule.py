@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from litgpt.args import TrainArgs
 from litgpt.errors import LitGPTError
-from litgpt.training.schedule import Counters, RunLimits, Schedule, make_schedule
+from litgpt.training.schedule import Counters, GroupRates, RunLimits, Schedule, make_schedule
 
 
 def train(**changes) -> TrainArgs:
@@ -153,3 +154,21 @@ def test_the_warm_up_comes_before_every_shape():
 def test_settings_outside_their_range_are_refused(settings, sentence):
     with pytest.raises(LitGPTError, match=sentence):
         train(**settings)
+
+
+@pytest.mark.parametrize("lowest", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "constant"])
+def test_groups_keep_their_share_of_the_rate_at_every_step(shape, lowest):
+    """LoRA+'s ratio, or AdamW's rate beside Muon's, is no promise about the first steps alone."""
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": [weight], "lr": rate} for weight, rate in zip(weights, (1e-3, 1.6e-2, 5e-4), strict=True)]
+    rates = GroupRates.of(torch.optim.AdamW(groups, lr=1e-3))
+    assert rates.full == 1e-3 and rates.factors == pytest.approx((1, 16, 0.5))
+    schedule = Schedule(lowest, 5, 0.05, shape)
+    plain = [schedule.rate(rates.full, step, step / 100) for step in range(101)]
+    assert min(plain[5:]) >= min(lowest, rates.full)  # the floor is the plain rate's
+
+
+def test_an_optimizer_of_rate_zero_has_equal_groups():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    assert GroupRates.of(torch.optim.SGD([weight], lr=0.0)) == GroupRates(0.0, (1.0,))

@@ -122,8 +122,10 @@ def _groups(decaying: list[tuple[str, nn.Parameter]], others: list[tuple[str, nn
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Neither a bias, though all experts' are one tensor of two dimensions, nor one number a head, `(1, 1, N, 1)`."""
-    return not name.endswith(("bias", "magnitude")) and sum(size > 1 for size in parameter.shape) >= 2
+    """Neither a bias, though all experts' are one tensor of two dimensions, nor one number a head, `(1, 1, N, 1)`; but
+    a matrix of one row or column, such as LoRA's of rank 1."""
+    is_spread = parameter.dim() in (2, 3) or sum(size > 1 for size in parameter.shape) >= 2
+    return is_spread and not name.endswith(("bias", "magnitude"))
 
 
 def scale_rates(

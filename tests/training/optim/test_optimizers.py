@@ -8,10 +8,13 @@ import sys
 import pytest
 import torch
 
+from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
+from litgpt.model import GPT
 from litgpt.training.optim.muon import Muon, fused_parts, orthogonalized
 from litgpt.training.optim.optimizers import StepsInBackward, find_class, gradient_norm, make_optimizer, scale_rates
+from tests.peft.test_lora import EXPERTS, LLAMA, NEOX
 from tests.training.runs import tiny_model
 
 
@@ -80,6 +83,20 @@ def test_stacked_biases_and_gates_do_not_decay():
     decaying, others = make_optimizer({"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}, named).param_groups
     assert [parameter.shape for parameter in decaying["params"]] == [(8, 4)]
     assert len(others["params"]) == 3 and others["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("sizes", [LLAMA, NEOX, EXPERTS], ids=["llama", "neox", "experts"])
+def test_what_decays_does_not_depend_on_the_rank(sizes):
+    def sorted_out(rank: int) -> tuple[set[str], set[str]]:
+        built, method = GPT(Config(**sizes)), LoRA(r=rank, dora=sizes is not EXPERTS, target="attn.*,mlp.*")
+        method.attach(built)
+        named = {name: parameter for name, parameter in built.named_parameters() if method.owns(name)}
+        groups = make_optimizer({"class_path": "AdamW", "init_args": {"weight_decay": 0.1}}, named.items()).param_groups
+        decaying = {name for name, p in named.items() if any(p is own for own in groups[0]["params"])}
+        return decaying, {*named} - decaying
+
+    assert sorted_out(1) == sorted_out(2) == sorted_out(3)
+    assert all(name.endswith("magnitude") for name in sorted_out(1)[1])
 
 
 def test_everything_decays_on_request():
