@@ -1,12 +1,13 @@
-"""API keys and limits, and the gate that checks both before anything of a request is read or computed."""
+"""API keys, names of the server and limits, and the gate that checks them before anything of a request is read."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -108,18 +109,52 @@ class Limits:
                 raise LitGPTError(f"The limit on {field.name} is {value}; it must be {least} or more.")
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+"""What a browser on this machine may call a server that listens for this machine alone."""
+
+
+def names_of_server(host: str, given: Sequence[str], has_keys: bool) -> frozenset[str] | None:
+    """The names that requests may call the server by in their `Host`; None: any.
+
+    A web page elsewhere can give its own name this machine's address (DNS rebinding), and its script then reads what
+    a server without keys answers; the name that it calls the server by gives it away.
+
+    Args:
+        host: What the server listens on.
+        given: Further names, `--allowed_hosts`; `*` is any.
+        has_keys: Whether requests need a key, which such a script hasn't got.
+    """
+    try:
+        is_loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_loopback = host.casefold() == "localhost"
+    if "*" in given or not (given or (is_loopback and not has_keys)):
+        return None
+    own = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return frozenset(name.casefold() for name in (*LOOPBACK, own, *given))
+
+
+def host_name(value: str) -> str:
+    """The name in a `Host` header, without port and without the dot that may end it."""
+    name, bracket, _ = value.strip().casefold().partition("]")
+    return name + bracket if bracket else name.partition(":")[0].removesuffix(".")
+
+
 class Gate:
-    """Checks the key and the size of every request before the application reads it.
+    """Checks the name, the key and the size of every request before the application reads it.
 
     Args:
         app: What is behind the gate.
         limits: What a request may ask for.
         keys: What it must carry, unless its path is public.
+        hosts: The names that it may call the server by; None: any.
         detail: The path whose errors have the shape of `/predict`'s.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, keys: Keys, detail: str) -> None:
-        self.app, self.limits, self.keys, self.detail = app, limits, keys, detail
+    def __init__(
+        self, app: ASGIApp, limits: Limits, keys: Keys, detail: str, hosts: frozenset[str] | None = None
+    ) -> None:
+        self.app, self.limits, self.keys, self.detail, self.hosts = app, limits, keys, detail, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
@@ -134,6 +169,12 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = dict(scope["headers"])
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1:
+            return APIError(400, f"A request has one Host header, and this one has {len(hosts)}.", code="invalid_host")
+        if self.hosts is not None and host_name(hosts[0]) not in self.hosts:
+            message = f"This server doesn't answer to the name {hosts[0]!r:.100}; allow it by --allowed_hosts NAME."
+            return APIError(403, message, code="invalid_host")
         if scope["path"] not in PUBLIC and not self.keys.admit(headers):
             message = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."
             return APIError(401, message, code="invalid_api_key")

@@ -59,7 +59,7 @@ def make_app(service: Service) -> FastAPI:
         known |= {route.path for route in router.routes if isinstance(route, APIRoute)}
         app.include_router(router)
     install_error_handlers(app, service)
-    app.add_middleware(Gate, limits=settings.limits, keys=settings.keys, detail=settings.api_path)
+    app.add_middleware(Gate, limits=settings.limits, keys=settings.keys, detail=settings.api_path, hosts=settings.hosts)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

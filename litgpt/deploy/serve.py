@@ -51,6 +51,7 @@ def run_server(
     request_log: str | None = None,
     server: Literal["uvicorn", "litserve"] = "uvicorn",
     replicas: int = 1,
+    allowed_hosts: list[str] | str | None = None,
 ) -> None:
     """Serve a model over HTTP.
 
@@ -97,10 +98,12 @@ def run_server(
         request_log: A file that gets a line of JSON for each request, without texts and keys; `-`: standard output.
         server: uvicorn: one process. litserve: LitServe's processes, for several devices or replicas.
         replicas: Copies of the model on each device; several need --server litserve.
+        allowed_hosts: Names, with commas between, that requests may call the server by; `*`: any. null: any, but a
+            server without keys that listens for this machine alone answers to localhost, 127.0.0.1, [::1] and --host.
     """
     import sys
 
-    from litgpt.deploy.access import Limits, read_keys
+    from litgpt.deploy.access import Limits, names_of_server, read_keys
     from litgpt.deploy.request_log import RequestLog
     from litgpt.deploy.settings import Loading, Settings, parse_adapters
     from litgpt.engine.sampling import Sampling
@@ -121,6 +124,7 @@ def run_server(
         wait=timeout if timeout > 0 else None,
         seconds=request_timeout,
     )
+    keys = read_keys(api_key, api_key_file)
     settings = Settings(
         checkpoint_dir=checkpoint_dir,
         loading=Loading(accelerator, precision, quantize, access_token, slots, max_length),
@@ -132,7 +136,8 @@ def run_server(
         stream=stream,
         pooling=pooling,
         limits=limits,
-        keys=read_keys(api_key, api_key_file),
+        keys=keys,
+        hosts=names_of_server(host, _listed(allowed_hosts), bool(keys)),
         origins=_origins(cors),
         log=RequestLog(request_log) if request_log else None,
         shutdown_timeout=shutdown_timeout,

@@ -47,6 +47,8 @@ class Settings:
     """What an embedding is made of."""
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=Keys)
+    hosts: frozenset[str] | None = None
+    """Names that requests may call the server by; None: any."""
     origins: Sequence[str] = ()
     """Web pages of these origins may ask, from a browser; `*`: all."""
     log: RequestLog | None = None
