@@ -80,17 +80,27 @@ class DataModule(ABC):
 
 
 def split_sizes(size: int, val_fraction: float) -> tuple[int, int]:
-    """How many of `size` samples train and how many validate, as LitGPT cuts them; of several one validates.
+    """How many of `size` samples train and how many validate, as LitGPT cuts them; of several at least one of each,
+    but where the fraction is 0 none validates.
 
     Raises:
-        LitGPTError: The fraction is not between 0 and 1.
+        LitGPTError: The fraction is not from 0 up to, not including, 1.
     """
-    if not 0 < val_fraction < 1:
-        raise LitGPTError(f"val_split_fraction must lie between 0 and 1, not {val_fraction}.")
+    check_val_fraction(val_fraction)
+    if not val_fraction:
+        return size, 0
     n_train, n_val = int(size * (1 - val_fraction)), int(size * val_fraction)
     n_train = size - n_val if n_train + n_val < size else n_train
     n_train = min(n_train, max(1, size - 1))
     return n_train, size - n_train
+
+
+def check_val_fraction(fraction: float) -> None:
+    """Raises a LitGPTError where a share to validate on is not from 0 (none) up to, not including, 1."""
+    if not 0 <= fraction < 1:
+        raise LitGPTError(
+            f"data.val_split_fraction must lie between 0 and 1, not {fraction}; 0 trains without validation."
+        )
 
 
 def split_indices(size: int, val_fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.data.base import split_sizes
+from litgpt.data.base import check_val_fraction
 from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.sft.encoding import TokenizedShard
 from litgpt.data.sft.formats import Conversation, Row, parse_conversation
@@ -63,7 +63,7 @@ class Conversations(SFTModule):
             raise LitGPTError("data.val_path and data.val_split exclude each other: give one of them.")
         if self.turns not in ("all", "last"):
             raise LitGPTError(f"data.turns is all or last, not {self.turns!r}.")
-        split_sizes(2, self.val_split_fraction)
+        check_val_fraction(self.val_split_fraction)
 
     def on_connect(self) -> None:
         self._no_template: LitGPTError | None = None
@@ -116,7 +116,7 @@ class Conversations(SFTModule):
         length = block_length(self)
         streams = [shard.tokens.ids for shard in train]
         rest = [shard.tokens.ids for shard in val]
-        if not val:
+        if not val and self.val_split_fraction:
             at = max(1, int(len(streams[-1]) - sum(map(len, streams)) * self.val_split_fraction))
             streams[-1], rest = streams[-1][:at], [streams[-1][at:]]
         blocks = [TokenBlocks(tokens, length, self.seed) for tokens in streams if len(tokens) > length]

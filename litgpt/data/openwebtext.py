@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.data.base import split_sizes
+from litgpt.data.base import check_val_fraction
 from litgpt.data.lit_data import LitDataBlocks, below, is_remote
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.data_files import read_texts
@@ -37,7 +37,7 @@ class OpenWebText(TokenModule):
     """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
 
     def __post_init__(self) -> None:
-        split_sizes(2, self.val_split_fraction)
+        check_val_fraction(self.val_split_fraction)
 
     @property
     def _is_prepared(self) -> bool:

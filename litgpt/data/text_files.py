@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from litgpt.data.base import check_val_fraction
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.data_files import read_text
@@ -44,8 +45,8 @@ class TextFiles(TokenModule):
         self.val_data_path = Path(self.val_data_path) if self.val_data_path is not None else None
         if self.val_split_fraction is not None and self.val_data_path is not None:
             raise LitGPTError("data.val_data_path and data.val_split_fraction exclude each other: give one of them.")
-        if self.val_split_fraction is not None and not 0 < self.val_split_fraction < 1:
-            raise LitGPTError(f"data.val_split_fraction must lie between 0 and 1, not {self.val_split_fraction}.")
+        if self.val_split_fraction is not None:
+            check_val_fraction(self.val_split_fraction)
 
     def prepare_data(self) -> None:
         self._choose_tokenizer()
@@ -62,8 +63,9 @@ class TextFiles(TokenModule):
         train = self._tokens(train_files)
         val = self._tokens(val_files) if val_files else None
         if fraction is not None:
-            at = int(len(train) * (1 - fraction))
-            train, val = train[:at], train[at:]
+            if fraction:
+                at = int(len(train) * (1 - fraction))
+                train, val = train[:at], train[at:]
             self.log(
                 f"The last {fraction:.1%} of {self.train_data_path} is kept for validation (data.val_split_fraction)."
             )
@@ -77,7 +79,7 @@ class TextFiles(TokenModule):
         if self.val_data_path is not None:
             return train, text_files(self.val_data_path), None
         if self.val_split_fraction is not None or len(train) == 1:
-            return train, [], self.val_split_fraction or DEFAULT_VAL_FRACTION
+            return train, [], DEFAULT_VAL_FRACTION if self.val_split_fraction is None else self.val_split_fraction
         return train[1:], train[:1], None
 
     def _tokens(self, files: list[Path]) -> np.ndarray:

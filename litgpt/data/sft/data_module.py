@@ -78,7 +78,8 @@ class SFTModule(DataModule):
 
     def val_fraction(self) -> float:
         """Share of the samples to validate on where there are no files for it."""
-        return getattr(self, "val_split_fraction", None) or 0.05
+        fraction = getattr(self, "val_split_fraction", None)
+        return 0.05 if fraction is None else float(fraction)
 
     # -- what all share
 
