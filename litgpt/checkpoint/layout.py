@@ -71,7 +71,7 @@ def existing_folder(path: str | Path) -> Path:
     Raises:
         LitGPTError: There is no such folder.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     for folder in (path, CHECKPOINTS / path):
         if folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX):
             return folder

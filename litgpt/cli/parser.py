@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import urllib.request
 from argparse import ArgumentError
@@ -60,10 +61,32 @@ def parse(name: str, command: Callable[..., Any], arguments: Sequence[str]) -> d
     prepared = command_line.prepare(arguments)
     parser.overrides = {name: spec.value for name, spec in command_line.specs.items()}
     try:
-        values = parser.instantiate(parser.parse_args(prepared))
+        values = parser.instantiate(with_home(parser.parse_args(prepared), command_line))
     except (ArgumentError, TypeError, ValueError) as error:
         raise mistake_behind(error) or UsageError(explain(str(error), command_line)) from None
     return {parameter: values[parameter] for parameter in parameters} | parser.overrides
+
+
+def with_home(parsed: Namespace, command_line: CommandLine) -> Namespace:
+    """Puts the user's folder in the place of `~` in every path: a shell does so only at the start of a word, and
+    neither in `--out_dir=~/x` nor in YAML."""
+    for key in list(parsed.keys()):
+        parameter = command_line.parameter_at(key)
+        is_path = parameter is not None and Path in parameter.alternatives
+        if is_path or key.startswith("data.init_args."):
+            parsed[key] = expanded(parsed[key])
+    return parsed
+
+
+def expanded(value: Any) -> Any:
+    """A path with the user's folder for `~`; of a list or a dictionary, every text that begins like one."""
+    if isinstance(value, dict):
+        return {name: expanded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [expanded(entry) for entry in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def mistake_behind(error: BaseException | None) -> LitGPTError | None:
@@ -135,7 +158,7 @@ class CommandLine:
             if flag == "config":
                 text = read_config(self.needed(flag, value))
                 self.read_config(text, str(value))
-                tokens = [f"--config={text}"] if is_url(str(value)) else tokens
+                tokens = [f"--config={text if is_url(str(value)) else expanded(value)}"]
             elif flag:
                 self.check_flag(flag, value)
                 tokens = self.with_group_read(flag, value) or tokens
@@ -388,7 +411,7 @@ def read_config(place: str) -> str:
                 return answer.read().decode("utf-8")
         if "\n" in place or place.lstrip().startswith("{"):
             return place
-        return Path(place).read_text(encoding="utf-8")
+        return Path(place).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise UsageError(f"Cannot read the configuration {place}: {reason}.") from error

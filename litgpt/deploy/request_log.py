@@ -69,7 +69,7 @@ class RequestLog:
 
     def __init__(self, path: str) -> None:
         try:
-            self._file: TextIO = sys.stdout if path == "-" else Path(path).open("a", encoding="utf-8")  # noqa: SIM115
+            self._file: TextIO = sys.stdout if path == "-" else Path(path).expanduser().open("a", encoding="utf-8")
         except OSError as error:
             raise LitGPTError(f"--request_log {path} can't be written ({error.strerror}).") from None
 

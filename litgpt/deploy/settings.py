@@ -74,5 +74,5 @@ def parse_adapters(given: Sequence[str]) -> dict[str, Path]:
             raise LitGPTError(f"--adapters {entry} is not NAME=FOLDER, as in `--adapters legal=out/legal/final`.")
         if name in found:
             raise LitGPTError(f"--adapters has the name {name} twice; give each adapter a name of its own.")
-        found[name] = Path(folder)
+        found[name] = Path(folder).expanduser()
     return found

@@ -107,7 +107,7 @@ class Grammar:
             return cls.regex(regex, tokenizer)
         if isinstance(json_schema, str) and not json_schema.lstrip().startswith(("{", "[")):
             try:
-                json_schema = Path(json_schema).read_text(encoding="utf-8")
+                json_schema = Path(json_schema).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 raise LitGPTError(
                     f"json_schema is {json_schema!r}, which is neither JSON nor a file that can be read."
