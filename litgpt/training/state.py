@@ -269,6 +269,8 @@ FACTORED = {"row_var": (-1, 1), "col_var": (-2, 1)}
 """Adafactor's state: the dimension over which a moment is averaged, and the size that is left of it."""
 QUANTIZED = frozenset({"qmap1", "qmap2", "absmax1", "absmax2", "unorm_vec"})
 """The tables of bitsandbytes' 8-bit optimizers, which check their sizes themselves."""
+NESTED = "__bnb_optimizer_quant_state__"
+"""Where bitsandbytes puts the parts that must keep their dtype when it saves."""
 
 
 def check_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
@@ -283,7 +285,9 @@ def check_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     if not set(states) <= set(range(len(places))):
         raise ValueError(f"it has a state for parameters beyond the {len(places)} that train")
     parts: dict[tuple[int, int], set[str]] = {}
-    for number, state in states.items():
+    for number, saved_state in states.items():
+        state = dict(saved_state)
+        state.update(state.pop(NESTED, {}))
         group, parameter = places[number]
         alike = parts.setdefault((group, parameter.dim()), set(state))
         if set(state) != alike:

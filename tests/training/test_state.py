@@ -13,7 +13,7 @@ from torch import nn
 from litgpt.errors import LitGPTError
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
-from litgpt.training.state import STATE_FILE, check_optimizer_state, numbers, resume_point
+from litgpt.training.state import NESTED, STATE_FILE, check_optimizer_state, numbers, resume_point
 
 
 @pytest.fixture
@@ -90,6 +90,19 @@ def trained(name: str) -> torch.optim.Optimizer:
 def test_what_an_optimizer_saved_is_taken_back(name):
     optimizer = trained(name)
     check_optimizer_state(optimizer, optimizer.state_dict())
+
+
+def test_parts_that_bitsandbytes_nests_are_held_too():
+    optim = pytest.importorskip("bitsandbytes.optim")
+    model = nn.Linear(64, 128)
+    optimizer = optim.AdamW8bit(model.parameters(), lr=0.01)
+    model(torch.randn(2, 64)).sum().backward()
+    optimizer.step()
+    check_optimizer_state(optimizer, optimizer.state_dict())
+    saved = optimizer.state_dict()
+    saved["state"][0][NESTED]["state1"] = torch.zeros(4)
+    with pytest.raises(ValueError, match="state1"):
+        check_optimizer_state(optimizer, saved)
 
 
 OTHER_TENSORS = [
