@@ -162,6 +162,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
+    except LitGPTError:
+        raise
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:150].rstrip(".")
         raise LitGPTError(f"{path}, row {number + 1}: not a whole Parquet file ({reason}).") from None
@@ -180,6 +182,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         else:
             with path.open("rb") as file:
                 yield file
+    except LitGPTError:
+        raise
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise LitGPTError(f"{path} is no whole {path.suffix} file ({error}).") from None
     except OSError as error:
