@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt.deploy.protocol.errors import APIError
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 VARIABLES = ("LITGPT_API_KEY", "LIT_SERVER_API_KEY")
 """Read where the command line has no key; the second one is LitServe's."""
@@ -173,7 +173,7 @@ class Gate:
         if len(hosts) != 1:
             return APIError(400, f"A request has one Host header, and this one has {len(hosts)}.", code="invalid_host")
         if self.hosts is not None and host_name(hosts[0]) not in self.hosts:
-            message = f"This server doesn't answer to the name {hosts[0]!r:.100}; allow it by --allowed_hosts NAME."
+            message = f"This server doesn't answer to the name {quoted(hosts[0])}; allow it by --allowed_hosts NAME."
             return APIError(403, message, code="invalid_host")
         if scope["path"] not in PUBLIC and not self.keys.admit(headers):
             message = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."

@@ -21,7 +21,7 @@ from litgpt.deploy.request_log import RequestRecord
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.settings import Settings
 from litgpt.engine.sampling import Logprob
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 
 PREPARING = 4
 """Threads that render and encode at the same time; more would only take the interpreter from each other."""
@@ -74,7 +74,7 @@ class Service:
         found = self.base if name is None else self.served_models.get(name)
         if found is None:
             name = str(name)[:100]
-            message = f"There is no model {name!r} here.{closest(name, self.served_models)} See /v1/models."
+            message = f"There is no model {quoted(name)} here.{closest(name, self.served_models)} See /v1/models."
             raise APIError(404, message, "model", "model_not_found")
         return found
 

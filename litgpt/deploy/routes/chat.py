@@ -29,6 +29,7 @@ from litgpt.deploy.protocol.schemas import ChatRequest, Tool, ToolChoice
 from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage, ToolCallParser, ToolFormat, forced_schema, format_of
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
+from litgpt.errors import quoted
 
 
 @dataclass
@@ -197,7 +198,7 @@ def _force(parsed: ParsedChat, tools: Sequence[Tool], json_schema: str | None) -
     if isinstance(choice, ToolChoice):
         wanted = [function for function in wanted if function.name == choice.function.name]
         if not wanted:
-            raise APIError(400, f"There is no tool {choice.function.name[:64]!r} to choose.", "tool_choice")
+            raise APIError(400, f"There is no tool {quoted(choice.function.name)} to choose.", "tool_choice")
     if json_schema is not None:
         raise APIError(400, "tool_choice and response_format can't both say what the answer is.", "tool_choice")
     if tool_format is None or tool_format.forced is None:
