@@ -42,8 +42,8 @@ def one_line(error: BaseException) -> str:
 def quoted(value: object, levels: int = LEVELS) -> str:
     """A value from outside as Python writes it, to stand inside a sentence.
 
-    It has at most `MAX_QUOTED` characters, none of them a control character, and takes no longer for a large value: a few
-    lines of YAML may stand for gigabytes.
+    It has at most `MAX_QUOTED` characters, none of them a control character, and takes no longer for a large value: a
+    few lines of YAML may stand for gigabytes.
     """
     if isinstance(value, str | bytes):
         text = repr(value[: MAX_QUOTED + 1])
