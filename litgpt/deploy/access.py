@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +17,10 @@ from time import perf_counter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.protocol.errors import APIError, model_failed
 from litgpt.errors import LitGPTError, quoted
+
+log = logging.getLogger("uvicorn.error")
 
 VARIABLES = ("LITGPT_API_KEY", "LIT_SERVER_API_KEY")
 """Read where the command line has no key; the second one is LitServe's."""
@@ -176,9 +179,22 @@ class Gate:
         if error is not None:
             await error.response(scope["path"] == self.detail)(scope, receive, send)
             return
-        measured = _Measured(receive, self.limits, self._take)
+        measured, started = _Measured(receive, self.limits, self._take), False
+
+        async def send_on(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
-            await self.app(scope, measured, send)
+            await self.app(scope, measured, send_on)
+        except Exception as failure:
+            if started:
+                raise
+            # Answered here and not by the framework, which is further out, where no origin is allowed.
+            log.error("A request failed.", exc_info=failure)
+            scope["state"]["record"].failure = model_failed().label
+            await model_failed().response(scope["path"] == self.detail)(scope, receive, send)
         finally:
             self._bodies -= measured.received
 

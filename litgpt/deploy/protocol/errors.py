@@ -61,6 +61,11 @@ class APIError(Exception):
         return JSONAnswer(self.body() | ({"detail": self.message} if detail else {}), self.status, headers)
 
 
+def model_failed() -> APIError:
+    """What clients get when the model failed; the reason is in the server's log."""
+    return APIError(500, "The model failed on this request; the server's log says why.", code="model_failed")
+
+
 class JSONAnswer(Response):
     """An answer as JSON; half characters, which UTF-8 has no bytes for, become question marks."""
 
