@@ -42,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'litgpt' has no attribute {name!r}")
+        raise AttributeError(f"module 'litgpt' has no attribute '{name}'")
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 import yaml
 
 from litgpt import families
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
 
@@ -200,7 +200,7 @@ class Config:
             value = getattr(self, name)
             if not _fits(value, hint):
                 wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
-                raise LitGPTError(f"The model setting {name} is {value!r}; it must be of the kind {wanted}.")
+                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be of the kind {wanted}.")
         for name in (*SIZES, *COUNTS):
             value, least = getattr(self, name), int(name in SIZES)
             if value is not None and value < least:
@@ -210,7 +210,7 @@ class Config:
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
                 if not _fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
-                    raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {size!r}.")
+                    raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
         if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
             raise LitGPTError(
                 f"A mixture needs n_expert_per_token from 1 to n_expert, and has {self.n_expert_per_token} and "
@@ -234,7 +234,9 @@ class Config:
         """The family whose tables this model is read and written by."""
         assert self.family_name is not None
         if self.family_name not in families.BY_NAME:
-            raise LitGPTError(f"No model family {self.family_name!r}.{closest(self.family_name, families.BY_NAME)}")
+            raise LitGPTError(
+                f"No model family {quoted(self.family_name)}.{closest(self.family_name, families.BY_NAME)}"
+            )
         return families.BY_NAME[self.family_name]
 
     def window(self, layer: int) -> int | None:
@@ -274,7 +276,8 @@ class Config:
         row = name_to_config.get(name) or _by_hub_name().get(name) or _by_hub_name().get(name.rsplit("/", 1)[-1])
         if row is None:
             raise LitGPTError(
-                f"{name!r} is not a known model name.{closest(name, name_to_config)} `litgpt download list` shows all."
+                f"{quoted(name)} is not a known model name.{closest(name, name_to_config)} "
+                "`litgpt download list` shows all."
             )
         return cls(**{**deepcopy(row), **_checked(overrides)})
 
@@ -448,7 +451,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     known = [entry.name for entry in fields(Config)]
     for key in values:
         if key not in known:
-            raise LitGPTError(f"{key!r} is not a model setting.{closest(str(key), known)}")
+            raise LitGPTError(f"{quoted(key)} is not a model setting.{closest(str(key), known)}")
     return values
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_NAME_BYTES = 255
@@ -37,7 +37,7 @@ def relative_name(name: object, where: str) -> str:
     )
     if not isinstance(name, str) or not is_plain or len(parts) > MAX_NAME_PARTS:
         raise LitGPTError(
-            f"{where} names a file {name!r:.100} that would not lie in its own folder under a plain name; "
+            f"{where} names a file {quoted(name)} that would not lie in its own folder under a plain name; "
             "don't use it, get it from a source that you trust."
         )
     return name

@@ -307,6 +307,18 @@ def test_no_signature_reads_the_environment():
     assert not found, "\n".join(found)
 
 
+def test_sentences_quote_values_by_one_function():
+    """`{value!r}` would write all of a value, gigabytes of it where YAML's aliases are in it."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.FormattedValue) and node.conversion == ord("r"))
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) == "map" and ast.unparse(node.args[0]) == "repr")
+    ]
+    assert found == []
+
+
 def test_only_the_entry_point_exits():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"  # type: ignore[attr-defined]

@@ -45,6 +45,8 @@ CAUGHT_TOO = {base.__name__ for cls in CLASSES for base in cls.__mro__ if not is
 
 
 RIGHTLY = {
+    ("deploy/access.py", "self.app(scope, measured, send_on)"): "the request's answer carries it, and the log",
+    ("errors.py", "escaped(repr(value))"): "whatever a class does in its __repr__",
     ("engine/engine.py", "self.step()"): "the requests carry the error, as it is, to their callers",
     ("engine/engine.py", "work()"): "the future carries it",
     ("deploy/backends/litserve.py", "self.engine.step()"): "the requests carry it",

@@ -24,7 +24,7 @@ from litgpt.checkpoint.layout import (
     is_weight_file,
 )
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, name_to_config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors, relative_name
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
@@ -172,7 +172,7 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     """
     if not REPOSITORY_ID.fullmatch(repo_id):
         raise LitGPTError(
-            f"{repo_id!r} is no repository; write it as ORG/NAME.{closest(repo_id, known_ids())} "
+            f"{quoted(repo_id)} is no repository; write it as ORG/NAME.{closest(repo_id, known_ids())} "
             "`litgpt download list` shows those known by name."
         )
     from huggingface_hub import HfApi

@@ -21,7 +21,7 @@ from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, replace_linears
@@ -135,10 +135,10 @@ def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = Fals
     expected, found = list(expected), set(found)
     for name in expected:
         if name not in found and not (tied and name == HEAD):
-            raise LitGPTError(f"The checkpoint has no tensor {name!r}.")
+            raise LitGPTError(f"The checkpoint has no tensor {quoted(name)}.")
     surplus = sorted(found - set(expected))
     if surplus:
-        raise LitGPTError(f"The checkpoint has a tensor {surplus[0]!r} that its model has no place for.")
+        raise LitGPTError(f"The checkpoint has a tensor {quoted(surplus[0])} that its model has no place for.")
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
@@ -234,7 +234,7 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
     for name in names:
         matches = [key for key in state if key == name or key.endswith(f".{name}")]
         if not matches:
-            raise LitGPTError(f"{path} has no tensor {name!r}.")
+            raise LitGPTError(f"{path} has no tensor {quoted(name)}.")
         found[name] = state[min(matches, key=len)]
     return found
 

@@ -14,7 +14,7 @@ from litgpt.data.storage.blocks import TokenBlocks, block_length
 from litgpt.data.storage.combined_datasets import ConcatDataset
 from litgpt.data.storage.data_files import format_suffix
 from litgpt.data.storage.download import DATA_SUFFIXES, fetch_data_set
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer.files import special_tokens
 
@@ -62,7 +62,7 @@ class Conversations(SFTModule):
         if self.val_split is not None and self.val_path is not None:
             raise LitGPTError("data.val_path and data.val_split exclude each other: give one of them.")
         if self.turns not in ("all", "last"):
-            raise LitGPTError(f"data.turns is all or last, not {self.turns!r}.")
+            raise LitGPTError(f"data.turns is all or last, not {quoted(self.turns)}.")
         check_val_fraction(self.val_split_fraction)
 
     def on_connect(self) -> None:

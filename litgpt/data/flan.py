@@ -8,7 +8,7 @@ from pathlib import Path
 from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts import PromptStyle
 
 SUBSETS = [
@@ -42,7 +42,7 @@ class FLAN(SFTModule):
         super().__post_init__()
         for name in self._names():
             if name not in SUBSETS:
-                raise LitGPTError(f"FLAN has no subset {name!r}.{closest(f'{name}_10templates', SUBSETS)}")
+                raise LitGPTError(f"FLAN has no subset {quoted(name)}.{closest(f'{name}_10templates', SUBSETS)}")
 
     def _names(self) -> list[str]:
         if self.subsets is None:

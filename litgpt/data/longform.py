@@ -8,7 +8,7 @@ from pathlib import Path
 from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import PromptStyle
 
 URL = "https://raw.githubusercontent.com/akoksal/LongForm/main/dataset"
@@ -32,5 +32,5 @@ class LongForm(SFTModule):
 
     def conversation(self, row: Row) -> Conversation:
         if "input" not in row:
-            raise LitGPTError(f"the sample has no key 'input' (its keys: {', '.join(map(repr, row)) or 'none'}).")
+            raise LitGPTError(f"the sample has no key 'input' (its keys: {', '.join(map(quoted, row)) or 'none'}).")
         return parse_instruction({"instruction": row["input"], "output": row.get("output")})

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
@@ -105,7 +105,7 @@ class LoRA(Method):
         if not 0 <= self.dropout < 1:
             raise LitGPTError(f"lora_dropout is {self.dropout}, but it is a share: at least 0 and less than 1.")
         if self.init not in INITS:
-            raise LitGPTError(f"lora_init is {self.init!r}; it is one of {', '.join(INITS)}.")
+            raise LitGPTError(f"lora_init is {quoted(self.init)}; it is one of {', '.join(INITS)}.")
         if self.plus_ratio is not None and not 0 < self.plus_ratio < math.inf:
             raise LitGPTError(f"lora_plus_ratio is {self.plus_ratio}, but it is a number above 0, such as 16.")
         if self.target is not None:
@@ -114,7 +114,7 @@ class LoRA(Method):
             if moved and any(getattr(self, name) for name in SWITCHES):
                 raise LitGPTError(
                     f"lora_target says alone which layers get an update; leave lora_{moved[0]} out, or add "
-                    f"{SWITCHES[moved[0]][0]!r} to lora_target."
+                    f"{quoted(SWITCHES[moved[0]][0])} to lora_target."
                 )
         elif not any(getattr(self, name) for name in SWITCHES):
             raise LitGPTError(
@@ -201,7 +201,8 @@ class LoRA(Method):
             names = [at for name, module in model.named_modules() for at in target_names(name, module)]
             near = closest(unmatched[0], {at.rpartition(".")[2] for at in names} | set(names))
             raise LitGPTError(
-                f"lora_target: no linear layer of this model matches {unmatched[0]!r}.{near} Names are like {names[1]}."
+                f"lora_target: no linear layer of this model matches {quoted(unmatched[0])}.{near} "
+                f"Names are like {names[1]}."
             )
         if not found:
             raise LitGPTError("No layer of this model gets an update; turn on others of the lora_* switches.")
@@ -213,7 +214,7 @@ class LoRA(Method):
         for pattern in patterns(self.modules_to_save):
             if not any(matches(name, pattern) for name in names):
                 near = closest(pattern, {name.rpartition(".")[2] for name in names})
-                raise LitGPTError(f"lora_modules_to_save: no module of this model matches {pattern!r}.{near}")
+                raise LitGPTError(f"lora_modules_to_save: no module of this model matches {quoted(pattern)}.{near}")
         for name, parameter in model.named_parameters():
             if self.saves(name) and not parameter.is_floating_point():
                 raise LitGPTError(
@@ -290,7 +291,7 @@ def matches(name: str, pattern: str) -> bool:
         try:
             return re.fullmatch(pattern[3:], name) is not None
         except re.error as error:
-            raise LitGPTError(f"{pattern!r} is no regular expression ({error}).") from None
+            raise LitGPTError(f"{quoted(pattern)} is no regular expression ({error}).") from None
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 

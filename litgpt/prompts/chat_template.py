@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.config import read_json
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.prompts.base import Message
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _sandbox() -> Sandbox:
 def _message(message: Any) -> dict[str, Any]:
     """A message as templates see it: plain, without empty entries, its reasoning under every name in use."""
     if not isinstance(message, Mapping):
-        raise LitGPTError(f"A message is a table with `role` and `content`, not {message!r}.")
+        raise LitGPTError(f"A message is a table with `role` and `content`, not {quoted(message)}.")
     plain = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in REASONING if key in plain), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.tokenizer.backends import SentencePieceBackend, TokenizerBackend, TokenizersBackend
 from litgpt.tokenizer.files import (
     TOKENIZER_CONFIG,
@@ -80,7 +80,7 @@ class Tokenizer:
         """
         found = self._backend.token_to_id(token)
         if found is None:
-            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no token {token!r}.")
+            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no token {quoted(token)}.")
         return found
 
     def encode(
@@ -205,12 +205,12 @@ class Tokenizer:
         broken = next((c for c in characters if "\ud800" <= c <= "\udfff"), None)
         if broken is not None:
             return LitGPTError(
-                f"The text holds {broken!r}, half a character, which no tokenizer can encode; remove it."
+                f"The text holds {quoted(broken)}, half a character, which no tokenizer can encode; remove it."
             )
         unknown = next((c for c in characters if self._backend.token_to_id(c) is None), None)
         if unknown is not None and "UNK" in str(error):
             return LitGPTError(
-                f"The tokenizer in {self.checkpoint_dir} has no token for the character {unknown!r}; "
+                f"The tokenizer in {self.checkpoint_dir} has no token for the character {quoted(unknown)}; "
                 "it knows only those of the text it was made from."
             )
         return LitGPTError(f"The tokenizer in {self.checkpoint_dir} cannot encode this text: {error}.")

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import UNREADABLE, load_pth
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.hub_client import relative_name
 from litgpt.peft import load_owned
 from litgpt.training.metrics.validation import Validations
@@ -263,7 +263,7 @@ def numbers(kind: type[Numbers], values: dict[str, Any]) -> Numbers:
         if isinstance(value, list) != is_list or not all(
             isinstance(one, fits) and not isinstance(one, bool) for one in (value if is_list else [value])
         ):
-            raise ValueError(f"{name} is {value!r:.100}")
+            raise ValueError(f"{name} is {quoted(value)}")
     return kind(**values)
 
 
@@ -302,7 +302,7 @@ def check_optimizer_tensor(part: str, value: Any, shape: torch.Size) -> None:
     """Raises a ValueError if `value` can't be that part of the state of a parameter of that shape."""
     if not isinstance(value, torch.Tensor):
         if not (value is None or isinstance(value, int | float)):
-            raise ValueError(f"{part} is {value!r:.100}")
+            raise ValueError(f"{part} is {quoted(value)}")
         return
     if part in FACTORED:
         dim, size = FACTORED[part]

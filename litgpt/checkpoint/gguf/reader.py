@@ -27,7 +27,7 @@ from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.checkpoint.gguf.tokenizer import write_tokenizer
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import Config, name_to_config
-from litgpt.errors import LitGPTError, closest, one_line
+from litgpt.errors import LitGPTError, closest, one_line, quoted
 from litgpt.families.base import Family
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.model import GPT
@@ -121,7 +121,7 @@ class GGUFFile:
         if not special and not plain:
             archs = sorted({as_gguf.arch for as_gguf in families.AS_GGUF.values()})
             raise LitGPTError(
-                f"{self.paths[0]} holds a model of the architecture {arch!r}, which is not read here; known: "
+                f"{self.paths[0]} holds a model of the architecture {quoted(arch)}, which is not read here; known: "
                 f"{', '.join(archs)}.{closest(arch, archs)}"
             )
         return families.BY_NAME[(special or plain)[0]]
@@ -135,7 +135,7 @@ class GGUFFile:
         """
         kind = self.metadata.get("general.type", "model")
         if kind != "model":
-            raise LitGPTError(f"{self.paths[0]} holds no model but what GGUF calls {kind!r}.")
+            raise LitGPTError(f"{self.paths[0]} holds no model but what GGUF calls {quoted(kind)}.")
         name = str(
             self.metadata.get("general.name") or SPLIT_NAME.sub(r"\1", self.paths[0].name).removesuffix(GGUF_SUFFIX)
         )
@@ -182,7 +182,7 @@ class GGUFFile:
         kind = stored.kind.name
         if kind not in READABLE_TYPES:
             raise LitGPTError(
-                f"{name!r} in {self.paths[0]} is of the type {kind}, which is not read here; known: "
+                f"{quoted(name)} in {self.paths[0]} is of the type {kind}, which is not read here; known: "
                 f"{', '.join(sorted(READABLE_TYPES))}."
             )
         if kind == "BF16":

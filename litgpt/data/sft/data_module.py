@@ -15,7 +15,7 @@ from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
 from litgpt.data.sft.samples import NoUsableSamples, SampleOptions, SFTDataset, resolve_style
 from litgpt.data.storage.token_cache import cache_folder, canonical_json, code_identity, content_hash
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import PromptStyle
 
 NEUTRAL = frozenset(
@@ -47,7 +47,7 @@ class SFTModule(DataModule):
         if isinstance(self.prompt_style, str):
             self.prompt_style = PromptStyle.from_name(self.prompt_style)
         if self.too_long not in ("cut", "drop"):
-            raise LitGPTError(f"data.too_long is cut or drop, not {self.too_long!r}.")
+            raise LitGPTError(f"data.too_long is cut or drop, not {quoted(self.too_long)}.")
         self._row_renderer: RowRenderer | None = None
         self._shards: dict[Path, TokenizedShard] = {}
         self._files: tuple[list[Path], list[Path]] | None = None

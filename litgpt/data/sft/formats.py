@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts.base import Message, join_text
 
 Row = Mapping[str, Any]
@@ -90,7 +90,7 @@ def parse_conversation(row: Row) -> Conversation:
         return _of_messages(given, [*_messages_at(given, prompt, "user"), *_messages_at(given, completion)])
     if "text" in given:
         return Conversation(text=_text(given, "text"))
-    found = ", ".join(f"{key!r}{'' if key in given else ' (null)'}" for key in row) or "none"
+    found = ", ".join(f"{quoted(key)}{'' if key in given else ' (null)'}" for key in row) or "none"
     raise LitGPTError(
         f"no known format (its keys: {found}); a sample has {KNOWN_FORMATS}, and data.columns renames keys."
     )
@@ -128,7 +128,9 @@ def parse_instruction(row: Row) -> Conversation:
     """
     for key in ("instruction", "output"):
         if key not in row:
-            raise LitGPTError(f"the sample has no key {key!r} (its keys: {', '.join(map(repr, row)) or 'none'}).")
+            raise LitGPTError(
+                f"the sample has no key {quoted(key)} (its keys: {', '.join(map(quoted, row)) or 'none'})."
+            )
     messages: list[Message] = []
     system = row.get("sys_prompt") or row.get("system")
     if system:
@@ -160,18 +162,18 @@ def sharegpt_message(turn: Any) -> Message:
     """
     if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
         raise LitGPTError(
-            f"a turn of `conversations` has `from` and `value`, which are texts; this one is {turn!r:.80}."
+            f"a turn of `conversations` has `from` and `value`, which are texts; this one is {quoted(turn)}."
         )
     role = SHAREGPT_ROLES.get(turn["from"].lower())
     if role is None:
-        raise LitGPTError(f"{turn['from']!r} speaks in `conversations`; known are {', '.join(SHAREGPT_ROLES)}.")
+        raise LitGPTError(f"{quoted(turn['from'])} speaks in `conversations`; known are {', '.join(SHAREGPT_ROLES)}.")
     others = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if turn["from"].lower() != "function_call":
         return {"role": role, "content": turn["value"], **others}
     try:
         calls = json.loads(turn["value"])
     except ValueError:
-        raise LitGPTError(f"the value of a function_call is JSON, not {turn['value']!r:.80}.") from None
+        raise LitGPTError(f"the value of a function_call is JSON, not {quoted(turn['value'])}.") from None
     return {"role": role, "content": "", "tool_calls": calls if isinstance(calls, list) else [calls], **others}
 
 
@@ -183,7 +185,7 @@ def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
     masked = set()
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise LitGPTError(f"a message has `role` and `content`; this one is {message!r:.80}.")
+            raise LitGPTError(f"a message has `role` and `content`; this one is {quoted(message)}.")
         _check_content(message)
         if not _is_target(message):
             masked.add(index)
@@ -195,7 +197,7 @@ def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
     if not isinstance(variables, Mapping):
         raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
     if taken := [name for name in RESERVED_VARIABLES if name in variables]:
-        raise LitGPTError(f"`chat_template_kwargs` has {taken[0]!r}, which is not for the data to say.")
+        raise LitGPTError(f"`chat_template_kwargs` has {quoted(taken[0])}, which is not for the data to say.")
     documents = {"documents": row["documents"]} if row.get("documents") else {}
     return Conversation(plain, _tools(row), {**documents, **variables}, masked=frozenset(masked))
 
@@ -209,7 +211,7 @@ def _plain(message: Message) -> Message:
     if isinstance(content, list):
         plain["content"] = _one_text(content, plain["role"])
     if calls and not isinstance(calls, list):
-        raise LitGPTError(f"`tool_calls` is a list, not {calls!r:.80}.")
+        raise LitGPTError(f"`tool_calls` is a list, not {quoted(calls)}.")
     return {**plain, "tool_calls": [_with_arguments(_call(call), as_object) for call in calls]} if calls else plain
 
 
@@ -221,7 +223,7 @@ def _one_text(parts: list[Any], role: str) -> Any:
     """
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
     if media := [kind for kind in kinds if kind in MEDIA_TYPES]:
-        raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
+        raise LitGPTError(f"the {role} message has a part of type {quoted(media[0])}; only text can be learned.")
     text = join_text(parts)
     return parts if text is None else text
 
@@ -235,7 +237,7 @@ def _call(call: Any) -> Mapping[str, Any]:
     call = call if not isinstance(call, Mapping) or "function" in call else {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise LitGPTError(f"a call has the `name` of a function, and perhaps `arguments`; this one is {call!r:.80}.")
+        raise LitGPTError(f"a call has the `name` of a function, and perhaps `arguments`; this one is {quoted(call)}.")
     return call
 
 
@@ -281,7 +283,7 @@ def _is_target(message: Message) -> bool:
     """Whether neither `weight` is 0 nor `train` false."""
     value = next((message[key] for key in TRAIN_KEYS if message.get(key) is not None), 1)
     if value not in (0, 1):
-        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {value!r}.")
+        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {quoted(value)}.")
     return bool(value)
 
 
@@ -291,13 +293,13 @@ def _tools(row: Row) -> Sequence[Any] | None:
         try:
             tools = json.loads(tools)
         except ValueError:
-            raise LitGPTError(f"`tools` is no JSON: {tools!r:.80}.") from None
+            raise LitGPTError(f"`tools` is no JSON: {quoted(tools)}.") from None
     if not tools:
         return None
     if not isinstance(tools, list):
         raise LitGPTError(f"`tools` is {json_type(tools)}, not a list.")
     if not all(isinstance(tool, Mapping) for tool in tools):
-        raise LitGPTError(f"`tools` is a list of objects, not {tools!r:.80}.")
+        raise LitGPTError(f"`tools` is a list of objects, not {quoted(tools)}.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
@@ -306,7 +308,7 @@ def _messages_at(row: Row, key: str, role: str = "assistant") -> list[Message]:
     if isinstance(row[key], str):
         return [{"role": role, "content": row[key]}]
     if not isinstance(row[key], list):
-        raise LitGPTError(f"{key!r} is {json_type(row[key])}, neither text nor a list of messages.")
+        raise LitGPTError(f"{quoted(key)} is {json_type(row[key])}, neither text nor a list of messages.")
     return row[key]
 
 
@@ -317,15 +319,15 @@ def _list(row: Row, key: str) -> list[Any]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise LitGPTError(f"{key!r} is a text that is no JSON: {value!r:.80}.") from None
+            raise LitGPTError(f"{quoted(key)} is a text that is no JSON: {quoted(value)}.") from None
     if not isinstance(value, list):
-        raise LitGPTError(f"{key!r} is {json_type(value)}, not a list.")
+        raise LitGPTError(f"{quoted(key)} is {json_type(value)}, not a list.")
     return value
 
 
 def _text(row: Row, key: str) -> str:
     if not isinstance(row[key], str):
-        raise LitGPTError(f"{key!r} is {json_type(row[key])}, not text.")
+        raise LitGPTError(f"{quoted(key)} is {json_type(row[key])}, not text.")
     return row[key]
 
 

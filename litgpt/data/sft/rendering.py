@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, renders_calls
 from litgpt.data.sft.formats import Conversation, with_arguments_as_texts
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.prompts.base import Message
 
@@ -198,7 +198,7 @@ def _check_all_is_rendered(template: Template, messages: Sequence[Message], text
         word = max(WORD.findall(content), key=len, default="") if isinstance(content, str) else ""
         if message["role"] != "assistant" and word not in text:
             raise LitGPTError(
-                f"{template.where} leaves out what {message['role']!r} says; choose another data.prompt_style or "
+                f"{template.where} leaves out what {quoted(message['role'])} says; choose another data.prompt_style or "
                 "data.chat_template, or name the role otherwise."
             )
 

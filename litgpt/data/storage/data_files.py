@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from litgpt.data.sft.formats import Row, json_type
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 COMPRESSIONS = (".gz", ".zst")
 MAX_CELL = 1 << 30
@@ -56,7 +56,7 @@ def read_texts(path: Path, key: str) -> Iterator[str]:
     """
     for line, row in read_rows(path):
         if not isinstance(row.get(key), str):
-            raise LitGPTError(f"{location(path, line)}: there is no text under the key {key!r}.")
+            raise LitGPTError(f"{location(path, line)}: there is no text under the key {quoted(key)}.")
         yield row[key]
 
 

@@ -17,6 +17,7 @@ from litgpt.deploy.protocol.parsing import (
     checked_schema,
     choices_of,
     encode,
+    plain_tools,
     render,
     response_format_schema,
     sampling_of,
@@ -29,6 +30,7 @@ from litgpt.deploy.protocol.schemas import ChatRequest, Tool, ToolChoice
 from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage, ToolCallParser, ToolFormat, forced_schema, format_of
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
+from litgpt.errors import quoted
 
 
 @dataclass
@@ -148,11 +150,12 @@ def parse(service: Service, body: ChatRequest) -> ParsedChat:
         raise APIError(400, "top_logprobs needs logprobs to be true.", "top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise APIError(400, "stream_options needs stream to be true.", "stream_options")
-    service.check_length(characters(body.messages), "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = sampling_of(body, served_model, service.settings.sampling, logprobs)
     tools = [] if body.tool_choice == "none" else body.tools or []
-    text = render(served_model, body.messages, tools, variables_of(body, served_model))
+    variables = variables_of(body, served_model)
+    service.check_length(characters(body.messages, plain_tools(tools), variables), "messages")
+    text = render(served_model, body.messages, tools, variables)
     parsed = ParsedChat(body, served_model, [], 0)
     json_schema = response_format_schema(body.response_format, served_model)
     if tools:
@@ -165,7 +168,7 @@ def parse(service: Service, body: ChatRequest) -> ParsedChat:
     parsed.in_channels = channels.SIGN in template_source(served_model)
     shown = channels.MARKS if parsed.in_channels else parsed.tool_format.shown if parsed.tool_format is not None else ()
     limit = body.max_completion_tokens or body.max_tokens
-    stops = stops_of(body, service)
+    stops = stops_of(body.stop, service)
     task = GenerationTask(served_model.name, prompt, sampling, limit, stops, json_schema, shown, bool(body.ignore_eos))
     parsed.n = choices_of(body, service)
     parsed.tasks = tasks_of(task, parsed.n)
@@ -197,7 +200,7 @@ def _force(parsed: ParsedChat, tools: Sequence[Tool], json_schema: str | None) -
     if isinstance(choice, ToolChoice):
         wanted = [function for function in wanted if function.name == choice.function.name]
         if not wanted:
-            raise APIError(400, f"There is no tool {choice.function.name[:64]!r} to choose.", "tool_choice")
+            raise APIError(400, f"There is no tool {quoted(choice.function.name)} to choose.", "tool_choice")
     if json_schema is not None:
         raise APIError(400, "tool_choice and response_format can't both say what the answer is.", "tool_choice")
     if tool_format is None or tool_format.forced is None:
