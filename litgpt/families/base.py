@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, escaped, quoted
 from litgpt.families.hf_config import pop_quantization
 
 # -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer, `{e}` an expert.
@@ -198,7 +198,9 @@ class Family:
         for key, value in self.hf_constants.items():
             found = left.pop(key, None)
             if found not in (None, value):
-                raise LitGPTError(f"config.json has `{key}`: {found!r}; {self.name} models here have {value!r} only.")
+                raise LitGPTError(
+                    f"config.json has `{key}`: {quoted(found)}; {self.name} models here have {quoted(value)} only."
+                )
         try:
             pop_quantization(left)
             kwargs.update(self.from_hf(left))
@@ -215,8 +217,8 @@ class Family:
         ]
         if unknown:
             raise LitGPTError(
-                f"config.json has `{unknown[0]}`: {left[unknown[0]]!r}, which {self.name} models here don't know "
-                "and which may change what they compute."
+                f"config.json has `{escaped(unknown[0])}`: {quoted(left[unknown[0]])}, which {self.name} models here "
+                "don't know and which may change what they compute."
             )
         return kwargs
 
@@ -225,7 +227,9 @@ class Family:
         if value is None:
             raise LitGPTError(f"config.json has no `{key}`, which a {self.architectures[0]} needs.")
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise LitGPTError(f"config.json has `{key}`: {value!r}, which is no number that a model can have there.")
+            raise LitGPTError(
+                f"config.json has `{key}`: {quoted(value)}, which is no number that a model can have there."
+            )
         return value
 
     def write_hf(self, config: Any) -> dict[str, Any]:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, escaped, quoted
+
+MAX_LAYERS = 4096
+
+
+def check_layers(hf_config: Mapping[str, Any]) -> None:
+    """Raises a LitGPTError where a `config.json` has more layers or experts than a list of them may have."""
+    for key, value in hf_config.items():
+        if isinstance(value, Mapping):
+            check_layers(value)
+        elif isinstance(value, int) and value > MAX_LAYERS and re.fullmatch(r"n(um)?_.*(layers?|experts)", key):
+            raise LitGPTError(f"config.json has `{escaped(key)}`: {quoted(value)}, more than any model has.")
 
 
 def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any]:
@@ -63,7 +75,9 @@ def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], defau
     """
     value = left.pop(key, None) or default
     if value not in choices:
-        raise LitGPTError(f"config.json has `{key}`: {value!r}, which is not known here.{closest(value, choices)}")
+        raise LitGPTError(
+            f"config.json has `{key}`: {quoted(value)}, which is not known here.{closest(value, choices)}"
+        )
     return choices[value]
 
 
@@ -116,18 +130,20 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
         rope.setdefault("factor", left["max_position_embeddings"] / rope[ORIGINAL[0]])
     if kind not in ROPE_KEYS:
         raise LitGPTError(
-            f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
+            f"config.json asks for RoPE scaling of kind {quoted(kind)}; known here: {', '.join(sorted(ROPE_KEYS))}."
         )
     if kind != "default":
         given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
         for key, value in {"factor": None, **given}.items():
             if not isinstance(value, list if key in ("short_factor", "long_factor") else int | float):
-                raise LitGPTError(f"config.json has `{key}`: {value!r} in its RoPE settings, which {kind} can't have.")
+                raise LitGPTError(
+                    f"config.json has `{key}`: {quoted(value)} in its RoPE settings, which {kind} can't have."
+                )
         found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
     known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
     for key, value in rope.items():
         if key not in known and value not in (None, False):
-            raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")
+            raise LitGPTError(f"config.json has `{escaped(key)}` in its RoPE settings, which is not known here.")
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -57,7 +57,7 @@ class PromptStyle:
         found = prompt_styles.get(name) or by_path.get(f"litgpt.prompts.{name}")
         if found is None:
             raise LitGPTError(
-                f"Unknown prompt style {name!r}.{closest(name, prompt_styles)} Known: {', '.join(prompt_styles)}."
+                f"Unknown prompt style {quoted(name)}.{closest(name, prompt_styles)} Known: {', '.join(prompt_styles)}."
             )
         return found()
 
@@ -122,7 +122,7 @@ class PromptStyle:
             else:
                 raise LitGPTError(
                     f"The prompt style {type(self).__name__} knows the roles system (first), user and assistant, "
-                    f"not {message['role']!r}."
+                    f"not {quoted(message['role'])}."
                 )
         return text + self.reply if add_generation_prompt else text
 
@@ -165,7 +165,7 @@ def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Mess
         raise LitGPTError("A conversation needs at least one message.")
     for message in messages:
         if not isinstance(message, Mapping) or "role" not in message:
-            raise LitGPTError(f"A message is a table with `role` and `content`, not {message!r}.")
+            raise LitGPTError(f"A message is a table with `role` and `content`, not {quoted(message)}.")
     if messages[0]["role"] == "system":
         return _text(messages[0]), messages[1:]
     return None, messages
