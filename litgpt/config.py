@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -16,10 +16,17 @@ import yaml
 from litgpt import families
 from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.families.base import Family
+from litgpt.families.hf_config import MAX_LAYERS, check_layers
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
+from litgpt.reading import read_json, read_yaml, reading
 
 CONFIG_FILE = "model_config.yaml"
 HF_CONFIG_FILE = "config.json"
+MODEL_SETTINGS = "not a YAML file of model settings"
+MAX_SIZE = 2**31
+"""Of every size but the number of layers."""
+MAX_EXPERTS = 2**17
+"""In all layers together."""
 CHECKPOINTS = Path("checkpoints")
 """Where `litgpt download` puts folders, and where a path that is none is looked for."""
 
@@ -201,15 +208,22 @@ class Config:
             if not _fits(value, hint):
                 wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
                 raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be of the kind {wanted}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise LitGPTError(f"The model setting {name} is {value}; it must be a finite number.")
         for name in (*SIZES, *COUNTS):
-            value, least = getattr(self, name), int(name in SIZES)
-            if value is not None and value < least:
-                raise LitGPTError(f"The model setting {name} is {value}; it must be at least {least}.")
+            value, least, most = getattr(self, name), int(name in SIZES), MAX_LAYERS if name == "n_layer" else MAX_SIZE
+            if value is not None and not least <= value <= most:
+                bound = f"least {least}" if value < least else f"most {most}"
+                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be at {bound}.")
+        if self.n_layer * self.n_expert > MAX_EXPERTS:
+            raise LitGPTError(f"The model has {self.n_layer * self.n_expert} experts, more than any has.")
         for name, parts in PARTS.items():
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
-                if not _fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
+                if not _fits(size, int | None if part == "q_lora_rank" else int) or (
+                    size is not None and not 0 < size <= MAX_SIZE
+                ):
                     raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
         if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
             raise LitGPTError(
@@ -289,19 +303,17 @@ class Config:
             LitGPTError: No such file, not YAML, or keys that are not fields of `Config`.
         """
         path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise LitGPTError(f"There is no model configuration at {path}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise LitGPTError(f"{path} is not a YAML file of model settings.") from None
+        if not path.exists():
+            raise LitGPTError(f"There is no model configuration at {path}.")
+        content = read_yaml(path, MODEL_SETTINGS)
         if not isinstance(content, dict):
             raise LitGPTError(f"{path} is empty or not a YAML mapping of model settings.")
         numbers = {key: _number(content[key]) for key, hint in _types().items() if key in content and _fits(0.5, hint)}
-        try:
-            return cls(**{**_checked(content), **numbers, **_checked(overrides)})
-        except LitGPTError as error:
-            raise LitGPTError(f"{path} can't be used: {error}") from None
+        with reading(path, MODEL_SETTINGS):
+            try:
+                return cls(**{**_checked(content), **numbers, **_checked(overrides)})
+            except LitGPTError as error:
+                raise LitGPTError(f"{path} can't be used: {error}") from None
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any] | str | Path, name: str = "", **overrides: Any) -> Self:
@@ -321,10 +333,12 @@ class Config:
         if isinstance(hf_config, str | Path):
             file, found_name = _hf_config_file(hf_config)
             hf_config, name = read_json(file), name or found_name
-        family = families.by_architecture(hf_config)
-        found = family.read_hf(hf_config)
-        rows = found.get("padded_vocab_size")
-        config = cls(**{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides)})
+        with reading(HF_CONFIG_FILE, "no configuration of a model"):
+            check_layers(hf_config)
+            family = families.by_architecture(hf_config)
+            found = family.read_hf(hf_config)
+            found = {"vocab_size": found.get("padded_vocab_size"), **found, "name": name, "family_name": family.name}
+            config = cls(**{**found, **_checked(overrides)})
         known = name_to_config.get(name) or _by_hub_name().get(name)
         if known is None or overrides:
             return config
@@ -453,21 +467,6 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
         if key not in known:
             raise LitGPTError(f"{quoted(key)} is not a model setting.{closest(str(key), known)}")
     return values
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        LitGPTError: Not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LitGPTError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from None
-    if not isinstance(content, dict):
-        raise LitGPTError(f"{path} holds no JSON object; download the checkpoint again.")
-    return content
 
 
 def _hf_config_file(source: str | Path) -> tuple[Path, str]:

@@ -69,7 +69,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"it has no {quoted(error.args[0] if error.args else None)}"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return escaped(" ".join(text[: 10 * MAX_QUOTED].split())[:MAX_QUOTED].rstrip("."))[:MAX_QUOTED]
+    return escaped(" ".join(text[: 10 * MAX_QUOTED].split())[:MAX_QUOTED].rstrip("."))
 
 
 def quoted(value: object, levels: int = LEVELS) -> str:
@@ -96,17 +96,17 @@ def quoted(value: object, levels: int = LEVELS) -> str:
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
-def escaped(text: str) -> str:
-    """A text with its control characters escaped: they move the cursor, colour a terminal or forge a line of a log."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def escaped(text: str, most: int = MAX_QUOTED) -> str:
+    """The beginning of a text, with its control characters escaped: they move the cursor, colour a terminal or forge a
+    line of a log."""
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def sentence(text: str) -> str:
     """A sentence on one line, with what is far too long for one cut in its middle; a path keeps its end."""
     words = [_cut(word, MAX_QUOTED) for word in _cut(text, 2 * MAX_SENTENCE).split(" ")]
-    return _cut(escaped(" ".join(words)), MAX_SENTENCE)
+    return _cut(escaped(" ".join(words), 2 * MAX_SENTENCE), MAX_SENTENCE)
 
 
 def _cut(text: str, most: int) -> str:

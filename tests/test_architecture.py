@@ -23,7 +23,7 @@ from tests.paths import GOLDEN, ROOT
 PACKAGE = ROOT / "litgpt"
 
 LAYERS = {
-    1: "litgpt config families args errors hub_client",
+    1: "litgpt config families args errors hub_client reading",
     2: "model kernels peft lora adapter adapter_v2 quantize",
     3: "checkpoint tokenizer prompts",
     4: "runtime data",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.families import (
     deepseek,
     falcon,
@@ -130,12 +130,12 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
             kind = str(text.get("model_type", family.model_type)) if isinstance(text, dict) else family.model_type
             if kind in by_type:
                 return by_type[kind] if isinstance(text, dict) else family
-            architecture = f"{architecture} around a {kind}"
+            architecture = f"{architecture} around a {escaped(kind)}"
             raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, by_type)}")
     model_type = str(hf_config.get("model_type"))
     if not architectures and model_type in by_type:
         return by_type[model_type]
-    what = ", ".join(architectures) or f"model_type {quoted(model_type)}"
+    what = escaped(", ".join(architectures)) or f"model_type {quoted(model_type)}"
     raise LitGPTError(
         f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"
     )

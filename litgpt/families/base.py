@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, escaped, quoted
 from litgpt.families.hf_config import pop_quantization
 
 # -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer, `{e}` an expert.
@@ -219,8 +219,8 @@ class Family:
         ]
         if unknown:
             raise LitGPTError(
-                f"config.json has `{unknown[0]}`: {quoted(left[unknown[0]])}, which {self.name} models here don't know "
-                "and which may change what they compute."
+                f"config.json has `{escaped(unknown[0])}`: {quoted(left[unknown[0]])}, which {self.name} models here "
+                "don't know and which may change what they compute."
             )
         return kwargs
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, escaped, quoted
 from litgpt.families.base import Drop, Join, Rule, Same, Split
 
 Metadata = dict[str, Any]
@@ -260,8 +260,8 @@ class GGUF:
         unknown = [key for key, value in left.items() if key not in IGNORED and value not in (None, False, 0, "", [])]
         if unknown:
             raise LitGPTError(
-                f"The GGUF file has `{start}{unknown[0]}`: {quoted(left[unknown[0]])}, which is not known here and may "
-                "change what the model computes."
+                f"The GGUF file has `{escaped(start + unknown[0])}`: {quoted(left[unknown[0]])}, which is not known "
+                "here and may change what the model computes."
             )
         rows = shapes.get("token_embd.weight", (0,))[0]
         found |= {**self.by_tensors(shapes), "vocab_size": rows, "padded_vocab_size": rows}

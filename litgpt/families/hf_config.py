@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, closest, escaped, quoted
+
+MAX_LAYERS = 4096
+
+
+def check_layers(hf_config: Mapping[str, Any]) -> None:
+    """Raises a LitGPTError where a `config.json` has more layers or experts than a list of them may have."""
+    for key, value in hf_config.items():
+        if isinstance(value, Mapping):
+            check_layers(value)
+        elif isinstance(value, int) and value > MAX_LAYERS and re.fullmatch(r"n(um)?_.*(layers?|experts)", key):
+            raise LitGPTError(f"config.json has `{escaped(key)}`: {quoted(value)}, more than any model has.")
 
 
 def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any]:
@@ -131,7 +143,7 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
     known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
     for key, value in rope.items():
         if key not in known and value not in (None, False):
-            raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")
+            raise LitGPTError(f"config.json has `{escaped(key)}` in its RoPE settings, which is not known here.")
     return found
 
 

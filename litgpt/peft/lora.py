@@ -19,11 +19,12 @@ from typing import Any
 from torch import nn
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
 from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, wrap_modules
+from litgpt.reading import check_pattern
 
 SWITCHES = {
     "query": ("attn.query", "attn.q_*", "attn.gate"),
@@ -96,18 +97,22 @@ class LoRA(Method):
         ranks = {"lora_r": self.r, **{f"lora_rank_pattern {key}": r for key, r in (self.rank_pattern or {}).items()}}
         for name, r in ranks.items():
             if not isinstance(r, int) or r < 1:
-                raise LitGPTError(f"{name} is {r}, but the rank of an update is a whole number, at least 1.")
+                raise LitGPTError(
+                    f"{escaped(name)} is {quoted(r)}, but the rank of an update is a whole number, at least 1."
+                )
         alphas = {"lora_alpha": self.alpha}
         alphas.update({f"lora_alpha_pattern {key}": alpha for key, alpha in (self.alpha_pattern or {}).items()})
         for name, alpha in alphas.items():
             if not alpha > 0 or math.isinf(alpha):
-                raise LitGPTError(f"{name} is {alpha}, but updates are scaled by it: it is a number above 0.")
+                raise LitGPTError(
+                    f"{escaped(name)} is {quoted(alpha)}, but updates are scaled by it: it is a number above 0."
+                )
         if not 0 <= self.dropout < 1:
-            raise LitGPTError(f"lora_dropout is {self.dropout}, but it is a share: at least 0 and less than 1.")
+            raise LitGPTError(f"lora_dropout is {quoted(self.dropout)}, but it is a share: at least 0 and less than 1.")
         if self.init not in INITS:
             raise LitGPTError(f"lora_init is {quoted(self.init)}; it is one of {', '.join(INITS)}.")
         if self.plus_ratio is not None and not 0 < self.plus_ratio < math.inf:
-            raise LitGPTError(f"lora_plus_ratio is {self.plus_ratio}, but it is a number above 0, such as 16.")
+            raise LitGPTError(f"lora_plus_ratio is {quoted(self.plus_ratio)}, but it is a number above 0, such as 16.")
         if self.target is not None:
             defaults = {field.name: field.default for field in dataclasses.fields(self)}
             moved = [name for name in SWITCHES if getattr(self, name) != defaults[name]]
@@ -201,8 +206,8 @@ class LoRA(Method):
             names = [at for name, module in model.named_modules() for at in target_names(name, module)]
             near = closest(unmatched[0], {at.rpartition(".")[2] for at in names} | set(names))
             raise LitGPTError(
-                f"lora_target: no linear layer of this model matches {quoted(unmatched[0])}.{near} "
-                f"Names are like {names[1]}."
+                f"lora_target: no linear layer of this model matches {quoted(unmatched[0])}.{near} Names are like "
+                f"{names[1]}."
             )
         if not found:
             raise LitGPTError("No layer of this model gets an update; turn on others of the lora_* switches.")
@@ -285,13 +290,11 @@ def matches(name: str, pattern: str) -> bool:
     `*` stands for anything, dots too; what begins with `re:` is a regular expression of the whole name.
 
     Raises:
-        LitGPTError: It is no regular expression.
+        LitGPTError: It is no regular expression, or one that takes too long.
     """
     if pattern.startswith("re:"):
-        try:
-            return re.fullmatch(pattern[3:], name) is not None
-        except re.error as error:
-            raise LitGPTError(f"{quoted(pattern)} is no regular expression ({error}).") from None
+        check_pattern(pattern)
+        return re.fullmatch(pattern[3:], name) is not None
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 

@@ -19,17 +19,18 @@ from torch.optim import Optimizer
 
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
-from litgpt.checkpoint.reader import UNREADABLE, load_pth
+from litgpt.checkpoint.reader import load_pickle, load_pth
 from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.hub_client import relative_name
 from litgpt.peft import load_owned
+from litgpt.reading import reading
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
 
 if TYPE_CHECKING:
     from litgpt.training.run import Identity, Run
 
-STATE_FILE = "training_state.pt"
+STATE_FILE, STATE = "training_state.pt", "no saved state of a run"
 ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})
 """Settings that the model doesn't depend on."""
 
@@ -50,8 +51,9 @@ def read_header(folder: Path) -> Header | None:
     """What the state in a `step-*` folder says of itself; None: it can't be read. Tensors are not read."""
     try:
         path = folder / STATE_FILE
-        return _header(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
-    except UNREADABLE:
+        with reading(path, STATE):
+            return _header(load_pickle(path, mmap=True), path)
+    except LitGPTError:
         return None
 
 
@@ -145,8 +147,8 @@ class SavedState:
             LitGPTError: It is damaged.
         """
         path = folder / STATE_FILE
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with reading(path, STATE, "resume from an earlier step"):
+            content = load_pickle(path)
             counters = numbers(Counters, content["counters"])
             return cls(
                 folder,
@@ -158,8 +160,6 @@ class SavedState:
                 dict(content["optimizer"]),
                 {name: float(value) for name, value in content["precision"].items()},
             )
-        except UNREADABLE:
-            raise LitGPTError(f"{path} is damaged: torch cannot read it; resume from an earlier step.") from None
 
     def changes(self, run: Run) -> str:
         """Describes the settings that differ in `run`; empty: none.

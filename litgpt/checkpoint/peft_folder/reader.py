@@ -11,7 +11,6 @@ Legend: *ours* are names here, *theirs* names in the Hugging Face model.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -27,12 +26,13 @@ from litgpt.checkpoint.layout import Checkpoint
 from litgpt.checkpoint.peft_folder.header import restore, saved_settings
 from litgpt.checkpoint.reader import open_weights, read_files
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
-from litgpt.config import Config, read_json
-from litgpt.errors import LitGPTError
+from litgpt.config import Config
+from litgpt.errors import LitGPTError, escaped, quoted
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
 from litgpt.model import GPT
 from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, target_names
 from litgpt.peft.lora_layers import UPDATES
+from litgpt.reading import check_pattern, read_json, reading
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -51,6 +51,8 @@ IGNORED_KEYS = frozenset(
 KNOWN_KEYS = frozenset(
     "r lora_alpha lora_dropout rank_pattern alpha_pattern use_rslora use_dora modules_to_save init_lora_weights".split()
 )
+MAX_NAME = 200
+"""Characters of a module's name that patterns are compared with."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` with which PEFT changes the model that the updates stand beside."""
 
@@ -82,7 +84,7 @@ class LowRank:
 
 def is_peft(folder: Path) -> bool:
     """Whether PEFT's settings are in a folder."""
-    return (folder / ADAPTER_CONFIG).is_file()
+    return (folder / ADAPTER_CONFIG).exists()
 
 
 def peft_weights(folder: Path) -> Path:
@@ -106,12 +108,13 @@ def base_of_peft(folder: Path) -> Path:
         LitGPTError: The folder doesn't say.
     """
     said = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not said:
+    if not isinstance(said, str) or not said or "\0" in said:
         raise LitGPTError(
             f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path; write into it where the model is that the "
             "updates were trained on."
         )
-    return folder / said if not Path(said).exists() and (folder / said).is_dir() else Path(said)
+    with reading(str(folder / ADAPTER_CONFIG), "no file of PEFT's settings"):
+        return folder / said if not Path(said).exists() and (folder / said).is_dir() else Path(said)
 
 
 def read_peft(folder: Path, base: Checkpoint) -> tuple[LoRA, dict[str, Tensor]]:
@@ -120,37 +123,45 @@ def read_peft(folder: Path, base: Checkpoint) -> tuple[LoRA, dict[str, Tensor]]:
     Raises:
         LitGPTError: It uses what has no counterpart here, or doesn't fit the model.
     """
-    settings, file = _check_settings(read_json(folder / ADAPTER_CONFIG), folder), peft_weights(folder)
+    with reading(folder / ADAPTER_CONFIG, "no file of PEFT's settings"):
+        settings = _check_settings(read_json(folder / ADAPTER_CONFIG), folder)
+    file = peft_weights(folder)
     model = GPT.skeleton(base.config)
     theirs = read_files([file])
-    try:
-        found, saved = _import_updates(theirs, settings, WeightTable(base.config), base)
-        state, ranks, alphas = _to_state_dict(found)
-        lora = _method(settings, model, state, saved, ranks, alphas)
-        ours = saved_settings(file)
-        if ours is not None:
-            lora, state = restore(ours, lora, model, state)
-        return lora, {**state, **saved}
-    except LitGPTError as error:
-        raise LitGPTError(f"{folder}: {error}") from None
+    with reading(folder, "no folder of PEFT's updates"):
+        try:
+            found, saved = _import_updates(theirs, settings, WeightTable(base.config), base)
+            state, ranks, alphas = _to_state_dict(found)
+            lora = _method(settings, model, state, saved, ranks, alphas)
+            ours = saved_settings(file)
+            if ours is not None:
+                lora, state = restore(ours, lora, model, state)
+            return lora, {**state, **saved}
+        except LitGPTError as error:
+            raise LitGPTError(f"{folder}: {error}") from None
 
 
 def _check_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """PEFT's settings, none of which says something that is not understood here."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise LitGPTError(f"{folder} holds updates of the kind {kind}; of PEFT's kinds LORA can be used here.")
+        raise LitGPTError(f"{folder} holds updates of the kind {quoted(kind)}; of PEFT's kinds LORA can be used here.")
     if settings.get("task_type") not in (None, "CAUSAL_LM"):
-        raise LitGPTError(f"{folder} was trained for {settings['task_type']}, not to continue text (CAUSAL_LM).")
+        raise LitGPTError(
+            f"{folder} was trained for {quoted(settings['task_type'])}, not to continue text (CAUSAL_LM)."
+        )
     start = str(settings.get("init_lora_weights", True))
     if start.startswith(CHANGES_BASE):
         raise LitGPTError(
-            f"{folder} has init_lora_weights {start}, so its updates stand beside a changed model; save it in PEFT "
-            "with path_initial_model_for_weight_conversion, which makes plain LoRA of it."
+            f"{folder} has init_lora_weights {escaped(start)}, so its updates stand beside a changed model; save it in "
+            "PEFT with path_initial_model_for_weight_conversion, which makes plain LoRA of it."
         )
+    for pattern in (*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())):
+        check_pattern(pattern)
     for key, value in settings.items():
         if key not in IGNORED_KEYS | KNOWN_KEYS and value not in (None, False, "none", [], {}, ""):
-            raise LitGPTError(f"{folder} has {key}: {json.dumps(value)} in {ADAPTER_CONFIG}, which is not known here.")
+            where = f"{folder} has {escaped(key)}: {quoted(value)} in {ADAPTER_CONFIG}"
+            raise LitGPTError(f"{where}, which is not known here.")
     return settings
 
 
@@ -260,7 +271,7 @@ def _scaling(module: str, r: int, settings: Mapping[str, Any]) -> float:
 def _by_pattern(kind: str, module: str, settings: Mapping[str, Any], default: Any) -> Any:
     """PEFT's `rank_pattern` or `alpha_pattern`: the first that is the end of a name, from a dot on, counts."""
     for pattern, value in (settings.get(f"{kind}_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if len(module) <= MAX_NAME and re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
 
