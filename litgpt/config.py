@@ -322,7 +322,7 @@ class Config:
         found = family.read_hf(hf_config)
         rows = found.get("padded_vocab_size")
         config = cls(**{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides)})
-        known = name_to_config.get(name) or _by_hub_name().get(name)
+        known = (name_to_config.get(name) or _by_hub_name().get(name)) if name else None
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
