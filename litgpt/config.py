@@ -337,9 +337,10 @@ class Config:
             check_layers(hf_config)
             family = families.by_architecture(hf_config)
             found = family.read_hf(hf_config)
-            found = {"vocab_size": found.get("padded_vocab_size"), **found, "name": name, "family_name": family.name}
+            rows = found.get("padded_vocab_size")
+            found = {"vocab_size": rows, **found, "name": name, "family_name": family.name}
             config = cls(**{**found, **_checked(overrides)})
-        known = name_to_config.get(name) or _by_hub_name().get(name)
+        known = (name_to_config.get(name) or _by_hub_name().get(name)) if name else None
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))

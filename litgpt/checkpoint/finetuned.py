@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,7 +60,8 @@ class Finetuned:
             cast_owned(model, self.method.owns, dtype)
         elif isinstance(self.method, LoRA):
             unwrap_modules(model)
-            model.config.tie_embeddings = model.tied  # a head with an update is a head of its own
+            # A head with an update is a head of its own; the base's configuration stays as it is.
+            model.config = replace(model.config, tie_embeddings=model.tied)
         return model.eval()
 
     def load_into(self, model: GPT) -> None:

@@ -45,7 +45,7 @@ def check_nesting(file: IO[bytes]) -> None:
         RecursionError: Values are nested too deeply.
     """
     stack: list[int | None] = []  # how deep what is on the pickle's stack is nested; None: a mark
-    memo: dict[int, int] = {}
+    memo: dict[Any, int] = {}
     for code, argument, _ in pickletools.genops(file):
         name = code.name
         if name == "MARK":

@@ -81,7 +81,26 @@ def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], defau
     return choices[value]
 
 
-GELU = {"gelu": "none", "gelu_python": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+def pop_needed(left: dict[str, Any], key: str) -> Any:
+    """Takes a size out of a `config.json` that has no default; null is none.
+
+    Raises:
+        KeyError: It isn't there.
+    """
+    if left.get(key) is None:
+        raise KeyError(key)
+    return left.pop(key)
+
+
+def pop_silu(left: dict[str, Any]) -> None:
+    """Takes the activation out of a `config.json` of a model that has SiLU, which swish is another name of."""
+    pop_choice(left, "hidden_act", {"silu": None, "swish": None}, "silu")
+
+
+GELU = {
+    **dict.fromkeys(("gelu", "gelu_python"), "none"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "tanh"),
+}
 """`hidden_act` ↔ `gelu_approximate`."""
 
 
@@ -106,17 +125,19 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
 
 
-def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, Any]:
-    """Takes RoPE's settings out of a `config.json`, as transformers 4 or 5 writes them.
+def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes RoPE's settings out of a `config.json`, as transformers 4 (`rope_scaling`) or 5 (`rope_parameters`) writes
+    them.
 
     Returns `rope_base`, `rope_adjustments` and, where it is set, `rotary_percentage`.
 
     Raises:
         LitGPTError: A kind of RoPE scaling that is not known here.
     """
-    rope = {**(left.pop("rope_scaling", None) or {}), **(left.pop("rope_parameters", None) or {})}
-    flat = {key: left.pop(key, None) for key in ("rope_theta", "rotary_emb_base", "partial_rotary_factor")}
-    base = rope.pop("rope_theta", None) or flat["rope_theta"] or flat["rotary_emb_base"] or default_base
+    older, newer = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
+    rope = dict(older or newer or {})
+    flat = {key: left.pop(key, None) for key in ("rotary_emb_base", "rope_theta", "partial_rotary_factor")}
+    base = rope.pop("rope_theta", None) or flat["rotary_emb_base"] or flat["rope_theta"] or 10000
     found: dict[str, Any] = {"rope_base": int(base) if base == int(base) else base}
     partial = rope.pop("partial_rotary_factor", flat["partial_rotary_factor"])
     if partial is not None:

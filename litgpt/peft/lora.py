@@ -7,7 +7,6 @@ them; `mlp.experts.fc_1` for that part of every expert.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import re
@@ -23,7 +22,7 @@ from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
-from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, wrap_modules
+from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, resize_vocabulary, wrap_modules
 from litgpt.reading import check_pattern
 
 SWITCHES = {
@@ -90,6 +89,8 @@ class LoRA(Method):
     """LoRA+ (https://arxiv.org/abs/2402.12354): B learns so many times as fast as A."""
     modules_to_save: list[str] | str | None = None
     """Patterns of the modules that are trained whole, and saved beside the updates."""
+    vocabulary: int | None = None
+    """Rows of embedding and head, which are trained whole then, where these are not the model's."""
 
     suffix = ".lora"
 
@@ -141,6 +142,8 @@ class LoRA(Method):
     def attach(self, model: GPT) -> None:
         targets = self.targets(model)
         self._untie(model)
+        if self.vocabulary is not None:
+            resize_vocabulary(model, self.vocabulary)
         wrap_modules(model, lambda name, module: _wrap(name, module, targets.get(name), model.config))
         freeze_others(model, self.owns)
 
@@ -243,8 +246,7 @@ class LoRA(Method):
         """A head or an embedding that trains whole becomes a tensor of its own."""
         if model.tied and (self.saves("lm_head.weight") or self.saves("transformer.wte.weight")):
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-            model.config = copy.copy(model.config)  # the checkpoint's own stays as it is
-            model.config.tie_embeddings = False
+            model.config = dataclasses.replace(model.config, tie_embeddings=False)
 
     # -- how it is written
 
