@@ -125,7 +125,10 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": as_object(call.function.arguments)},
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": as_object(call.function.arguments.strip() or "{}"),
+                    },
                 }
                 for call in message.tool_calls
             ]
@@ -133,6 +136,11 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         given["reasoning_content"] = message.reasoning_content
         plain.append(entry | {key: value for key, value in given.items() if value is not None})
     return plain
+
+
+def _given(arguments: str) -> Any:
+    """A call's arguments as an object; an empty text and null are one without any."""
+    return as_object("{}" if arguments.strip() in ("", "null") else arguments)
 
 
 def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,6 +13,7 @@ from litgpt.deploy.backends.task import LEAST_LOGPROB, Delta, GenerationTask, To
 from litgpt.deploy.protocol import channels
 from litgpt.deploy.protocol.channels import ChannelParser
 from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.protocol.notations import Call, ToolFormat, format_of
 from litgpt.deploy.protocol.parsing import (
     characters,
     checked_schema,
@@ -27,10 +29,17 @@ from litgpt.deploy.protocol.parsing import (
 )
 from litgpt.deploy.protocol.responses import Choice, ParsedRequest, finish_reason, respond
 from litgpt.deploy.protocol.schemas import ChatRequest, Tool, ToolChoice
-from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage, ToolCallParser, ToolFormat, forced_schema, format_of
+from litgpt.deploy.protocol.tool_calls import DeltaMessage, ToolCallParser, forced_schema
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.errors import quoted
+
+log = logging.getLogger("uvicorn.error")
+
+UNKNOWN_NOTATION = (
+    "How this model writes tool calls is not known, so what it calls stands in the text as it wrote it and not in "
+    "tool_calls."
+)
 
 
 @dataclass
@@ -44,7 +53,8 @@ class ParsedChat(ParsedRequest):
     body: ChatRequest
     tool_format: ToolFormat | None = None
     """How calls are written, where there are tools."""
-    tool_names: frozenset[str] = frozenset()
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    """What each takes, as a JSON schema, by its name."""
     forced: str | None = None
     """What the answer begins with that has to be a call."""
     in_channels: bool = False
@@ -55,10 +65,10 @@ class ParsedChat(ParsedRequest):
     def parser(self) -> ToolCallParser | ChannelParser | None:
         """What separates the kinds of text in an answer; None: all of it is content."""
         if self.in_channels:
-            return ChannelParser(self.tool_names)
+            return ChannelParser(self.tools)
         if self.tool_format is None:
             return None
-        parser = ToolCallParser(self.tool_format, self.tool_names)
+        parser = ToolCallParser(self.tool_format, self.tools)
         if self.forced:
             parser.push(self.forced)
         return parser
@@ -160,12 +170,15 @@ def parse(service: Service, body: ChatRequest) -> ParsedChat:
     json_schema = response_format_schema(body.response_format, served_model)
     if tools:
         parsed.tool_format = format_of(template_source(served_model, "tool_use"))
-        parsed.tool_names = frozenset(tool.function.name for tool in tools)
+        parsed.tools = {tool.function.name: tool.function.parameters for tool in tools}
         json_schema = _force(parsed, tools, json_schema)
     elif isinstance(body.tool_choice, ToolChoice) or body.tool_choice == "required":
         raise APIError(400, "tool_choice asks for a tool, and there are no tools.", "tool_choice")
     prompt = encode(service, served_model, text + (parsed.forced or ""), "messages")
     parsed.in_channels = channels.SIGN in template_source(served_model)
+    if tools and parsed.tool_format is None and not parsed.in_channels:
+        parsed.warnings = (UNKNOWN_NOTATION,)
+        log.warning("%s: %s", served_model.name, UNKNOWN_NOTATION)
     shown = channels.MARKS if parsed.in_channels else parsed.tool_format.shown if parsed.tool_format is not None else ()
     limit = body.max_completion_tokens or body.max_tokens
     stops = stops_of(body.stop, service)
