@@ -26,7 +26,7 @@ from litgpt.engine.metrics import benchmark_dict_to_markdown_table as benchmark_
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, UnsupportedError, closest
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
@@ -233,7 +233,9 @@ class LLM(nn.Module):
         """
         self._check_whole("saved")
         if self._has_parts_beside:
-            raise LitGPTError("A model with an adapter can't be saved as a whole one; copy the folder it came from.")
+            raise UnsupportedError(
+                "A model with an adapter can't be saved as a whole one; copy the folder it came from."
+            )
         with atomic_folder(out_dir) as folder:
             if self.checkpoint_dir is not None:
                 copy_config_files(self.checkpoint_dir, folder)
@@ -443,9 +445,9 @@ class LLM(nn.Module):
     def _check_whole(self, done: str) -> None:
         """Raises a LitGPTError where the weights that it was made of are gone, or only a share of them there."""
         if is_quantized(self.model):
-            raise LitGPTError(f"A quantized model can't be {done}; load it again without quantize.")
+            raise UnsupportedError(f"A quantized model can't be {done}; load it again without quantize.")
         if self._placement is not None and not self._placement.alone:
-            raise LitGPTError(f"A model on several devices can't be {done}; load it again.")
+            raise UnsupportedError(f"A model on several devices can't be {done}; load it again.")
 
     def _note_loaded(self, source: Checkpoint | Finetuned) -> None:
         self._as_loaded = source, self.model, _versions(self.model)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 import yaml
 
 from litgpt import families
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
 from litgpt.families.base import Family
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
 
@@ -289,7 +289,7 @@ class Config:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise LitGPTError(f"There is no model configuration at {path}.") from None
+            raise MissingFileError(f"There is no model configuration at {path}.") from None
         except (yaml.YAMLError, UnicodeDecodeError):
             raise LitGPTError(f"{path} is not a YAML file of model settings.") from None
         if not isinstance(content, dict):
@@ -349,7 +349,7 @@ class Config:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
         if path.name in name_to_config or path.name in _by_hub_name():
             return cls.from_name(path.name, **overrides)
-        raise LitGPTError(
+        raise MissingFileError(
             f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds."
         )
 
@@ -473,13 +473,15 @@ def _hf_config_file(source: str | Path) -> tuple[Path, str]:
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is not None:
         if not (folder / HF_CONFIG_FILE).is_file():
-            raise LitGPTError(f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint.")
+            raise MissingFileError(
+                f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint."
+            )
         return folder / HF_CONFIG_FILE, folder.resolve().name
     if folders[0].exists():
-        raise LitGPTError(f"{source} is a file; give the folder it is in.")
+        raise MissingFolderError(f"{source} is a file; give the folder it is in.")
     repo_id, known = str(source), _by_hub_name()
     if not REPOSITORY_ID.fullmatch(repo_id):
-        raise LitGPTError(
+        raise MissingFolderError(
             f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
         )
     return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]

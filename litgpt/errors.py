@@ -42,9 +42,15 @@ class UnsupportedError(LitGPTError, NotImplementedError):
     """Something that this model, device or method cannot do."""
 
 
-def file_error(error: OSError, sentence: str) -> FileError:
-    """What to raise for a file that the system won't open or write: `sentence`, in the class that fits `error`."""
-    return (MissingFileError if isinstance(error, FileNotFoundError) else FileError)(sentence)
+class MissingCacheError(LitGPTError, TypeError):
+    """Positions for a KV cache, and no cache."""
+
+
+def file_error(error: Exception, sentence: str) -> LitGPTError:
+    """What to raise for a file that can't be opened, written or decoded: `sentence`, in the class that fits `error`."""
+    if isinstance(error, FileNotFoundError):
+        return MissingFileError(sentence)
+    return (FileError if isinstance(error, OSError) else LitGPTError)(sentence)
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, MissingFileError, closest
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_NAME_BYTES = 255
@@ -55,7 +55,7 @@ def fetch_file(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Pa
         try:
             return Path(hf_hub_download(repo_id, name))
         except errors.RemoteEntryNotFoundError:
-            raise LitGPTError(f"The repository {repo_id} has no {name}.") from None
+            raise MissingFileError(f"The repository {repo_id} has no {name}.") from None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.checkpoint.peft_folder.reader import base_of_peft, is_peft, peft_weights, read_peft
 from litgpt.checkpoint.reader import load_model, load_pth
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Full, Method, load_owned, unwrap_modules
@@ -161,7 +161,7 @@ def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
     except LitGPTError:
         raise
     except FileNotFoundError:
-        raise LitGPTError(
+        raise MissingFileError(
             f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):

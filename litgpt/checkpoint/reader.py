@@ -21,7 +21,7 @@ from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, MissingFileError, one_line
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, replace_linears
@@ -205,7 +205,7 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
-        raise LitGPTError(f"There is no file {path}.") from None
+        raise MissingFileError(f"There is no file {path}.") from None
     except pickle.UnpicklingError:
         raise LitGPTError(
             f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
@@ -225,7 +225,7 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
         LitGPTError: The file can't be read, or lacks one of them.
     """
     if not path.is_file():
-        raise LitGPTError(f"There is no Trainer checkpoint {path}.")
+        raise MissingFileError(f"There is no Trainer checkpoint {path}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except UNREADABLE as error:

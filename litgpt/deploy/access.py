@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt.deploy.protocol.errors import APIError
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, file_error
 
 VARIABLES = ("LITGPT_API_KEY", "LIT_SERVER_API_KEY")
 """Read where the command line has no key; the second one is LitServe's."""
@@ -66,7 +66,7 @@ def read_keys(given: str | None, file: Path | None) -> Keys:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            raise LitGPTError(f"--api_key_file {file} can't be read ({reason}).") from None
+            raise file_error(error, f"--api_key_file {file} can't be read ({reason}).") from None
         found = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise LitGPTError(f"--api_key_file {file} holds no key; write one a line.")

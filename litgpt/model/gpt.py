@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingCacheError
 from litgpt.model.attention import (
     AttentionContext,
     CausalSelfAttention,
@@ -125,7 +125,7 @@ class GPT(nn.Module):
         span = None
         if input_pos is not None:
             if self.kv_cache is None:
-                raise LitGPTError("There is no KV cache for input_pos; call set_kv_cache() first.")
+                raise MissingCacheError("There is no KV cache for input_pos; call set_kv_cache() first.")
             firsts = input_pos.reshape(-1, input_pos.size(-1))[:, 0].tolist()
             span = Span(self.kv_cache, slice(0, idx.size(0)), firsts * idx.size(0) if len(firsts) == 1 else firsts)
         hidden = self.hidden(idx, span=span)

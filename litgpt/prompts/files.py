@@ -62,6 +62,8 @@ def load_prompt_style(checkpoint_dir: str | Path) -> PromptStyle:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         path, arguments = content["class_path"], content.get("init_args") or {}
         return by_path[path](**arguments).for_checkpoint(checkpoint_dir)
+    except LitGPTError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError):
         raise LitGPTError(
             f"{file} is no prompt style; it should read `class_path: litgpt.prompts.Alpaca`, say."

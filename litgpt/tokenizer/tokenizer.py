@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, UnsupportedError, one_line
 from litgpt.tokenizer.backends import SentencePieceBackend, TokenizerBackend, TokenizersBackend
 from litgpt.tokenizer.files import (
     TOKENIZER_CONFIG,
@@ -51,7 +51,7 @@ class Tokenizer:
         self.checkpoint_dir = Path(checkpoint_dir)
         self.model_name = self.checkpoint_dir.name
         if not self.checkpoint_dir.is_dir():
-            raise LitGPTError(f"There is no folder {self.checkpoint_dir} to take a tokenizer from.")
+            raise MissingFolderError(f"There is no folder {self.checkpoint_dir} to take a tokenizer from.")
         self._settings = optional_json(self.checkpoint_dir / TOKENIZER_CONFIG)
         self._special = special_tokens(self.checkpoint_dir)
         self._backend = _open_backend(self.checkpoint_dir, self._settings, self._special)
@@ -189,14 +189,14 @@ class Tokenizer:
         if not bos:
             return []
         if self.bos_id is None:
-            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no BOS token to open a text with.")
+            raise UnsupportedError(f"The tokenizer in {self.checkpoint_dir} has no BOS token to open a text with.")
         return self._opening if self.use_bos else [self.bos_id]
 
     def _closing_for(self, eos: bool) -> list[int]:
         if not eos:
             return []
         if self.eos_id is None:
-            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no EOS token to end a text with.")
+            raise UnsupportedError(f"The tokenizer in {self.checkpoint_dir} has no EOS token to end a text with.")
         return [self.eos_id]
 
     def _cannot_encode(self, texts: Sequence[str], error: Exception) -> LitGPTError:
@@ -225,10 +225,10 @@ def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str
         return TokenizersBackend(_read_gpt2_files(folder, settings), settings)
     other = next((name for name in ("tekken.json", "tiktoken.model") if (folder / name).is_file()), None)
     if other:
-        raise LitGPTError(
+        raise MissingFileError(
             f"{folder} has its tokenizer as {other} only, which is not read here; add its {TOKENIZER_JSON}."
         )
-    raise LitGPTError(
+    raise MissingFileError(
         f"{folder} has no {TOKENIZER_JSON} or {TOKENIZER_MODEL}; "
         "`litgpt download ORG/NAME --tokenizer_only true` fetches a tokenizer."
     )

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, file_error
 from litgpt.prompts.base import public_path
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def file_hash(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
     except OSError as error:
-        raise LitGPTError(f"{path} can't be read ({error.strerror or error}).") from None
+        raise file_error(error, f"{path} can't be read ({error.strerror or error}).") from None
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> bytes:
