@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import yaml
 
 from litgpt import families
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
 from litgpt.families.base import Family
+from litgpt.families.field_types import as_number, fits
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
 
 CONFIG_FILE = "model_config.yaml"
@@ -161,6 +163,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_values()
+        self.name = self.name or str(self.hf_config.get("name", ""))
         for own, value in self._derived().items():
             if getattr(self, own) is None:
                 setattr(self, own, value)
@@ -198,7 +201,7 @@ class Config:
         """Refuses what no model can have, by name."""
         for name, hint in _types().items():
             value = getattr(self, name)
-            if not _fits(value, hint):
+            if not fits(value, hint):
                 wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
                 raise LitGPTError(f"The model setting {name} is {value!r}; it must be of the kind {wanted}.")
         for name in (*SIZES, *COUNTS):
@@ -209,7 +212,7 @@ class Config:
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
-                if not _fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
+                if not fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
                     raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {size!r}.")
         if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
             raise LitGPTError(
@@ -228,6 +231,18 @@ class Config:
             return int(self.latent_attention["qk_rope_head_dim"])
         assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
+
+    @property
+    def mlp_class(self) -> type[Any]:
+        """The class in `litgpt.model` that `mlp_class_name` names; this needs torch, as `norm_class` does."""
+        found: type[Any] = getattr(import_module("litgpt.model"), self.mlp_class_name)
+        return found
+
+    @property
+    def norm_class(self) -> Callable[..., Any]:
+        """What makes a norm of this model: `norm_class(size, eps=…)`."""
+        found: Callable[..., Any] = import_module("litgpt.model.norm").norm_class(self)
+        return found
 
     @cached_property
     def family(self) -> Family:
@@ -271,12 +286,12 @@ class Config:
         Raises:
             LitGPTError: The name is not known.
         """
-        row = name_to_config.get(name) or _by_hub_name().get(name) or _by_hub_name().get(name.rsplit("/", 1)[-1])
+        row = name_to_config.get(name) or _by_hub_name().get(name)
         if row is None:
             raise LitGPTError(
                 f"{name!r} is not a known model name.{closest(name, name_to_config)} `litgpt download list` shows all."
             )
-        return cls(**{**deepcopy(row), **_checked(overrides)})
+        return cls(**{**deepcopy(row), **_checked(overrides, cls)})
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> Self:
@@ -294,9 +309,9 @@ class Config:
             raise LitGPTError(f"{path} is not a YAML file of model settings.") from None
         if not isinstance(content, dict):
             raise LitGPTError(f"{path} is empty or not a YAML mapping of model settings.")
-        numbers = {key: _number(content[key]) for key, hint in _types().items() if key in content and _fits(0.5, hint)}
+        numbers = {key: as_number(content[key]) for key, hint in _types().items() if key in content and fits(0.5, hint)}
         try:
-            return cls(**{**_checked(content), **numbers, **_checked(overrides)})
+            return cls(**{**_checked(content, cls), **numbers, **_checked(overrides, cls)})
         except LitGPTError as error:
             raise LitGPTError(f"{path} can't be used: {error}") from None
 
@@ -321,7 +336,9 @@ class Config:
         family = families.by_architecture(hf_config)
         found = family.read_hf(hf_config)
         rows = found.get("padded_vocab_size")
-        config = cls(**{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides)})
+        config = cls(
+            **{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides, cls)}
+        )
         known = name_to_config.get(name) or _by_hub_name().get(name)
         if known is None or overrides:
             return config
@@ -358,6 +375,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """LitGPT's 51 keys, and of ours those that a reader of the others could not derive."""
         values = asdict(self)
+        values = {entry.name: values[entry.name] for entry in fields(Config)}  # without those that a subclass adds
         derived = {**OWN_DEFAULTS, **self._derived()}
         own = {key for key in OWN_DEFAULTS if values[key] != derived[key]} - {"tie_embeddings"}
         if own == {"family_name"}:
@@ -421,31 +439,8 @@ def _types() -> dict[str, Any]:
     return get_type_hints(Config)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin, choices = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in choices
-    if origin is list:
-        return isinstance(value, list) and all(_fits(entry, choices[0]) for entry in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if choices:
-        return any(_fits(value, choice) for choice in choices)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _number(value: Any) -> Any:
-    """`1e-5` is a text to YAML, which wants a point in it."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    known = [entry.name for entry in fields(Config)]
+def _checked(values: dict[str, Any], cls: type[Config]) -> dict[str, Any]:
+    known = [entry.name for entry in fields(cls)]
     for key in values:
         if key not in known:
             raise LitGPTError(f"{key!r} is not a model setting.{closest(str(key), known)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 
 
 class LitGPTError(ValueError):
@@ -42,6 +44,13 @@ class UnsupportedError(LitGPTError, NotImplementedError):
     """Something that this model, device or method cannot do."""
 
 
+class UnknownNameError(LitGPTError, KeyError):
+    """A name that is not in a table."""
+
+    __str__ = Exception.__str__
+    """A KeyError's would put quotes around the sentence."""
+
+
 class MissingCacheError(LitGPTError, TypeError):
     """Positions for a KV cache, and no cache."""
 
@@ -51,6 +60,12 @@ def file_error(error: Exception, sentence: str) -> LitGPTError:
     if isinstance(error, FileNotFoundError):
         return MissingFileError(sentence)
     return (FileError if isinstance(error, OSError) else LitGPTError)(sentence)
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Warns of something that is left out, once a process, as one line on stderr."""
+    print(f"litgpt: {sentence}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

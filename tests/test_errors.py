@@ -58,6 +58,7 @@ RIGHTLY = {
     ("checkpoint/weights.py", "self._combine(ours, parts)"): "calls torch alone",
     ("checkpoint/reader.py", "Tensors(tuple(handle.keys()), handle.get_tensor)"): "fills two fields",
     ("data/storage/token_cache.py", "self._open(file)"): "raises a bare ValueError",
+    ("tokenizer/backends.py", "find(token)"): "a method of another library's object",
     ("data/token_files.py", "_PlainUnpickler(file)"): "raises the pickle module's errors",
 }
 """The `try`s that may catch everything, by file and the piece of code in question, and why."""
@@ -181,6 +182,12 @@ def test_what_is_missing_is_raised_as_callers_catch_it(what: str, tmp_path: Path
     with pytest.raises(expected) as raised:
         call(tmp_path)
     assert isinstance(raised.value, LitGPTError)
+
+
+def test_an_unknown_name_is_a_key_error() -> None:
+    with pytest.raises(KeyError) as raised:
+        PromptStyle.from_name("no-such-style")
+    assert str(raised.value).startswith("Unknown prompt style 'no-such-style'.")
 
 
 @pytest.mark.parametrize(

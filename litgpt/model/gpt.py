@@ -7,7 +7,7 @@ LitGPT's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class GPT(nn.Module):
     `GPT.skeleton` builds it without memory; load weights into that with `assign=True`: nothing is initialised in vain.
     """
 
+    config_class: ClassVar[type[Config]] = Config
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.padded_vocab_size is not None
@@ -56,7 +58,7 @@ class GPT(nn.Module):
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> Self:
         """A model of a named size, with fresh weights."""
-        return cls(Config.from_name(name, **overrides))
+        return cls(cls.config_class.from_name(name, **overrides))
 
     @classmethod
     def skeleton(cls, config: Config) -> Self:
@@ -283,17 +285,17 @@ class Backbone(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, one after the other or side by side (`parallel_residual`)."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, block_idx: int) -> None:
         super().__init__()
         self.config = config
         self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = GatedDeltaNet(config, layer) if config.linear(layer) else attention(config, layer)
+        self.attn = GatedDeltaNet(config, block_idx) if config.linear(block_idx) else attention(config, block_idx)
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
             self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
-        self.mlp = (LLaMAMLP if config.dense(layer) else MLPS[config.mlp_class_name])(config)
+        self.mlp = (LLaMAMLP if config.dense(block_idx) else MLPS[config.mlp_class_name])(config)
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from litgpt.errors import LitGPTError, file_error
 from litgpt.prompts.base import public_path
+from litgpt.tokenizer.backends import FOREIGN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +148,7 @@ def cached_token_file(
     from litgpt.checkpoint.atomic import atomic_file
 
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    if folder is None:
+    if folder is None or tokenizer.backend == FOREIGN:  # what makes the ids of a foreign one can't be hashed
         with tempfile.TemporaryFile() as nameless:
             _write_all(TokenWriter(nameless, dtype), write)
             return TokenFile(nameless, "The temporary token file")
