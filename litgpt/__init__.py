@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and find_spec(f"litgpt.{name}"):  # after LitGPT's `import litgpt`, all of it is there
+        return import_module(f"litgpt.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'litgpt' has no attribute '{name}'")
     value = getattr(import_module(_HOME[name]), name)

@@ -54,6 +54,8 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
         "litgpt.scripts.data_preview:data_preview",
         "Show what a model would learn from data: samples, lengths, what is cut.",
     ),
+    "prepare_starcoder": ("litgpt.data.prepare_starcoder:prepare", "Tokenize StarCoder's files for pretraining."),
+    "prepare_slimpajama": ("litgpt.data.prepare_slimpajama:prepare", "Tokenize SlimPajama's files for pretraining."),
     "demo": ("litgpt.demo:demo", "Pretrain, finetune and talk with a small model in a few minutes."),
 }
 """Command -> `module:function` (None: not built yet) and a one-line summary. LitGPT's come first, in its order."""

@@ -26,7 +26,7 @@ from litgpt.engine.metrics import benchmark_dict_to_markdown_table as benchmark_
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, UnsupportedError, closest, quoted
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
@@ -63,18 +63,21 @@ class LLM(nn.Module):
     def __init__(
         self,
         model: GPT,
-        preprocessor: Preprocessor,
-        prompt_style: PromptStyle,
+        preprocessor: Preprocessor | None = None,
+        prompt_style: PromptStyle | None = None,
+        *,
         checkpoint_dir: Path | None = None,
         dtype: torch.dtype | None = None,
+        fixed_kv_cache_size: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.preprocessor = preprocessor
-        self.prompt_style = prompt_style
+        """None: the model takes and gives logits only."""
+        self.prompt_style = prompt_style or PromptStyle.from_config(model.config)
         self.checkpoint_dir = checkpoint_dir
         """Where the tokenizer and the configuration are, and the weights if they were loaded from there."""
-        self.fixed_kv_cache_size: int | None = None
+        self.fixed_kv_cache_size = fixed_kv_cache_size
         """Tokens that the KV cache has room for; None: it grows as needed."""
         self._dtype = dtype
         self._engine: Engine | None = None
@@ -118,7 +121,7 @@ class LLM(nn.Module):
                 raise LitGPTError("A model with fresh weights has no tokenizer of its own; give tokenizer_dir.")
             folder = Path(tokenizer_dir)
             gpt = GPT(Config.from_name(str(model)))
-            llm = cls(gpt, Preprocessor(Tokenizer(folder)), prompt_style_for(folder, gpt.config), folder)
+            llm = cls(gpt, Preprocessor(Tokenizer(folder)), prompt_style_for(folder, gpt.config), checkpoint_dir=folder)
         else:
             llm = cls._pretrained(auto_download(model, access_token), tokenizer_dir)
         if distribute == "auto":
@@ -129,7 +132,7 @@ class LLM(nn.Module):
     def _pretrained(cls, folder: Path, tokenizer_dir: str | Path | None) -> LLM:
         source = find_source(folder)
         base, style = prompting_of(source)
-        llm = cls(open_model(source), Preprocessor(Tokenizer(tokenizer_dir or base)), style, base)
+        llm = cls(open_model(source), Preprocessor(Tokenizer(tokenizer_dir or base)), style, checkpoint_dir=base)
         llm._has_parts_beside = isinstance(source, Finetuned) and not isinstance(source.method, LoRA)
         llm._note_loaded(source)
         return llm
@@ -173,7 +176,8 @@ class LLM(nn.Module):
             self._check_whole("distributed again")
             placement.move(self.model)
         self._placement, self._dtype = placement, placement.compute_dtype
-        self.preprocessor.device = self.device
+        if self.preprocessor is not None:
+            self.preprocessor.device = self.device
         self.fixed_kv_cache_size = size
         self._engine = None
 
@@ -191,7 +195,8 @@ class LLM(nn.Module):
         self._check_whole("trained")
         self.model.to(device="cpu", dtype=torch.float32).train().requires_grad_(True)
         self._as_loaded, self._engine, self._dtype = None, None, None
-        self.preprocessor.device = torch.device("cpu")
+        if self.preprocessor is not None:
+            self.preprocessor.device = torch.device("cpu")
         if trainer_ckpt is not None:
             self.model.load_state_dict(trainer_weights(Path(trainer_ckpt), list(self.model.state_dict())))
 
@@ -204,8 +209,19 @@ class LLM(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
+        """The tokenizer.
+
+        Raises:
+            LitGPTError: The model was made without one.
+        """
+        if self.preprocessor is None:
+            raise LitGPTError("This LLM was made without a tokenizer: give it a Preprocessor.")
         return self.preprocessor.tokenizer
+
+    @property
+    def fabric(self) -> Any:
+        """Lightning Fabric for where the model is, in its precision; None where it was not distributed."""
+        return None if self._placement is None else self._placement.fabric()
 
     @property
     def device(self) -> torch.device:
@@ -221,11 +237,11 @@ class LLM(nn.Module):
         self._as_loaded = None
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def save(self, out_dir: str | Path, prompt_style: PromptStyle | None = None) -> None:
+    def save(self, out_dir: str | Path | None = None, prompt_style: PromptStyle | None = None) -> None:
         """Writes a complete LitGPT checkpoint folder.
 
         Args:
-            out_dir: The folder.
+            out_dir: The folder; None: one in `out/` that is named as the model.
             prompt_style: The style to note in it, if not the model's own.
 
         Raises:
@@ -233,8 +249,10 @@ class LLM(nn.Module):
         """
         self._check_whole("saved")
         if self._has_parts_beside:
-            raise LitGPTError("A model with an adapter can't be saved as a whole one; copy the folder it came from.")
-        with atomic_folder(out_dir) as folder:
+            raise UnsupportedError(
+                "A model with an adapter can't be saved as a whole one; copy the folder it came from."
+            )
+        with atomic_folder(out_dir or Path("out") / (self.config.name or "llm")) as folder:
             if self.checkpoint_dir is not None:
                 copy_config_files(self.checkpoint_dir, folder)
             self.config.save(folder)
@@ -389,7 +407,7 @@ class LLM(nn.Module):
 
     @property
     def _inference_model(self) -> InferenceModel:
-        return InferenceModel(self.model, self.tokenizer, self.prompt_style, self._dtype)
+        return InferenceModel(self.model, Tokenizer.of(self.tokenizer), self.prompt_style, self._dtype)
 
     def _submit(
         self, prompts: Sequence[list[int]], max_new_tokens: int, as_ids: bool = False, **settings: Any
@@ -443,9 +461,9 @@ class LLM(nn.Module):
     def _check_whole(self, done: str) -> None:
         """Raises a LitGPTError where the weights that it was made of are gone, or only a share of them there."""
         if is_quantized(self.model):
-            raise LitGPTError(f"A quantized model can't be {done}; load it again without quantize.")
+            raise UnsupportedError(f"A quantized model can't be {done}; load it again without quantize.")
         if self._placement is not None and not self._placement.alone:
-            raise LitGPTError(f"A model on several devices can't be {done}; load it again.")
+            raise UnsupportedError(f"A model on several devices can't be {done}; load it again.")
 
     def _note_loaded(self, source: Checkpoint | Finetuned) -> None:
         self._as_loaded = source, self.model, _versions(self.model)

@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,7 @@ class TrainArgs:
 
     def __post_init__(self) -> None:
         if self.lr_warmup_fraction is not None:
-            if self.lr_warmup_steps:
+            if self.lr_warmup_fraction and self.lr_warmup_steps:
                 raise LitGPTError(
                     "train.lr_warmup_fraction and train.lr_warmup_steps exclude each other: set one of them to null."
                 )
@@ -228,7 +228,9 @@ class LogArgs:
     """Name under which checkpoints are uploaded (LitLogger)."""
 
 
-def inherits(base: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def inherits(
+    base: Callable[..., Any], last: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the parameters of `base`, with their types, defaults and meanings, besides its own.
 
     The command takes them by `**inherited`. Parameters that both have stand where `base` has them, in the command's
@@ -236,12 +238,13 @@ def inherits(base: Callable[..., Any]) -> Callable[[Callable[..., None]], Callab
 
     Args:
         base: Another command, or a dataclass of options; its docstring says in `Args:` what each parameter means.
+        last: Parameters that are to stand behind all others, so that each has the position that it has in LitGPT.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         theirs = inspect.signature(base).parameters
         own = {n: p for n, p in inspect.signature(command).parameters.items() if p.kind is not p.VAR_KEYWORD}
-        names = _merged([*own], [*theirs])
+        names = sorted(_merged([*own], [*theirs]), key=lambda name: name in last)
         hints = typing.get_type_hints(base) | typing.get_type_hints(command)
         meanings = _meanings(base) | _meanings(command)
         signature = inspect.Signature(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import yaml
 
 from litgpt import families
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
 from litgpt.families.base import Family
+from litgpt.families.field_types import as_number, fits
 from litgpt.families.hf_config import MAX_LAYERS, check_layers
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
 from litgpt.reading import read_json, read_yaml, reading
@@ -168,6 +170,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_values()
+        self.name = self.name or str(self.hf_config.get("name", ""))
         for own, value in self._derived().items():
             if getattr(self, own) is None:
                 setattr(self, own, value)
@@ -205,7 +208,7 @@ class Config:
         """Refuses what no model can have, by name."""
         for name, hint in _types().items():
             value = getattr(self, name)
-            if not _fits(value, hint):
+            if not fits(value, hint):
                 wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
                 raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be of the kind {wanted}.")
             if isinstance(value, float) and not math.isfinite(value):
@@ -221,7 +224,7 @@ class Config:
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
-                if not _fits(size, int | None if part == "q_lora_rank" else int) or (
+                if not fits(size, int | None if part == "q_lora_rank" else int) or (
                     size is not None and not 0 < size <= MAX_SIZE
                 ):
                     raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
@@ -242,6 +245,18 @@ class Config:
             return int(self.latent_attention["qk_rope_head_dim"])
         assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
+
+    @property
+    def mlp_class(self) -> type[Any]:
+        """The class in `litgpt.model` that `mlp_class_name` names; this needs torch, as `norm_class` does."""
+        found: type[Any] = getattr(import_module("litgpt.model"), self.mlp_class_name)
+        return found
+
+    @property
+    def norm_class(self) -> Callable[..., Any]:
+        """What makes a norm of this model: `norm_class(size, eps=…)`."""
+        found: Callable[..., Any] = import_module("litgpt.model.norm").norm_class(self)
+        return found
 
     @cached_property
     def family(self) -> Family:
@@ -287,13 +302,13 @@ class Config:
         Raises:
             LitGPTError: The name is not known.
         """
-        row = name_to_config.get(name) or _by_hub_name().get(name) or _by_hub_name().get(name.rsplit("/", 1)[-1])
+        row = name_to_config.get(name) or _by_hub_name().get(name)
         if row is None:
             raise LitGPTError(
                 f"{quoted(name)} is not a known model name.{closest(name, name_to_config)} "
                 "`litgpt download list` shows all."
             )
-        return cls(**{**deepcopy(row), **_checked(overrides)})
+        return cls(**{**deepcopy(row), **_checked(overrides, cls)})
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> Self:
@@ -304,14 +319,14 @@ class Config:
         """
         path = Path(path)
         if not path.exists():
-            raise LitGPTError(f"There is no model configuration at {path}.")
+            raise MissingFileError(f"There is no model configuration at {path}.")
         content = read_yaml(path, MODEL_SETTINGS)
         if not isinstance(content, dict):
             raise LitGPTError(f"{path} is empty or not a YAML mapping of model settings.")
-        numbers = {key: _number(content[key]) for key, hint in _types().items() if key in content and _fits(0.5, hint)}
+        numbers = {key: as_number(content[key]) for key, hint in _types().items() if key in content and fits(0.5, hint)}
         with reading(path, MODEL_SETTINGS):
             try:
-                return cls(**{**_checked(content), **numbers, **_checked(overrides)})
+                return cls(**{**_checked(content, cls), **numbers, **_checked(overrides, cls)})
             except LitGPTError as error:
                 raise LitGPTError(f"{path} can't be used: {error}") from None
 
@@ -339,7 +354,7 @@ class Config:
             found = family.read_hf(hf_config)
             rows = found.get("padded_vocab_size")
             found = {"vocab_size": rows, **found, "name": name, "family_name": family.name}
-            config = cls(**{**found, **_checked(overrides)})
+            config = cls(**{**found, **_checked(overrides, cls)})
         known = (name_to_config.get(name) or _by_hub_name().get(name)) if name else None
         if known is None or overrides:
             return config
@@ -367,7 +382,7 @@ class Config:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
         if path.name in name_to_config or path.name in _by_hub_name():
             return cls.from_name(path.name, **overrides)
-        raise LitGPTError(
+        raise MissingFileError(
             f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds."
         )
 
@@ -376,6 +391,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """LitGPT's 51 keys, and of ours those that a reader of the others could not derive."""
         values = asdict(self)
+        values = {entry.name: values[entry.name] for entry in fields(Config)}  # without those that a subclass adds
         derived = {**OWN_DEFAULTS, **self._derived()}
         own = {key for key in OWN_DEFAULTS if values[key] != derived[key]} - {"tie_embeddings"}
         if own == {"family_name"}:
@@ -439,31 +455,8 @@ def _types() -> dict[str, Any]:
     return get_type_hints(Config)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin, choices = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in choices
-    if origin is list:
-        return isinstance(value, list) and all(_fits(entry, choices[0]) for entry in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if choices:
-        return any(_fits(value, choice) for choice in choices)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _number(value: Any) -> Any:
-    """`1e-5` is a text to YAML, which wants a point in it."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    known = [entry.name for entry in fields(Config)]
+def _checked(values: dict[str, Any], cls: type[Config]) -> dict[str, Any]:
+    known = [entry.name for entry in fields(cls)]
     for key in values:
         if key not in known:
             raise LitGPTError(f"{quoted(key)} is not a model setting.{closest(str(key), known)}")
@@ -476,13 +469,15 @@ def _hf_config_file(source: str | Path) -> tuple[Path, str]:
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is not None:
         if not (folder / HF_CONFIG_FILE).is_file():
-            raise LitGPTError(f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint.")
+            raise MissingFileError(
+                f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint."
+            )
         return folder / HF_CONFIG_FILE, folder.resolve().name
     if folders[0].exists():
-        raise LitGPTError(f"{source} is a file; give the folder it is in.")
+        raise MissingFolderError(f"{source} is a file; give the folder it is in.")
     repo_id, known = str(source), _by_hub_name()
     if not REPOSITORY_ID.fullmatch(repo_id):
-        raise LitGPTError(
+        raise MissingFolderError(
             f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
         )
     return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 from itertools import islice
 
 MAX_QUOTED = 200
@@ -55,9 +57,28 @@ class UnsupportedError(LitGPTError, NotImplementedError):
     """Something that this model, device or method cannot do."""
 
 
-def file_error(error: OSError, sentence: str) -> FileError:
-    """What to raise for a file that the system won't open or write: `sentence`, in the class that fits `error`."""
-    return (MissingFileError if isinstance(error, FileNotFoundError) else FileError)(sentence)
+class UnknownNameError(LitGPTError, KeyError):
+    """A name that is not in a table."""
+
+    __str__ = Exception.__str__
+    """A KeyError's would put quotes around the sentence."""
+
+
+class MissingCacheError(LitGPTError, TypeError):
+    """Positions for a KV cache, and no cache."""
+
+
+def file_error(error: Exception, sentence: str) -> LitGPTError:
+    """What to raise for a file that can't be opened, written or decoded: `sentence`, in the class that fits `error`."""
+    if isinstance(error, FileNotFoundError):
+        return MissingFileError(sentence)
+    return (FileError if isinstance(error, OSError) else LitGPTError)(sentence)
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Warns of something that is left out, once a process, as one line on stderr."""
+    print(f"litgpt: {sentence}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

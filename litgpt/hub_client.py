@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import MAX_QUOTED, LitGPTError, closest, escaped, one_line, quoted
+from litgpt.errors import MAX_QUOTED, LitGPTError, MissingFileError, closest, escaped, one_line, quoted
 from litgpt.reading import is_failure
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -56,7 +56,7 @@ def fetch_file(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Pa
         try:
             return Path(hf_hub_download(repo_id, name))
         except errors.RemoteEntryNotFoundError:
-            raise LitGPTError(f"The repository {repo_id} has no {name}.") from None
+            raise MissingFileError(f"The repository {repo_id} has no {name}.") from None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, MissingPackageError, UnsupportedError, closest, file_error, quoted
 from litgpt.kernels.linear import has_bfloat16
 from litgpt.quantize import check_quantization
 
@@ -58,11 +58,11 @@ def pick_device(name: str = "auto") -> torch.device:
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
     if kind == "cuda" and not torch.cuda.is_available():
-        raise LitGPTError(
+        raise UnsupportedError(
             f"The device {name} was asked for, but torch sees no CUDA GPU here; use cpu, or install torch with CUDA."
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise LitGPTError("The device mps was asked for, but it needs a Mac with Apple silicon; use cpu.")
+        raise UnsupportedError("The device mps was asked for, but it needs a Mac with Apple silicon; use cpu.")
     device = torch.device(name)
     if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise LitGPTError(
@@ -117,7 +117,7 @@ def training_precision(precision: str | None, device: torch.device | str) -> str
     if chosen == "16-mixed" and kind != "cuda":
         raise LitGPTError(f"16-mixed needs a CUDA GPU, and this is a {kind} device; use bf16-mixed or 32-true.")
     if kind == "mps" and chosen != "32-true":
-        raise LitGPTError(f"{chosen} is not supported on mps; use 32-true.")
+        raise UnsupportedError(f"{chosen} is not supported on mps; use 32-true.")
     return chosen
 
 
@@ -281,7 +281,7 @@ def output_dir(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise LitGPTError(f"Cannot write to {folder} ({error.strerror}); choose another --out_dir.") from None
+        raise file_error(error, f"Cannot write to {folder} ({error.strerror}); choose another --out_dir.") from None
     return folder
 
 
@@ -306,7 +306,9 @@ def check_compiler(device: torch.device, flag: str = "--compile true") -> None:
     """Raises a LitGPTError that names `flag` where `torch.compile` has nothing to compile with."""
     if device.type == "cuda":
         if find_spec("triton") is None:
-            raise LitGPTError(f"{flag} needs triton; install it with `pip install triton`, or leave the flag out.")
+            raise MissingPackageError(
+                f"{flag} needs triton; install it with `pip install triton`, or leave the flag out."
+            )
     elif device.type == "cpu":
         compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
         if not any(shutil.which(name) for name in compilers if name):

@@ -28,7 +28,7 @@ LAYERS = {
     3: "checkpoint tokenizer prompts",
     4: "runtime data",
     5: "training engine",
-    6: "pretrain finetune generate chat deploy eval scripts api demo",
+    6: "pretrain finetune generate chat deploy eval scripts api demo utils",
     7: "__main__ cli",
 }
 """Layer -> the modules and packages at the top; imports go downwards or stay in their layer."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 import ast
 import builtins
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import litgpt
-from litgpt import errors
+from litgpt import LLM, Config, PromptStyle, Tokenizer, errors
+from litgpt.args import TrainArgs
+from litgpt.checkpoint.finetuned import read_hyperparameters
+from litgpt.checkpoint.layout import find_checkpoint
+from litgpt.data import JSON
+from litgpt.data.storage.data_files import read_rows
 from litgpt.errors import LitGPTError
+from litgpt.scripts.merge_lora import merge_lora
 
 PACKAGE = Path(litgpt.__file__).parent
 TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
@@ -54,6 +60,7 @@ RIGHTLY = {
     ("checkpoint/weights.py", "self._combine(ours, parts)"): "calls torch alone",
     ("checkpoint/reader.py", "Tensors(tuple(handle.keys()), handle.get_tensor)"): "fills two fields",
     ("data/storage/token_cache.py", "self._open(file)"): "raises a bare ValueError",
+    ("tokenizer/backends.py", "find(token)"): "a method of another library's object",
     ("data/token_files.py", "_PlainUnpickler(file)"): "raises the pickle module's errors",
 }
 """The `try`s that may catch everything, by file and the piece of code in question, and why."""
@@ -153,3 +160,48 @@ with suppress(ValueError):
 def test_every_error_says_its_sentence_and_survives_a_process(cls: type[LitGPTError]) -> None:
     error = pickle.loads(pickle.dumps(cls("There is no folder x.")))
     assert type(error) is cls and isinstance(error, ValueError) and str(error) == "There is no folder x."
+
+
+MISSING: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
+    "a model's configuration": (lambda path: Config.from_file(path / "model_config.yaml"), FileNotFoundError),
+    "a folder without one": (lambda path: Config.from_checkpoint(path), FileNotFoundError),
+    "a folder to convert": (lambda path: Config.from_hf(path), FileNotFoundError),
+    "a tokenizer's folder": (lambda path: Tokenizer(path / "absent"), NotADirectoryError),
+    "a tokenizer's files": (lambda path: Tokenizer(path), FileNotFoundError),
+    "a checkpoint": (lambda path: LLM.load(str(path / "absent")), FileNotFoundError),
+    "weights": (lambda path: find_checkpoint(path), FileNotFoundError),
+    "a data file": (lambda path: list(read_rows(path / "absent.jsonl")), FileNotFoundError),
+    "a folder's data files": (lambda path: JSON(path).setup(), FileNotFoundError),
+    "a run to merge": (lambda path: merge_lora(path), FileNotFoundError),
+    "settings of a run": (lambda path: read_hyperparameters(path, ".lora"), FileNotFoundError),
+}
+"""What is not there → what needs it, in an empty folder, and what LitGPT raises then."""
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_is_raised_as_callers_catch_it(what: str, tmp_path: Path) -> None:
+    call, expected = MISSING[what]
+    with pytest.raises(expected) as raised:
+        call(tmp_path)
+    assert isinstance(raised.value, LitGPTError)
+
+
+def test_an_unknown_name_is_a_key_error() -> None:
+    with pytest.raises(KeyError) as raised:
+        PromptStyle.from_name("no-such-style")
+    assert str(raised.value).startswith("Unknown prompt style 'no-such-style'.")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Config.from_name("no-such-model"),
+        lambda: Config(n_embd=64, n_head=4, mlp_class_name="LLaMAMLP"),
+        lambda: TrainArgs(lr_warmup_steps=100, lr_warmup_fraction=0.1),
+        lambda: PromptStyle.from_name("no-such-style"),
+        lambda: LLM.load("pythia-14m", init="perhaps"),
+    ],
+)
+def test_a_wrong_value_is_a_value_error(call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError):
+        call()

@@ -58,5 +58,5 @@ def main(
     print_status(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
     prepare_input()
     session = ChatSession(inference_model, engine, sampling, max_new_tokens)
-    session.set_system_prompt(sys_prompt)
+    session.set_system_prompt(inference_model.fitting_system_prompt(sys_prompt))
     Terminal(session, multiline).run()

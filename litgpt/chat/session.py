@@ -13,7 +13,7 @@ from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, closest, file_error, quoted
 from litgpt.prompts.base import Message
 
 SETTINGS: dict[str, Callable[[str], float]] = {
@@ -133,7 +133,7 @@ class ChatSession:
             system, messages = content["system"], content["messages"]
             turns = [(message["role"], message["content"]) for message in messages]
         except OSError as error:
-            raise LitGPTError(f"{file} can't be read: {error.strerror}.") from None
+            raise file_error(error, f"{file} can't be read: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError):
             raise LitGPTError(f"{file} is no conversation that /save wrote.") from None
         roles = [role for role, _ in turns]

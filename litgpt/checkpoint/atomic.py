@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import ExistingFileError, FileError, LitGPTError, file_error
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     target = _real_path(path)
     with explain_os_errors(target):
         if target.is_dir():
-            raise LitGPTError(f"{path} is a folder; give the name of a file to write to.")
+            raise ExistingFileError(f"{path} is a folder; give the name of a file to write to.")
         temporary = _temporary(target)
         temporary.touch()
     try:
@@ -46,7 +46,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     target = _real_path(path)
     with explain_os_errors(target):
         if target.exists() and not target.is_dir():
-            raise LitGPTError(f"{path} is a file; give the name of a folder to write to.")
+            raise ExistingFileError(f"{path} is a file; give the name of a folder to write to.")
         temporary = _temporary(target, inside=target.is_dir())
         temporary.mkdir()
     _final_folders[temporary] = target
@@ -129,13 +129,14 @@ def explain_os_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         target = _final_path(target)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise LitGPTError(
+            raise FileError(
                 f"The disk is full: {target} could not be written ({os.strerror(error.errno)}); "
                 "free some space, or choose a folder on another disk."
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
-            raise LitGPTError(
+            raise file_error(
+                error,
                 f"{target} can't be written ({os.strerror(error.errno)}); "
-                "mend its permissions or choose another folder."
+                "mend its permissions or choose another folder.",
             ) from None
         raise

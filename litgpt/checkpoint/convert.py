@@ -23,7 +23,7 @@ from litgpt.checkpoint.layout import (
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
 from litgpt.config import HF_CONFIG_FILE, Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError, UnsupportedError
 from litgpt.model import GPT
 from litgpt.reading import read_json
 
@@ -78,7 +78,9 @@ def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
     if not files and (folder / LIT_MODEL).is_file():
         raise LitGPTError(f"{folder} is a LitGPT folder ({LIT_MODEL}) already and has no other weights to convert.")
     if not files:
-        raise LitGPTError(f"{folder} has no *.safetensors or *.bin weights to convert; download the checkpoint again.")
+        raise MissingFileError(
+            f"{folder} has no *.safetensors or *.bin weights to convert; download the checkpoint again."
+        )
     checkpoint = Checkpoint(folder, "hf", files)
     name = folder.resolve().name
     if model_name is not None:
@@ -89,7 +91,7 @@ def _hf_checkpoint(folder: Path, model_name: str | None) -> Checkpoint:
         try:
             config = Config.from_name(name)
         except LitGPTError:
-            raise LitGPTError(
+            raise MissingFileError(
                 f"{folder} has no {HF_CONFIG_FILE}, so it is not known which model its weights are; add that file, or "
                 "give --model_name."
             ) from None
@@ -105,7 +107,9 @@ def to_hf(path: str | Path, output: str | Path) -> Path:
     """
     checkpoint, target = find_checkpoint(path), Path(output)
     if checkpoint.kind == "hf":
-        raise LitGPTError(f"{checkpoint.dir} is a Hugging Face folder already; there is no {LIT_MODEL} to convert.")
+        raise MissingFileError(
+            f"{checkpoint.dir} is a Hugging Face folder already; there is no {LIT_MODEL} to convert."
+        )
     if target.resolve() == checkpoint.dir.resolve():
         raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
     weights = open_weights(checkpoint)
@@ -152,7 +156,9 @@ def _refuse_adapters(folder: Path, names: Iterable[str]) -> None:
         if ".lora_" in name:
             raise LitGPTError(f"{folder} holds LoRA weights ({name}); run `litgpt merge_lora {folder}` first.")
         if ".adapter_" in name or "gating_factor" in name:
-            raise LitGPTError(f"{folder} holds adapter weights ({name}), which no Hugging Face model has a place for.")
+            raise UnsupportedError(
+                f"{folder} holds adapter weights ({name}), which no Hugging Face model has a place for."
+            )
 
 
 class ConversionProgress:

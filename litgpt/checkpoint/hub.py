@@ -25,7 +25,7 @@ from litgpt.checkpoint.layout import (
     is_weight_file,
 )
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, name_to_config
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
 from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors, relative_name
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
@@ -53,7 +53,7 @@ def auto_download(checkpoint_dir: str | Path, access_token: str | None = None) -
     if path.exists() or not REPOSITORY_ID.fullmatch(path.as_posix()):
         if not path.exists() and path.name in name_to_config:
             hub = name_to_config[path.name]["hf_config"]
-            raise LitGPTError(f"There is no folder {path}; on the hub that model is {hub['org']}/{hub['name']}.")
+            raise MissingFolderError(f"There is no folder {path}; on the hub that model is {hub['org']}/{hub['name']}.")
         return existing_folder(path)
     if not folder.is_dir() or _unfinished(folder):
         print(f"There is no complete folder {path}: fetching it from the hub to {folder}.", file=sys.stderr)
@@ -112,7 +112,7 @@ class Repository:
         instead = (
             f"fetch one of its GGUF files and use its path, {gguf[0]} for instance" if gguf else "choose another one"
         )
-        raise LitGPTError(f"The repository {self.id} has no weights as *.safetensors or *.bin; {instead}.")
+        raise MissingFileError(f"The repository {self.id} has no weights as *.safetensors or *.bin; {instead}.")
 
     def missing(self, names: list[str], folder: Path) -> list[str]:
         """Those of `names` that are not in `folder` at their full size."""
@@ -229,7 +229,7 @@ def _fetch(repository: Repository, folder: Path, tokenizer_only: bool, converted
         raise LitGPTError(f"{repository.id} has neither a tokenizer nor a configuration; choose another repository.")
     absent = sorted({*names, *weights} - {*repository.sizes})
     if absent:
-        raise LitGPTError(f"{repository.id} is incomplete: its index names {absent[0]}, which it doesn't have.")
+        raise MissingFileError(f"{repository.id} is incomplete: its index names {absent[0]}, which it doesn't have.")
     to_come = sum(repository.sizes[name] for name in repository.missing([*names, *weights], folder))
     converted = int(converted_width * sum(repository.sizes[name] for name in weights))
     what = repository.id

@@ -13,7 +13,7 @@ from typing import Literal
 from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CHECKPOINTS as CHECKPOINTS
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
 from litgpt.hub_client import relative_name
 from litgpt.prompts.files import PROMPT_STYLE_FILE
 from litgpt.reading import read_json
@@ -77,11 +77,11 @@ def existing_folder(path: str | Path) -> Path:
         if folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX):
             return folder
     if path.exists():
-        raise LitGPTError(f"{path} is a file; a checkpoint is a folder.")
+        raise MissingFolderError(f"{path} is a file; a checkpoint is a folder.")
     near = (
         [str(folder) for folder in (*path.parent.glob("*/"), *CHECKPOINTS.glob("*/*/"))] if path.parent.is_dir() else []
     )
-    raise LitGPTError(
+    raise MissingFolderError(
         f"There is no checkpoint folder {path}.{closest(str(path), near)} `litgpt download ORG/NAME` fetches one."
     )
 
@@ -100,9 +100,9 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         gguf = gguf_files(folder)
         if gguf:
             return _gguf_checkpoint(gguf[0], folder)
-        raise LitGPTError(f"{folder} has no weights ({LIT_MODEL}, *.safetensors or *.bin): {_what_to_do(folder)}.")
+        raise MissingFileError(f"{folder} has no weights ({LIT_MODEL}, *.safetensors or *.bin): {_what_to_do(folder)}.")
     if not (folder / CONFIG_FILE).is_file() and not (folder / HF_CONFIG_FILE).is_file():
-        raise LitGPTError(
+        raise MissingFileError(
             f"{folder} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model its weights are."
         )
     if lit_model.is_file():
@@ -134,7 +134,9 @@ def hf_weight_files(folder: Path) -> tuple[Path, ...]:
             files = tuple(folder / name for name in indexed_files(index))
             for file in files:
                 if not file.is_file():
-                    raise LitGPTError(f"{index} names {file.name}, which is not there; download the checkpoint again.")
+                    raise MissingFileError(
+                        f"{index} names {file.name}, which is not there; download the checkpoint again."
+                    )
             if files:
                 return files
         found = sorted(file for file in folder.glob(f"*.{suffix}") if is_weight_file(file.name))

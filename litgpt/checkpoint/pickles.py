@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 MAX_PICKLE_BYTES = 200_000_000
 MAX_NESTING = 200

@@ -21,7 +21,7 @@ from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.pickles import check_file
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, MissingFileError, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, replace_linears
@@ -242,7 +242,7 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
         LitGPTError: The file can't be read, or lacks one of them.
     """
     if not path.exists():
-        raise LitGPTError(f"There is no Trainer checkpoint {path}.")
+        raise MissingFileError(f"There is no Trainer checkpoint {path}.")
     with reading(path, "no Trainer checkpoint", "give one that the Trainer wrote"):
         state = load_pickle(path)["state_dict"]
         if not all(isinstance(name, str) and isinstance(state[name], Tensor) for name in state):

@@ -38,8 +38,11 @@ class DataModule(ABC):
     def connect(
         self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
     ) -> None:
-        """Sets what samples are made for. `max_seq_length` None: no limit."""
-        self.tokenizer = tokenizer
+        """Sets what samples are made for. `max_seq_length` None: no limit. The tokenizer may be any object with
+        `encode(text)` and `decode(ids)`."""
+        from litgpt.tokenizer import Tokenizer
+
+        self.tokenizer = None if tokenizer is None else Tokenizer.of(tokenizer)
         self.batch_size = batch_size
         self.max_seq_length = -1 if max_seq_length is None else max_seq_length
         self.on_connect()

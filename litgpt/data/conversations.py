@@ -14,7 +14,7 @@ from litgpt.data.storage.blocks import TokenBlocks, block_length
 from litgpt.data.storage.combined_datasets import ConcatDataset
 from litgpt.data.storage.data_files import format_suffix
 from litgpt.data.storage.download import DATA_SUFFIXES, fetch_data_set
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, MissingFileError, file_error, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer.files import special_tokens
 
@@ -135,13 +135,13 @@ def data_files(path: Path) -> tuple[list[Path], list[Path]]:
     """
     if not path.is_dir():
         if not path.exists():
-            raise LitGPTError(f"There is no data file or folder {path}.")
+            raise MissingFileError(f"There is no data file or folder {path}.")
         return [path], []
     files = sorted(file for file in path.iterdir() if format_suffix(file) in DATA_SUFFIXES)
     val = [file for file in files if file.name.startswith(("val", "test", "dev", "eval"))]
     train = [file for file in files if file not in val]
     if not train:
-        raise LitGPTError(
+        raise MissingFileError(
             f"{path} has no file to train on that is called {', '.join(f'*{suffix}' for suffix in DATA_SUFFIXES)}."
         )
     return train, val
@@ -156,6 +156,6 @@ def chat_template_from(file: Path, folder: Path | None = None) -> ChatTemplate:
     try:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LitGPTError(f"{file} is no chat template ({error}).") from None
+        raise file_error(error, f"{file} is no chat template ({error}).") from None
     tokens = special_tokens(folder) if folder is not None else {}
     return ChatTemplate.from_source(source, where=f"The chat template {file}", **tokens)

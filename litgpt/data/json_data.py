@@ -7,7 +7,7 @@ from pathlib import Path
 
 from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.storage.data_files import format_suffix
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError
 
 DEFAULT_VAL_FRACTION = 0.05
 
@@ -49,7 +49,7 @@ class JSON(SFTModule):
         for suffix in (".json", ".jsonl"):
             if (self.json_path / f"{name}{suffix}").is_file():
                 return self.json_path / f"{name}{suffix}"
-        raise LitGPTError(
+        raise MissingFileError(
             f"{self.json_path} has no {name}.json or {name}.jsonl; give a folder with train and val files, or one file."
         )
 
@@ -58,4 +58,5 @@ def check_kind(path: Path) -> None:
     """Raises a LitGPTError where a file is called neither `.json` nor `.jsonl`."""
     if format_suffix(path) not in (".json", ".jsonl"):
         missing = "" if path.exists() else ", and does not exist"
-        raise LitGPTError(f"{path} is neither a .json nor a .jsonl file{missing}; --data Conversations reads others.")
+        error = LitGPTError if path.exists() else MissingFileError
+        raise error(f"{path} is neither a .json nor a .jsonl file{missing}; --data Conversations reads others.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
 from litgpt.data.storage.blocks import block_length, check_token_id
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,11 @@ class LitDataBlocks:
         try:
             from litdata.streaming import StreamingDataset, TokensLoader
         except ImportError:
-            raise LitGPTError(f"{folder} is read by litdata; install it by: pip install 'litgpt[litdata]'.") from None
+            raise MissingPackageError(
+                f"{folder} is read by litdata; install it by: pip install 'litgpt[litdata]'."
+            ) from None
         if not is_remote(folder) and not (Path(folder) / "index.json").is_file():
-            raise LitGPTError(f"{folder} is no folder of LitData's: it has no index.json.")
+            raise MissingFileError(f"{folder} is no folder of LitData's: it has no index.json.")
         try:
             self.chunks: Any = StreamingDataset(folder, item_loader=TokensLoader(block_size=length + 1), shuffle=False)
             self.count = len(self.chunks)

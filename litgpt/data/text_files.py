@@ -12,7 +12,7 @@ from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.data_files import read_text
 from litgpt.data.storage.token_cache import cache_folder
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,10 +107,10 @@ def text_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise LitGPTError(f"There is no text file or folder {path}.")
+        raise MissingFileError(f"There is no text file or folder {path}.")
     files = sorted(path.glob("*.txt"))
     if not files:
-        raise LitGPTError(f"{path} has no *.txt files.")
+        raise MissingFileError(f"{path} has no *.txt files.")
     return files
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from litgpt.data.lit_data import LitDataModule, below, is_remote
 from litgpt.data.storage.combined_datasets import MixedDataset
-from litgpt.errors import LitGPTError
+from litgpt.errors import MissingFolderError
 
 WEIGHTS = (0.693584, 0.306416)
 """Shares of text and of code."""
@@ -30,7 +30,9 @@ class TinyLlama(LitDataModule):
         for folder in self._folders():
             if not is_remote(folder) and not Path(folder).is_dir():
                 needed = ", ".join(name.removeprefix(below(self.data_path, "")) for name in self._folders())
-                raise LitGPTError(f"There is no folder {folder}; data.data_path names one with {needed}, as chunks.")
+                raise MissingFolderError(
+                    f"There is no folder {folder}; data.data_path names one with {needed}, as chunks."
+                )
 
     def setup(self, stage: str = "") -> None:
         self.prepare_data()

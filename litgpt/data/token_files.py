@@ -10,7 +10,7 @@ from typing import Any, Literal
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.token_cache import cache_folder
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError
 
 
 @dataclass
@@ -31,7 +31,7 @@ class TokenFiles(TokenModule):
 
     def setup(self, stage: str = "") -> None:
         if not self.data_path.is_dir():
-            raise LitGPTError(f"There is no folder {self.data_path} with train.bin and val.bin.")
+            raise MissingFolderError(f"There is no folder {self.data_path} with train.bin and val.bin.")
         meta = read_meta(self.data_path / "meta.pkl")
         if "vocab_size" in meta:
             self.vocab_size = int(meta["vocab_size"])
@@ -40,7 +40,7 @@ class TokenFiles(TokenModule):
             self.tokenizer = character_tokenizer(symbols, cache_folder())
         train = self._read("train.bin")
         if train is None:
-            raise LitGPTError(f"{self.data_path} has no train.bin.")
+            raise MissingFileError(f"{self.data_path} has no train.bin.")
         self.cut(train, self._read("val.bin"), self.data_path)
 
     def _read(self, name: str) -> Any:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litgpt.deploy.protocol.errors import APIError, model_failed
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, file_error, quoted
 
 log = logging.getLogger("uvicorn.error")
 
@@ -79,7 +79,7 @@ def read_keys(given: str | None, file: Path | None) -> Keys:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            raise LitGPTError(f"--api_key_file {file} can't be read ({reason}).") from None
+            raise file_error(error, f"--api_key_file {file} can't be read ({reason}).") from None
         found = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise LitGPTError(f"--api_key_file {file} holds no key; write one a line.")

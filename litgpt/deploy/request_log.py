@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TextIO
 
 from litgpt.deploy.protocol.errors import dumps
-from litgpt.errors import LitGPTError
+from litgpt.errors import file_error
 
 
 @dataclass
@@ -71,7 +71,7 @@ class RequestLog:
         try:
             self._file: TextIO = sys.stdout if path == "-" else Path(path).expanduser().open("a", encoding="utf-8")
         except OSError as error:
-            raise LitGPTError(f"--request_log {path} can't be written ({error.strerror}).") from None
+            raise file_error(error, f"--request_log {path} can't be written ({error.strerror}).") from None
 
     def write(self, record: RequestRecord) -> None:
         """Adds a line; a full disk must not end the server."""

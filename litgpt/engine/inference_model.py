@@ -19,7 +19,7 @@ from litgpt.engine.memory import longest_fit
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.speculative import SpeculativeEngine
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, warn_once
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
 from litgpt.prompts.base import Message, join_text
@@ -99,14 +99,11 @@ class InferenceModel:
         return self.encode_sample({"instruction": prompt, "sys_prompt": sys_prompt})
 
     def encode_sample(self, sample: Mapping[str, Any]) -> list[int]:
-        """The token ids of an instruction sample in the model's style.
-
-        Raises:
-            LitGPTError: There is a system prompt, and the style has no place for one.
-        """
+        """The token ids of an instruction sample in the model's style; warns of a system prompt that it has no place
+        for."""
         text = self.style.apply_sample(sample)
         if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
-            raise self._no_system_prompt()
+            warn_once(f"{self._no_place}: it is left out.")
         return self.encode_text(text)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
@@ -119,13 +116,21 @@ class InferenceModel:
         text = self.style.apply_messages(messages)
         first, others = messages[0], messages[1:]
         if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
-            raise self._no_system_prompt()
+            raise LitGPTError(f"{self._no_place}; leave it out.")
         return self.encode_text(text)
 
-    def _no_system_prompt(self) -> LitGPTError:
-        return LitGPTError(
-            f"The prompt style {type(self.style).__name__} has no place for a system prompt; leave it out."
-        )
+    def fitting_system_prompt(self, system: str | None) -> str | None:
+        """A system prompt for conversations, or None with a warning where the style has no place for one."""
+        user: Message = {"role": "user", "content": "Hi"}
+        with_system: list[Message] = [{"role": "system", "content": system or ""}, user]
+        if system and self.style.apply_messages(with_system) == self.style.apply_messages([user]):
+            warn_once(f"{self._no_place}: it is left out.")
+            return None
+        return system
+
+    @property
+    def _no_place(self) -> str:
+        return f"The prompt style {type(self.style).__name__} has no place for a system prompt"
 
     def encode_text(self, text: str) -> list[int]:
         """The token ids of a prompt that is in the model's style already."""

@@ -50,10 +50,10 @@ def print_peak_memory(device: torch.device) -> None:
     print_status(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
 
 
-def benchmark_dict_to_markdown_table(rows: dict[str, list[float]]) -> str:
+def benchmark_dict_to_markdown_table(data: dict[str, list[float]]) -> str:
     """What `LLM.benchmark` measured as a Markdown table: mean and standard deviation over the iterations."""
     lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
-    for name, values in rows.items():
+    for name, values in data.items():
         numbers = torch.tensor(values, dtype=torch.float64)
         deviation = f"{float(numbers.std()):.2f}" if len(values) > 1 else "nan"
         lines.append(f"| {name} | {float(numbers.mean()):.2f} | {deviation} |")

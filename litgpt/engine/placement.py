@@ -4,7 +4,7 @@ processes."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -39,6 +39,8 @@ class Placement:
     """Of the products; another than that of the weights means autocast."""
     quantize: str | None = None
     """One of `litgpt.quantize.MODES`, which keeps linear layers in few bits."""
+    precision: str = "32-true"
+    """Both dtypes, by their name."""
 
     @classmethod
     def of(
@@ -82,7 +84,14 @@ class Placement:
                 f"quantize is {quantize}, which {processes} processes can't share; leave it out, or spread the"
                 " layers over devices (generate_sequentially)."
             )
-        return cls(own, processes, dtype, product_dtype(precision), quantize)
+        return cls(own, processes, dtype, product_dtype(precision), quantize, precision)
+
+    def fabric(self) -> Any:
+        """Lightning Fabric for the first of the devices, in the precision."""
+        from lightning.fabric import Fabric
+
+        precision: Any = self.precision
+        return Fabric(accelerator=self.devices[0].type, devices=1, precision=precision)
 
     @property
     def alone(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.engine.sampling import Logprob, Sampling
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, UnsupportedError, quoted
 
 if TYPE_CHECKING:
     from litgpt.model import GPT
@@ -38,7 +38,9 @@ def check_tokens(
     if not tokens:
         raise LitGPTError("The prompt is empty; give at least one token.")
     if len(tokens) > length:
-        raise LitGPTError(f"The prompt has {len(tokens)} tokens and the context only {length}; shorten the prompt.")
+        raise UnsupportedError(
+            f"The prompt has {len(tokens)} tokens and the context only {length}; shorten the prompt."
+        )
     rows = model.transformer.wte.num_embeddings
     if not (min(tokens) >= 0 and max(tokens) < rows):
         raise LitGPTError(f"The prompt has token ids outside 0 ... {rows - 1}; is this the model's own tokenizer?")

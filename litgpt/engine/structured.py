@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, MissingPackageError, quoted
 from litgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise LitGPTError(
+        raise MissingPackageError(
             "Answers by a JSON schema or a regular expression need llguidance; install it with"
             " `pip install 'litgpt[structured]'`."
         ) from None

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from litgpt.args import EvalArgs, LogArgs, TrainedQuantization, arguments_of, inherits
+from litgpt.args import EvalArgs, TrainedQuantization, arguments_of, inherits
 from litgpt.finetune.full import setup as full
 
 
-@inherits(full)
+@inherits(full, last=["resume"])
 def setup(
     out_dir: Path = Path("out/finetune/adapter"),
     precision: str | None = None,
     quantize: TrainedQuantization | None = None,
-    log: LogArgs = LogArgs(),
     eval: EvalArgs = EvalArgs(interval=100, max_new_tokens=100, max_iters=100),
     **inherited: Any,
 ) -> None:

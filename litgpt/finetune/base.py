@@ -141,9 +141,10 @@ def open_checkpoint(args: FinetuneArguments) -> tuple[Checkpoint, Finetuned | No
 def make_datasets(args: FinetuneArguments, data: DataModule, tokenizer: Tokenizer, model: GPT, fabric: Fabric) -> None:
     """Makes the data sets, no sample longer than the model's context or `train.max_seq_length`."""
     context = model.config.block_size
-    limit = args.train.max_seq_length or context
-    if limit > context:
-        raise LitGPTError(f"train.max_seq_length is {limit}, but the model's context is {context} tokens.")
+    asked = args.train.max_seq_length or context
+    limit = min(asked, context)
+    if asked > limit:
+        fabric.print(f"train.max_seq_length is {asked}; samples end at the model's context of {context} tokens.")
     args.read_data(data, tokenizer, limit, fabric)
     lengths = getattr(data.train_dataset, "lengths", None)
     if lengths:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.args import arguments_of, inherits
+from litgpt.args import EvalArgs, LogArgs, arguments_of, inherits
 from litgpt.finetune.adapter import setup as adapter
 
+OWN = "resume lora_target lora_rank_pattern lora_alpha_pattern lora_rslora lora_dora lora_init lora_plus_ratio".split()
 
-@inherits(adapter)
+
+@inherits(adapter, last=[*OWN, "lora_modules_to_save"])
 def setup(
     out_dir: Path = Path("out/finetune/lora"),
-    resume: bool | Literal["auto"] | Path = False,
+    num_nodes: int = 1,
     lora_r: int = 8,
     lora_alpha: int = 16,
     lora_dropout: float = 0.05,
@@ -30,6 +32,9 @@ def setup(
     lora_init: Literal["default", "pissa", "pissa-fast"] = "default",
     lora_plus_ratio: float | None = None,
     lora_modules_to_save: list[str] | str | None = None,
+    log: LogArgs = LogArgs(),
+    eval: EvalArgs = EvalArgs(interval=100, max_new_tokens=100, max_iters=100),
+    resume: bool | Literal["auto"] | Path = False,
     **inherited: Any,
 ) -> None:
     """Finetune a model with LoRA: low-rank updates beside frozen weights.

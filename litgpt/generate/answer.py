@@ -16,7 +16,7 @@ from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS, InferenceModel
 from litgpt.engine.metrics import RequestMetrics, print_peak_memory, print_status
 from litgpt.engine.structured import Grammar
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError
 from litgpt.generate.options import PROMPT, Options
 from litgpt.generate.prompt_file import PromptTask, answer_file
 from litgpt.peft import Method
@@ -116,5 +116,7 @@ def weights_file(path: Path, method: Method) -> Path:
     """
     file = path / f"{LIT_MODEL}{method.suffix}" if path.is_dir() else path
     if not file.is_file():
-        raise LitGPTError(f"There is no file {file} with finetuned weights; give the one that the finetuning wrote.")
+        raise MissingFileError(
+            f"There is no file {file} with finetuned weights; give the one that the finetuning wrote."
+        )
     return file

@@ -111,9 +111,9 @@ class Attention(nn.Module):
 class CausalSelfAttention(Attention):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245); multi-head and multi-query are its ends."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, block_idx: int) -> None:
         assert config.head_size is not None and config.n_query_groups is not None
-        super().__init__(config, layer, (config.attention_scores_scalar or config.head_size) ** -0.5)
+        super().__init__(config, block_idx, (config.attention_scores_scalar or config.head_size) ** -0.5)
         queries = 2 * config.n_head if config.attention_gate else config.n_head
         self.heads = (queries, config.n_query_groups, config.n_query_groups)
         rows, width = sum(self.heads) * config.head_size, config.n_head * config.head_size
@@ -172,13 +172,13 @@ class MultiheadLatentAttention(Attention):
     L: `kv_lora_rank`, P: `qk_nope_head_dim`, R: `qk_rope_head_dim`, D: `v_head_dim`.
     """
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, block_idx: int) -> None:
         assert config.latent_attention is not None
         sizes = config.latent_attention
         self.n_head = config.n_head
         self.kv_rank, self.nope_dim = sizes["kv_lora_rank"], sizes["qk_nope_head_dim"]
         self.rope_dim, self.v_dim = sizes["qk_rope_head_dim"], sizes["v_head_dim"]
-        super().__init__(config, layer, (self.nope_dim + self.rope_dim) ** -0.5 * attention_scale(config))
+        super().__init__(config, block_idx, (self.nope_dim + self.rope_dim) ** -0.5 * attention_scale(config))
         query = config.n_head * (self.nope_dim + self.rope_dim)
         if sizes["q_lora_rank"] is None:
             self.q_proj = nn.Linear(config.n_embd, query, bias=False)

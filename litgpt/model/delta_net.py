@@ -43,7 +43,7 @@ class GatedDeltaNet(nn.Module):
         self.conv = nn.Conv1d(channels, channels, sizes["kernel_size"], groups=channels, bias=False)
         self.dt_bias = nn.Parameter(torch.empty(self.n_value_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_value_heads))
-        self.norm = RMSNorm(self.value_size, config.norm_eps)
+        self.norm = RMSNorm(self.value_size, eps=config.norm_eps)
         self.proj = nn.Linear(width, config.n_embd, bias=False)
         self.reset_parameters()
 

@@ -7,14 +7,14 @@ LitGPT's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingCacheError
 from litgpt.model.attention import (
     AttentionContext,
     CausalSelfAttention,
@@ -38,6 +38,8 @@ class GPT(nn.Module):
     `GPT.skeleton` builds it without memory; load weights into that with `assign=True`: nothing is initialised in vain.
     """
 
+    config_class: ClassVar[type[Config]] = Config
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.padded_vocab_size is not None
@@ -57,7 +59,7 @@ class GPT(nn.Module):
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> Self:
         """A model of a named size, with fresh weights."""
-        return cls(Config.from_name(name, **overrides))
+        return cls(cls.config_class.from_name(name, **overrides))
 
     @classmethod
     def skeleton(cls, config: Config) -> Self:
@@ -126,7 +128,7 @@ class GPT(nn.Module):
         span = None
         if input_pos is not None:
             if self.kv_cache is None:
-                raise LitGPTError("There is no KV cache for input_pos; call set_kv_cache() first.")
+                raise MissingCacheError("There is no KV cache for input_pos; call set_kv_cache() first.")
             firsts = input_pos.reshape(-1, input_pos.size(-1))[:, 0].tolist()
             span = Span(self.kv_cache, slice(0, idx.size(0)), firsts * idx.size(0) if len(firsts) == 1 else firsts)
         hidden = self.hidden(idx, span=span)
@@ -284,17 +286,17 @@ class Backbone(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, one after the other or side by side (`parallel_residual`)."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, block_idx: int) -> None:
         super().__init__()
         self.config = config
         self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = GatedDeltaNet(config, layer) if config.linear(layer) else attention(config, layer)
+        self.attn = GatedDeltaNet(config, block_idx) if config.linear(block_idx) else attention(config, block_idx)
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
             self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
-        self.mlp = (LLaMAMLP if config.dense(layer) else MLPS[config.mlp_class_name])(config)
+        self.mlp = (LLaMAMLP if config.dense(block_idx) else MLPS[config.mlp_class_name])(config)
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:

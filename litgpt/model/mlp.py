@@ -17,11 +17,12 @@ from litgpt.config import Config
 class GptNeoxMLP(nn.Module):
     """Up, GELU, down."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
         super().__init__()
-        assert config.intermediate_size is not None
-        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+        width = intermediate_size or config.intermediate_size
+        assert width is not None
+        self.fc = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.approximate = config.gelu_approximate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,9 +33,9 @@ class GptNeoxMLP(nn.Module):
 class LLaMAMLP(nn.Module):
     """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): `fc_1` is the gate, `fc_2` goes up."""
 
-    def __init__(self, config: Config, width: int | None = None) -> None:
+    def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
         super().__init__()
-        width = config.intermediate_size if width is None else width
+        width = intermediate_size or config.intermediate_size
         assert width is not None
         self.fc_1 = nn.Linear(config.n_embd, width, bias=config.bias)
         self.fc_2 = nn.Linear(config.n_embd, width, bias=config.bias)
@@ -66,8 +67,8 @@ class _SwiGLU(torch.autograd.Function):
 class GemmaMLP(LLaMAMLP):
     """GeGLU: the gate is a GELU."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
+        super().__init__(config, intermediate_size)
         self.approximate = config.gelu_approximate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
+from litgpt.errors import LitGPTError
 
 
 class RMSNorm(nn.Module):
     """Scales by the root mean square, in float32 at least (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, size: int, eps: float, unit_offset: bool = False) -> None:
+    def __init__(self, size: int, dim: int = -1, eps: float = 1e-6, add_unit_offset: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size) if unit_offset else torch.ones(size))
+        if dim != -1:
+            raise LitGPTError(f"An RMSNorm is over the last dimension here, not over {dim}.")
+        self.weight = nn.Parameter(torch.zeros(size) if add_unit_offset else torch.ones(size))
         self.eps = eps
-        self.unit_offset = unit_offset
+        self.unit_offset = add_unit_offset
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, size)` → `(…, size)`."""
@@ -42,8 +48,12 @@ def upcast(x: Tensor) -> Tensor:
 
 def make_norm(config: Config, size: int | None = None) -> nn.Module:
     """The norm over `size` (`n_embd`) values that this config asks for."""
-    size = config.n_embd if size is None else size
+    return norm_class(config)(config.n_embd if size is None else size, eps=config.norm_eps)
+
+
+def norm_class(config: Config) -> Callable[..., nn.Module]:
+    """What makes the norms that this config asks for, of a size and an epsilon."""
     if config.norm_class_name == "RMSNorm":
-        return RMSNorm(size, config.norm_eps, unit_offset=bool(config.norm_unit_offset))
+        return partial(RMSNorm, add_unit_offset=bool(config.norm_unit_offset))
     affine = bool(config.norm_affine)
-    return nn.LayerNorm(size, eps=config.norm_eps, elementwise_affine=affine, bias=affine and config.norm_bias)
+    return partial(nn.LayerNorm, elementwise_affine=affine, bias=affine and config.norm_bias)

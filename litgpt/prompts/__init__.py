@@ -1,6 +1,7 @@
 """How prompts and conversations are written: the prompt styles, and the tokenizer's own chat template among them."""
 
 from litgpt.prompts.base import PromptStyle as PromptStyle
+from litgpt.prompts.base import model_name_to_prompt_style as model_name_to_prompt_style
 from litgpt.prompts.base import prompt_styles as prompt_styles
 from litgpt.prompts.files import PROMPT_STYLE_FILE as PROMPT_STYLE_FILE
 from litgpt.prompts.files import has_prompt_style as has_prompt_style

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, UnknownNameError, closest, quoted
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -56,7 +56,7 @@ class PromptStyle:
         """
         found = prompt_styles.get(name) or by_path.get(f"litgpt.prompts.{name}")
         if found is None:
-            raise LitGPTError(
+            raise UnknownNameError(
                 f"Unknown prompt style {quoted(name)}.{closest(name, prompt_styles)} Known: {', '.join(prompt_styles)}."
             )
         return found()
@@ -128,6 +128,9 @@ class PromptStyle:
 
     def stop_tokens(self, tokenizer: Tokenizer) -> tuple[list[int], ...]:
         """The sequences of ids that end an answer: the tokenizer's own, then the style's."""
+        from litgpt.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.of(tokenizer)
         found = [[index] for index in tokenizer.stop_ids]
         for tokens in self.stops:
             try:
@@ -193,3 +196,13 @@ def public_path(style: type[PromptStyle]) -> str:
     """Where a style is imported from: `litgpt.prompts.Alpaca`, whichever of the package's files has it."""
     module = "litgpt.prompts" if style.__module__.startswith("litgpt.prompts.") else style.__module__
     return f"{module}.{style.__qualname__}"
+
+
+def model_name_to_prompt_style(model_name: str) -> PromptStyle:
+    """The style that goes with a model's name, known or not; `Default` where none does."""
+    from litgpt.config import name_to_config
+    from litgpt.families import BY_NAME, FAMILIES
+
+    own = name_to_config.get(model_name, {}).get("family_name")
+    found = (family.prompt_style(model_name) for family in ([BY_NAME[own]] if own else FAMILIES))
+    return PromptStyle.from_name(next(filter(None, found), "default"))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import MissingPackageError
 from litgpt.quantize.linear import Int8Linear, QuantizedLinear
 
 BLOCK = 64
@@ -38,7 +38,9 @@ def bitsandbytes() -> Any:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
         why = "which is not installed" if error.name == "bitsandbytes" else f"which can't be imported ({error})"
-        raise LitGPTError(f"--quantize bnb.* needs bitsandbytes, {why}; run `pip install 'litgpt[quant]'`.") from None
+        raise MissingPackageError(
+            f"--quantize bnb.* needs bitsandbytes, {why}; run `pip install 'litgpt[quant]'`."
+        ) from None
 
 
 class FourBitLinear(QuantizedLinear):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, UnsupportedError
 from litgpt.kernels.linear import float32_scratch, has_bfloat16, matmul_dtype
 
 GROUP = 32
@@ -36,7 +36,7 @@ def check_kernels(mode: str, device: torch.device, dtype: torch.dtype) -> None:
     if absent:
         raise LitGPTError(f"--quantize {mode} needs torch 2.11 or newer: {torch.__version__} has no {absent[0]}.")
     if mode == "int4" and device.type not in ("cpu", "cuda"):
-        raise LitGPTError(f"--quantize int4 has no kernel for {device.type}; use --quantize int8, or the CPU.")
+        raise UnsupportedError(f"--quantize int4 has no kernel for {device.type}; use --quantize int8, or the CPU.")
     if mode == "int4" and device.type == "cuda":
         fits = dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 0)
         if not fits:

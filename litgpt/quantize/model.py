@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, UnsupportedError, closest
 from litgpt.model.moe import Experts, LLaMAMoE
 from litgpt.quantize.bnb import EightBitLinear, FourBitLinear, bitsandbytes
 from litgpt.quantize.kernels import check_kernels, int4_fits
@@ -31,7 +31,9 @@ def check_quantization(mode: str, device: torch.device, dtype: torch.dtype) -> N
     if not mode.startswith("bnb."):
         check_kernels(mode, device, dtype)
     elif device.type not in ("cpu", "cuda"):
-        raise LitGPTError(f"--quantize {mode} has no kernels for {device.type}; use --quantize int8, or leave it out.")
+        raise UnsupportedError(
+            f"--quantize {mode} has no kernels for {device.type}; use --quantize int8, or leave it out."
+        )
     else:
         bitsandbytes()
 

@@ -55,6 +55,10 @@ def download(
     print(f"{repo_id} is in {folder} ({gigabytes(find_checkpoint(folder).nbytes)}). Try: litgpt chat {folder}")
 
 
+download_from_hub = download
+"""LitGPT's name for it."""
+
+
 def _convert(folder: Path, model_name: str | None, dtype: str | None) -> None:
     from litgpt.checkpoint.convert import to_litgpt
     from litgpt.checkpoint.dtypes import dtype_of

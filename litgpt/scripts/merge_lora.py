@@ -22,7 +22,7 @@ def merge_lora(
     from litgpt.checkpoint.layout import LIT_MODEL, complete_folder, existing_folder
     from litgpt.checkpoint.merge import merge
     from litgpt.config import CONFIG_FILE
-    from litgpt.errors import LitGPTError
+    from litgpt.errors import LitGPTError, MissingFileError
     from litgpt.lora import LoRA
     from litgpt.runtime import parameter_dtype
 
@@ -38,7 +38,7 @@ def merge_lora(
         return
     update = find_update(folder, pretrained_checkpoint_dir)
     if update is None or not isinstance(update.method, LoRA):
-        raise LitGPTError(
+        raise MissingFileError(
             f"{folder} has no {LIT_MODEL}{LoRA.suffix} to merge (nor updates of PEFT's); give the folder of a "
             "finetune_lora run (…/final)."
         )

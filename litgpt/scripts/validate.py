@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.dtypes import check_dtype, dtype_of
 from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, existing_folder, find_checkpoint, gguf_files
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, MissingFileError, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ class _CheckpointChecks:
         if self.model_filename == LIT_MODEL:
             return find_checkpoint(self.folder)
         if not named.is_file():
-            raise LitGPTError(f"{self.folder} has no file {self.model_filename}.")
+            raise MissingFileError(f"{self.folder} has no file {self.model_filename}.")
         return Checkpoint(self.folder, "litgpt", (named,))
 
     def files(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ BOS_BY_DEFAULT = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokeni
 
 MAX_ADDED = 1_000_000
 """How far beyond a model's own ids an added token may be."""
+FOREIGN = "foreign"
+"""The `backend` of a tokenizer that is another library's object, or the caller's own."""
+
+UNKNOWN_SIZE = 1 << 31
+"""Ids of a tokenizer that doesn't say how many it has."""
+
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -259,3 +266,67 @@ class SentencePieceBackend:
 def byte_of(token: str) -> bytes:
     """The byte that `<0xE2>` stands for."""
     return bytes([int(token[3:-1], 16)])
+
+
+class ForeignBackend:
+    """Any object with `encode(text)` and `decode(ids)`: a tokenizer of the caller's own, or of `transformers`.
+
+    `bos_id`, `eos_id` (or `bos_token_id`, `eos_token_id`), `token_to_id` and `vocab_size` are read where it has them.
+    """
+
+    name = FOREIGN
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        named = inspect.signature(processor.encode).parameters
+        self._plain = {name: False for name in ("bos", "eos", "add_special_tokens") if name in named}
+        self._skips = "skip_special_tokens" in inspect.signature(processor.decode).parameters
+        size = len(processor) if hasattr(processor, "__len__") else getattr(processor, "vocab_size", UNKNOWN_SIZE)
+        self.vocab_size: int = getattr(processor, "vocab_size", size)
+        self._size: int = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def token_to_id(self, token: str) -> int | None:
+        find = getattr(self.processor, "token_to_id", None) or getattr(self.processor, "convert_tokens_to_ids", None)
+        try:
+            return find(token) if find and token else None
+        except (ValueError, KeyError):
+            return None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [as_ids(self.processor.encode(text, **self._plain)) for text in texts]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        import torch
+
+        options = {"skip_special_tokens": skip_special_tokens} if self._skips else {}
+        return self.processor.decode(torch.tensor(ids, dtype=torch.long), **options)
+
+    def stream(self, skip_special_tokens: bool) -> StreamDecoder:
+        return PieceStream(
+            decode=lambda ids: self.decode(list(ids), skip_special_tokens) if ids else "",
+            is_byte=lambda index: False,
+            is_silent=lambda index: False,
+            anchor=None,
+        )
+
+    def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes:
+        return self.decode([index], skip_special_tokens).encode()
+
+    def opening(self) -> list[int]:
+        """What it puts before a text when it isn't told."""
+        bare, usual = self.encode_batch(["a"])[0], as_ids(self.processor.encode("a"))
+        at = next((at for at in range(len(usual)) if usual[at : at + len(bare)] == bare), 0)
+        return usual[:at]
+
+    def own_ids(self, kind: str) -> list[int]:
+        found = getattr(self.processor, f"{kind}_id", getattr(self.processor, f"{kind}_token_id", None))
+        return [] if found is None else [int(found)]
+
+
+def as_ids(tokens: Any) -> list[int]:
+    """Token ids as a list: of a tensor, a list, a single one, or what `tokenizers` returns."""
+    ids = tokens.tolist() if hasattr(tokens, "tolist") else getattr(tokens, "ids", tokens)
+    return [ids] if isinstance(ids, int) else list(ids)

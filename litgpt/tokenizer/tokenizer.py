@@ -7,9 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.errors import LitGPTError, one_line, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, UnsupportedError, one_line, quoted
 from litgpt.reading import is_failure, optional_json, reading
-from litgpt.tokenizer.backends import SentencePieceBackend, TokenizerBackend, TokenizersBackend
+from litgpt.tokenizer.backends import (
+    ForeignBackend,
+    SentencePieceBackend,
+    TokenizerBackend,
+    TokenizersBackend,
+    as_ids,
+)
 from litgpt.tokenizer.files import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
@@ -53,16 +59,30 @@ class Tokenizer:
         self.checkpoint_dir = Path(checkpoint_dir)
         self.model_name = self.checkpoint_dir.name
         if not self.checkpoint_dir.is_dir():
-            raise LitGPTError(f"There is no folder {self.checkpoint_dir} to take a tokenizer from.")
+            raise MissingFolderError(f"There is no folder {self.checkpoint_dir} to take a tokenizer from.")
         with reading(self.checkpoint_dir, "no folder with a tokenizer", "download the checkpoint again"):
             self._open()
 
     def _open(self) -> None:
         self._settings = optional_json(self.checkpoint_dir / TOKENIZER_CONFIG)
         self._special = special_tokens(self.checkpoint_dir)
-        self._backend = _open_backend(self.checkpoint_dir, self._settings, self._special)
-        self.backend = self._backend.name
-        self.processor = self._backend.processor
+        self._take(_open_backend(self.checkpoint_dir, self._settings, self._special))
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Tokenizer:
+        """A tokenizer as one of this class: any object with `encode(text)` and `decode(ids)`, of the caller's own or of
+        another library."""
+        if isinstance(tokenizer, Tokenizer):
+            return tokenizer
+        found = cls.__new__(cls)
+        found.model_name = type(tokenizer).__name__
+        found.checkpoint_dir = Path(getattr(tokenizer, "checkpoint_dir", f"<{found.model_name}>"))
+        found._settings, found._special = {}, {}
+        found._take(ForeignBackend(tokenizer))
+        return found
+
+    def _take(self, backend: TokenizerBackend) -> None:
+        self._backend, self.backend, self.processor = backend, backend.name, backend.processor
         bos_ids, self.stop_ids = self._ids_of("bos"), self._ids_of("eos")
         self.bos_id = bos_ids[0] if bos_ids else None
         self.eos_id = self.stop_ids[0] if self.stop_ids else None
@@ -140,16 +160,16 @@ class Tokenizer:
             for ids in rows
         ]
 
-    def decode(self, tokens: torch.Tensor | Sequence[int] | int, skip_special_tokens: bool = True) -> str:
+    def decode(self, tensor: torch.Tensor | Sequence[int] | int, skip_special_tokens: bool = True) -> str:
         """The text of some ids: `(T,)`, a list, or a single one. Ids outside the vocabulary show nothing.
 
         Args:
-            tokens: The ids.
+            tensor: The ids.
             skip_special_tokens: Leave out `<s>`, `<|im_end|>` and the like, as LitGPT does (`transformers` keeps them
                 unless told).
         """
         with reading(str(self.checkpoint_dir), "no folder with a tokenizer that can decode"):
-            return self._backend.decode(_as_ids(tokens), skip_special_tokens)
+            return self._backend.decode(as_ids(tensor), skip_special_tokens)
 
     def token_bytes(self, token: int, skip_special_tokens: bool = False) -> bytes:
         """What an id adds to a text that it stands in the middle of: those of a text, joined, are its UTF-8."""
@@ -169,7 +189,7 @@ class Tokenizer:
             device: LitGPT's callers pass it; ids are read from wherever they are.
         """
         decoder = self.stream()
-        texts = (decoder.push(token_id) for tokens in token_stream for token_id in _as_ids(tokens))
+        texts = (decoder.push(token_id) for tokens in token_stream for token_id in as_ids(tokens))
         yield from filter(None, texts)
         if rest := decoder.flush():
             yield rest
@@ -200,14 +220,14 @@ class Tokenizer:
         if not bos:
             return []
         if self.bos_id is None:
-            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no BOS token to open a text with.")
+            raise UnsupportedError(f"The tokenizer in {self.checkpoint_dir} has no BOS token to open a text with.")
         return self._opening if self.use_bos else [self.bos_id]
 
     def _closing_for(self, eos: bool) -> list[int]:
         if not eos:
             return []
         if self.eos_id is None:
-            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no EOS token to end a text with.")
+            raise UnsupportedError(f"The tokenizer in {self.checkpoint_dir} has no EOS token to end a text with.")
         return [self.eos_id]
 
     def _cannot_encode(self, texts: Sequence[str], error: BaseException) -> LitGPTError:
@@ -236,10 +256,10 @@ def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str
         return TokenizersBackend(_read_gpt2_files(folder, settings), settings)
     other = next((name for name in ("tekken.json", "tiktoken.model") if (folder / name).is_file()), None)
     if other:
-        raise LitGPTError(
+        raise MissingFileError(
             f"{folder} has its tokenizer as {other} only, which is not read here; add its {TOKENIZER_JSON}."
         )
-    raise LitGPTError(
+    raise MissingFileError(
         f"{folder} has no {TOKENIZER_JSON} or {TOKENIZER_MODEL}; "
         "`litgpt download ORG/NAME --tokenizer_only true` fetches a tokenizer."
     )
@@ -300,8 +320,3 @@ def save_tokenizer(processor: tokenizers.Tokenizer, folder: str | Path, **settin
     processor.save(str(folder / TOKENIZER_JSON), pretty=False)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **settings}
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _as_ids(tokens: Any) -> list[int]:
-    ids = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    return [ids] if isinstance(ids, int) else list(ids)

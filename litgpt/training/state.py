@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import load_pickle, load_pth
-from litgpt.errors import LitGPTError, one_line, quoted
+from litgpt.errors import LitGPTError, MissingFileError, one_line, quoted
 from litgpt.hub_client import relative_name
 from litgpt.peft import load_owned
 from litgpt.reading import reading
@@ -81,7 +81,7 @@ def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
     if resume is True or word in ("true", "auto"):
         newest = _newest_step(out_dir)
         if newest is None and word != "auto":
-            raise LitGPTError(
+            raise MissingFileError(
                 f"There is nothing to resume from in {out_dir}: it has no step-* folder with a {STATE_FILE}; "
                 "leave --resume out, or use --resume auto."
             )
@@ -98,7 +98,7 @@ def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
             if folder.is_dir()
             else "does not exist"
         )
-        raise LitGPTError(f"Cannot resume from {path}: it {why}.")
+        raise MissingFileError(f"Cannot resume from {path}: it {why}.")
     return newest
 
 

@@ -17,7 +17,7 @@ from litgpt.chat.base import main
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import Logprob, Sampling
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, warn_once
 from tests.generate.folder import make_folder
 
 
@@ -201,12 +201,12 @@ def test_a_system_prompt_flag(chat, folder):
 
 def test_a_style_with_no_place_for_a_system_prompt_says_so(monkeypatch, capsys, tmp_path):
     folder = make_folder(tmp_path / "plain", template=None)
-    with pytest.raises(LitGPTError, match="Default has no place for a system prompt"):
-        main(folder, precision="32-true", sys_prompt="Be brief.")
+    warn_once.cache_clear()
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/system Be brief.\nAnd now?\n"))
-    main(folder, precision="32-true", temperature=0.0, max_new_tokens=6)
+    main(folder, precision="32-true", temperature=0.0, max_new_tokens=6, sys_prompt="Be long.")
     out, err = capsys.readouterr()
-    assert "Default has no place for a system prompt" in err and "starts over" not in err
+    assert "litgpt: The prompt style Default has no place for a system prompt: it is left out." in err
+    assert "Default has no place for a system prompt; leave it out" in err and "starts over" not in err
     first, second = (part.partition("\n\n>> Prompt: ")[0] for part in out.split(">> Reply: ")[1:])
     assert second == alone(folder, ("user", "Hello"), ("assistant", first), ("user", "And now?"))
 

@@ -170,7 +170,7 @@ def test_a_file_that_the_system_refuses_to_let_grow(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "LitGPTError: The disk is full" in result.stderr
+    assert "FileError: The disk is full" in result.stderr
     assert result.returncode == 1 and not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from litgpt.engine.inference_model import InferenceModel
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, warn_once
 from litgpt.prompts import Alpaca, PromptStyle
 from tests.generate.folder import END, make_folder
 
@@ -62,9 +62,12 @@ def test_answers_end_at_the_tokenizers_and_the_styles_stops(inference_model):
     assert InferenceModel(inference_model.model, inference_model.tokenizer, Alpaca()).multi_turn
 
 
-def test_a_system_prompt_that_the_style_has_no_place_for_is_told(inference_model):
-    with pytest.raises(LitGPTError, match="Shout has no place for a system prompt"):
-        InferenceModel(inference_model.model, inference_model.tokenizer, Shout()).encode("Hi", sys_prompt="Be brief.")
+def test_a_system_prompt_that_the_style_has_no_place_for_is_left_out_with_one_warning(inference_model, capsys):
+    warn_once.cache_clear()
+    shouting = InferenceModel(inference_model.model, inference_model.tokenizer, Shout())
+    for _ in range(2):
+        assert shouting.encode("Hi", sys_prompt="Be brief.") == shouting.encode("Hi")
+    assert capsys.readouterr().err.count("Shout has no place for a system prompt: it is left out.") == 1
 
 
 @pytest.mark.parametrize(

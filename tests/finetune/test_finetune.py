@@ -131,11 +131,19 @@ def test_more_training_lowers_the_validation_loss(
     assert "Training " in printed and "Answer: " in printed
 
 
+def test_a_limit_above_the_context_is_the_context(
+    lit_folder: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(lora.setup, lit_folder, data_file, tmp_path, train={"max_seq_length": 4096, "max_steps": 1})
+    printed = capsys.readouterr().out
+    assert "train.max_seq_length is 4096; samples end at the model's context of 256 tokens." in printed
+    assert "(limit 256, context 256)" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ({"quantize": "bnb.nf4", "precision": "bf16-mixed"}, "bnb.nf4 computes in one dtype"),
-        ({"train": {"max_seq_length": 4096}}, "the model's context is 256 tokens"),
         ({"train": {"max_seq_length": 8}}, "No prompt leaves room"),
         ({"train": {"tie_embeddings": True}}, "tie_embeddings is for pretraining"),
         ({"eval": {"evaluate_example": 99}}, "evaluate_example is 99"),

@@ -27,7 +27,7 @@ from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.checkpoint.gguf.tokenizer import write_tokenizer
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import Config, name_to_config
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.families.hf_config import MAX_LAYERS
@@ -60,7 +60,7 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise LitGPTError("GGUF files need the package `gguf`: pip install 'litgpt[gguf]'.") from None
+        raise MissingPackageError("GGUF files need the package `gguf`: pip install 'litgpt[gguf]'.") from None
     return gguf
 
 
@@ -248,7 +248,7 @@ def _open_gguf(path: Path, mtime_ns: int, size: int) -> GGUFFile:
     paths = tuple(path.with_name(f"{name[1]}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1))
     missing = next((part for part in paths if not part.is_file()), None)
     if missing is not None:
-        raise LitGPTError(f"{missing} is not there, one of the {count} parts of its model; download it again.")
+        raise MissingFileError(f"{missing} is not there, one of the {count} parts of its model; download it again.")
     parts = [_read(part) for part in paths]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     return GGUFFile(paths, parts[0].metadata, tensors)

@@ -113,7 +113,7 @@ def complete_vocabulary(saved: dict[str, Tensor], config: Config) -> int | None:
         LitGPTError: It has one of them only.
     """
     n_rows = config.padded_vocab_size
-    changed = {name: tensor for name in (EMBEDDING, HEAD) if len(tensor := saved.get(name, ())) not in (0, n_rows)}
+    changed = {name: saved[name] for name in (EMBEDDING, HEAD) if name in saved and len(saved[name]) not in (0, n_rows)}
     if not changed:
         return None
     if config.tie_embeddings:

@@ -35,7 +35,7 @@ from litgpt.checkpoint.peft_folder.header import restore, saved_settings
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, read_files
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, escaped, quoted
+from litgpt.errors import LitGPTError, MissingFileError, escaped, quoted
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
 from litgpt.model import GPT
 from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, matrix_shape, target_names
@@ -108,7 +108,7 @@ def peft_weights(folder: Path) -> Path:
     for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise LitGPTError(
+    raise MissingFileError(
         f"{folder} has {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS[0]} (or .bin) beside it; download it again."
     )
 

@@ -246,6 +246,8 @@ def _export_saved(lora: LoRA, learned: Mapping[str, Tensor], table: WeightTable)
     mine = {name: tensor for name, tensor in learned.items() if lora.saves(name)}
     try:
         return dict(table.export_from(lazy(mine)))
+    except LitGPTError:
+        raise
     except KeyError as error:
         raise LitGPTError(
             f"A layer of {table.family.architectures[0]} holds {error.args[0]} too, which was not trained whole with "

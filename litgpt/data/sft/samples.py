@@ -16,12 +16,11 @@ from litgpt.data.sft.formats import Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
+from litgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-    from litgpt.tokenizer import Tokenizer
 
 
 class NoUsableSamples(LitGPTError):
@@ -84,6 +83,7 @@ class SFTDataset:
         ignore_index: int = -100,
         transform: Callable[[Any], Row] | None = None,
     ) -> None:
+        tokenizer = Tokenizer.of(tokenizer)
         rows = [transform(dict(row)) if transform else row for row in data]
         if not rows:
             raise LitGPTError("The data set has no samples.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from litgpt.data.sft.formats import Row, json_type
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, file_error, quoted
 
 COMPRESSIONS = (".gz", ".zst")
 MAX_CELL = 1 << 30
@@ -39,9 +39,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     if format_suffix(path) not in readers:
         missing = "" if path.exists() else ", and does not exist"
-        raise LitGPTError(f"{path} is none of {', '.join(readers)}{missing}.")
+        error = LitGPTError if path.exists() else MissingFileError
+        raise error(f"{path} is none of {', '.join(readers)}{missing}.")
     if not path.is_file():
-        raise LitGPTError(f"There is no data file {path}.")
+        raise MissingFileError(f"There is no data file {path}.")
     for line, row in readers[format_suffix(path)](path):
         if not isinstance(row, dict):
             raise LitGPTError(f"{path}, line {line}: a sample must be an object with keys, not {json_type(row)}.")
@@ -154,7 +155,9 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError:
-        raise LitGPTError(f"{path}: Parquet files need pyarrow; install it by: pip install 'litgpt[data]'.") from None
+        raise MissingPackageError(
+            f"{path}: Parquet files need pyarrow; install it by: pip install 'litgpt[data]'."
+        ) from None
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -187,7 +190,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise LitGPTError(f"{path} is no whole {path.suffix} file ({error}).") from None
     except OSError as error:
-        raise LitGPTError(f"{path} can't be read ({error.strerror or error}).") from None
+        raise file_error(error, f"{path} can't be read ({error.strerror or error}).") from None
     except Exception as error:
         if not type(error).__module__.startswith("zstandard"):
             raise
@@ -198,7 +201,9 @@ def _zstandard(path: Path, packed: IO[bytes]) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise LitGPTError(f"{path}: .zst files need zstandard; install it by: pip install 'litgpt[data]'.") from None
+        raise MissingPackageError(
+            f"{path}: .zst files need zstandard; install it by: pip install 'litgpt[data]'."
+        ) from None
     return zstandard.ZstdDecompressor().stream_reader(packed)
 
 

@@ -18,8 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, file_error
 from litgpt.prompts.base import public_path
+from litgpt.tokenizer.backends import FOREIGN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +148,7 @@ def cached_token_file(
     from litgpt.checkpoint.atomic import atomic_file
 
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    if folder is None:
+    if folder is None or tokenizer.backend == FOREIGN:  # what makes the ids of a foreign one can't be hashed
         with tempfile.TemporaryFile() as nameless:
             _write_all(TokenWriter(nameless, dtype), write)
             return TokenFile(nameless, "The temporary token file")
@@ -186,7 +187,7 @@ def file_hash(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).digest()
     except OSError as error:
-        raise LitGPTError(f"{path} can't be read ({error.strerror or error}).") from None
+        raise file_error(error, f"{path} can't be read ({error.strerror or error}).") from None
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> bytes:

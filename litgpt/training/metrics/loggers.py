@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.args import LogArgs
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, MissingPackageError, closest, quoted
 
 if TYPE_CHECKING:
     from litgpt.training.run import Logger
@@ -209,7 +209,7 @@ def named_loggers(
     if not any(find_spec(package) for package in packages):
         absent = f"The logger {name} needs the package {packages[0]}, which is not installed"
         if required:
-            raise LitGPTError(f"{absent}: `pip install 'litgpt[log]'`, or use --logger_name csv.")
+            raise MissingPackageError(f"{absent}: `pip install 'litgpt[log]'`, or use --logger_name csv.")
         say(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
         return []
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from litgpt.args import TrainArgs
-from litgpt.errors import LitGPTError, UsageError, closest, quoted
+from litgpt.errors import LitGPTError, MissingPackageError, UsageError, closest, quoted
 from litgpt.training.optim.muon import Muon, fused_parts, groups_for_muon
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
@@ -161,7 +161,9 @@ def find_class(class_path: str) -> type[Optimizer]:
         module = importlib.import_module(module_name or "torch.optim")
     except ImportError as error:
         if module_name.startswith("bitsandbytes"):
-            raise LitGPTError(f"optimizer {class_path} is bitsandbytes': pip install 'litgpt[quant]'.") from None
+            raise MissingPackageError(
+                f"optimizer {class_path} is bitsandbytes': pip install 'litgpt[quant]'."
+            ) from None
         raise LitGPTError(f"optimizer {class_path}: {module_name} cannot be imported ({error}).") from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):

@@ -97,6 +97,8 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
     train: TrainArgs = arguments["train"]
     config, method = _model_of(arguments), method_of(command, arguments)
     length = train.max_seq_length or options.tokens_per_sample or config.block_size
+    if train.max_seq_length and command != "pretrain":
+        length = min(length, config.block_size)  # where finetuning cuts its samples
     if length > config.block_size:
         raise LitGPTError(
             f"Samples of {length} tokens don't fit this model: its context is {config.block_size} tokens."
