@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.data.base import DataModule, split_indices
-from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, encode_file, style_key
+from litgpt.data.sft.encoding import Notes, RowRenderer, TokenizedShard, encode_file, end_ids, style_key
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
 from litgpt.data.sft.samples import NoUsableSamples, SampleOptions, SFTDataset, resolve_style
@@ -97,6 +97,7 @@ class SFTModule(DataModule):
     def setup(self, stage: str = "") -> None:
         train_files, val_files = self.found()
         train, val = self.shards(train_files), self.shards(val_files)
+        self.tell_unread([*train, *val])
         chosen: tuple[list[int] | None, list[int] | None] = (None, None)
         if not val_files:
             chosen = split_indices(sum(map(len, train)), self.val_fraction(), self.seed)
@@ -148,8 +149,26 @@ class SFTModule(DataModule):
                 self._shards[path] = encode_file(path, row_renderer, self.tokenizer, folder)
         return [self._shards[path] for path in paths]
 
+    def tell_unread(self, shards: Sequence[TokenizedShard]) -> None:
+        """Logs, once, what nothing reads of the samples."""
+        notes = Notes()
+        for shard in shards:
+            notes.unread.update(shard.notes.unread)
+            notes.keys |= shard.notes.keys
+        self.check_keys(notes.keys)
+        if notes.unread:
+            found = notes.unread.most_common()
+            shown = "; ".join(f"{name} ({count:,} sample{'s' * (count != 1)})" for name, count in found[:12])
+            more = f"; and {len(found) - 12:,} more" if len(found) > 12 else ""
+            self.log(f"Not read of the data: {shown}{more}.")
+
+    def check_keys(self, keys: set[str]) -> None:
+        """Called with the keys of all rows; raises a LitGPTError where an argument names another."""
+
     def _view(self, shards: list[TokenizedShard], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
-        options = SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long)
+        assert self.tokenizer is not None
+        ends = end_ids(self.row_renderer().renderer.style, self.tokenizer)
+        options = SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long, ends)
         dataset = SFTDataset.from_shards(shards, self.row_renderer(), options, chosen)
         for sentence in dataset.unused(purpose):
             self.log(sentence)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, TokenSpan, encode_rows
+from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, TokenSpan, encode_rows, end_ids
 from litgpt.data.sft.formats import Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
 from litgpt.errors import LitGPTError
@@ -40,6 +40,8 @@ class SampleOptions:
     """The label of tokens that are no targets."""
     too_long: str = "cut"
     """What becomes of a longer sample: `cut` (it keeps its end token) or `drop`."""
+    end_ids: frozenset[int] = frozenset()
+    """The tokens that end an answer."""
 
 
 class Sample(NamedTuple):
@@ -87,9 +89,11 @@ class SFTDataset:
         rows = [transform(dict(row)) if transform else row for row in data]
         if not rows:
             raise LitGPTError("The data set has no samples.")
-        row_renderer = RowRenderer(parse_instruction, Renderer(resolve_style(prompt_style, tokenizer)))
+        style = resolve_style(prompt_style, tokenizer)
+        row_renderer = RowRenderer(parse_instruction, Renderer(style))
         shard = encode_rows(rows, row_renderer, tokenizer)
-        self._select([shard], row_renderer, SampleOptions(max_seq_length, mask_prompt, ignore_index), None)
+        ends = end_ids(style, tokenizer)
+        self._select([shard], row_renderer, SampleOptions(max_seq_length, mask_prompt, ignore_index, end_ids=ends))
 
     @classmethod
     def from_shards(
@@ -116,7 +120,7 @@ class SFTDataset:
         shards: Sequence[TokenizedShard],
         row_renderer: RowRenderer,
         options: SampleOptions,
-        chosen: Sequence[int] | None,
+        chosen: Sequence[int] | None = None,
     ) -> None:
         import numpy as np
 
@@ -165,18 +169,19 @@ class SFTDataset:
     def _cut(self, sample: Sample, limit: int) -> Sample | None:
         """A sample cut to `limit` tokens; None where nothing of an answer has room.
 
-        Cut within an answer, it ends with that answer's end token; cut elsewhere, after the answer before.
+        Cut within an answer, it ends with that answer's end token, if it has one; cut elsewhere, after the answer
+        before. So it is whether prompts are learned or not: half a question that is followed by nothing is neither a
+        question nor an answer. Where there is no answer to go by, it is cut at the limit.
         """
         spans = self._target_spans(sample)
-        if not self.options.mask_prompt:
-            fits = not spans or spans[0][0] < limit - 1
-            return sample._replace(length=limit, last=sample.length - 1) if fits else None
         for start, end in reversed(spans):
             if end <= limit:
                 return sample._replace(length=end)
             if start < limit - 1:
-                return sample._replace(length=limit, last=end - 1)
-        return None
+                shard = self.shards[sample.shard]
+                closes = int(shard.tokens.ids[shard.starts[sample.row] + end - 1]) in self.options.end_ids
+                return sample._replace(length=limit, last=end - 1 if closes else -1)
+        return None if spans else sample._replace(length=limit)
 
     def _target_spans(self, sample: Sample) -> list[TokenSpan]:
         """Which tokens of the whole sample are targets."""

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file, require_space
-from litgpt.data.storage.data_files import COMPRESSIONS, format_suffix
+from litgpt.data.storage.data_files import COMPRESSIONS, DATA_SUFFIXES, NOT_DATA, format_suffix
 from litgpt.errors import LitGPTError
 
 TIMEOUT = 60.0
 """Seconds without an answer, or without another byte, after which a download is given up."""
-DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-"""In which a data set's files are looked for."""
-NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
 SPLIT = re.compile(r"[A-Za-z0-9]+")
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
 FOLDERS = ("default", "plain_text", "main", "data", "")
@@ -45,8 +42,6 @@ def fetch_file(url: str, target: Path) -> None:
                 raise LitGPTError(
                     f"{url} broke off after {part.stat().st_size} of {size} bytes; try again, or {instead}"
                 )
-    except LitGPTError:
-        raise
     except urllib.error.HTTPError as error:
         error.close()
         raise LitGPTError(f"{url} answers {error.code} ({error.reason}); {instead}") from None
