@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
 from litgpt.data.storage.blocks import block_length, check_token_id
+from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError
 
 if TYPE_CHECKING:
@@ -34,9 +36,16 @@ class LitDataBlocks:
             self.count = len(self.chunks)
         except Exception as error:  # litdata raises whatever its parts do
             raise LitGPTError(f"{folder} can't be read by litdata ({' '.join(str(error).split())[:150]}).") from None
-        self.length = length
+        self.folder, self.length = folder, length
         if not self.count:
             raise LitGPTError(f"{folder} has no block of {length + 1} tokens; lower train.max_seq_length.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the index of the chunks, where it is at hand, and of the first and the last block."""
+        index = b"" if is_remote(self.folder) else (Path(self.folder) / "index.json").read_bytes()
+        ends = [self[place]["input_ids"].numpy().tobytes() for place in (0, self.count - 1)]
+        return content_hash(index, *ends)
 
     @property
     def lengths(self) -> list[int]:

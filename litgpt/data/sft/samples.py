@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, TokenSpan, encode_rows, end_ids
 from litgpt.data.sft.formats import Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
+from litgpt.data.storage.fingerprint import array_hash
+from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
 
@@ -219,6 +221,13 @@ class SFTDataset:
             for sample in map(Sample._make, self._kept.tolist())
             for start, end in self._target_spans(sample)
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the samples before any is cut."""
+        names = ("ids", "lengths", "span_counts", "span_starts", "span_ends")
+        arrays = [array_hash(shard.tokens[name]) for shard in self.shards for name in names]
+        return content_hash(*arrays, array_hash(self._kept[:, :2]))
 
     @property
     def prompt_style(self) -> PromptStyle:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import DataModule
+from litgpt.data.storage.fingerprint import array_hash
 from litgpt.data.storage.token_cache import cache_folder, cached_documents
 from litgpt.errors import LitGPTError
 
@@ -43,6 +45,11 @@ class TokenBlocks:
         """Chooses where the blocks of epoch `n` start; the same for the same `seed` and `n`."""
         if self.seed is not None:
             self.phase = random.Random(f"{self.seed}-{n}").randint(0, self.slack)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the stream."""
+        return array_hash(self.tokens).decode()
 
     @property
     def lengths(self) -> Sequence[int]:
