@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
 from litgpt.data.storage.data_files import DATA_SUFFIXES, format_suffix
 from litgpt.errors import LitGPTError
 
 DEFAULT_VAL_FRACTION = 0.05
 
 
+@in_litgpts_order
 @dataclass
 class JSON(SFTModule):
     """Instructions and answers from a JSON or JSON Lines file, or from a folder with two of them."""

@@ -81,6 +81,8 @@ class TokenizedSample(NamedTuple):
     line: int
     ids: list[int]
     target_spans: list[TokenSpan]
+    raw: int
+    """Tokens without those of the prompt style: of what the user says, and of the targets."""
 
 
 @dataclass(frozen=True)
@@ -182,17 +184,18 @@ def encode_rows(rows: Sequence[Row], row_renderer: RowRenderer, tokenizer: Token
 
 
 def write_samples(writer: TokenWriter, samples: Iterable[TokenizedSample]) -> None:
-    """Writes tokens, and the arrays `lengths (S,)`, `lines (S,)`, `span_counts (S,)`, `span_starts (A,)`, `span_ends
-    (A,)`."""
+    """Writes tokens, and the arrays `lengths`, `lines`, `raw`, `span_counts`, each `(S,)`, and `span_starts`,
+    `span_ends`, each `(A,)`."""
     import numpy as np
 
     columns: dict[str, list[int]] = {
-        name: [] for name in ("lengths", "lines", "span_counts", "span_starts", "span_ends")
+        name: [] for name in ("lengths", "lines", "raw", "span_counts", "span_starts", "span_ends")
     }
-    for line, ids, spans in samples:
+    for line, ids, spans, raw in samples:
         writer.add(ids)
         columns["lengths"].append(len(ids))
         columns["lines"].append(line)
+        columns["raw"].append(raw)
         columns["span_counts"].append(len(spans))
         columns["span_starts"] += [start for start, _ in spans]
         columns["span_ends"] += [end for _, end in spans]
@@ -229,7 +232,8 @@ def encode(
                 except LitGPTError as error:
                     raise located(line, error) from None
             raise
-        return [TokenizedSample(line, *tokens) for (line, _), tokens in zip(batch, found, strict=True)]
+        raw = encoder.raw_counts([sample for _, sample in batch], found)
+        return [TokenizedSample(line, *tokens, own) for (line, _), tokens, own in zip(batch, found, raw, strict=True)]
 
     source, waiting = render(), deque[Future[list[TokenizedSample]]]()
     with ThreadPoolExecutor(1) as thread:
@@ -261,6 +265,16 @@ class Encoder:
         done = {key: iter(self._encode_group(parts, *key)) for key, parts in groups.items()}
         return [
             self._joined(sample, [next(done[key]) for key in own]) for sample, own in zip(samples, keys, strict=True)
+        ]
+
+    def raw_counts(self, samples: Sequence[RenderedSample], encoded: Sequence[Tokens]) -> list[int]:
+        """How many tokens each sample has without those of the style, as LitGPT counts them."""
+        asked = iter(self.tokenizer.encode_batch([text for sample in samples for text in sample.asked], bos=False))
+        return [
+            len(self._opening if sample.asked else [])
+            + sum(len(next(asked)) for _ in sample.asked)
+            + sum(end - start for start, end in spans)
+            for sample, (_, spans) in zip(samples, encoded, strict=True)
         ]
 
     def _encode_group(self, parts: list[RenderedPart], opens: bool, ends: bool, with_spans: bool) -> list[Tokens]:

@@ -48,6 +48,8 @@ class RenderedSample(NamedTuple):
     """End with EOS."""
     marked: bool = False
     """The template itself marks what is a target; else a target span ends with its last end token."""
+    asked: Sequence[str] = ()
+    """What the user says, without anything of the style."""
 
 
 class Renderer:
@@ -69,7 +71,11 @@ class Renderer:
         """
         if conversation.text is not None:
             return RenderedSample([RenderedPart(conversation.text, True)], opens=True, ends=True)
-        answers = self._answers(conversation)
+        answers, said = self._answers(conversation), [m for m in conversation.messages if m["role"] == "user"]
+        rendered = self._render(conversation, answers)
+        return rendered._replace(asked=[text for m in said if isinstance(text := m.get("content"), str)])
+
+    def _render(self, conversation: Conversation, answers: list[tuple[int, bool]]) -> RenderedSample:
         if isinstance(self.style, ChatTemplate):
             return self._render_by_template(conversation, answers)
         if conversation.tools:

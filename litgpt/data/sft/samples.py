@@ -1,7 +1,7 @@
 """The samples of a data set: slices of token files, cut to the length that a model can take.
 
-A sample is `{"input_ids": (T,) int64, "labels": (T,) int64}`, not shifted; labels are `ignore_index` where a token is
-no target.
+A sample is `{"input_ids": (T,) int64, "labels": (T,) int64, "token_counts": …}`, not shifted; labels are `ignore_index`
+where a token is no target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from litgpt.prompts import PromptStyle
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from litgpt.tokenizer import Tokenizer
 
@@ -252,7 +251,7 @@ class SFTDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         import numpy as np
         import torch
 
@@ -268,7 +267,8 @@ class SFTDataset:
                 labels[begin:end] = ids[begin:end]
         else:
             labels = ids.copy()
-        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        counts = {"raw": int(shard.tokens["raw"][sample.row]), "raw_plus_prompt_template": len(ids)}
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels), "token_counts": counts}
 
 
 def _count(number: int, purpose: str) -> str:
