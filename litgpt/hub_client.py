@@ -72,6 +72,8 @@ def explain_hub_errors(repo_id: str, token: str | None, place: Path, known: Iter
 
     try:
         yield
+    except LitGPTError:
+        raise
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
         raise LitGPTError(_sentence(error, repo_id, token, place, known)) from None
     except Exception as error:

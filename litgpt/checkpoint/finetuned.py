@@ -158,6 +158,8 @@ def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
         settings = {name.removeprefix("lora_"): value for name, value in content.items() if name.startswith("lora_")}
         method = LoRA(**settings).as_saved() if is_lora else METHODS[suffix]()
         return method, Path(content["checkpoint_dir"])
+    except LitGPTError:
+        raise
     except FileNotFoundError:
         raise LitGPTError(
             f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."

@@ -62,6 +62,8 @@ def parse(name: str, command: Callable[..., Any], arguments: Sequence[str]) -> d
     parser.overrides = {name: spec.value for name, spec in command_line.specs.items()}
     try:
         values = parser.instantiate(with_home(parser.parse_args(prepared), command_line))
+    except LitGPTError:
+        raise
     except (ArgumentError, TypeError, ValueError) as error:
         raise mistake_behind(error) or UsageError(explain(str(error), command_line)) from None
     return {parameter: values[parameter] for parameter in parameters} | parser.overrides
@@ -405,10 +407,11 @@ def read_config(place: str) -> str:
     Raises:
         UsageError: It cannot be read.
     """
+    is_remote = is_url(place)
     try:
-        if is_url(place):
+        if is_remote:
             with urllib.request.urlopen(place, timeout=URL_TIMEOUT) as answer:
-                return answer.read().decode("utf-8")
+                return str(answer.read(), "utf-8")
         if "\n" in place or place.lstrip().startswith("{"):
             return place
         return Path(place).expanduser().read_text(encoding="utf-8")

@@ -108,6 +108,8 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
         module, _, attribute = name.rpartition(".")
         cls = find_module(name) if name in MODULES else getattr(import_module(module), attribute)
         return cls(**arguments)
+    except LitGPTError:
+        raise
     except (TypeError, ImportError, AttributeError) as error:
         reason = str(error).replace(".__init__()", "")
         raise LitGPTError(f"data.sources[{number}]: {reason}.") from None

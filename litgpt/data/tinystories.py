@@ -99,5 +99,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     with (temporary / Path(member.name).name).open("wb") as target:
                         while piece := file.read(1 << 20):
                             target.write(piece)
+    except LitGPTError:
+        raise
     except (tarfile.TarError, EOFError, OSError) as error:
         raise LitGPTError(f"{archive} is damaged ({error}); delete it, it is downloaded anew.") from None

@@ -75,8 +75,9 @@ class RequestLog:
 
     def write(self, record: RequestRecord) -> None:
         """Adds a line; a full disk must not end the server."""
+        line = record.line().decode() + "\n"
         try:
-            self._file.write(record.line().decode() + "\n")
+            self._file.write(line)
             self._file.flush()
         except OSError:
             pass

@@ -202,6 +202,8 @@ class Family:
         try:
             pop_quantization(left)
             kwargs.update(self.from_hf(left))
+        except LitGPTError:
+            raise
         except KeyError as missing:
             what = f"config.json has no `{missing.args[0]}`, which a {self.architectures[0]} needs."
             raise LitGPTError(what) from None

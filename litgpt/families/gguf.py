@@ -237,6 +237,8 @@ class GGUF:
         """
         try:
             return self._read(metadata, shapes, base)
+        except LitGPTError:
+            raise
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise LitGPTError(f"The GGUF file has a value that no {self.arch} model can have ({error}).") from None
 

@@ -59,6 +59,8 @@ class Template:
     def __post_init__(self) -> None:
         try:
             _compiled(self.source)
+        except LitGPTError:
+            raise
         except Exception as error:  # Whatever the parser, or Python's, makes of it
             raise LitGPTError(f"{self.where} is no Jinja template: {one_line(error)}.") from None
 
@@ -108,6 +110,8 @@ class Template:
         try:
             with budget():
                 yield from _compiled(self.source).generate(context)
+        except LitGPTError:
+            raise
         except Exception as error:  # A template may fail like any program: a missing key, text + number, recursion
             raise LitGPTError(f"{self.where} refuses this conversation: {one_line(error)}.") from None
 

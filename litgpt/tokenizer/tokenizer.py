@@ -119,6 +119,8 @@ class Tokenizer:
         closing = self._closing_for(eos)
         try:
             rows = self._backend.encode_batch(texts)
+        except LitGPTError:
+            raise
         except Exception as error:  # `tokenizers` raises a bare Exception
             raise self._cannot_encode(texts, error) from None
         return [

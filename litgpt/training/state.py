@@ -238,6 +238,8 @@ def load_state(run: Run, saved: SavedState, optimizer: Optimizer, state: Trainin
     try:
         check_optimizer_state(optimizer, saved.optimizer)
         optimizer.load_state_dict(saved.optimizer)
+    except LitGPTError:
+        raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise LitGPTError(
             f"Cannot resume from {saved.folder}: its optimizer is another one ({one_line(error)})."

@@ -254,6 +254,8 @@ def _read(path: Path) -> GGUFFile:
         if reader.byte_order != "I":
             raise LitGPTError(f"{path} is for machines of the other byte order, which is not read here.")
         metadata = {key: _field_value(field, package) for key, field in reader.fields.items()}
+    except LitGPTError:
+        raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise LitGPTError(f"{path} is damaged or no GGUF file ({one_line(error)}); download it again.") from None
     tensors = {name: part for tensor in reader.tensors for name, part in _split_experts(tensor, path).items()}

@@ -42,6 +42,8 @@ def fetch_file(url: str, target: Path) -> None:
                 raise LitGPTError(
                     f"{url} broke off after {part.stat().st_size} of {size} bytes; try again, or {instead}"
                 )
+    except LitGPTError:
+        raise
     except urllib.error.HTTPError as error:
         error.close()
         raise LitGPTError(f"{url} answers {error.code} ({error.reason}); {instead}") from None

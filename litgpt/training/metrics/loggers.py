@@ -214,6 +214,8 @@ def named_loggers(
         return []
     try:
         return [make(out_dir, log)]
+    except LitGPTError:
+        raise
     except (Exception, SystemExit) as error:  # some log in when they are made, and end the process where they can't
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LitGPTError(f"The logger {name} can't start ({reason}); mend that, or use --logger_name csv.") from None

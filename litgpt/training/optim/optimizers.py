@@ -98,6 +98,8 @@ def make_optimizer(
         groups = _groups(decaying, others) if decay else [{"params": [parameter for _, parameter in named]}]
     try:
         return optimizer_class(groups, **init_args, **faster)
+    except LitGPTError:
+        raise
     except (TypeError, ValueError, NotImplementedError) as error:
         raise LitGPTError(f"optimizer: {class_path} refuses its arguments {init_args}: {error}.") from None
 

@@ -115,6 +115,8 @@ def estimate_memory(spec: RunSpec) -> MemoryEstimate:
         try:
             training.step()
             training.step()
+        except LitGPTError:
+            raise
         except (RuntimeError, NotImplementedError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise LitGPTError(f"This can't be gone through without values: {reason}.") from error
