@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError, closest, quoted
@@ -25,6 +25,7 @@ SUBSETS = [
 ]
 
 
+@in_litgpts_order
 @dataclass
 class FLAN(SFTModule):
     """The FLAN instructions, all or some of their subsets, with validation samples of their own."""

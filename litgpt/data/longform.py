@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError, quoted
@@ -14,6 +14,7 @@ from litgpt.prompts import PromptStyle
 URL = "https://raw.githubusercontent.com/akoksal/LongForm/main/dataset"
 
 
+@in_litgpts_order
 @dataclass
 class LongForm(SFTModule):
     """The LongForm instructions, with validation samples of their own."""

@@ -28,6 +28,8 @@ class PromptStyle:
     """What a conversation begins with."""
     system: ClassVar[str] = ""
     """How a system message is written (`{text}`); nothing where the style has no place for one."""
+    system_end: ClassVar[str] = ""
+    """What a system message ends with, of itself or not."""
     default_system: str | None = None
     """The system message where none is given."""
     user: ClassVar[str] = ""
@@ -152,7 +154,10 @@ class PromptStyle:
     def _system(self, given: str | None, sample: Mapping[str, Any]) -> str:
         """The system message as it stands in the first user's message."""
         text = given or self.default_system
-        return self.system.format(text=text) if text is not None else ""
+        if text is None:
+            return ""
+        text = text if text.endswith(self.system_end) else text.rstrip("\n") + self.system_end
+        return self.system.format(text=text)
 
     def _user(self, prompt: str, system: str, sample: Mapping[str, Any]) -> str:
         return self.user.format(system=system, prompt=prompt)

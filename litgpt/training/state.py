@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.reader import load_pickle, load_pth
+from litgpt.data.storage.fingerprint import data_fingerprint
 from litgpt.errors import LitGPTError, MissingFileError, one_line, quoted
 from litgpt.hub_client import relative_name
 from litgpt.peft import load_owned
@@ -124,6 +125,10 @@ class TrainingState:
     """See `Header`."""
 
 
+DATA = "content of the training data"
+"""In what must not change, since it is kept: a hash."""
+
+
 @dataclass(frozen=True)
 class SavedState:
     """What a `training_state.pt` holds, its tensors in memory."""
@@ -168,6 +173,7 @@ class SavedState:
             LitGPTError: One of those that must not change has.
         """
         fingerprint = _fingerprint(run) if self.settings is None else {**_fingerprint(run), **run.fixed}
+        fingerprint = {name: now for name, now in fingerprint.items() if name != DATA or DATA in self.fingerprint}
         for name, before, now in _differences(self.fingerprint, fingerprint):
             raise LitGPTError(
                 f"Cannot resume from {self.folder}: its run had {name} = {before}, this one has {now}; "
@@ -319,5 +325,6 @@ def _fingerprint(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "train.global_batch_size": run.train.global_batch_size,
         "training samples": len(run.train_dataset),
+        DATA: data_fingerprint(run.train_dataset),
         "optimizer": optimizer,
     }

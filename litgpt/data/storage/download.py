@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file, require_space
-from litgpt.data.storage.data_files import COMPRESSIONS, format_suffix
+from litgpt.data.storage.data_files import COMPRESSIONS, DATA_SUFFIXES, NOT_DATA, format_suffix
 from litgpt.errors import LitGPTError, quoted
 
 TIMEOUT = 60.0
 """Seconds without an answer, or without another byte, after which a download is given up."""
-DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-"""In which a data set's files are looked for."""
-NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
 SPLIT = re.compile(r"[A-Za-z0-9]+")
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
 FOLDERS = ("default", "plain_text", "main", "data", "")
