@@ -7,11 +7,15 @@ from collections.abc import Iterable
 
 
 class LitGPTError(Exception):
-    """A user's mistake, told in one sentence: what is wrong, where, and what to do (exit code 1)."""
+    """A user's mistake, told in one sentence: what is wrong, where, and what to do."""
+
+    exit_code = 1
 
 
 class UsageError(LitGPTError):
-    """A command line that cannot be understood (exit code 2)."""
+    """A command line that cannot be understood."""
+
+    exit_code = 2
 
 
 def one_line(error: BaseException) -> str:
