@@ -14,6 +14,7 @@ import re
 import urllib.request
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -304,7 +305,7 @@ class CommandLine:
         return parameters_of(nested).get(rest.removeprefix("init_args.")) if nested else None
 
     def unknown_flag(self, flag: str) -> str:
-        known = self.known_flags()
+        known = self.known_flags
         ours = flag if flag in self.parameters else spelled_here(flag, self, [*known, *self.parameters])
         parameter = self.parameters.get(ours)
         if parameter and parameter.required:
@@ -312,6 +313,7 @@ class CommandLine:
         hint = f" Here it is --{ours}." if ours else closest(flag, [*known, "config", "print_config", "help"])
         return f"`litgpt {self.name}` has no flag --{flag}.{hint} See `litgpt {self.name} --help`."
 
+    @cached_property
     def known_flags(self) -> list[str]:
         """All flags, without dashes, but those of data modules and optimizers."""
         known = [name for name, parameter in self.parameters.items() if not parameter.required]
@@ -325,11 +327,11 @@ class CommandLine:
         parameter = self.parameters.get(head)
         if parameter is None or not rest:
             return parameter is not None
-        return head in self.specs or parameter.is_data or rest in parameters_of(parameter.group or type(None))
+        return head in self.specs or parameter.is_data or flag in self.known_flags
 
     def unknown_key(self, key: str, known: Iterable[str], above: str = "") -> str:
         """What a key of a configuration may have been meant as."""
-        ours = spelled_here(f"{above}{key}", self, self.known_flags())
+        ours = spelled_here(f"{above}{key}", self, self.known_flags)
         return f" Here it is {ours}." if ours and ours != f"{above}{key}" else closest(key, known)
 
 

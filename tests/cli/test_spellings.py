@@ -53,7 +53,7 @@ def test_every_spelling_leads_to_a_flag_of_the_command(command_line: CommandLine
 
 
 def test_every_flag_is_known_with_hyphens_and_capitals(command_line: CommandLine) -> None:
-    for flag in command_line.known_flags():
+    for flag in command_line.known_flags:
         for typed in (flag.replace("_", "-"), flag.replace(".", "_"), flag.title()):
             if typed != flag:
                 with pytest.raises(UsageError, match=f"Here it is --{flag}"):
