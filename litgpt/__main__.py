@@ -136,8 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except LitGPTError as error:
         print(f"litgpt: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return error.exit_code
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # ends the line that ^C stands in
         return 130
     except BrokenPipeError:
         # The reader went away (`| head`); what is still buffered must not raise again when Python closes stdout.

@@ -176,6 +176,10 @@ class TrainArgs:
         return 0
 
 
+LITGPTS_TRAIN = [field.name for field in dataclasses.fields(TrainArgs)].index("min_lr") + 1
+"""So many of its fields, the first ones, are LitGPT's too."""
+
+
 @dataclass
 class EvalArgs:
     """When and on how much to validate."""
@@ -301,6 +305,33 @@ def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in arguments.items()
         if value is not None and name not in SECRETS and not name.startswith("_")
     }
+
+
+def portable(settings: Mapping[str, Any], data: object, added: Mapping[str, Any]) -> dict[str, Any]:
+    """What `hyperparameters` returns, for `hyperparameters.yaml`: what LitGPT doesn't know is left out where it has its
+    default, so that LitGPT's `--config` takes the rest; nulls of groups, which a command may have other defaults for,
+    are there.
+
+    Args:
+        settings: What `hyperparameters` returned.
+        data: The data module, if it was given.
+        added: The default of each argument of the command that LitGPT's may lack.
+    """
+    missing = object()
+    kept = {name: value for name, value in settings.items() if value != added.get(name, missing)}
+    for group, kind, ours in (("train", TrainArgs, LITGPTS_TRAIN), ("eval", EvalArgs, None)):
+        given = kept.get(group, {})
+        kept[group] = {
+            field.name: given.get(field.name)
+            for at, field in enumerate(dataclasses.fields(kind))
+            if ours is None or at < ours or given.get(field.name) != field.default
+        }
+    if isinstance(kept.get("data"), dict):
+        defaults = {p.name: plain(p.default) for p in inspect.signature(type(data)).parameters.values()}
+        init_args = kept["data"].get("init_args", {})
+        same = [name for name, value in init_args.items() if value == defaults.get(name, missing)]
+        kept["data"] = {**kept["data"], "init_args": {n: v for n, v in init_args.items() if n not in same}}
+    return kept
 
 
 def plain(value: Any) -> Any:

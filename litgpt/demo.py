@@ -38,11 +38,10 @@ def demo(out_dir: Path = Path("out/demo"), seed: int = 42) -> None:
         out_dir: Folder for the models, their logs and the pictures of the loss.
         seed: Of random weights, the order of the data and the answers.
     """
-    from litgpt.runtime import output_dir
+    from litgpt.training.retention import output_folder
 
     began = time.perf_counter()
-    out_dir = output_dir(out_dir)
-    with one_thread():
+    with one_thread(), output_folder(out_dir) as out_dir:
         say("Pretraining: a model of a million random weights reads Jane Austen", 1)
         pretrained = pretrain(out_dir / "pretrain", seed)
         print("\nIt goes on from an opening like this:", flush=True)

@@ -19,18 +19,22 @@ PARTS, LEVELS = 6, 3
 
 
 class LitGPTError(ValueError):
-    """A user's mistake, told in one sentence: what is wrong, where, and what to do (exit code 1).
+    """A user's mistake, told in one sentence: what is wrong, where, and what to do.
 
     It is a `ValueError`, and the classes below are also the builtin exceptions that LitGPT raises there, since that is
     what callers catch. So an `except` for another library's errors lets a `LitGPTError` through first.
     """
 
+    exit_code = 1
+
     def __str__(self) -> str:
-        return sentence(super().__str__())
+        return sentence(Exception.__str__(self))  # a KeyError's own would put quotes around it
 
 
 class UsageError(LitGPTError):
-    """A command line that cannot be understood (exit code 2)."""
+    """A command line that cannot be understood."""
+
+    exit_code = 2
 
 
 class FileError(LitGPTError, OSError):
@@ -59,9 +63,6 @@ class UnsupportedError(LitGPTError, NotImplementedError):
 
 class UnknownNameError(LitGPTError, KeyError):
     """A name that is not in a table."""
-
-    __str__ = Exception.__str__
-    """A KeyError's would put quotes around the sentence."""
 
 
 class MissingCacheError(LitGPTError, TypeError):

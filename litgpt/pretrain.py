@@ -54,7 +54,8 @@ def setup(
         train: How long, how fast and in what portions to train.
         eval: When and on how much to validate.
         log: Names for the experiment logger.
-        optimizer: A class of torch.optim; `--optimizer.lr` and the like are its arguments.
+        optimizer: A class of torch.optim by name, or class_path and init_args. Its arguments are flags too:
+            --optimizer.lr (AdamW's default: 0.001), --optimizer.weight_decay (0.01), --optimizer.betas and so on.
         devices: How many devices to use, or auto for all.
         num_nodes: How many machines to use.
         tokenizer_dir: A folder with the tokenizer that the data needs; it is copied into the checkpoints.

@@ -268,14 +268,19 @@ def process_counts(devices: int | str, num_nodes: int, kind: str) -> tuple[int, 
     return wanted, num_nodes
 
 
+def output_path(path: Path) -> Path:
+    """The folder a command writes to: `path`, or below `$LIGHTNING_ARTIFACTS_DIR` where that is set and `path`
+    relative."""
+    return Path(os.environ.get("LIGHTNING_ARTIFACTS_DIR", "")) / path
+
+
 def output_dir(path: Path) -> Path:
-    """The folder a command writes to, made if it isn't there; below `$LIGHTNING_ARTIFACTS_DIR` where that is set and
-    `path` relative.
+    """The folder a command writes to (see `output_path`), made if it isn't there.
 
     Raises:
         LitGPTError: It can't be made or written to; better known before the training than after.
     """
-    folder = Path(os.environ.get("LIGHTNING_ARTIFACTS_DIR", "")) / path
+    folder = output_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

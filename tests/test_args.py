@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
 import typing
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs, arguments_of, hyperparameters, inherits
+from litgpt import data as data_modules
+from litgpt.args import EvalArgs, LogArgs, TrainArgs, arguments_of, hyperparameters, inherits, portable
 from litgpt.errors import LitGPTError
 from tests.paths import GOLDEN
 
@@ -161,3 +163,42 @@ def test_a_command_gets_what_it_inherits_in_the_order_of_its_signature():
     assert [*given.pop().items()] == [("model", "tiny"), ("steps", 7), ("more", None), ("rate", 0.5), ("seed", 4)]
     with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
         command("tiny", step=7)
+
+
+DATA = json.loads((GOLDEN / "data_modules.json").read_text())
+COMMANDS = json.loads((GOLDEN / "commands.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "command", ["finetune.lora", "finetune.full", "finetune.adapter", "finetune.adapter_v2", "pretrain"]
+)
+@pytest.mark.parametrize("module", DATA)
+def test_what_is_written_at_defaults_is_a_configuration_of_litgpt(command, module):
+    setup = importlib.import_module(f"litgpt.{command}").setup
+    kind = getattr(data_modules, module)
+    needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    data = kind(**dict.fromkeys(needed, Path("x")))
+    given = {
+        p.name: Path("y") if p.default is p.empty else p.default for p in inspect.signature(setup).parameters.values()
+    }
+    own = {name: value for name, value in given.items() if not name.startswith("lora_")}  # which the method knows
+    written = portable(hyperparameters({**own, "data": data}), data, {"resume": False})
+    known = COMMANDS[command.replace(".", "_")]
+    assert written.keys() <= (COMMANDS[known] if isinstance(known, str) else known).keys()
+    for group, fields in (("train", "TrainArgs"), ("eval", "EvalArgs"), ("log", "LogArgs")):
+        assert written[group].keys() <= TABLE[fields].keys()
+    assert written["data"].get("init_args", {}).keys() <= DATA[module].keys()
+    assert written["train"]["epochs"] == given["train"].epochs, "a null that is none of the command's defaults counts"
+
+
+def test_what_litgpt_does_not_know_is_written_where_it_says_something():
+    train = TrainArgs(epochs=None, max_steps=3, packing=False, keep_last=2)
+    data = data_modules.JSON(Path("x"), cache_dir=Path("cache"), seed=3)
+    written = portable(hyperparameters({"train": train, "data": data, "resume": "auto"}), data, {"resume": False})
+    assert written["train"] == {
+        **{name: getattr(train, name) for name in TABLE["TrainArgs"]},
+        "packing": False,
+        "keep_last": 2,
+    }
+    assert {"cache_dir": "cache", "seed": 3}.items() <= written["data"]["init_args"].items()
+    assert written["resume"] == "auto"

@@ -80,8 +80,9 @@ def test_the_final_folder_is_a_whole_checkpoint(trained):
     assert tokenizer.decode(tokenizer.encode("The cat.")) == "The cat."
 
 
-def test_weights_are_written_flat_and_tied_ones_once(trained):
-    content = torch.load(trained / "final" / "lit_model.pth", weights_only=True)
+def test_weights_are_written_as_litgpt_has_them_and_tied_ones_once(trained):
+    (content,) = (whole := torch.load(trained / "final" / "lit_model.pth", weights_only=True)).values()
+    assert whole.keys() == {"model"}
     assert content["lm_head.weight"].data_ptr() == content["transformer.wte.weight"].data_ptr()
 
 

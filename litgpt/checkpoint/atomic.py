@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from litgpt.errors import ExistingFileError, FileError, LitGPTError, file_error
@@ -21,17 +21,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         LitGPTError: The disk is full, or `path` can't be written.
     """
     target = _real_path(path)
-    with explain_os_errors(target):
+    with no_empty_folders(target.parent), explain_os_errors(target):
         if target.is_dir():
             raise ExistingFileError(f"{path} is a folder; give the name of a file to write to.")
         temporary = _temporary(target)
-        temporary.touch()
-    try:
-        with explain_os_errors(target):
+        try:
+            temporary.touch()
             yield temporary
             temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -44,14 +43,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         LitGPTError: The disk is full, or `path` can't be written.
     """
     target = _real_path(path)
-    with explain_os_errors(target):
+    with no_empty_folders(target), explain_os_errors(target):
         if target.exists() and not target.is_dir():
             raise ExistingFileError(f"{path} is a file; give the name of a folder to write to.")
         temporary = _temporary(target, inside=target.is_dir())
         temporary.mkdir()
-    _final_folders[temporary] = target
-    try:
-        with explain_os_errors(target):
+        _final_folders[temporary] = target
+        try:
             yield temporary
             if target.exists():
                 for file in sorted(file for file in temporary.rglob("*") if file.is_file()):
@@ -60,9 +58,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                     file.replace(place)
             else:
                 temporary.rename(target)
-    finally:
-        del _final_folders[temporary]
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            del _final_folders[temporary]
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def no_empty_folders(path: Path) -> Iterator[None]:
+    """Removes, when the block raises, the folders on the way to `path` and below it that were not there before and
+    hold no file."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder, _, _ in os.walk(made[-1], topdown=False) if made else ():
+            with suppress(OSError):
+                os.rmdir(folder)
+        raise
 
 
 def require_space(path: str | Path, nbytes: int, what: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from litgpt.adapter import Adapter
 from litgpt.adapter_v2 import AdapterV2
+from litgpt.checkpoint.fingerprint import check_base, fingerprint, saved_base
 from litgpt.checkpoint.layout import (
     HYPERPARAMETERS,
     LIT_MODEL,
@@ -68,7 +69,7 @@ class Finetuned:
         """Puts what was learned into a model that the method is attached to.
 
         Raises:
-            LitGPTError: The file is not one of this method and this model.
+            LitGPTError: The file is not one of this method and this model, or learned on other weights.
         """
         load_owned(model, self.method.owns, self.learned(), str(self.file))
 
@@ -76,8 +77,10 @@ class Finetuned:
         """What was learned, by our names.
 
         Raises:
-            LitGPTError: The file is damaged.
+            LitGPTError: The file is damaged, or was learned on other weights than the base has.
         """
+        if saved_base(self.file):
+            check_base(self.file, fingerprint(self.base), self.base.path)
         if is_peft(self.file.parent) and self.file.suffix != ".lora":
             return read_peft(self.file.parent, self.base)[1]
         return load_pth(self.file)

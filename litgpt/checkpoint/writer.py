@@ -40,7 +40,9 @@ GENERATION_CONFIG = "generation_config.json"
 # --------------------------------------------------------------------------------------------------------- LitGPT .pth
 
 
-def save_state(path: str | Path, state: Mapping[str, Tensor], wrap: str = "") -> None:
+def save_state(
+    path: str | Path, state: Mapping[str, Tensor], wrap: str = "", beside: Mapping[str, str] | None = None
+) -> None:
     """Writes a state dict that is in memory; tensors that are one in memory are one in the file. See `write_lit`."""
     first: dict[tuple[Any, ...], str] = {}
     shared = {}
@@ -49,7 +51,7 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], wrap: str = "") ->
             place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             if first.setdefault(place, name) != name:
                 shared[name] = first[place]
-    write_lit(path, ((name, tensor) for name, tensor in state.items() if name not in shared), shared, wrap)
+    write_lit(path, ((name, tensor) for name, tensor in state.items() if name not in shared), shared, wrap, beside)
 
 
 def write_lit(
@@ -57,6 +59,7 @@ def write_lit(
     tensors: Iterable[tuple[str, Tensor]],
     shared: Mapping[str, str] | None = None,
     wrap: str = "",
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Writes what `torch.load(path, mmap=True, weights_only=True)` reads as a dict of tensors.
 
@@ -67,6 +70,7 @@ def write_lit(
         tensors: Names and tensors, on any device, each taken when its turn comes.
         shared: Further names for tensors written here: new name → name in `tensors` (a tied head costs no room).
         wrap: The key of an outer dict to put the tensors in, `model` for instance; empty: none.
+        beside: Texts in records of their own, by name: torch and other tools pass them over.
 
     Raises:
         LitGPTError: The disk is full, or `path` can't be written.
@@ -82,7 +86,7 @@ def write_lit(
         pickled = io.BytesIO()
         _Pickler(pickled, protocol=2).dump({wrap: entries} if wrap else entries)
         _add_record(archive, "data.pkl", memoryview(pickled.getvalue()))
-        for name, content in {"byteorder": sys.byteorder, "version": "3\n"}.items():
+        for name, content in {"byteorder": sys.byteorder, "version": "3\n", **(beside or {})}.items():
             _add_record(archive, name, memoryview(content.encode()))
 
 

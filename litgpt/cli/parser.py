@@ -13,7 +13,8 @@ import os
 import re
 import urllib.request
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_sett
 from litgpt import data
 from litgpt.args import SECRETS
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
+from litgpt.cli.spellings import ARGUMENTS, spelled_here
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
+ADAMW_RATE = 1e-3
+"""What torch's AdamW takes where nothing is said."""
 URL_TIMEOUT = 30.0
 """Seconds to wait for a `--config` that is a URL."""
 
@@ -60,6 +64,7 @@ def parse(name: str, command: Callable[..., Any], arguments: Sequence[str]) -> d
     command_line = CommandLine(name, parameters)
     prepared = command_line.prepare(arguments)
     parser.overrides = {name: spec.value for name, spec in command_line.specs.items()}
+    parser.shown = {name: spec.with_rate() for name, spec in command_line.specs.items()}
     try:
         values = parser.instantiate(with_home(parser.parse_args(prepared), command_line))
     except LitGPTError:
@@ -105,13 +110,15 @@ class CommandParser(ArgumentParser):
     """A parser that writes no secret out, and in which `overrides` (name -> value) win over what it parsed."""
 
     overrides: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    """The same, as `--print_config` has them."""
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         shown = namespace.clone()
         for key in list(shown.keys()):
             if key.rpartition(".")[2] in SECRETS:
                 shown[key] = None
-        for name, value in self.overrides.items():
+        for name, value in self.shown.items():
             shown[name] = value
         return super().dump(shown, *args, **kwargs)
 
@@ -256,7 +263,11 @@ class CommandLine:
         if rest in ("", "class_path"):
             self.specs[head].choose(loaded)
         else:
-            self.specs[head].set(rest.removeprefix("init_args."), loaded)
+            name = rest.removeprefix("init_args.")
+            ours = spelled_here(f"{head}.{name}", self, ()).removeprefix(f"{head}.")
+            if ours != name and ours in ARGUMENTS:
+                raise UsageError(f"`litgpt {self.name}` has no flag --{flag}. Here it is --{head}.{ours}.")
+            self.specs[head].set(name, loaded)
 
     def read_config(self, text: str, where: str) -> None:
         """Checks the keys of a configuration, imports the data module it names, and remembers its optimizer."""
@@ -266,10 +277,8 @@ class CommandLine:
         for name, value in config.items():
             parameter = self.parameters.get(name)
             if parameter is None:
-                raise UsageError(
-                    f"{where}: `litgpt {self.name}` has no argument {quoted(name)}."
-                    f"{closest(str(name), self.parameters)}"
-                )
+                hint = self.unknown_key(str(name), self.parameters)
+                raise UsageError(f"{where}: `litgpt {self.name}` has no argument {quoted(name)}.{hint}")
             if parameter.is_data:
                 self.read_data_spec(value, where)
             elif name in self.specs:
@@ -285,9 +294,8 @@ class CommandLine:
         given = given.get("init_args") or {} if "class_path" in given else given
         for name in given:
             if name not in known:
-                raise UsageError(
-                    f"{where}: {parameter.name} has no argument {quoted(name)}.{closest(str(name), known)}"
-                )
+                hint = self.unknown_key(str(name), known, f"{parameter.name}.")
+                raise UsageError(f"{where}: {parameter.name} has no argument {quoted(name)}.{hint}")
 
     def parameter_at(self, key: str) -> Parameter | None:
         """The parameter at a dotted name: of the command, of a group, or of the chosen data module."""
@@ -299,16 +307,34 @@ class CommandLine:
         return parameters_of(nested).get(rest.removeprefix("init_args.")) if nested else None
 
     def unknown_flag(self, flag: str) -> str:
-        parameter = self.parameters.get(flag)
+        known = self.known_flags
+        ours = flag if flag in self.parameters else spelled_here(flag, self, [*known, *self.parameters])
+        parameter = self.parameters.get(ours)
         if parameter and parameter.required:
-            return f"{flag} is given without a flag: `litgpt {self.name} {flag.upper()}`."
+            return f"{ours} is given without a flag: `litgpt {self.name} {ours.upper()}`."
+        hint = f" Here it is --{ours}." if ours else closest(flag, [*known, "config", "print_config", "help"])
+        return f"`litgpt {self.name}` has no flag --{flag}.{hint} See `litgpt {self.name} --help`."
+
+    @cached_property
+    def known_flags(self) -> list[str]:
+        """All flags, without dashes, but those of data modules and optimizers."""
         known = [name for name, parameter in self.parameters.items() if not parameter.required]
         for name, parameter in self.parameters.items():
             known += [f"{name}.{field}" for field in (parameters_of(parameter.group) if parameter.group else ())]
-        return (
-            f"`litgpt {self.name}` has no flag --{flag}."
-            f"{closest(flag, [*known, 'config', 'print_config', 'help'])} See `litgpt {self.name} --help`."
-        )
+        return known
+
+    def __contains__(self, flag: object) -> bool:
+        """Whether there can be such a flag, or positional argument."""
+        head, _, rest = str(flag).partition(".")
+        parameter = self.parameters.get(head)
+        if parameter is None or not rest:
+            return parameter is not None
+        return head in self.specs or parameter.is_data or flag in self.known_flags
+
+    def unknown_key(self, key: str, known: Iterable[str], above: str = "") -> str:
+        """What a key of a configuration may have been meant as."""
+        ours = spelled_here(f"{above}{key}", self, self.known_flags)
+        return f" Here it is {ours}." if ours and ours != f"{above}{key}" else closest(key, known)
 
 
 class ClassSpec:
@@ -326,6 +352,13 @@ class ClassSpec:
         """The class name alone when it has no arguments, else `class_path` and `init_args`."""
         arguments = {**self.arguments, **self.from_flags}
         return {"class_path": self.class_path, "init_args": arguments} if arguments else self.class_path
+
+    def with_rate(self) -> str | dict[str, Any]:
+        """The value with the learning rate that AdamW has where nothing is said."""
+        if self.class_path.rpartition(".")[2] != "AdamW":
+            return self.value
+        arguments = {"lr": ADAMW_RATE, **self.arguments, **self.from_flags}
+        return {"class_path": self.class_path, "init_args": arguments}
 
     def choose(self, value: Any) -> None:
         """`--optimizer VALUE`: another class drops the YAML's arguments, not those of flags."""

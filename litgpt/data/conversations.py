@@ -127,8 +127,8 @@ class Conversations(SFTModule):
     def check_keys(self, keys: set[str]) -> None:
         if missing := [name for name in self.columns if name not in keys]:
             raise LitGPTError(
-                f"data.columns renames {quoted(missing[0])}, which no row has.{closest(missing[0], keys)} The keys of the "
-                f"rows: {', '.join(sorted(keys))[:200]}."
+                f"data.columns renames {quoted(missing[0])}, which no row has.{closest(missing[0], keys)} The keys of "
+                f"the rows: {', '.join(sorted(keys))[:200]}."
             )
 
     def setup(self, stage: str = "") -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from litgpt.args import hyperparameters
+from litgpt.args import hyperparameters, portable
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
+from litgpt.checkpoint.fingerprint import BASE, fingerprint
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
 from litgpt.checkpoint.merge import merge
 from litgpt.checkpoint.reader import load_model
@@ -23,13 +24,15 @@ from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
 from litgpt.peft.lora import OVERRIDABLE, LoRA
 from litgpt.prompts import save_prompt_style
-from litgpt.runtime import make_fabric, output_dir, parameter_dtype, pick_device, quantized_precision
+from litgpt.runtime import make_fabric, parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import check_finetuning
 from litgpt.training.loop import fit
 from litgpt.training.loss import IGNORED
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
+from litgpt.training.optim.optimizers import check_optimizer, dotted
+from litgpt.training.retention import output_folder, refuse_overwriting
 from litgpt.training.run import Result, TrainingArguments
 from litgpt.training.state import resume_point
 
@@ -55,8 +58,14 @@ def finetune(method: Method, arguments: Mapping[str, Any]) -> Result:
     """
     args = FinetuneArguments.of(arguments, method=method)
     data = checked(args)
-    args.out_dir = output_dir(args.out_dir)
+    with output_folder(args.out_dir, args.checkpoint_dir) as args.out_dir:
+        return _finetune(args, data)
+
+
+def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     checkpoint, update = open_checkpoint(args)
+    refuse_overwriting(args.out_dir, checkpoint.path)
+    base = (fingerprint(checkpoint), checkpoint.path) if args.method.suffix else None
     method = args.method
     precision = quantized_precision(args.quantize, args.precision, training=True, device=pick_device())
     fabric = make_fabric(args.devices, args.num_nodes, precision, seed=args.seed)
@@ -72,12 +81,14 @@ def finetune(method: Method, arguments: Mapping[str, Any]) -> Result:
     make_datasets(args, data, tokenizer, model, fabric)
     of_method = {f"lora_{name}": value for name, value in method.settings().items()}
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
+    written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data, {"resume": False})
     run = args.run(
         model=model,
         train_dataset=data.train_dataset,
         val_dataset=data.val_dataset,
-        save=lambda folder: save(folder, args, data, model, checkpoint, settings),
+        save=lambda folder: save(folder, args, data, model, checkpoint, written, base),
         fabric=fabric,
+        base=base,
         owns=method.owns,
         rate_factor=method.rate_factor,
         weights_file=f"{LIT_MODEL}{method.suffix}",
@@ -87,12 +98,9 @@ def finetune(method: Method, arguments: Mapping[str, Any]) -> Result:
         fixed={name: value for name, value in of_method.items() if name.removeprefix("lora_") not in OVERRIDABLE},
         resume=resume,
     )
-    result = fit(run)
-    if isinstance(method, LoRA) and fabric.is_global_zero:
-        for folder in filter(None, (result.final, result.best)):
-            merge_beside(folder, run.weights_file, method, checkpoint)
-    fabric.barrier()
-    return result
+    if isinstance(method, LoRA):
+        run.complete = lambda folder: merge_beside(folder, run.weights_file, method, checkpoint)
+    return fit(run)
 
 
 def merge_beside(folder: Path, weights_file: str, method: LoRA, checkpoint: Checkpoint) -> None:
@@ -115,6 +123,7 @@ def checked(args: FinetuneArguments) -> DataModule:
     """
     data = Alpaca() if args.data is None else args.data
     check_finetuning(args.train)
+    check_optimizer(args.optimizer)
     if getattr(data, "ignore_index", IGNORED) != IGNORED:
         raise LitGPTError(f"data.ignore_index is {IGNORED} in training, as the loss expects it; leave it out.")
     return data
@@ -165,12 +174,14 @@ def save(
     model: GPT,
     checkpoint: Checkpoint,
     settings: dict[str, Any],
+    base: tuple[str, Path] | None,
 ) -> None:
     """Writes what was trained into `folder`, with all that is needed to use it."""
     save_state(
         folder / f"{LIT_MODEL}{args.method.suffix}",
         owned_state(model, args.method.owns),
-        wrap="model" if args.method.suffix else "",
+        wrap="model",
+        beside={BASE: base[0]} if base else None,
     )
     copy_config_files(checkpoint.dir, folder)
     model.config.save(folder)

@@ -45,7 +45,8 @@ def setup(
         train: How long, how fast and in what portions to train.
         eval: When and on how much to validate.
         log: Names handed to the experiment logger.
-        optimizer: A class of torch.optim by name, or class_path and init_args.
+        optimizer: A class of torch.optim by name, or class_path and init_args. Its arguments are flags too:
+            --optimizer.lr (AdamW's default: 0.001), --optimizer.weight_decay (0.01), --optimizer.betas and so on.
         logger_name: Where metrics go besides the CSV file.
         seed: Of the order of the samples and dropout.
         access_token: For checkpoints on the hub that ask for one.

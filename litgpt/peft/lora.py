@@ -37,6 +37,24 @@ SWITCHES = {
 QKV_PARTS = ("query", "key", "value")
 OVERRIDABLE = ("dropout", "plus_ratio")
 """Settings of how updates learn, not of what they are: continued training may have others."""
+ELSEWHERE = {
+    "q_proj": "attn.query",
+    "k_proj": "attn.key",
+    "v_proj": "attn.value",
+    "qkv_proj": "attn.query,attn.key,attn.value",
+    "query_key_value": "attn.query,attn.key,attn.value",
+    "c_attn": "attn.query,attn.key,attn.value",
+    "o_proj": "attn.proj",
+    "out_proj": "attn.proj",
+    "dense": "attn.proj",
+    "gate_proj": "mlp.fc_1",
+    "up_proj": "mlp.fc_2",
+    "down_proj": "mlp.proj",
+    "gate_up_proj": "mlp.fc_1,mlp.fc_2",
+    "all-linear": "*",
+    "all": "*",
+}
+"""What layers are called in transformers and PEFT → here."""
 INITS = ("default", "pissa", "pissa-fast")
 
 
@@ -208,6 +226,8 @@ class LoRA(Method):
         if self.target is not None and unmatched:
             names = [at for name, module in model.named_modules() for at in target_names(name, module)]
             near = closest(unmatched[0], {at.rpartition(".")[2] for at in names} | set(names))
+            here = ELSEWHERE.get(unmatched[0].rpartition(".")[2].lower())
+            near = f" Here it is {here}." if here else near
             raise LitGPTError(
                 f"lora_target: no linear layer of this model matches {quoted(unmatched[0])}.{near} Names are like "
                 f"{names[1]}."

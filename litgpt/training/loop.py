@@ -16,6 +16,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGINT, Signals
 from statistics import fmean
 
 import torch
@@ -46,7 +47,7 @@ def fit(run: Run) -> Result:
     """Train as `run` says until the first of its limits (`max_steps`, `epochs`, `max_tokens`, `max_time`).
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM arrived; a `step-*` folder to resume from has been written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; a `step-*` folder to resume from has been written.
         LitGPTError: the run cannot start (no limit, no samples, nothing to train, a resume that does not fit).
     """
     with ExitStack() as open_while_running:
@@ -54,13 +55,13 @@ def fit(run: Run) -> Result:
         open_while_running.callback(restore, run.model)
         loop = _Loop(run)
         open_while_running.callback(loop.optimizer_step.close)
-        stop = open_while_running.enter_context(stop_requests())
+        stop = open_while_running.enter_context(stop_requests(run.fabric.is_global_zero))
         try:
             loop.begin()
             while not loop.finished():
                 loop.step()
                 if loop.agree(stop.signal is not None):
-                    raise loop.interrupted(stop.signal.name if stop.signal else "a signal to another rank")
+                    raise loop.interrupted(stop.signal)
                 loop.after_step()
             return loop.end()
         except BaseException:
@@ -206,12 +207,14 @@ class _Loop:
         if run.train.save_interval is not None and step % run.train.save_interval == 0:
             self.save_step()
 
-    def interrupted(self, by: str) -> Interrupted:
-        """Saves everything; returns the error to raise."""
+    def interrupted(self, number: Signals | None) -> Interrupted:
+        """Saves everything; returns the error to raise. `number`: None where another rank got the signal."""
+        by = number.name if number is not None else "a signal to another rank"
         folder = self.save_step()
         self.metrics.draw(self.state, f"stopped by {by}, to be resumed", folder)
         done = f"Stopped by {by} after step {self.counters.step}"
-        return Interrupted(f"{done}; all is saved in {folder}: the same command with --resume auto goes on.")
+        code = 130 if number == SIGINT else 1
+        return Interrupted(f"{done}; all is saved in {folder}: the same command with --resume auto goes on.", code)
 
     def end(self) -> Result:
         """Validates a last time, writes the final checkpoint, the picture and the page, and returns the result."""
@@ -220,6 +223,8 @@ class _Loop:
         if run.eval.final_validation:
             self.validate(whole=run.whole_final_validation)
         final = self._save(run.out_dir / "final")
+        best = run.out_dir / "best" if run.train.keep_best and found.best_loss is not None else None
+        mistake = self._complete(final, best)
         seconds = counters.training_seconds - self.resumed.training_seconds
         curve, page = self.metrics.draw(self.state, "early, by train.patience" if early else "as planned", final)
         result = Result(
@@ -233,7 +238,7 @@ class _Loop:
             final=final,
             curve=curve,
             report=page,
-            best=run.out_dir / "best" if run.train.keep_best and found.best_loss is not None else None,
+            best=best,
         )
         self.metrics.close("success")
         if early:
@@ -242,7 +247,21 @@ class _Loop:
                 f"{found.best_loss or 0:.4f}, of step {found.best_step} (train.patience)."
             )
         self._conclude(result)
+        if mistake is not None:
+            raise mistake
         return result
+
+    def _complete(self, *folders: Path | None) -> LitGPTError | None:
+        """Lets the run complete its folders; returns what was wrong with the first that it couldn't."""
+        mistake = None
+        if self.run.complete is not None and self.fabric.is_global_zero:
+            for folder in filter(None, folders):
+                try:
+                    self.run.complete(folder)
+                except LitGPTError as error:
+                    mistake = mistake or error
+        self.fabric.barrier()
+        return mistake
 
     def _conclude(self, result: Result) -> None:
         if self.counters.step == self.resumed.step:

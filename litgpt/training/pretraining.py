@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from litgpt.args import hyperparameters
+from litgpt.args import hyperparameters, portable
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, TOKENIZER_FILES, copy_config_files, find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
@@ -21,12 +21,14 @@ from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.initialization import initialize
-from litgpt.runtime import make_fabric, output_dir, parameter_dtype
+from litgpt.runtime import make_fabric, parameter_dtype
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.batching.documents import by_documents
 from litgpt.training.loop import fit
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
+from litgpt.training.optim.optimizers import check_optimizer, dotted
+from litgpt.training.retention import output_folder
 from litgpt.training.run import Result, TrainingArguments
 from litgpt.training.state import resume_point
 
@@ -50,8 +52,15 @@ def pretrain(args: PretrainArguments) -> Result:
     Raises:
         LitGPTError: An argument can't be followed; see `litgpt.training.loop.fit` too.
     """
+    check_optimizer(args.optimizer)
+    with output_folder(args.out_dir, args.initial_checkpoint_dir) as args.out_dir:
+        return _pretrain(args)
+
+
+def _pretrain(args: PretrainArguments) -> Result:
     config, settings = choose_config(args), hyperparameters(args.arguments)
-    args.out_dir = output_dir(args.out_dir)
+    shape = {} if args.model_config is None else {"model_config": hyperparameters(args.model_config.to_dict())}
+    written = portable({**settings, **shape, "optimizer": dotted(args.optimizer)}, args.data, {"resume": False})
     resume = resume_point(args.resume, args.out_dir)
     if args.data is None:
         raise LitGPTError(
@@ -67,13 +76,13 @@ def pretrain(args: PretrainArguments) -> Result:
         train_dataset, val_dataset = by_documents(train_dataset, tokenizer), by_documents(val_dataset, tokenizer)
 
     def save(folder: Path) -> None:
-        save_state(folder / LIT_MODEL, model.state_dict())
+        save_state(folder / LIT_MODEL, model.state_dict(), wrap="model")
         if args.initial_checkpoint_dir is not None:
             copy_config_files(find_checkpoint(args.initial_checkpoint_dir).dir, folder)
         if tokenizer is not None:
             copy_tokenizer(tokenizer.checkpoint_dir, folder)
         config.save(folder)
-        (folder / HYPERPARAMETERS).write_text(yaml.dump(settings), encoding="utf-8")
+        (folder / HYPERPARAMETERS).write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
 
     asked_for = args.logger_name != "tensorboard"  # which is the command's default
     logging = (

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from litgpt.checkpoint.atomic import no_empty_folders
 from litgpt.errors import LitGPTError
+from litgpt.runtime import output_dir, output_path
 from litgpt.training.run import Identity
 from litgpt.training.state import read_header
 
@@ -53,6 +55,33 @@ def _is_ours(folder: Path, identity: Identity) -> bool:
 def files_in(folder: Path) -> list[str]:
     """The paths of all files in a folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+@contextmanager
+def output_folder(path: Path, *sources: Path | None) -> Iterator[Path]:
+    """The folder a run writes to; if the block raises before there is a file in it, it vanishes again.
+
+    Args:
+        path: As the user gave it.
+        sources: Folders (or files) that the run starts from, if any.
+
+    Raises:
+        LitGPTError: It can't be written to, or the run would overwrite what it starts from.
+    """
+    folder = output_path(path)
+    refuse_overwriting(folder, *sources)
+    with no_empty_folders(folder), no_empty_folders(folder / "logs"):
+        yield output_dir(path)
+
+
+def refuse_overwriting(out_dir: Path, *sources: Path | None) -> None:
+    """Raises a LitGPTError if one of `sources` is `out_dir` or in one of the folders that a run writes there: its end
+    would replace the very weights that its updates belong to."""
+    written = [out_dir / "final", out_dir / "best", *out_dir.glob("step-*")]
+    for source in filter(None, sources):
+        place = source.resolve()
+        if place == out_dir.resolve() or any(place.is_relative_to(folder.resolve()) for folder in written):
+            raise LitGPTError(f"--out_dir {out_dir} would overwrite {source}, which it starts from; give another.")
 
 
 @contextmanager

@@ -83,6 +83,8 @@ class Run(RunArguments):
     """Which parameters (by `model.named_parameters()` name) train. The rest is frozen."""
     rate_factor: Callable[[str], float] = one_rate
     """What the learning rate is multiplied with, by the name of a parameter."""
+    base: tuple[str, Path] | None = None
+    """The fingerprint of the checkpoint whose frozen weights it trains beside, and where that is."""
     weights_file: str = "lit_model.pth"
     """The file of a saved folder that holds every owned parameter under its `named_parameters()` name (flat or under
     "model"): what a resumed run reads back."""
@@ -93,6 +95,9 @@ class Run(RunArguments):
     """The command's arguments, as `args.hyperparameters` has them; a resumed run prints which have changed."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Those of them, by flag, that a resumed run must not change: what the model computes depends on them."""
+    complete: Callable[[Path], None] | None = None
+    """Adds to a folder that is kept (`final`, `best`) what takes long to make, once training has ended. Called on rank
+    zero only; what it can't do is told when all else is done."""
     loggers: Sequence[Logger] = ()
     """Besides CSV, which is always written: `loggers.named_loggers(logger_name, out_dir, log)`."""
     resume: Path | None = None
@@ -167,7 +172,11 @@ class Result:
 
 
 class Interrupted(LitGPTError):
-    """Ctrl-C or SIGTERM: raised by `fit` once everything is saved; says where and how to go on."""
+    """Ctrl-C, SIGTERM or SIGHUP: raised by `fit` once everything is saved; says where and how to go on."""
+
+    def __init__(self, sentence: str, code: int = 1) -> None:
+        super().__init__(sentence)
+        self.exit_code = code
 
 
 @dataclass

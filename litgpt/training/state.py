@@ -7,8 +7,11 @@ samples and all random numbers follow from seed and counters, so neither needs t
 from __future__ import annotations
 
 import math
+import pickletools
 import re
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from torch.optim import Optimizer
 
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
+from litgpt.checkpoint.fingerprint import check_base
+from litgpt.checkpoint.layout import LIT_MODEL
 from litgpt.checkpoint.reader import load_pickle, load_pth
 from litgpt.data.storage.fingerprint import data_fingerprint
 from litgpt.errors import LitGPTError, MissingFileError, one_line, quoted
@@ -74,7 +79,7 @@ def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
         out_dir: Of the run.
 
     Raises:
-        LitGPTError: Nothing to resume from is there.
+        LitGPTError: Nothing to resume from is there, or something that no run of ours left.
     """
     if resume is False or str(resume).lower() == "false":
         return None
@@ -93,25 +98,50 @@ def resume_point(resume: bool | str | Path, out_dir: Path) -> Path | None:
         return folder
     newest = _newest_step(folder)
     if newest is None:
-        why = (
-            f"has no {STATE_FILE}; to start anew from its weights, give it as the checkpoint folder "
-            "(--initial_checkpoint_dir in pretraining)"
-            if folder.is_dir()
-            else "does not exist"
-        )
-        raise MissingFileError(f"Cannot resume from {path}: it {why}.")
+        raise MissingFileError(f"Cannot resume from {path}: {_not_resumable(folder)}.")
     return newest
 
 
 def _newest_step(folder: Path) -> Path | None:
     """The folder written last: an earlier run may have left steps with higher numbers. One whose state can't be read
-    counts as the newest: going on from an older one instead must be the user's choice."""
-    steps = [
-        (header.written if (header := read_header(path)) else math.inf, int(match[1]), path)
-        for path in folder.glob("step-*")
-        if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / STATE_FILE).is_file()
-    ]
+    counts as the newest: going on from an older one instead must be the user's choice.
+
+    Raises:
+        LitGPTError: One holds something else, which a run from the start, or from an earlier step, would overwrite.
+    """
+    steps = []
+    for path in sorted(folder.glob("step-*")):
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        if match is None or not path.is_dir() or not any(path.iterdir()):
+            continue
+        if not (path / STATE_FILE).is_file():
+            raise LitGPTError(
+                f"Cannot resume in {folder}: {_not_resumable(path)}; or move {path.name} away, or name the folder to "
+                "go on from in --resume."
+            )
+        steps.append((header.written if (header := read_header(path)) else math.inf, int(match[1]), path))
     return max(steps)[2] if steps else None
+
+
+def _not_resumable(folder: Path) -> str:
+    """Why a run can't go on from what isn't a folder with a state of ours, and what can be done with it."""
+    if not folder.is_dir():
+        return f"{folder} does not exist"
+    anew = "to start anew from its weights, give it as the checkpoint folder (--initial_checkpoint_dir in pretraining)"
+    if _is_of_litgpt(folder / LIT_MODEL):
+        return f"{folder} is LitGPT's own, whose order of samples and learning rates this run can't go on with; {anew}"
+    return f"{folder} has no {STATE_FILE}, by which a run goes on; {anew}"
+
+
+def _is_of_litgpt(file: Path) -> bool:
+    """Whether a file has a training state in it, as LitGPT writes it; only names are read, and no code is run."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickled = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+            names = {value for _, value, _ in pickletools.genops(archive.read(pickled)) if isinstance(value, str)}
+            return {"model", "optimizer", "step_count"} <= names
+    except (OSError, StopIteration, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error):
+        return False
 
 
 @dataclass
@@ -222,9 +252,11 @@ def load_weights(run: Run, folder: Path) -> None:
     """Puts the saved weights of what trains into the model.
 
     Raises:
-        LitGPTError: The file is damaged or of another model.
+        LitGPTError: The file is damaged or of another model, or was learned on other weights.
     """
     path = folder / run.weights_file
+    if run.base is not None:
+        check_base(path, *run.base)
     load_owned(run.model, run.owns, load_pth(path), str(path))
 
 

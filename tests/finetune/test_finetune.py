@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import yaml
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.reader import load_model, load_pth
+from litgpt.checkpoint.writer import save_state
 from litgpt.config import Config
 from litgpt.data import JSON
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, UsageError
 from litgpt.finetune import full, lora
 from litgpt.lora import LoRA
 from litgpt.model import GPT
@@ -198,3 +200,24 @@ def test_unwrapping_gives_the_merged_model(finished: Path, lit_folder: Path) -> 
     merged = load_pth(finished / "final" / "lit_model.pth")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, merged[name]), name
+
+
+def test_a_run_resumes_beside_its_own_base_alone(lit_folder: Path, data_file: Path, tmp_path: Path) -> None:
+    base, out_dir = Path(shutil.copytree(lit_folder, tmp_path / "base")), tmp_path / "out"
+    run(lora.setup, base, data_file, out_dir)
+    state = {name: tensor * 1.1 for name, tensor in load_pth(base / "lit_model.pth").items()}
+    save_state(base / "lit_model.pth", state)
+    with pytest.raises(LitGPTError, match="was trained on other weights than"):
+        run(lora.setup, base, data_file, out_dir, resume="auto", train={"max_steps": 6})
+
+
+@pytest.mark.parametrize("setup", [lora.setup, full.setup])
+def test_a_mistake_in_the_optimizer_comes_before_anything_is_read(
+    setup: Callable[..., None], data_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="optimizer: AdamW refuses its arguments"):
+        mistaken = {"class_path": "AdamW", "init_args": {"lr": -1}}
+        run(setup, tmp_path / "nowhere", data_file, tmp_path / "out" / "run", optimizer=mistaken)
+    with pytest.raises(LitGPTError, match="no checkpoint folder"):
+        run(setup, tmp_path / "nowhere", data_file, tmp_path / "out" / "run")
+    assert not (tmp_path / "out").exists(), "a command that fails leaves no folder"

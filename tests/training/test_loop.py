@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +249,8 @@ def test_frozen_parameters_stay_and_owned_ones_move(tmp_path):
     assert set(load_pth(tmp_path / "final" / "lit_model.pth.lora")) == {name for name in before if run.owns(name)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_saves_and_can_be_resumed(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_step_saves_and_can_be_resumed(tmp_path, number, capfd, request):
     whole = make_run(tmp_path / "whole", train={"max_steps": 6})
     fit(whole)
     run = make_run(tmp_path / "run", train={"max_steps": 6})
@@ -261,10 +264,16 @@ def test_a_signal_ends_the_step_saves_and_can_be_resumed(tmp_path, number):
                 os.kill(os.getpid(), number)
             return super().__getitem__(index)
 
-    before = signal.getsignal(number)
+    before = signal.default_int_handler
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, before)))  # it may be ignored here
     run.train_dataset = Signalling(run.train_dataset)
-    with pytest.raises(Interrupted, match=rf"Stopped by {number.name} after step 3.*step-000003.*--resume auto"):
+    with pytest.raises(
+        Interrupted, match=rf"Stopped by {number.name} after step 3.*step-000003.*--resume auto"
+    ) as caught:
         fit(run)
+    assert caught.value.exit_code == (130 if number == signal.SIGINT else 1)
+    said = "\nStopping: all is saved after this step" in capfd.readouterr().err
+    assert said == (number != signal.SIGHUP), "at once, and not to a terminal that is gone"
     assert signal.getsignal(number) is before
     resumed = make_run(tmp_path / "run", train={"max_steps": 6}, resume=resume_point("auto", tmp_path / "run"))
     fit(resumed)
@@ -354,6 +363,38 @@ def test_a_signal_before_a_validation_only_puts_it_off(tmp_path):
     assert timeless(metrics(tmp_path / "run")) == timeless(metrics(tmp_path / "whole"))
 
 
+def test_what_is_told_to_ignore_the_end_of_the_terminal_does(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+
+        class Signalling(Samples):
+            def __getitem__(self, index):
+                os.kill(os.getpid(), signal.SIGHUP)
+                return super().__getitem__(index)
+
+        assert (
+            fit(make_run(tmp_path, train_dataset=Signalling(make_samples([5, 9])), train={"max_steps": 2})).steps == 2
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_outlives_its_terminal_and_its_folder(tmp_path, monkeypatch):
+    class Deleting(Samples):
+        reads = 0
+
+        def __getitem__(self, index):
+            Deleting.reads += 1
+            if Deleting.reads == 10:  # in the third step
+                shutil.rmtree(tmp_path / "run")
+            return super().__getitem__(index)
+
+    run = make_run(tmp_path / "run", train_dataset=Deleting(make_samples(LENGTHS)), train={"max_steps": 5})
+    monkeypatch.setattr(run.fabric, "print", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "gone")))
+    assert (fit(run).final / "lit_model.pth").is_file()
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
 def test_resuming_goes_on_with_the_run_that_wrote_last(tmp_path):
     fit(make_run(tmp_path, train={"max_steps": 9, "save_interval": 3}))
     fit(make_run(tmp_path, train={"max_steps": 2, "save_interval": 2}))  # another one, into the same folder
@@ -366,7 +407,8 @@ def test_a_folder_that_is_being_replaced_cannot_be_resumed_from(tmp_path, monkey
     run.save = lambda folder: (_ for _ in ()).throw(Killed)
     with pytest.raises(Killed):
         fit(run)
-    assert resume_point("auto", tmp_path) is None
+    with pytest.raises(LitGPTError, match="Cannot resume in .*step-000002 has no training_state.pt"):
+        resume_point("auto", tmp_path)
 
 
 @pytest.mark.parametrize("train", [{"patience": 1}, {"keep_best": True}])

@@ -8,6 +8,7 @@ import pytest
 
 from litgpt.errors import LitGPTError
 from litgpt.training.loop import fit
+from litgpt.training.retention import output_folder
 from litgpt.training.state import resume_point
 from tests.training.runs import Samples, make_run, make_samples
 
@@ -59,3 +60,37 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path):
     fit(make_run(tmp_path, val_dataset=make_samples([9]), train={"max_steps": 1}, sample=second))
     assert refused == [1]
     fit(make_run(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["run", "run/final", "run/best", "run/step-000002", "run/final/model.gguf", "link"])
+def test_a_run_that_would_overwrite_what_it_starts_from_is_refused(source: str, tmp_path: Path) -> None:
+    out_dir = tmp_path / "run"
+    (out_dir / "step-000002").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out_dir / "final")
+    with (
+        pytest.raises(LitGPTError, match="would overwrite .*; give another"),
+        output_folder(out_dir, tmp_path / source),
+    ):
+        pytest.fail("went on")
+    with output_folder(tmp_path / "run2", tmp_path / source, None) as folder:
+        assert folder.is_dir()
+
+
+def test_only_what_a_run_writes_is_its_own(tmp_path: Path) -> None:
+    for source in (tmp_path / "checkpoints" / "model", tmp_path.parent, tmp_path / "finals"):
+        with output_folder(tmp_path, source):
+            pass
+
+
+def test_a_run_that_fails_before_it_writes_a_file_leaves_no_folder(tmp_path: Path) -> None:
+    for kept in (False, True):
+        with pytest.raises(LitGPTError), output_folder(tmp_path / "a" / "b") as folder:
+            (folder / "logs" / "csv" / "version_0").mkdir(parents=True)
+            if kept:
+                (folder / "logs" / "csv" / "version_0" / "metrics.csv").touch()
+            raise LitGPTError("a mistake")
+        assert (tmp_path / "a").exists() == kept
+    with pytest.raises(LitGPTError), output_folder(tmp_path) as folder:
+        (folder / "logs" / "csv").mkdir(parents=True)
+        raise LitGPTError("a mistake")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

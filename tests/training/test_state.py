@@ -21,7 +21,7 @@ def out_dir(tmp_path) -> Path:
     for step in (2, 10):
         (tmp_path / f"step-{step:06}").mkdir()
         (tmp_path / f"step-{step:06}" / STATE_FILE).touch()
-    (tmp_path / "step-000099").mkdir()  # without a state: not to be resumed from
+    (tmp_path / "step-000099").mkdir()  # with nothing in it: not to be resumed from
     (tmp_path / "final").mkdir()
     return tmp_path
 
@@ -54,6 +54,37 @@ def test_nothing_there_is_one_sentence(tmp_path, what, sentence):
     (tmp_path / "final").mkdir()
     with pytest.raises(LitGPTError, match=sentence):
         resume_point(what if what is True else tmp_path / str(what), tmp_path)
+
+
+def litgpt_step(folder: Path, **more: object) -> Path:
+    """What LitGPT 0.5.13's finetune_full (and pretrain) leave: all in one file."""
+    folder.mkdir(parents=True)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iter_num": 8, "step_count": 2, **more}
+    torch.save(state, folder / "lit_model.pth")
+    return folder
+
+
+@pytest.mark.parametrize("resume", [True, "auto", ".", "step-000007", "step-000007/lit_model.pth"])
+@pytest.mark.parametrize("more", [{"scheduler": {"last_epoch": 2}}, {"train_dataloader": nn.Module()}])
+@pytest.mark.parametrize("beside_ours", [False, True])
+def test_what_litgpt_left_is_named_and_not_overlooked(tmp_path, out_dir, resume, more, beside_ours):
+    place = out_dir if beside_ours else tmp_path / "litgpts"
+    litgpt_step(place / "step-000007", **more)
+    with pytest.raises(LitGPTError, match="step-000007 is LitGPT's own.*; to start anew from its weights"):
+        resume_point(resume if resume in (True, "auto") else place / str(resume), place)
+    assert resume_point(out_dir / "step-000002", place) == out_dir / "step-000002"
+
+
+@pytest.mark.parametrize("file", ["lit_model.pth", "lit_model.pth.lora", "hyperparameters.yaml", ".lit_model.pth.part"])
+@pytest.mark.parametrize("step", ["step-000001", "step-00000500"])
+def test_what_is_incomplete_is_not_overlooked(out_dir, file, step):
+    (out_dir / step).mkdir()
+    (out_dir / step / file).write_bytes(b"cut off")
+    for resume in (True, "auto", out_dir):
+        with pytest.raises(LitGPTError, match=f"{step} has no {STATE_FILE}"):
+            resume_point(resume, out_dir)
 
 
 # ------------------------------------------------------------------------------------------- what a file may claim

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_update
+from litgpt.checkpoint.fingerprint import BASE, saved_base
 from litgpt.checkpoint.layout import CHECKPOINTS, Checkpoint, existing_folder
 from litgpt.checkpoint.peft_folder.embeddings import base_tensor
 from litgpt.checkpoint.peft_folder.header import HEADER
@@ -86,7 +87,7 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     settings = _adapter_config(lora, pieces, kept, table, base)
     if any(isinstance(module, LoRAExperts) for module in model.modules()):
         settings["lora_dropout"] = 0.0  # which is all that PEFT has for experts
-    said = {"format": "pt", HEADER: json.dumps(lora.settings())}
+    said = {"format": "pt", HEADER: json.dumps(lora.settings()), BASE: saved_base(update.file)}
     # A safetensors file holds no tensor twice, so those that share memory become copies.
     content = {
         PREFIX + name: t.detach().clone(memory_format=torch.contiguous_format)

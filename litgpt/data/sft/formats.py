@@ -122,8 +122,8 @@ class RowKeys:
         for other in found[1:]:
             if self.row[other] != self.row[found[0]]:
                 raise LitGPTError(
-                    f"{quoted(found[0])} and {quoted(other)} mean the same and differ; give one of them another name by "
-                    "data.columns, or leave it out."
+                    f"{quoted(found[0])} and {quoted(other)} mean the same and differ; give one of them another name "
+                    "by data.columns, or leave it out."
                 )
         self._read.update(found)
         return found[0]
@@ -199,7 +199,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
         other = origins.setdefault(folded(name), key)
         if other != key and (key in columns or other in columns):
             raise LitGPTError(
-                f"by data.columns both {quoted(other)} and {quoted(key)} are {quoted(name)}; give one of them another name there."
+                f"by data.columns both {quoted(other)} and {quoted(key)} are {quoted(name)}; give one of them another "
+                "name there."
             )
         found[name] = value
     return found

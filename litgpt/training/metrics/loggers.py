@@ -78,6 +78,7 @@ class CSVLog:
     def log_sample(self, step: int, text: str) -> None:
         """Adds what the model said after a step."""
         self.samples.append((step, text))
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # if somebody has deleted it
         with self._samples_path.open("a", encoding="utf-8") as file:
             file.write(_line((step, text)))
 
@@ -87,7 +88,7 @@ class CSVLog:
         self.rows.append(row)
         new = [name for name in row if name not in self.columns]
         self.columns += new
-        if new:
+        if new or not self.path.exists():
             self._write_all()
         else:
             with self.path.open("a", newline="") as file:
@@ -97,6 +98,7 @@ class CSVLog:
         """Nothing is left to write."""
 
     def _write_all(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)

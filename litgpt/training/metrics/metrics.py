@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.checkpoint.atomic import gigabytes
+from litgpt.checkpoint.atomic import explain_os_errors, gigabytes
 from litgpt.checkpoint.layout import HYPERPARAMETERS
+from litgpt.errors import LitGPTError
 from litgpt.peft import parameter_counts
 from litgpt.runtime import peak_memory, product_dtype
 from litgpt.training.batching.batches import Batch
 from litgpt.training.metrics.flops import flops_per_token, peak_flops
 from litgpt.training.metrics.loggers import CSVLog
+from litgpt.training.metrics.machine import describe_machine
 from litgpt.training.metrics.progress import Screen, duration
 from litgpt.training.metrics.report import Report, draw_loss, write_report
 from litgpt.training.schedule import Counters, RunLimits
@@ -33,6 +35,7 @@ class RunMetrics:
         self.screen = Screen.on(run.fabric.print, limits, run.fabric.is_global_zero)
         self.csv: CSVLog | None = None
         self.before = Counters()
+        self.closed = False
         self.targets = self.padded_tokens = 0
 
     def open(self, state: TrainingState) -> None:
@@ -91,18 +94,21 @@ class RunMetrics:
     def log_sample(self, step: int, text: str | None) -> None:
         """Writes down the text that the model generated, if any."""
         if self.csv is not None and text:
-            self.csv.log_sample(step, text)
+            with explain_os_errors(self.run.out_dir):
+                self.csv.log_sample(step, text)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes metrics to every logger."""
         if self.csv is not None:
-            for logger in (self.csv, *self.run.loggers):
-                logger.log_metrics({**metrics, "step": step}, step=step)
+            with explain_os_errors(self.run.out_dir):
+                for logger in (self.csv, *self.run.loggers):
+                    logger.log_metrics({**metrics, "step": step}, step=step)
 
     def close(self, status: str) -> None:
-        """Closes the loggers with the status `success` or `failed`."""
-        for logger in self.run.loggers if self.fabric.is_global_zero else ():
+        """Closes the loggers, once, with the status `success` or `failed`."""
+        for logger in self.run.loggers if self.fabric.is_global_zero and not self.closed else ():
             logger.finalize(status)
+        self.closed = True
 
     # -- the end
 
@@ -111,8 +117,11 @@ class RunMetrics:
         both files."""
         picture, page = self.run.out_dir / "loss.png", self.run.out_dir / "report.html"
         if self.csv is not None:
-            draw_loss(self.csv.rows, picture, title=self.run.out_dir.name)
-            write_report(self.report(state, end, folder), page)
+            try:
+                draw_loss(self.csv.rows, picture, title=self.run.out_dir.name)
+                write_report(self.report(state, end, folder), page)
+            except (LitGPTError, OSError) as error:  # a full disk, say, costs no more than the page
+                self.print(f"The report is not written: {error} What was trained is safe in {folder}.")
         return picture, page
 
     def report(self, state: TrainingState, end: str, folder: Path) -> Report:
@@ -160,4 +169,4 @@ class RunMetrics:
             rows.append(("Validation loss, last", f"{found.loss:.4f}"))
         if found.best_loss is not None:
             rows.append(("Validation loss, lowest", f"{found.best_loss:.4f}, after step {found.best_step:,}"))
-        return rows
+        return [*rows, *describe_machine(self.fabric.device, self.fabric.world_size)]

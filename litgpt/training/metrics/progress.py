@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from litgpt.training.schedule import Counters, RunLimits
@@ -27,14 +28,20 @@ class Screen:
     @classmethod
     def on(cls, say: Callable[[str], None], limits: RunLimits, first_rank: bool) -> Screen:
         """On the standard output, of the first rank alone."""
-        return cls(say if first_rank else lambda text: None, limits, in_place=first_rank and sys.stdout.isatty())
+
+        def quietly(text: str) -> None:
+            with suppress(OSError):  # a terminal that is gone costs no run
+                say(text)
+
+        return cls(quietly if first_rank else lambda text: None, limits, in_place=first_rank and sys.stdout.isatty())
 
     def step(self, counters: Counters, metrics: Mapping[str, float]) -> None:
         """A training step, with the metrics that the CSV file gets."""
         if self.in_place:
             columns = shutil.get_terminal_size().columns
-            sys.stdout.write(f"\r\x1b[K{self.bar(counters, metrics)[: max(1, columns - 1)]}")
-            sys.stdout.flush()
+            with suppress(OSError):
+                sys.stdout.write(f"\r\x1b[K{self.bar(counters, metrics)[: max(1, columns - 1)]}")
+                sys.stdout.flush()
             self.open_line = True
         else:
             self.say(self.plain(counters, metrics))

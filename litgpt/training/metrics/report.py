@@ -40,8 +40,8 @@ def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
         beside.plot(*zip(*rates, strict=True), color="#bdbdbd", linewidth=1, linestyle="--")
         beside.set_ylabel("learning rate (dashed)", color="#969696")
         beside.set_ylim(bottom=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return path
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from litgpt.args import TrainArgs
-from litgpt.errors import LitGPTError, MissingPackageError, UsageError, closest, quoted
+from litgpt.args import TrainArgs, import_path
+from litgpt.errors import LitGPTError, MissingPackageError, UsageError, closest, one_line, quoted
 from litgpt.training.optim.muon import Muon, fused_parts, groups_for_muon
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
@@ -71,7 +71,7 @@ def make_optimizer(
     known = inspect.signature(optimizer_class).parameters
     for name in init_args:
         if name not in known and not any(entry.kind is entry.VAR_KEYWORD for entry in known.values()):
-            raise LitGPTError(f"{class_path} has no argument {quoted(name)}.{closest(name, known)}")
+            raise UsageError(f"optimizer: {class_path} has no argument {quoted(name)}.{closest(name, known)}")
     named = list(parameters)
     if not named:
         raise LitGPTError("Nothing trains: no parameter belongs to the training method.")
@@ -100,15 +100,47 @@ def make_optimizer(
         return optimizer_class(groups, **init_args, **faster)
     except LitGPTError:
         raise
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise LitGPTError(f"optimizer: {class_path} refuses its arguments {init_args}: {error}.") from None
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(f"optimizer: {class_path} refuses its arguments {init_args}: {one_line(error)}.") from None
+
+
+def check_optimizer(spec: str | dict[str, Any]) -> None:
+    """Tries an optimizer on a few small parameters, so that a mistake is told before a model or data are read.
+
+    Raises:
+        UsageError: Unknown class or argument, or a value that it refuses, at once or in its first step.
+    """
+    class_path, init_args = _split(spec)
+    optimizer_class = find_class(class_path)
+    if optimizer_class.__name__.startswith("Paged"):
+        return  # which wants a GPU
+    sizes = {"transformer.h.0.mlp.fc.weight": (4, 4), "transformer.h.0.norm_1.weight": (4,), "lm_head.weight": (4, 4)}
+    tried = [(name, nn.Parameter(torch.ones(size))) for name, size in sizes.items()]
+    optimizer = make_optimizer({"class_path": class_path, "init_args": init_args}, tried)
+    if not optimizer_class.__module__.startswith(("torch.optim", __package__)) or init_args.get("capturable"):
+        return  # another's may want a GPU
+    for _, parameter in tried:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise UsageError(f"optimizer: {class_path} refuses its arguments {init_args}: {one_line(error)}.") from None
+
+
+def dotted(spec: str | dict[str, Any]) -> str | dict[str, Any]:
+    """The same optimizer by a dotted path, where LitGPT asks for one: with arguments, and outside of `torch.optim`."""
+    class_path, init_args = _split(spec)
+    path = import_path(find_class(class_path))
+    if not init_args:
+        return class_path if path == f"torch.optim.{class_path}" else path
+    return {"class_path": path, "init_args": init_args}
 
 
 def _split(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, str):
         return spec, {}
     if "class_path" not in spec:
-        raise LitGPTError(
+        raise UsageError(
             "optimizer needs a class_path, for example {class_path: AdamW, init_args: {lr: 1e-3}}; "
             f"it has {', '.join(map(str, spec)) or 'nothing'}."
         )
@@ -164,14 +196,14 @@ def find_class(class_path: str) -> type[Optimizer]:
             raise MissingPackageError(
                 f"optimizer {class_path} is bitsandbytes': pip install 'litgpt[quant]'."
             ) from None
-        raise LitGPTError(f"optimizer {class_path}: {module_name} cannot be imported ({error}).") from None
+        raise UsageError(f"optimizer {class_path}: {module_name} cannot be imported ({error}).") from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Optimizer)]
         raise UsageError(f"There is no optimizer {quoted(class_path)}.{closest(name, names)}")
     for unfit, why in UNFIT.items():
         if issubclass(found, unfit):
-            raise LitGPTError(f"{class_path} {why}; use AdamW, for example.")
+            raise UsageError(f"{class_path} {why}; use AdamW, for example.")
     return found
 
 

@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, UsageError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.training.optim.muon import Muon, fused_parts, orthogonalized
-from litgpt.training.optim.optimizers import StepsInBackward, find_class, gradient_norm, make_optimizer, scale_rates
+from litgpt.training.optim.optimizers import (
+    StepsInBackward,
+    check_optimizer,
+    dotted,
+    find_class,
+    gradient_norm,
+    make_optimizer,
+    scale_rates,
+)
 from tests.peft.test_lora import EXPERTS, LLAMA, NEOX
 from tests.training.runs import tiny_model
 
@@ -293,3 +301,41 @@ def test_in_the_backward_pass_one_gradient_is_there_at_a_time():
     StepsInBackward(make_optimizer("AdamW", model.named_parameters()))
     model(torch.randint(40, (2, 9))).square().mean().backward()
     assert most == max(parameter.nbytes for parameter in model.parameters())
+
+
+MISTAKES = [
+    ("AdanW", {}, "no optimizer 'AdanW'. Closest: AdamW"),
+    ("no.such.module.Class", {}, "cannot be imported"),
+    ("LBFGS", {}, "use AdamW"),
+    ("AdamW", {"learning_rate": 1e-3}, "has no argument 'learning_rate'"),
+    ("AdamW", {"lr": -1.0}, "refuses its arguments"),
+    ("AdamW", {"lr": "abc"}, "refuses its arguments"),
+    ("AdamW", {"lr": None}, "refuses its arguments"),
+    ("AdamW", {"betas": 0.9}, "refuses its arguments"),
+    ("AdamW", {"betas": [0.9]}, "refuses its arguments"),
+    ("AdamW", {"betas": [0.9, 0.95, 0.9]}, "refuses its arguments"),
+    ("AdamW", {"betas": ["a", "b"]}, "refuses its arguments"),
+    ("AdamW", {"eps": "tiny"}, "refuses its arguments"),
+    ("SGD", {"nesterov": True}, "refuses its arguments"),
+    ("Adafactor", {"eps": 1.0}, "refuses its arguments"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "sentence"), MISTAKES)
+def test_a_mistake_is_told_before_there_is_a_model(name, arguments, sentence):
+    with pytest.raises(UsageError, match=sentence) as caught:
+        check_optimizer({"class_path": name, "init_args": arguments})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor", "Muon", "RMSprop", "torch.optim.Adam"])
+def test_what_makes_sense_passes(name):
+    check_optimizer(name)
+    check_optimizer({"class_path": name, "init_args": {"lr": 1e-3, "weight_decay": 0.1}})
+
+
+def test_with_arguments_an_optimizer_is_written_as_litgpt_takes_it():
+    given = {"class_path": "AdamW", "init_args": {"lr": 1e-3}}
+    assert dotted(given) == {**given, "class_path": "torch.optim.AdamW"}
+    assert dotted("AdamW") == dotted({"class_path": "AdamW"}) == "AdamW"
+    assert dotted("torch.optim.SGD") == "torch.optim.SGD"
