@@ -80,6 +80,7 @@ class LLM(nn.Module):
         self.fixed_kv_cache_size = fixed_kv_cache_size
         """Tokens that the KV cache has room for; None: it grows as needed."""
         self._dtype = dtype
+        self._deterministic: bool | None = None
         self._engine: Engine | None = None
         self._has_parts_beside = False
         """Whether an adapter is attached: such a model has parts that a checkpoint of it has no names for."""
@@ -145,6 +146,7 @@ class LLM(nn.Module):
         quantize: str | None = None,
         generate_strategy: Strategy | None = None,
         fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         """Moves the model to where it is to generate; weights that are still as loaded are read again in the precision.
 
@@ -159,6 +161,7 @@ class LLM(nn.Module):
                 `tensor_parallel`: each process has its share of every layer; those of `torchrun`, on CPUs too, or one
                 for each GPU, started here, that runs the whole program as this one does.
             fixed_kv_cache_size: Tokens to make room for once and for all; None: as each call needs.
+            deterministic: Give a prompt the same answer, to the bit, alone and among others; None: in 32-true.
 
         Raises:
             LitGPTError: The devices, the precision or the size can't be had, or they can't share this model.
@@ -179,7 +182,7 @@ class LLM(nn.Module):
         if self.preprocessor is not None:
             self.preprocessor.device = self.device
         self.fixed_kv_cache_size = size
-        self._engine = None
+        self._deterministic, self._engine = deterministic, None
 
     def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
         """Makes the model ready for a training loop: float32 parameters on the CPU, in training mode.
@@ -407,7 +410,8 @@ class LLM(nn.Module):
 
     @property
     def _inference_model(self) -> InferenceModel:
-        return InferenceModel(self.model, Tokenizer.of(self.tokenizer), self.prompt_style, self._dtype)
+        deterministic = self._deterministic
+        return InferenceModel(self.model, Tokenizer.of(self.tokenizer), self.prompt_style, self._dtype, deterministic=deterministic)
 
     def _submit(
         self, prompts: Sequence[list[int]], max_new_tokens: int, as_ids: bool = False, **settings: Any

@@ -25,6 +25,7 @@ class Loading:
     access_token: str | None = None
     slots: int = 8
     length: int | None = None
+    deterministic: bool | None = None
 
 
 @dataclass(frozen=True)

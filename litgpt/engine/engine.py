@@ -28,6 +28,10 @@ from litgpt.peft.adapter_bank import AdapterBank
 
 WINDOW_SLACK = 16
 """Tokens beyond its window that a layer with a sliding one keeps at least: so far can a sequence go back."""
+FIXED_CHUNKS = {"cpu": 64}
+OTHER_FIXED_CHUNK = 256
+"""Prompt tokens that a deterministic engine processes at once, by the kind of device: what prompts share is computed
+once in steps of so many. Fewer take longer where one pass could take more at hardly any cost."""
 
 
 class Engine:
@@ -43,9 +47,14 @@ class Engine:
         dtype: What is computed in; None: the weights' own. Another than theirs means autocast.
         chunk: Prompt tokens that are processed between two steps of the running requests.
         compile: Compile the step that gives running requests their next token; see `CompiledStep`.
+        deterministic: An answer depends, to the bit, on nothing but its request: not on what else runs, nor on what the
+            cache knows. Sums of floating-point numbers depend on their order, and that of a product's sums on how many
+            rows are multiplied. So each request is computed as if it were alone, and prompts in parts that begin at
+            multiples of a fixed number of tokens; only whole parts are shared with later prompts.
 
     Raises:
-        LitGPTError: The KV cache does not fit into memory, or `length` not into the model's context.
+        LitGPTError: The KV cache does not fit into memory, or `length` not into the model's context; or what is
+            compiled, for several requests at once, is to be deterministic.
     """
 
     tokens_per_step = 1
@@ -59,7 +68,10 @@ class Engine:
         dtype: torch.dtype | None = None,
         chunk: int = 512,
         compile: bool = False,
+        deterministic: bool = False,
     ) -> None:
+        if compile and deterministic:
+            raise LitGPTError("--compile true computes several answers at once; leave it out, or --deterministic.")
         length = model.max_seq_length if length is None else length
         if slots < 1 or chunk < 1 or not 0 < length <= model.max_seq_length:
             raise LitGPTError(
@@ -73,10 +85,13 @@ class Engine:
         self.dtype = dtype or weight.dtype
         self.device = weight.device
         self.chunk = chunk
+        self.deterministic = deterministic
+        self._fixed_chunk = min(chunk, FIXED_CHUNKS.get(self.device.type, OTHER_FIXED_CHUNK))
         self.max_pass_tokens = max(chunk, WINDOW_SLACK)
         """Of one sequence in one forward pass, at most."""
         model.train(model.training)  # what was added to the model since, too
-        use_fast_linear(model, headroom_bytes(self.device), slots * self.tokens_per_step)
+        rows = 1 if deterministic else slots * self.tokens_per_step
+        use_fast_linear(model, headroom_bytes(self.device), rows)
         check_cache_fits(self.cache_nbytes, slots, length, model.layer_devices)
         self.cache = model.new_cache(slots, length, self.dtype, self.max_pass_tokens)
         self._compiled = CompiledStep(model, self.cache, self.device) if compile else None
@@ -87,6 +102,8 @@ class Engine:
         """Request number i is in slot i; the last one's prompt may be processed in part only."""
         self._cached_tokens: list[list[int]] = [[] for _ in range(slots)]
         """The tokens whose keys and values are in each slot; they stay, for later prompts that begin alike."""
+        self._prefilled = [0] * slots
+        """How many of these were computed as a prompt's, in chunks; the others one by one, which rounds differently."""
         self.bank: AdapterBank | None = None
         """Adapters that requests may choose among."""
         self.step_began: float | None = None
@@ -307,8 +324,10 @@ class Engine:
         tokens = [request.output[-1] for request in running]
         starts = [len(self._cached_tokens[slot]) for slot in range(len(running))]
         adapters = [request.adapter for request in running]
-        if self._compiled is not None and not any(adapters):
-            hidden = self._compiled(tokens, starts, self._headroom(len(running)))  # (n, C)
+        if self.deterministic:
+            hidden = self._decode_apart(tokens, starts, adapters)  # (n, C)
+        elif self._compiled is not None and not any(adapters):
+            hidden = self._compiled(tokens, starts, self._headroom(len(running)))
         else:
             idx = torch.tensor(tokens, device=self.device)[:, None]  # (n, 1)
             with self.using_adapters(adapters):
@@ -316,6 +335,18 @@ class Engine:
         for slot, token in enumerate(tokens):
             self._cached_tokens[slot].append(token)
         return [hidden]
+
+    def _decode_apart(self, tokens: list[int], starts: list[int], adapters: list[str | None]) -> Tensor:
+        """As `_decode`, each request as if it were alone; those with the same adapter layer by layer."""
+        hidden: dict[int, Tensor] = {}  # (1, C) each
+        for adapter in dict.fromkeys(adapters):
+            slots = [slot for slot, other in enumerate(adapters) if other == adapter]
+            rows = [torch.tensor([[tokens[slot]]], device=self.device) for slot in slots]
+            spans = [Span(self.cache, slice(slot, slot + 1), [starts[slot]]) for slot in slots]
+            with self.using_adapters([adapter]):
+                found = self.model.hidden_apart(rows, spans)
+            hidden.update((slot, row[:, -1]) for slot, row in zip(slots, found, strict=True))
+        return torch.cat([hidden[slot] for slot in range(len(tokens))])
 
     def _headroom(self, first: int) -> list[int]:
         """Of the slots from `first` on: the position after what is known there, which a row without a request may
@@ -332,11 +363,13 @@ class Engine:
         while budget > 0 and (request := self._next_prompt()):
             slot = len(self._active) - 1
             start = len(self._cached_tokens[slot])
-            part = request.prompt[start : start + budget]
+            end = start + budget if not self.deterministic else start - start % self._fixed_chunk + self._fixed_chunk
+            part = request.prompt[start:end]
             idx = torch.tensor([part], device=self.device)  # (1, T)
             with self.using_adapters([request.adapter]):
                 hidden = self.model.hidden(idx, span=Span(self.cache, slice(slot, slot + 1), [start]))  # (1, T, C)
             self._cached_tokens[slot].extend(part)
+            self._prefilled[slot] = start + len(part)
             budget -= len(part)
             if len(self._cached_tokens[slot]) == len(request.prompt):
                 through.append(hidden[:, -1])
@@ -364,6 +397,9 @@ class Engine:
         The last token of the prompt is always left to compute: its hidden state is what the answer starts from.
         """
         known = [_common(prompt[:-1], filled) for filled in self._cached_tokens]
+        if self.deterministic:
+            same = (min(n, computed) for n, computed in zip(known, self._prefilled, strict=True))
+            known = [n - n % self._fixed_chunk for n in same]
         known = [n if self.cache.resumable(other, n) else 0 for other, n in enumerate(known)]
         known = [n if self._adapters[other] == adapter else 0 for other, n in enumerate(known)]
         source = max(range(self.slots), key=lambda other: (known[other], other == slot))
@@ -371,11 +407,15 @@ class Engine:
         if source != slot:
             self.cache.copy(source, slot, shared)
         self._cached_tokens[slot] = prompt[:shared]
+        self._prefilled[slot] = shared
         self._adapters[slot] = adapter
         return shared
 
     def _choose(self, requests: list[Request], hidden: Tensor) -> list[tuple[int, Logprob | None]]:
         """The next token of each request, from its hidden state `(n, C)`, and what it asks to know of it."""
+        if self.deterministic and len(requests) > 1:
+            rows = [row.clone() for row in hidden.split(1)]  # each where memory is aligned as for any other
+            return [self._choose([request], row)[0] for request, row in zip(requests, rows, strict=True)]
         with self.using_adapters([request.adapter for request in requests]):
             logits = self._scores(hidden)  # (n, V)
         asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
@@ -427,6 +467,7 @@ class Engine:
         self.cache.swap(a, b, max(len(self._cached_tokens[a]), len(self._cached_tokens[b])))
         self._active[a], self._active[b] = self._active[b], self._active[a]
         self._cached_tokens[a], self._cached_tokens[b] = self._cached_tokens[b], self._cached_tokens[a]
+        self._prefilled[a], self._prefilled[b] = self._prefilled[b], self._prefilled[a]
         self._adapters[a], self._adapters[b] = self._adapters[b], self._adapters[a]
 
 

@@ -47,6 +47,9 @@ class InferenceModel:
     """A smaller model of the same tokenizer that drafts for this one; see `SpeculativeEngine`."""
     speculative_k: int = 3
     """Tokens that are drafted at a time."""
+    deterministic: bool | None = None
+    """Whether its engines answer the same whatever else runs, to the bit; None: those that compute in float32 do, and
+    neither compile nor draft. See `Engine`."""
 
     @classmethod
     def load(
@@ -154,16 +157,24 @@ class InferenceModel:
             size = gigabytes(self.cache_nbytes(slots, length))
             log(f"The KV cache for {slots} x {length} tokens takes {size}.")
         if self.draft is not None:
+            if self.deterministic:
+                raise LitGPTError("A draft model's answers are not deterministic; leave out one of the two.")
             return SpeculativeEngine(
                 self.model, self.draft, self.speculative_k, slots, length, self.dtype, PREFILL_CHUNK
             )
-        return Engine(self.model, slots, length, self.dtype, PREFILL_CHUNK, self.compile)
+        deterministic = self.deterministic
+        if deterministic is None:
+            deterministic = self._compute_dtype == torch.float32 and not self.compile
+        return Engine(self.model, slots, length, self.dtype, PREFILL_CHUNK, self.compile, deterministic)
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        return self.dtype or self.model.transformer.wte.weight.dtype
 
     def cache_nbytes(self, slots: int, length: int) -> int:
         """Bytes that the KV caches of such an engine take."""
-        dtype = self.dtype or self.model.transformer.wte.weight.dtype
         models = [self.model] if self.draft is None else [self.model, self.draft]
-        return sum(model.cache_nbytes(slots, length, dtype, PREFILL_CHUNK) for model in models)
+        return sum(model.cache_nbytes(slots, length, self._compute_dtype, PREFILL_CHUNK) for model in models)
 
     def reply(
         self,

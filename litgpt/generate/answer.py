@@ -83,6 +83,7 @@ def prepare(
         raise LitGPTError("prompt and prompt_file are both given; leave one out.")
     sampling = options.sampling(flags["temperature"], flags["top_k"], flags["top_p"])
     inference_model = load(**{name: flags[name] for name in ("precision", "quantize", "compile") if name in flags})
+    inference_model.deterministic = options.deterministic
     grammar = Grammar.of(inference_model.tokenizer, options.json_schema, options.regex)
     task = PromptTask([], replace(sampling, grammar=grammar), flags["max_new_tokens"], options.stop)
     return inference_model, options, task

@@ -102,3 +102,17 @@ def test_an_adapter_of_another_model_is_told():
     bank = AdapterBank(GPT(Config(name="x", **LLAMA)))
     with pytest.raises(LitGPTError, match="the file holds .* of shape"):
         bank.add("x", METHODS["attention"], owned_state(other, METHODS["attention"].owns), "the file")
+
+
+def test_a_deterministic_engine_gives_each_adapter_the_same_bits_among_others():
+    bank, _ = banked(LLAMA)
+
+    def answers(names: list[str | None]) -> list[tuple[list[int], list[float]]]:
+        engine = Engine(bank.model, slots=4, deterministic=True)
+        engine.bank = bank
+        sampling = Sampling(seed=3, logprobs=0)
+        requests = [engine.submit([5, 9, 33, 12], sampling, max_new_tokens=8, adapter=name) for name in names]
+        return [(request.result(), [noted.logprob for noted in request.logprobs]) for request in requests]
+
+    names = [None, "attention", "everything", "attention", "magnitudes", None]
+    assert answers(names) == [answers([name])[0] for name in names]
