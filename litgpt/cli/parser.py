@@ -30,6 +30,7 @@ from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 ADAMW_RATE = 1e-3
 """What torch's AdamW takes where nothing is said."""
+MAX_CONFIG_BYTES, MAX_CONFIG_VALUES, MAX_CONFIG_LEVELS = 1_000_000, 10_000, 32
 URL_TIMEOUT = 30.0
 """Seconds to wait for a `--config` that is a URL."""
 
@@ -449,10 +450,11 @@ def read_config(place: str) -> str:
     try:
         if is_remote:
             with urllib.request.urlopen(place, timeout=URL_TIMEOUT) as answer:
-                return str(answer.read(), "utf-8")
+                return str(_within(answer.read(MAX_CONFIG_BYTES + 1), place), "utf-8")
         if "\n" in place or place.lstrip().startswith("{"):
             return place
-        return Path(place).expanduser().read_text(encoding="utf-8")
+        with Path(place).expanduser().open("rb") as file:
+            return _within(file.read(MAX_CONFIG_BYTES + 1), place).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise UsageError(f"Cannot read the configuration {place}: {reason}.") from error
@@ -465,11 +467,31 @@ def load_yaml(text: str, where: str) -> Any:
         UsageError: It is not YAML.
     """
     try:
-        return get_loader("yaml")(text)
+        value = get_loader("yaml")(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{where}:{line} is not valid YAML ({getattr(error, 'problem', error)}).") from error
+    except RecursionError as error:
+        raise UsageError(f"{where} is nested too deeply; use fewer levels.") from error
+    level, count = [value], 1
+    for _ in range(MAX_CONFIG_LEVELS):
+        parts = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        count += sum(map(len, parts))
+        if count > MAX_CONFIG_VALUES:  # what an alias stands for counts each time
+            raise UsageError(f"{where} stands for more than {MAX_CONFIG_VALUES} values; write fewer aliases.")
+        level = [each for part in parts for each in part]
+    if level:
+        raise UsageError(f"{where} is nested more than {MAX_CONFIG_LEVELS} levels deep; use fewer.")
+    return value
+
+
+def _within(content: bytes, place: str) -> bytes:
+    if len(content) > MAX_CONFIG_BYTES:
+        raise UsageError(
+            f"The configuration {place} is larger than {MAX_CONFIG_BYTES} bytes; give a YAML file of options."
+        )
+    return content
 
 
 # --------------------------------------------------------------------------- the parser's errors in our words

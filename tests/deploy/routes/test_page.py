@@ -249,6 +249,70 @@ def test_regenerate_asks_again_without_the_old_answer(page, script):
     finished(page)
     assert script.asked[0]["messages"] == script.asked[1]["messages"]
     assert texts(page) == ["Hello", "second"]
+    page.reload()
+    page.wait_for_selector(".versions")
+    assert page.inner_text(".versions") == "2/2"
+    page.click("[aria-label='The version before']")
+    assert texts(page) == ["Hello", "first"] and page.inner_text(".versions") == "1/2"
+    page.click("[aria-label='The next version']")
+    assert texts(page) == ["Hello", "second"]
+
+
+def test_an_answer_that_fails_leaves_the_one_it_was_to_replace(page, script):
+    script.answers = ["first"]
+    ask(page, "Hello")
+    finished(page)
+    page.click("text=Regenerate")
+    page.wait_for_selector(".notice:visible")
+    assert texts(page) == ["Hello", "first"] and page.locator(".versions").count() == 0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_reload_keeps_what_has_come_and_what_is_being_written(page, script, begun):
+    script.answers, script.pause = ["word " * 400], 0.02 if begun else 30
+    script.thought = "" if begun else " "
+    ask(page, "Go on")
+    if begun:
+        page.wait_for_function("() => document.querySelector('article.writing .text')?.textContent.length > 50")
+    page.fill("#prompt", "not sent yet")
+    page.reload()
+    page.wait_for_selector("article.user")
+    assert texts(page)[0] == "Go on" and page.input_value("#prompt") == "not sent yet"
+    if begun:
+        assert len(texts(page)[1]) > 50
+    page.click("#toggle")
+    page.type("#system", "Be brief.")  # without leaving the field
+    page.reload()
+    assert page.input_value("#system") == "Be brief."
+    if page.is_hidden("#settings"):
+        page.click("#toggle")
+    page.click("#reset")
+    page.click("text=Undo the reset")
+    assert page.input_value("#system") == "Be brief."
+
+
+def test_copy_works_without_a_clipboard(page, script):
+    script.answers = ["to be copied"]
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.evaluate("addEventListener('copy', () => { window.copied = document.activeElement.value; })")
+    ask(page, "Hello")
+    finished(page)
+    page.click("article.assistant >> text=Copy")
+    page.wait_for_selector("text=Copied")
+    assert page.evaluate("window.copied") == "to be copied"
+    assert page.locator("textarea.unseen").count() == 0
+
+
+def test_a_full_browser_is_told_and_no_chat_is_dropped(page, script):
+    script.answers = ["one", "two"]
+    ask(page, "first")
+    finished(page)
+    page.evaluate("localStorage.setItem('filler', 'x'.repeat(5 * 1024 * 1024 - 2000))")
+    page.click("#new")
+    ask(page, "second " * 400)
+    finished(page)
+    assert page.is_visible("#full")
+    assert [one["messages"][0]["content"] for one in page.evaluate("chats()")] == ["first"]
 
 
 def test_edit_goes_on_from_the_changed_message(page, script):
@@ -262,6 +326,8 @@ def test_edit_goes_on_from_the_changed_message(page, script):
     page.wait_for_function("() => document.querySelectorAll('article').length === 2")
     finished(page)
     assert texts(page) == ["other", "three"]
+    page.click("article.user [aria-label='The version before']")
+    assert texts(page) == ["first", "one", "again", "two"]
     assert script.asked[2]["messages"] == [{"role": "user", "content": "other"}]
 
 
@@ -430,6 +496,12 @@ def test_earlier_chats_are_kept_and_opened_and_deleted(page, script):
     assert rows.count() == 1
     page.click("text=Delete all")
     assert rows.count() == 0 and page.evaluate("localStorage.getItem('chat.list')") == "[]"
+    page.reload()
+    page.click("#list")
+    page.click("text=Undo: 2 deleted")
+    assert [row.split("\n")[0] for row in rows.all_inner_texts()] == ["first", "second"]
+    page.click("#chats .row >> text=second")
+    assert texts(page) == ["second", "two"]
     assert not page.problems
 
 

@@ -1,0 +1,42 @@
+"""A configuration from elsewhere is read within bounds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from litgpt.cli.parser import load_yaml, read_config
+from litgpt.errors import UsageError
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ALIASES, "more than 10000 values"),
+        ("a: &a [*a]", "levels deep"),
+        ("a: &a {b: *a}", "levels deep"),
+        ("[" * 100 + "]" * 100, "levels deep"),
+        ("[" * 20_000, "not valid YAML|too deeply"),
+        (f"a: [{'1, ' * 20_000}]", "more than 10000 values"),
+    ],
+    ids=["aliases", "itself", "itself in a mapping", "levels", "open", "values"],
+)
+def test_a_configuration_that_stands_for_too_much_is_refused_at_once(text, said):
+    started = time.process_time()
+    with pytest.raises(UsageError, match=said) as error:
+        load_yaml(text, "a.yaml")
+    assert time.process_time() - started < 5 and len(str(error.value)) < 200
+
+
+def test_aliases_may_be_used():
+    assert load_yaml("a: &a [1]\nb: [*a, *a]", "a.yaml") == {"a": [1], "b": [[1], [1]]}
+
+
+def test_a_file_without_end_is_refused():
+    with pytest.raises(UsageError, match="larger than"):
+        read_config("/dev/zero")
