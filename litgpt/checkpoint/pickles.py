@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 MAX_PICKLE_BYTES = 200_000_000
 MAX_NESTING = 200
@@ -45,7 +45,7 @@ def check_nesting(file: IO[bytes]) -> None:
         RecursionError: Values are nested too deeply.
     """
     stack: list[int | None] = []  # how deep what is on the pickle's stack is nested; None: a mark
-    memo: dict[int, int] = {}
+    memo: dict[Any, int] = {}
     for code, argument, _ in pickletools.genops(file):
         name = code.name
         if name == "MARK":
