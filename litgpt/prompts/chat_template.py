@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from litgpt.errors import LitGPTError, one_line, quoted
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts.base import Message
+from litgpt.prompts.rendering import TemplateFailure, ask
 from litgpt.reading import optional_json, read_text, reading
 
-if TYPE_CHECKING:
-    import jinja2
-
-    from litgpt.prompts.sandbox import Sandbox
-
+MAX_TEMPLATE = 1_000_000
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which messages carry their reasoning; templates read the first, gpt-oss' the second."""
 
@@ -64,12 +61,14 @@ class Template:
     """What an error says about where it came from."""
 
     def __post_init__(self) -> None:
+        if len(self.source) > MAX_TEMPLATE:
+            raise LitGPTError(f"{self.where} has {len(self.source)} characters, more than any chat template.")
         try:
-            _compiled(self.source)
+            _check_syntax(self.source)
         except LitGPTError:
             raise
-        except Exception as error:  # Whatever the parser, or Python's, makes of it
-            raise LitGPTError(f"{self.where} is no Jinja template: {one_line(error)}.") from None
+        except TemplateFailure as error:
+            raise LitGPTError(f"{self.where} is no Jinja template: {error}.") from None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any) -> str:
         """The text of a conversation.
@@ -82,7 +81,7 @@ class Template:
         Raises:
             LitGPTError: No message, or the template refuses the conversation or misbehaves.
         """
-        return "".join(self._blocks(messages, add_generation_prompt, variables))
+        return self.render_with_spans(messages, add_generation_prompt=add_generation_prompt, **variables)[0]
 
     def render_with_spans(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
@@ -91,20 +90,6 @@ class Template:
 
         That is what the template has inside `{% generation %}` blocks; few templates have any.
         """
-        from litgpt.prompts.sandbox import collect_spans
-
-        blocks: list[str] = []
-        with collect_spans(blocks) as spans:
-            for block in self._blocks(messages, add_generation_prompt, variables):
-                blocks.append(block)  # One by one: the places are counted from what is there already.
-        return "".join(blocks), spans
-
-    def _blocks(
-        self, messages: Sequence[Message], add_generation_prompt: bool, variables: dict[str, Any]
-    ) -> Iterator[str]:
-        """The text, in pieces as they come."""
-        from litgpt.prompts.sandbox import budget
-
         if not messages:
             raise LitGPTError("A conversation needs at least one message.")
         given = {"tools": None, "documents": None} | variables
@@ -115,27 +100,17 @@ class Template:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            with budget():
-                yield from _compiled(self.source).generate(context)
+            found = ask(self.source, context)
         except LitGPTError:
             raise
-        except Exception as error:  # A template may fail like any program: a missing key, text + number, recursion
-            raise LitGPTError(f"{self.where} refuses this conversation: {one_line(error)}.") from None
+        except TemplateFailure as error:
+            raise LitGPTError(f"{self.where} refuses this conversation: {error}.") from None
+        return found["text"], [(start, end) for start, end in found["spans"]]
 
 
 @lru_cache(maxsize=32)
-def _compiled(source: str) -> jinja2.Template:
-    from litgpt.prompts.sandbox import budget
-
-    with budget():
-        return _sandbox().compile_template(source)
-
-
-@lru_cache(maxsize=1)
-def _sandbox() -> Sandbox:
-    from litgpt.prompts.sandbox import Sandbox
-
-    return Sandbox()
+def _check_syntax(source: str) -> None:
+    ask(source, None)
 
 
 def _message(message: Any) -> dict[str, Any]:

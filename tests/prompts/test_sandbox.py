@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
+from pathlib import Path
 
 import pytest
 
 from litgpt.errors import LitGPTError
-from litgpt.prompts import sandbox as template_sandbox
+from litgpt.prompts import rendering
 from litgpt.prompts.chat_template import Template
 
 LONG = "{% set s = 'a' * 1000000 %}"
 MANY = "{% set many = range(100000)|list %}"
 TREE = "{% set t = ['a'] %}" + "{% set t = [t, t] %}" * 45
 """A list that stands in itself twice, 45 levels deep: little memory, 2⁴⁵ letters as text."""
+TREES = TREE + "{% set u = ['a'] %}" + "{% set u = [u, u] %}" * 45
+HUGE = "{% set n = namespace(x=9) %}{% for i in range(26) %}{% set n.x = n.x * n.x %}{% endfor %}"
+"""A number of some 200 million bits."""
+KEPT = "{% set n = namespace(l=[]) %}"
 
 ENDLESS = {
     "loops in loops": "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
@@ -55,7 +62,7 @@ TOO_LARGE = {
     "width in braces": "{{ '{:>10000000000}'.format(1) }}",
     "width given in braces": "{{ '{:>{w}}'.format(1, w=10000000000) }}",
     "width by filter": "{{ '%10000000000d'|format(1) }}",
-    "indent": "{{ ('\n' * 100000)|indent(1000000) }}",
+    "indent": "{{ ('a\n' * 100000)|indent(1000000) }}",
     "JSON indent": "{{ messages|tojson(indent=10000000000) }}",
     "replace": LONG + "{{ s|replace('a', s) }}",
     "replace by method": LONG + "{{ s.replace('a', s) }}",
@@ -63,6 +70,25 @@ TOO_LARGE = {
     "join by method": LONG + "{{ s.join(['a'] * 100000) }}",
     "batch": "{{ ['a']|batch(10000000000, 'x')|list }}",
     "slice": "{{ ['a']|slice(10000000000, 'x')|list }}",
+    "round up": "{{ 3|round(999999999, 'ceil') }}",
+    "remainder": HUGE + "{{ n.x % (n.x - 1) }}",
+    "quotient": HUGE + "{{ (n.x * n.x) // (n.x - 1) }}",
+    "difference": HUGE + "{% for i in range(1000) %}{% set n.x = n.x * n.x - 1 %}{% endfor %}",
+    "equal trees": TREES + "{{ t == u }}",
+    "a tree in a list": TREES + "{{ t in [u] }}",
+    "smaller trees": TREES + "{{ t < u }}",
+    "sorted trees": TREES + "{{ [t, u, t]|sort }}",
+    "tests of trees": TREES + "{{ [t]|select('eq', u)|list }}",
+    "a tree as key": "{% set t = (1,) %}" + "{% set t = (t, t) %}" * 45 + "{{ {t: 1} }}",
+    "a deep key": "{% set n = namespace(t=()) %}{% for i in range(99999) %}{% for j in range(99) %}"
+    "{% set n.t = (n.t,) %}{% endfor %}{% endfor %}{{ {n.t: 1} }}",
+    "kept lists": KEPT + "{% for i in range(99999) %}{% set n.l = [n.l, range(99999)|list] %}{% endfor %}",
+    "kept texts": KEPT + "{% for i in range(99999) %}{% set n.l = [n.l, 'é' * (9999 + i)] %}{% endfor %}",
+    "a date": "{{ strftime_now('%A' * 100000000) }}",
+    "a wide date": "{% for i in range(99999) %}{{ strftime_now('%99999999Y') }}{% endfor %}",
+    "words": LONG + "{% for i in range(9999) %}{{ s|title|wordcount }}{% endfor %}",
+    "quotes": LONG + "{% for i in range(9999) %}{{ (s * 90)|urlencode|e|upper }}{% endfor %}",
+    "numbers": "{% for i in range(99999) %}{{ ('9' * 4000)|int ** 999 }}{% endfor %}",
 }
 FORBIDDEN = {
     "class": "{{ ''.__class__.__mro__ }}",
@@ -91,9 +117,15 @@ def refusal(source: str) -> str:
     return str(raised.value)
 
 
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    """Smaller ones, to be there soon."""
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 0.15)
+    monkeypatch.setattr(rendering, "MAX_BYTES", 100_000_000)
+
+
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_template_that_never_ends_is_stopped(monkeypatch, name):
-    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.2)
+def test_a_template_that_never_ends_is_stopped(name):
     sentence = refusal(ENDLESS[name])
     assert any(reason in sentence for reason in ("without end", "Range too big", "recursion"))
 
@@ -130,8 +162,39 @@ def test_a_long_conversation_is_within_the_limits():
 
 
 def test_the_limits_are_of_one_rendering():
-    template = Template("{% for i in range(50000) %}{{ 'abcdefghij' * 100 }}{% endfor %}", {}, "The template")
+    template = Template("{% for i in range(20000) %}{{ 'abcdefghij' * 100 }}{% endfor %}", {}, "The template")
     for _ in range(3):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(template_sandbox, "MAX_BYTES", 150_000_000)
-            assert len(template.render([{"role": "user"}])) == 50_000_000
+        assert len(template.render([{"role": "user"}])) == 20_000_000
+
+
+def test_a_template_sees_no_token_of_the_user(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    renderer = rendering.Renderer()
+    try:
+        environment = Path(f"/proc/{renderer.pid}/environ")
+        if not environment.exists():
+            pytest.skip("needs /proc")
+        assert renderer.ask("{{ 1 }}", {})["text"] == "1"
+        assert b"hf_secret" not in environment.read_bytes()
+    finally:
+        renderer.close()
+
+
+def test_threads_and_forked_processes_have_renderers_of_their_own():
+    template = Template("{{ messages[0].content }}", {}, "The template")
+
+    def texts(word: str) -> list[str]:
+        return [template.render([{"role": "user", "content": word}]) for _ in range(50)]
+
+    found: dict[str, list[str]] = {}
+    threads = [threading.Thread(target=lambda word=word: found.update({word: texts(word)})) for word in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {word: [word] * 50 for word in "abc"}
+    child = os.fork()
+    if not child:
+        os._exit(texts("d") != ["d"] * 50)
+    assert texts("e") == ["e"] * 50
+    assert os.waitpid(child, 0)[1] == 0

@@ -41,7 +41,12 @@ if TYPE_CHECKING:
 
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 """What llama.cpp calls the parts of a large model."""
-READABLE_TYPES = frozenset("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K MXFP4".split())
+READABLE_TYPES = frozenset(
+    """
+    F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4 TQ1_0 TQ2_0
+    IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS
+    """.split()
+)
 """Tensor types that are read; the quantised ones become float32, which holds their values exactly."""
 UNQUANTIZED_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EXPERTS = "_exps."

@@ -11,6 +11,7 @@ Legend: *ours* are names here, *theirs* names in the Hugging Face model.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -35,7 +36,7 @@ from litgpt.checkpoint.peft_folder.header import restore, saved_settings
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, read_files
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, MissingFileError, escaped, quoted
+from litgpt.errors import LitGPTError, MissingFileError, escaped
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
 from litgpt.model import GPT
 from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, matrix_shape, target_names
@@ -161,10 +162,12 @@ def _check_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """PEFT's settings, none of which says something that is not understood here."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise LitGPTError(f"{folder} holds updates of the kind {quoted(kind)}; of PEFT's kinds LORA can be used here.")
+        raise LitGPTError(
+            f"{folder} holds updates of the kind {escaped(str(kind))}; of PEFT's kinds LORA can be used here."
+        )
     if settings.get("task_type") not in (None, "CAUSAL_LM"):
         raise LitGPTError(
-            f"{folder} was trained for {quoted(settings['task_type'])}, not to continue text (CAUSAL_LM)."
+            f"{folder} was trained for {escaped(str(settings['task_type']))}, not to continue text (CAUSAL_LM)."
         )
     start = str(settings.get("init_lora_weights", True))
     if start.startswith(CHANGES_BASE):
@@ -176,7 +179,7 @@ def _check_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         check_pattern(pattern)
     for key, value in settings.items():
         if key not in IGNORED_KEYS | KNOWN_KEYS and value not in (None, False, "none", [], {}, ""):
-            where = f"{folder} has {escaped(key)}: {quoted(value)} in {ADAPTER_CONFIG}"
+            where = f"{folder} has {escaped(key)}: {escaped(json.dumps(value))} in {ADAPTER_CONFIG}"
             raise LitGPTError(f"{where}, which is not known here.")
     return settings
 

@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 
 from litgpt import families
 from litgpt.checkpoint.gguf.reader import open_gguf, pair, rope_factors, unpair, with_rope_factors
@@ -218,7 +218,61 @@ def slow_mxfp4(b: bytes) -> list[float]:
     return [values[code & 7] * (-1 if code & 8 else 1) * 2.0 ** (b[0] - 127) for code in codes]
 
 
+def slow_q2_k(b: bytes) -> list[float]:
+    scales, quants, d, dmin = b[:16], b[16:80], f16(b, 80), f16(b, 82)
+    values = []
+    for i in range(256):
+        half, quarter, j = i // 128, i % 128 // 32, i % 32
+        scale = scales[i // 16]
+        values.append(d * (scale & 15) * (quants[half * 32 + j] >> 2 * quarter & 3) - dmin * (scale >> 4))
+    return values
+
+
+def slow_q3_k(b: bytes) -> list[float]:
+    high, quants, scales, d = b[:32], b[32:96], b[96:108], f16(b, 108)
+    values = []
+    for i in range(256):
+        half, quarter, j, part = i // 128, i % 128 // 32, i % 32, i // 16
+        low = scales[part] & 15 if part < 8 else scales[part - 8] >> 4
+        scale = (low | (scales[8 + part % 4] >> 2 * (part // 4) & 3) << 4) - 32
+        q = (quants[half * 32 + j] >> 2 * quarter & 3) - (0 if high[j] >> (half * 4 + quarter) & 1 else 4)
+        values.append(d * scale * q)
+    return values
+
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def slow_iq4_nl(b: bytes) -> list[float]:
+    return [f16(b, 0) * IQ4[code] for code in [byte & 15 for byte in b[2:]] + [byte >> 4 for byte in b[2:]]]
+
+
+def slow_iq4_xs(b: bytes) -> list[float]:
+    d, high, low, values = f16(b, 0), int.from_bytes(b[2:4], "little"), b[4:8], []
+    for block in range(8):
+        scale = (low[block // 2] >> 4 * (block % 2) & 15 | (high >> 2 * block & 3) << 4) - 32
+        codes = b[8 + 16 * block : 24 + 16 * block]
+        values += [d * scale * IQ4[code] for code in [c & 15 for c in codes] + [c >> 4 for c in codes]]
+    return values
+
+
+def slow_tq2_0(b: bytes) -> list[float]:
+    return [f16(b, 64) * ((b[at + j] >> 2 * n & 3) - 1) for at in (0, 32) for n in range(4) for j in range(32)]
+
+
+def slow_tq1_0(b: bytes) -> list[float]:
+    places = [(j, n) for n in range(5) for j in range(32)] + [(32 + j, n) for n in range(5) for j in range(16)]
+    places += [(48 + j, n) for n in range(4) for j in range(4)]
+    return [f16(b, 52) * (((b[at] * 3**n & 255) * 3 >> 8) - 1) for at, n in places]
+
+
 SLOW = {
+    "Q2_K": slow_q2_k,
+    "Q3_K": slow_q3_k,
+    "IQ4_NL": slow_iq4_nl,
+    "IQ4_XS": slow_iq4_xs,
+    "TQ1_0": slow_tq1_0,
+    "TQ2_0": slow_tq2_0,
     "Q8_0": slow_q8_0,
     "Q4_0": lambda b: slow_4_or_5_bits(b, False, False),
     "Q4_1": lambda b: slow_4_or_5_bits(b, True, False),
@@ -229,7 +283,17 @@ SLOW = {
     "Q6_K": slow_q6_k,
     "MXFP4": slow_mxfp4,
 }
-SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+SCALES_AT = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "Q4_1": (0, 2),
+    "Q5_1": (0, 2),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
 
 
 @pytest.mark.parametrize("kind", SLOW)
@@ -268,10 +332,21 @@ def test_a_model_of_each_type_is_near_the_one_it_was_made_of(kind, tmp_path, bpe
         assert (found[name] - tensor).abs().max() <= worst[kind] * tensor.abs().max(), name
 
 
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_a_tensor_of_codebooks_is_what_the_package_makes_of_it(kind, tmp_path, file):
+    stored = gguf.GGMLQuantizationType[kind]
+    numbers, size = gguf.GGML_QUANT_SIZES[stored]
+    blocks = np.random.default_rng(0).integers(0, 60, (3, 2 * size), dtype=np.uint8)  # small bytes: finite scales
+    path = rewrite(file, tmp_path / "a.gguf", lambda m, t: t.update(new=(blocks, stored)))
+    found = open_gguf(path).tensor("new")
+    assert found.shape == (3, 2 * numbers) and found.dtype == torch.float32 and found.isfinite().all()
+    np.testing.assert_array_equal(found.numpy(), dequantize(blocks, stored))
+
+
 def test_a_type_that_is_not_read_is_named(tmp_path, file):
-    blocks = np.zeros((VOCABULARY, 84), np.uint8)
-    path = rewrite(file, tmp_path / "a.gguf", lambda m, t: t.update({"odd": (blocks, gguf.GGMLQuantizationType.Q2_K)}))
-    with pytest.raises(LitGPTError, match="'odd' in .* is of the type Q2_K, which is not read here"):
+    blocks = np.zeros((VOCABULARY, 36), np.uint8)
+    path = rewrite(file, tmp_path / "a.gguf", lambda m, t: t.update({"odd": (blocks, gguf.GGMLQuantizationType.NVFP4)}))
+    with pytest.raises(LitGPTError, match="'odd' in .* is of the type NVFP4, which is not read here"):
         open_gguf(path).tensor("odd")
 
 
