@@ -5,9 +5,9 @@ Nothing of LitGPT's own commands stands on this module; new code takes what it r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,14 @@ from litgpt.config import find_multiple as find_multiple
 from litgpt.errors import LitGPTError, MissingFileError, quoted
 from litgpt.model import GPT
 from litgpt.peft.method import parameter_counts
-from litgpt.runtime import default_precision
+from litgpt.runtime import default_precision, output_dir
 from litgpt.scripts.validate import CheckpointValidationResult as CheckpointValidationResult
 from litgpt.scripts.validate import estimate_model_memory as estimate_model_memory
 from litgpt.scripts.validate import validate_checkpoint as validate_checkpoint
 from litgpt.training.optim.optimizers import find_class
+
+init_out_dir = output_dir
+"""LitGPT's name for it."""
 
 
 def num_parameters(module: nn.Module, requires_grad: bool | None = None) -> int:
@@ -75,6 +78,28 @@ def estimate_flops(model: GPT, training: bool) -> int:
         return 2 * num_parameters(model, requires_grad) * length + attention
 
     return (3 if training else 1) * of(True) + (2 if training else 1) * of(False)
+
+
+class CycleIterator:
+    """Goes through an iterable again and again; `epoch` counts how often it has come to its end."""
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self.iterable = iterable
+        self.epoch = 0
+        self._iterator: Iterator[Any] | None = None
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self.iterable)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self.epoch += 1
+            self._iterator = iter(self.iterable)
+            return next(self._iterator)
+
+    def __iter__(self) -> Self:
+        return self
 
 
 def get_default_supported_precision(training: bool) -> str:

@@ -21,6 +21,7 @@ from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
 from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from litgpt.scripts.download import download_from_hub
 from litgpt.utils import (
+    CycleIterator,
     auto_download_checkpoint,
     check_valid_checkpoint_dir,
     chunked_cross_entropy,
@@ -194,6 +195,8 @@ def test_small_functions() -> None:
     assert not torch.equal(model.lm_head.weight, before)
     assert estimate_flops(model, training=True) > estimate_flops(model, training=False) > 2 * num_parameters(model)
     assert get_default_supported_precision(training=False) in ("32-true", "bf16-true", "16-true")
+    cycle = CycleIterator([1, 2, 3])
+    assert [next(cycle) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1] and cycle.epoch == 2
     assert parse_devices(3) == 3 and parse_devices("auto") >= 1
     with pytest.raises(ValueError):
         parse_devices(0)
@@ -206,3 +209,38 @@ def test_an_llms_fabric(folder: Path) -> None:
     llm.distribute(accelerator="cpu", precision="bf16-true")
     assert llm.fabric is not None and llm.fabric.device == llm.device
     assert llm.fabric.to_device(torch.ones(1)).device == llm.device
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightnings_trainer_with_lora(tmp_path: Path) -> None:
+    """LitGPT's `litgpt_ptl_medium.py` on a small model."""
+    lightning = pytest.importorskip("lightning.pytorch")
+    base = GPT.from_name("pythia-14m", **TINY)
+    torch.save(base.state_dict(), tmp_path / "lit_model.pth")
+
+    class Finetuning(lightning.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = of_method("lora")
+            litgpt.lora.mark_only_lora_as_trainable(self.model)
+
+        def on_train_start(self) -> None:
+            self.model.load_state_dict(torch.load(tmp_path / "lit_model.pth", mmap=True), strict=False)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return litgpt.utils.chunked_cross_entropy(self.model(batch)[..., :-1, :], batch[..., 1:])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.model.parameters(), lr=0.01)
+
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, max_steps=3, precision="bf16-true", **quiet)
+    with trainer.init_module(empty_init=True):
+        module = Finetuning()
+    trainer.fit(module, torch.utils.data.DataLoader(IDS.repeat(6, 1), batch_size=2))
+    litgpt.lora.merge_lora_weights(module.model)
+    trainer.save_checkpoint(tmp_path / "trained.ckpt", weights_only=True)
+    llm = LLM(GPT.from_name("pythia-14m", **TINY))
+    llm.trainer_setup(tmp_path / "trained.ckpt")
+    assert llm(IDS).isfinite().all() and not torch.equal(llm(IDS), base(IDS))

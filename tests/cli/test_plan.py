@@ -130,7 +130,7 @@ def test_the_size_of_a_checkpoint_is_the_real_one(capsys, tmp_path):
         (["finetune_lora", str(MODEL), "--plan.peak_share", "3"], LitGPTError, "at most 1, not 3"),
         (["finetune_lora", str(MODEL), "--plan.samples", "0"], LitGPTError, "must be above 0, not 0"),
         (["finetune_lora", "nowhere"], LitGPTError, "nowhere"),
-        (["finetune_lora", str(MODEL), "--train.max_seq_length", "99999"], LitGPTError, "context is"),
+        (["finetune_lora", str(MODEL), "--plan.tokens_per_sample", "99999"], LitGPTError, "context is"),
         (["finetune_lora", str(MODEL), "--lora_r", "0"], LitGPTError, "at least 1"),
         (["finetune_full", str(MODEL), *SHORT, "--optimizer", "Adan"], LitGPTError, "no optimizer 'Adan'"),
     ],
