@@ -410,8 +410,8 @@ class LLM(nn.Module):
 
     @property
     def _inference_model(self) -> InferenceModel:
-        deterministic = self._deterministic
-        return InferenceModel(self.model, Tokenizer.of(self.tokenizer), self.prompt_style, self._dtype, deterministic=deterministic)
+        tokenizer = Tokenizer.of(self.tokenizer)
+        return InferenceModel(self.model, tokenizer, self.prompt_style, self._dtype, deterministic=self._deterministic)
 
     def _submit(
         self, prompts: Sequence[list[int]], max_new_tokens: int, as_ids: bool = False, **settings: Any
