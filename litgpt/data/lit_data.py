@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
-from litgpt.data.storage.blocks import block_length, check_token_id
-from litgpt.errors import LitGPTError
+from litgpt.data.storage.blocks import block_length
+from litgpt.errors import LitGPTError, check_token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ class LitDataModule(DataModule):
     def check_vocabulary(self, size: int) -> None:
         """Raises a LitGPTError when a token id of the first blocks is `size` or more; the rest is not read."""
         first = range(min(64, len(self.train_dataset)))
-        check_token_id(max(int(self.train_dataset[index]["input_ids"].max()) for index in first), size)
+        check_token_ids((int(self.train_dataset[index]["input_ids"].max()) for index in first), size, "The data")
 
 
 def is_remote(path: str | Path) -> bool:

@@ -44,6 +44,7 @@ class FinetuneArguments(TrainingArguments):
     method: Method
     checkpoint_dir: Path
     quantize: str | None = None
+    resize_vocab: bool = False
     access_token: str | None = field(default=None, repr=False)
 
 
@@ -62,15 +63,22 @@ def finetune(method: Method, arguments: Mapping[str, Any]) -> Result:
     fabric = make_fabric(args.devices, args.num_nodes, precision, seed=args.seed)
     resume = resume_point(args.resume, args.out_dir)
     tokenizer = Tokenizer(checkpoint.dir)
+    if args.resize_vocab and tokenizer.largest_id >= rows_of(method, checkpoint):
+        method = args.method = method.resized(tokenizer.largest_id + 1)
     place = fabric.device if args.quantize else "cpu"  # what is quantized stays where it is
     model = load_model(checkpoint, place, parameter_dtype(precision), args.quantize)
     if update is None:
         method.check(model)
+    elif rows_of(method, checkpoint) != rows_of(update.method, checkpoint):
+        raise LitGPTError(
+            "--resize_vocab true can't add tokens to updates that were trained without them; merge these first "
+            "(`litgpt merge_lora`), and start from the result."
+        )
     method.attach(model)
     if update is not None:
         update.load_into(model)
     make_datasets(args, data, tokenizer, model, fabric)
-    of_method = {f"lora_{name}": value for name, value in method.settings().items()}
+    of_method = {f"lora_{name}": value for name, value in method.settings().items() if name != "vocabulary"}
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
     run = args.run(
         model=model,
@@ -93,6 +101,11 @@ def finetune(method: Method, arguments: Mapping[str, Any]) -> Result:
             merge_beside(folder, run.weights_file, method, checkpoint)
     fabric.barrier()
     return result
+
+
+def rows_of(method: Method, checkpoint: Checkpoint) -> int:
+    """How many tokens the model has that `method` trains."""
+    return int(getattr(method, "vocabulary", None) or checkpoint.config.padded_vocab_size or 0)
 
 
 def merge_beside(folder: Path, weights_file: str, method: LoRA, checkpoint: Checkpoint) -> None:
@@ -144,7 +157,7 @@ def make_datasets(args: FinetuneArguments, data: DataModule, tokenizer: Tokenize
     limit = args.train.max_seq_length or context
     if limit > context:
         raise LitGPTError(f"train.max_seq_length is {limit}, but the model's context is {context} tokens.")
-    args.read_data(data, tokenizer, limit, fabric)
+    args.read_data(data, tokenizer, limit, model, fabric)
     lengths = getattr(data.train_dataset, "lengths", None)
     if lengths:
         fabric.print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from litgpt.data.base import DataModule
 from litgpt.data.storage.token_cache import cache_folder, cached_documents
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, check_token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ class TokenModule(DataModule):
         """Raises a LitGPTError when a token id is `size` or more; reads everything."""
         for dataset in (self.train_dataset, self.val_dataset):
             if dataset is not None:
-                check_token_id(max_token(dataset.tokens), size)
+                check_token_ids([max_token(dataset.tokens)], size, "The data")
 
 
 def block_length(module: DataModule) -> int:
@@ -114,15 +114,6 @@ def block_length(module: DataModule) -> int:
     if module.max_seq_length < 1:
         raise LitGPTError("How many tokens a block has is not known: call connect(max_seq_length=...) before setup().")
     return module.max_seq_length
-
-
-def check_token_id(largest: int, size: int) -> None:
-    """Raises a LitGPTError when the largest token id of the data is not among the `size` of the model's vocabulary."""
-    if largest >= size:
-        raise LitGPTError(
-            f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
-            "use the model's own tokenizer."
-        )
 
 
 def max_token(tokens: np.ndarray) -> int:

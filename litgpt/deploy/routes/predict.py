@@ -70,7 +70,7 @@ def parse(service: Service, body: Prediction) -> GenerationTask:
     service.check_length(len(body.prompt), "prompt")
     sampling = body.sampling(service.settings.sampling)
     tokens = served_model.inference_model.encode(body.prompt)
-    service.check_tokens(tokens, "prompt")
+    service.check_tokens(tokens, "prompt", served_model)
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > service.limits.stops:
         raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
