@@ -82,6 +82,16 @@ def warn_once(sentence: str) -> None:
     print(f"litgpt: {sentence}", file=sys.stderr)
 
 
+def check_token_ids(ids: Iterable[int], size: int, what: str) -> None:
+    """Raises a LitGPTError where one of the ids that `what` has is not of a vocabulary of `size` tokens."""
+    wrong = next((token for token in ids if not 0 <= token < size), None)
+    if wrong is not None:
+        raise LitGPTError(
+            f"{what} has the token id {wrong}, which is outside 0 ... {size - 1}, the model's vocabulary; use the "
+            "model's own tokenizer, or finetune with --resize_vocab true, which gives it the tokens that were added."
+        )
+
+
 def one_line(error: BaseException) -> str:
     """What an error of another library says, to stand inside a sentence."""
     if isinstance(error, RecursionError):

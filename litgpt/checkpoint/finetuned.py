@@ -23,6 +23,7 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.checkpoint.peft_folder.reader import base_of_peft, is_peft, peft_weights, read_peft
 from litgpt.checkpoint.reader import load_model, load_pth
+from litgpt.config import CONFIG_FILE, Config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
@@ -53,7 +54,9 @@ class Finetuned:
             LitGPTError: The base can't be read, or the file is not one of this method and this model.
         """
         if isinstance(self.method, Full):
-            return load_model(Checkpoint(self.base.dir, "litgpt", (self.file,)), device, dtype, quantize)
+            # Its own configuration, where there is one: the vocabulary may have grown.
+            folder = self.file.parent if (self.file.parent / CONFIG_FILE).is_file() else self.base.dir
+            return load_model(Checkpoint(folder, "litgpt", (self.file,)), device, dtype, quantize)
         model = load_model(self.base, device, dtype, quantize)
         self.method.attach(model)
         self.load_into(model)
@@ -137,11 +140,20 @@ def find_update(folder: Path, base: Path | None = None) -> Finetuned | None:
         file = folder / f"{LIT_MODEL}{suffix}"
         if file.is_file():
             method, trained_on = read_hyperparameters(folder, suffix)
-            return Finetuned(file, method, find_checkpoint(base or trained_on))
+            checkpoint = find_checkpoint(base or trained_on)
+            return Finetuned(file, _with_vocabulary(method, folder, checkpoint), checkpoint)
     if is_peft(folder):
         checkpoint = find_checkpoint(base or base_of_peft(folder))
         return Finetuned(peft_weights(folder), read_peft(folder, checkpoint)[0], checkpoint)
     return None
+
+
+def _with_vocabulary(method: Method, folder: Path, base: Checkpoint) -> Method:
+    """The method with the vocabulary that the folder's configuration says, where embedding and head are its own."""
+    if not (isinstance(method, LoRA) and method.saves("lm_head.weight") and (folder / CONFIG_FILE).is_file()):
+        return method
+    rows = Config.from_file(folder / CONFIG_FILE).padded_vocab_size
+    return method if rows == base.config.padded_vocab_size else replace(method, vocabulary=rows)
 
 
 def has_lora(folder: Path) -> bool:

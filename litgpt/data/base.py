@@ -8,12 +8,12 @@ no target. One of instructions has `token_counts` as well, two numbers: `raw`, w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.lightning import as_lightning
 from litgpt.data.sft.samples import SFTDataset as SFTDataset
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, check_token_ids, quoted
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -74,6 +74,16 @@ class DataModule(ABC):
     def setup(self, stage: str = "") -> None:
         """Makes `train_dataset` and `val_dataset`."""
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises a LitGPTError when a token id is `size` or more.
+
+        Reads everything where the tokenizer has such ids, the first samples where there is no tokenizer.
+        """
+        largest = getattr(self.tokenizer, "largest_id", None)
+        if largest is None or largest >= size:
+            for dataset in (self.train_dataset, self.val_dataset):
+                check_token_ids(_largest_ids(dataset, FIRST if largest is None else None), size, "The data")
+
     @property
     def test_dataset(self) -> Any:
         """The validation set, under LitGPT's other name for it."""
@@ -108,6 +118,16 @@ class DataModule(ABC):
         return DataLoader(
             dataset, self.batch_size, shuffle=shuffle, generator=generator, num_workers=workers, collate_fn=collate
         )
+
+
+FIRST = 64
+"""Samples that are looked at where no tokenizer says which ids there can be."""
+
+
+def _largest_ids(dataset: Any, most: int | None) -> Iterator[int]:
+    """The largest id of each sample, or of the first `most`, of a data set whose length is known."""
+    for index in range(len(dataset) if isinstance(dataset, Sized) else 0)[:most]:
+        yield int(dataset[index]["input_ids"].max())
 
 
 def split_sizes(size: int, val_fraction: float) -> tuple[int, int]:

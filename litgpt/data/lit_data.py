@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
-from litgpt.data.storage.blocks import block_length, check_token_id, largest_token
+from litgpt.data.storage.blocks import block_length, largest_token
 from litgpt.data.storage.token_cache import content_hash
-from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, check_token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,7 @@ class LitDataModule(DataModule):
 
     def check_vocabulary(self, size: int) -> None:
         """Raises a LitGPTError when a token id of the first blocks is `size` or more; the rest is not read."""
-        check_token_id(largest_token(self.train_dataset), size)
+        check_token_ids([largest_token(self.train_dataset)], size, "The data")
 
 
 def prepared_blocks(module: DataModule, train: str | Path, val: str | Path) -> bool:

@@ -22,7 +22,7 @@ from litgpt.deploy.request_log import RequestRecord
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.settings import Settings
 from litgpt.engine.sampling import Logprob
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, check_token_ids, closest, quoted
 
 log = logging.getLogger("uvicorn.error")
 
@@ -97,8 +97,8 @@ class Service:
         if characters > most:
             raise self.too_long(f"more than {most} characters", field)
 
-    def check_tokens(self, tokens: Sequence[int], field: str) -> None:
-        """Refuses a prompt that is empty or too long.
+    def check_tokens(self, tokens: Sequence[int], field: str, served_model: ServedModel) -> None:
+        """Refuses a prompt that is empty, too long, or not of the model's vocabulary.
 
         Raises:
             APIError: It is.
@@ -107,6 +107,10 @@ class Service:
             raise self.too_long(f"{len(tokens)} tokens", field)
         if not tokens:
             raise APIError(400, "The prompt is empty; give at least one token.", field)
+        try:
+            check_token_ids(tokens, served_model.inference_model.model.transformer.wte.num_embeddings, "The prompt")
+        except LitGPTError as error:
+            raise APIError(400, str(error), field) from None
 
     def too_long(self, has: str, field: str) -> APIError:
         """The error for a prompt that is too long."""

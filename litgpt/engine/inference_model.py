@@ -202,7 +202,8 @@ def find_source(checkpoint_dir: str | Path) -> Checkpoint | Finetuned:
 def prompting_of(source: Checkpoint | Finetuned) -> tuple[Path, PromptStyle]:
     """The folder of the tokenizer that a model is asked with, and the style of its prompts."""
     if isinstance(source, Finetuned):
-        return source.base.dir, source.prompt_style()
+        own = any((source.file.parent / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+        return source.file.parent if own else source.base.dir, source.prompt_style()
     return source.dir, prompt_style_for(source.dir, source.config)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.engine.sampling import Logprob, Sampling
-from litgpt.errors import LitGPTError, UnsupportedError, quoted
+from litgpt.errors import LitGPTError, UnsupportedError, check_token_ids, quoted
 
 if TYPE_CHECKING:
     from litgpt.model import GPT
@@ -42,8 +42,7 @@ def check_tokens(
             f"The prompt has {len(tokens)} tokens and the context only {length}; shorten the prompt."
         )
     rows = model.transformer.wte.num_embeddings
-    if not (min(tokens) >= 0 and max(tokens) < rows):
-        raise LitGPTError(f"The prompt has token ids outside 0 ... {rows - 1}; is this the model's own tokenizer?")
+    check_token_ids(tokens, rows, "The prompt")
     if wrong := [token for token in sampling.logit_bias if not 0 <= token < rows]:
         raise LitGPTError(f"logit_bias has the token id {wrong[0]}, which is outside 0 ... {rows - 1}.")
     return tokens

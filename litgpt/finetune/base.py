@@ -47,6 +47,7 @@ class FinetuneArguments(TrainingArguments):
     method: Method
     checkpoint_dir: Path
     quantize: str | None = None
+    resize_vocab: bool = False
     access_token: str | None = field(default=None, repr=False)
 
 
@@ -71,15 +72,22 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     fabric = make_fabric(args.devices, args.num_nodes, precision, seed=args.seed)
     resume = resume_point(args.resume, args.out_dir)
     tokenizer = Tokenizer(checkpoint.dir)
+    if args.resize_vocab and tokenizer.largest_id >= rows_of(method, checkpoint):
+        method = args.method = method.resized(tokenizer.largest_id + 1)
     place = fabric.device if args.quantize else "cpu"  # what is quantized stays where it is
     model = load_model(checkpoint, place, parameter_dtype(precision), args.quantize)
     if update is None:
         method.check(model)
+    elif rows_of(method, checkpoint) != rows_of(update.method, checkpoint):
+        raise LitGPTError(
+            "--resize_vocab true can't add tokens to updates that were trained without them; merge these first "
+            "(`litgpt merge_lora`), and start from the result."
+        )
     method.attach(model)
     if update is not None:
         update.load_into(model)
     make_datasets(args, data, tokenizer, model, fabric)
-    of_method = {f"lora_{name}": value for name, value in method.settings().items()}
+    of_method = {f"lora_{name}": value for name, value in method.settings().items() if name != "vocabulary"}
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
     written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data, {"resume": False})
     run = args.run(
@@ -101,6 +109,11 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     if isinstance(method, LoRA):
         run.complete = lambda folder: merge_beside(folder, run.weights_file, method, checkpoint)
     return fit(run)
+
+
+def rows_of(method: Method, checkpoint: Checkpoint) -> int:
+    """How many tokens the model has that `method` trains."""
+    return int(getattr(method, "vocabulary", None) or checkpoint.config.padded_vocab_size or 0)
 
 
 def merge_beside(folder: Path, weights_file: str, method: LoRA, checkpoint: Checkpoint) -> None:
@@ -154,7 +167,7 @@ def make_datasets(args: FinetuneArguments, data: DataModule, tokenizer: Tokenize
     limit = min(asked, context)
     if asked > limit:
         fabric.print(f"train.max_seq_length is {asked}; samples end at the model's context of {context} tokens.")
-    args.read_data(data, tokenizer, limit, fabric)
+    args.read_data(data, tokenizer, limit, model, fabric)
     lengths = getattr(data.train_dataset, "lengths", None)
     if lengths:
         fabric.print(

@@ -28,6 +28,7 @@ def setup(
     eval: EvalArgs = EvalArgs(interval=600, max_new_tokens=100, max_iters=100),
     log: LogArgs = LogArgs(),
     optimizer: str | dict[str, Any] = "AdamW",
+    resize_vocab: bool = False,
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow", "litlogger"] = "csv",
     seed: int = 1337,
     access_token: str | None = None,
@@ -47,6 +48,7 @@ def setup(
         log: Names handed to the experiment logger.
         optimizer: A class of torch.optim by name, or class_path and init_args. Its arguments are flags too:
             --optimizer.lr (AdamW's default: 0.001), --optimizer.weight_decay (0.01), --optimizer.betas and so on.
+        resize_vocab: Give embedding and head rows for the tokens that the tokenizer has beyond the model's vocabulary.
         logger_name: Where metrics go besides the CSV file.
         seed: Of the order of the samples and dropout.
         access_token: For checkpoints on the hub that ask for one.

@@ -177,6 +177,11 @@ class LoRA(Method):
     def rate_factor(self, name: str) -> float:
         return self.plus_ratio or 1.0 if name.endswith("lora_B") else 1.0
 
+    def resized(self, n_rows: int) -> LoRA:
+        saved = patterns(self.modules_to_save)
+        saved += [name for name in ("lm_head", "wte") if not self.saves(f"transformer.{name}.weight")]
+        return dataclasses.replace(self, vocabulary=n_rows, modules_to_save=saved, head=False)
+
     def continue_from(self, found: Method) -> Method:
         fields = {field.name: field.default for field in dataclasses.fields(LoRA)}
         asked = {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}

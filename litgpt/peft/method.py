@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, UsageError
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 
@@ -54,6 +54,17 @@ class Method(ABC):
             "folder of the model itself, or the settings that it was trained with."
         )
 
+    def resized(self, n_rows: int) -> Method:
+        """The method that trains a model of so many tokens, new ones among them.
+
+        Raises:
+            UsageError: It doesn't train embeddings.
+        """
+        raise UsageError(
+            f"{type(self).__name__} leaves embeddings as they are, so new tokens would learn nothing; --resize_vocab "
+            "is for finetune_full and finetune_lora."
+        )
+
     def rate_factor(self, name: str) -> float:
         """What the learning rate is multiplied with for a parameter that trains."""
         return 1.0
@@ -64,8 +75,17 @@ class Full(Method):
 
     suffix = ""
 
+    def __init__(self, vocabulary: int | None = None) -> None:
+        self.vocabulary = vocabulary
+        """Rows of embedding and head, where these are not the model's."""
+
     def attach(self, model: GPT) -> None:
+        if self.vocabulary is not None:
+            resize_vocabulary(model, self.vocabulary)
         model.requires_grad_(True)
+
+    def resized(self, n_rows: int) -> Full:
+        return Full(n_rows)
 
     def owns(self, name: str) -> bool:
         return True

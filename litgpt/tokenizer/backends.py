@@ -39,6 +39,8 @@ class TokenizerBackend(Protocol):
     vocab_size: int
 
     def __len__(self) -> int: ...
+    @property
+    def largest_id(self) -> int: ...
     def token_to_id(self, token: str) -> int | None: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
@@ -64,6 +66,10 @@ class TokenizersBackend:
 
     def __len__(self) -> int:
         return self.processor.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def largest_id(self) -> int:
+        return max(self.processor.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def token_to_id(self, token: str) -> int | None:
         return self.processor.token_to_id(token)
@@ -188,6 +194,10 @@ class SentencePieceBackend:
 
     def __len__(self) -> int:
         return max([self.vocab_size, *(index + 1 for index in self._added)])
+
+    @property
+    def largest_id(self) -> int:
+        return len(self) - 1
 
     def token_to_id(self, token: str) -> int | None:
         if token in self._ids:

@@ -94,6 +94,11 @@ class Tokenizer:
         return len(self._backend)
 
     @property
+    def largest_id(self) -> int:
+        """The largest id that a text can become."""
+        return self._backend.largest_id
+
+    @property
     def vocab_size(self) -> int:
         """Size of the vocabulary without added tokens; `len(tokenizer)` counts those too."""
         return self._backend.vocab_size

@@ -164,16 +164,13 @@ def read_data(args: PretrainArguments, model: GPT, fabric: Fabric) -> Tokenizer 
         LitGPTError: The data can't be read, or has tokens that the model doesn't have.
     """
     data = args.data
-    assert data is not None and model.config.padded_vocab_size is not None
+    assert data is not None
     folder = args.tokenizer_dir
     if folder is None and args.initial_checkpoint_dir is not None:
         source = find_checkpoint(args.initial_checkpoint_dir).dir
         folder = source if any((source / name).is_file() for name in TOKENIZER_FILES) else None
     data.pretraining = True
-    args.read_data(data, None if folder is None else Tokenizer(folder), model.max_seq_length, fabric)
-    check_vocabulary = getattr(data, "check_vocabulary", None)
-    if check_vocabulary is not None:
-        check_vocabulary(model.config.padded_vocab_size)
+    args.read_data(data, None if folder is None else Tokenizer(folder), model.max_seq_length, model, fabric)
     return data.tokenizer
 
 

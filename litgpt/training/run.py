@@ -130,14 +130,23 @@ class TrainingArguments(RunArguments):
         own = {name: arguments[name] for name in arguments if name in cls.__dataclass_fields__}
         return cls(arguments=arguments, **own, **more)
 
-    def read_data(self, data: DataModule, tokenizer: Tokenizer | None, max_seq_length: int, fabric: Fabric) -> None:
-        """Makes the data sets of `data`, on the first rank first."""
+    def read_data(
+        self, data: DataModule, tokenizer: Tokenizer | None, max_seq_length: int, model: GPT, fabric: Fabric
+    ) -> None:
+        """Makes the data sets of `data`, on the first rank first.
+
+        Raises:
+            LitGPTError: The data can't be read, or has tokens that the model doesn't have.
+        """
         data.log = fabric.print
         data.connect(tokenizer, self.train.micro_batch_size, max_seq_length)
         with fabric.rank_zero_first():
             data.prepare_data()
         data.setup()
         data.tell_idle_workers()
+        check_vocabulary = getattr(data, "check_vocabulary", None)  # a module of the user's own may have none
+        if check_vocabulary is not None:
+            check_vocabulary(model.config.padded_vocab_size)
 
     def run(self, **parts: Any) -> Run:
         """The run that these arguments ask for; `parts` are its other fields."""

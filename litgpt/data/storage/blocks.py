@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from litgpt.data.base import DataModule
 from litgpt.data.storage.fingerprint import array_hash
 from litgpt.data.storage.token_cache import cache_folder, cached_documents
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, check_token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,7 @@ class TokenModule(DataModule):
         """Raises a LitGPTError when a token id is `size` or more; reads everything, of chunks the first blocks."""
         for dataset in (self.train_dataset, self.val_dataset):
             if dataset is not None:
-                check_token_id(largest_token(dataset), size)
+                check_token_ids([largest_token(dataset)], size, "The data")
 
 
 def block_length(module: DataModule) -> int:
@@ -119,15 +119,6 @@ def block_length(module: DataModule) -> int:
     if module.max_seq_length < 1:
         raise LitGPTError("How many tokens a block has is not known: call connect(max_seq_length=...) before setup().")
     return module.max_seq_length
-
-
-def check_token_id(largest: int, size: int) -> None:
-    """Raises a LitGPTError when the largest token id of the data is not among the `size` of the model's vocabulary."""
-    if largest >= size:
-        raise LitGPTError(
-            f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
-            "use the model's own tokenizer."
-        )
 
 
 def largest_token(dataset: Any) -> int:

@@ -230,7 +230,7 @@ def encode(service: Service, served_model: ServedModel, text: str, field: str, r
         tokens = inference_model.tokenizer.encode_ids(text) if raw else inference_model.encode_text(text)
     except LitGPTError as error:
         raise APIError(400, unplaced(served_model, error), field) from None
-    service.check_tokens(tokens, field)
+    service.check_tokens(tokens, field, served_model)
     return tokens
 
 
@@ -250,15 +250,12 @@ def prompts_of(
         given = [given]
     if len(given) > service.room:
         raise APIError(400, f"There are {len(given)} texts, and there is room for {service.room}; split them.", field)
-    rows = served_model.inference_model.model.transformer.wte.num_embeddings
     prompts = []
     for at, text in enumerate(given):
         if isinstance(text, str):
             prompts.append(encode(service, served_model, text, f"{field}[{at}]", raw=True))
             continue
-        service.check_tokens(text, f"{field}[{at}]")
-        if not (min(text) >= 0 and max(text) < rows):
-            raise APIError(400, f"There are token ids outside 0 ... {rows - 1}.", f"{field}[{at}]")
+        service.check_tokens(text, f"{field}[{at}]", served_model)
         prompts.append(text)
     return prompts
 

@@ -70,7 +70,7 @@ def parse(service: Service, body: Prediction) -> GenerationTask:
     service.check_length(len(body.prompt), "prompt")
     sampling = body.sampling(service.settings.sampling)
     tokens = served_model.inference_model.encode(body.prompt)
-    service.check_tokens(tokens, "prompt")
+    service.check_tokens(tokens, "prompt", served_model)
     stops = stops_of(body.stop, service)
     limit = service.settings.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
     return GenerationTask(served_model.name, tokens, sampling, limit, stops)
