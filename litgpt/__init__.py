@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_") and find_spec(f"litgpt.{name}"):  # after LitGPT's `import litgpt`, all of it is there
         return import_module(f"litgpt.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'litgpt' has no attribute {name!r}")
+        raise AttributeError(f"module 'litgpt' has no attribute '{name}'")
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from litgpt.errors import LitGPTError, UsageError, closest
+from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 COMMANDS: dict[str, tuple[str | None, str]] = {
     "download": ("litgpt.scripts.download:download", "Download weights or tokenizer data from the Hugging Face Hub."),
@@ -103,7 +103,7 @@ def target_of(name: str) -> str:
     """
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        raise UsageError(f"Unknown {kind} {name!r}.{closest(name, COMMANDS)} See `litgpt --help`.")
+        raise UsageError(f"Unknown {kind} {quoted(name)}.{closest(name, COMMANDS)} See `litgpt --help`.")
     target = COMMANDS[name][0]
     if target is None:
         raise LitGPTError(f"`litgpt {name}` is not built yet; `litgpt --help` lists the commands that are.")

@@ -26,7 +26,7 @@ from litgpt.engine.metrics import benchmark_dict_to_markdown_table as benchmark_
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, UnsupportedError, closest
+from litgpt.errors import LitGPTError, UnsupportedError, closest, quoted
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
@@ -113,9 +113,9 @@ class LLM(nn.Module):
             LitGPTError: There is no such folder, name or repository, or it can't be read.
         """
         if init not in ("pretrained", "random"):
-            raise LitGPTError(f"init is {init!r}; it must be 'pretrained' or 'random'.")
+            raise LitGPTError(f"init is {quoted(init)}; it must be 'pretrained' or 'random'.")
         if distribute not in ("auto", None):
-            raise LitGPTError(f"distribute is {distribute!r}; it must be 'auto' or None.")
+            raise LitGPTError(f"distribute is {quoted(distribute)}; it must be 'auto' or None.")
         if init == "random":
             if tokenizer_dir is None:
                 raise LitGPTError("A model with fresh weights has no tokenizer of its own; give tokenizer_dir.")
@@ -166,7 +166,7 @@ class LLM(nn.Module):
         size = self.config.block_size if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if size is not None and not (isinstance(size, int) and 0 < size <= self.config.block_size):
             raise LitGPTError(
-                f"fixed_kv_cache_size is {size!r}; this model's context is {self.config.block_size} tokens."
+                f"fixed_kv_cache_size is {quoted(size)}; this model's context is {self.config.block_size} tokens."
             )
         placement = Placement.of(accelerator, precision, quantize, generate_strategy, devices)
         if source := self._unchanged_source():
@@ -319,7 +319,7 @@ class LLM(nn.Module):
         """
         texts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
         if not all(isinstance(text, str) for text in texts):
-            raise LitGPTError(f"A prompt is a text, or a list of texts, not {prompt!r:.80}.")
+            raise LitGPTError(f"A prompt is a text, or a list of texts, not {quoted(prompt)}.")
         if stream and not isinstance(prompt, str):
             raise LitGPTError("Only a single prompt can be streamed; give one text, or leave out stream.")
         prompts = [self._inference_model.encode(text, sys_prompt) for text in texts]
@@ -419,12 +419,12 @@ class LLM(nn.Module):
         known = [field.name for field in fields(Sampling)]
         for name in settings:
             if name not in known:
-                raise LitGPTError(f"There is no setting {name!r} of how to generate.{closest(name, known)}")
+                raise LitGPTError(f"There is no setting {quoted(name)} of how to generate.{closest(name, known)}")
         sampling = Sampling(**settings)
         if not prompts:
             return []
         if not isinstance(max_new_tokens, int):
-            raise LitGPTError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number, 1 or more.")
+            raise LitGPTError(f"max_new_tokens is {quoted(max_new_tokens)}; it must be a whole number, 1 or more.")
         for prompt in prompts:  # all of them, before the first is put in line
             check_tokens(prompt, sampling, self.model)
         inference_model, longest = self._inference_model, max(map(len, prompts))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "int8", "int4"]
 """How weights can be kept in few bits to answer with."""
@@ -201,7 +201,8 @@ class EvalArgs:
         known = isinstance(self.evaluate_example, int) or self.evaluate_example in ("first", "random")
         if not known:
             raise LitGPTError(
-                f"eval.evaluate_example must be first, random or the index of a sample, not {self.evaluate_example!r}."
+                f"eval.evaluate_example must be first, random or the index of a sample, not "
+                f"{quoted(self.evaluate_example)}."
             )
 
 

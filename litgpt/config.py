@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -15,13 +15,20 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 import yaml
 
 from litgpt import families
-from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.field_types import as_number, fits
+from litgpt.families.hf_config import MAX_LAYERS, check_layers
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
+from litgpt.reading import read_json, read_yaml, reading
 
 CONFIG_FILE = "model_config.yaml"
 HF_CONFIG_FILE = "config.json"
+MODEL_SETTINGS = "not a YAML file of model settings"
+MAX_SIZE = 2**31
+"""Of every size but the number of layers."""
+MAX_EXPERTS = 2**17
+"""In all layers together."""
 CHECKPOINTS = Path("checkpoints")
 """Where `litgpt download` puts folders, and where a path that is none is looked for."""
 
@@ -203,17 +210,24 @@ class Config:
             value = getattr(self, name)
             if not fits(value, hint):
                 wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
-                raise LitGPTError(f"The model setting {name} is {value!r}; it must be of the kind {wanted}.")
+                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be of the kind {wanted}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise LitGPTError(f"The model setting {name} is {value}; it must be a finite number.")
         for name in (*SIZES, *COUNTS):
-            value, least = getattr(self, name), int(name in SIZES)
-            if value is not None and value < least:
-                raise LitGPTError(f"The model setting {name} is {value}; it must be at least {least}.")
+            value, least, most = getattr(self, name), int(name in SIZES), MAX_LAYERS if name == "n_layer" else MAX_SIZE
+            if value is not None and not least <= value <= most:
+                bound = f"least {least}" if value < least else f"most {most}"
+                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be at {bound}.")
+        if self.n_layer * self.n_expert > MAX_EXPERTS:
+            raise LitGPTError(f"The model has {self.n_layer * self.n_expert} experts, more than any has.")
         for name, parts in PARTS.items():
             sizes = getattr(self, name)
             for part in parts if sizes is not None else ():
                 size = sizes.get(part)
-                if not fits(size, int | None if part == "q_lora_rank" else int) or (size is not None and size < 1):
-                    raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {size!r}.")
+                if not fits(size, int | None if part == "q_lora_rank" else int) or (
+                    size is not None and not 0 < size <= MAX_SIZE
+                ):
+                    raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
         if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
             raise LitGPTError(
                 f"A mixture needs n_expert_per_token from 1 to n_expert, and has {self.n_expert_per_token} and "
@@ -249,7 +263,9 @@ class Config:
         """The family whose tables this model is read and written by."""
         assert self.family_name is not None
         if self.family_name not in families.BY_NAME:
-            raise LitGPTError(f"No model family {self.family_name!r}.{closest(self.family_name, families.BY_NAME)}")
+            raise LitGPTError(
+                f"No model family {quoted(self.family_name)}.{closest(self.family_name, families.BY_NAME)}"
+            )
         return families.BY_NAME[self.family_name]
 
     def window(self, layer: int) -> int | None:
@@ -289,7 +305,8 @@ class Config:
         row = name_to_config.get(name) or _by_hub_name().get(name)
         if row is None:
             raise LitGPTError(
-                f"{name!r} is not a known model name.{closest(name, name_to_config)} `litgpt download list` shows all."
+                f"{quoted(name)} is not a known model name.{closest(name, name_to_config)} "
+                "`litgpt download list` shows all."
             )
         return cls(**{**deepcopy(row), **_checked(overrides, cls)})
 
@@ -301,19 +318,17 @@ class Config:
             LitGPTError: No such file, not YAML, or keys that are not fields of `Config`.
         """
         path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise MissingFileError(f"There is no model configuration at {path}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise LitGPTError(f"{path} is not a YAML file of model settings.") from None
+        if not path.exists():
+            raise MissingFileError(f"There is no model configuration at {path}.")
+        content = read_yaml(path, MODEL_SETTINGS)
         if not isinstance(content, dict):
             raise LitGPTError(f"{path} is empty or not a YAML mapping of model settings.")
         numbers = {key: as_number(content[key]) for key, hint in _types().items() if key in content and fits(0.5, hint)}
-        try:
-            return cls(**{**_checked(content, cls), **numbers, **_checked(overrides, cls)})
-        except LitGPTError as error:
-            raise LitGPTError(f"{path} can't be used: {error}") from None
+        with reading(path, MODEL_SETTINGS):
+            try:
+                return cls(**{**_checked(content, cls), **numbers, **_checked(overrides, cls)})
+            except LitGPTError as error:
+                raise LitGPTError(f"{path} can't be used: {error}") from None
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any] | str | Path, name: str = "", **overrides: Any) -> Self:
@@ -333,13 +348,14 @@ class Config:
         if isinstance(hf_config, str | Path):
             file, found_name = _hf_config_file(hf_config)
             hf_config, name = read_json(file), name or found_name
-        family = families.by_architecture(hf_config)
-        found = family.read_hf(hf_config)
-        rows = found.get("padded_vocab_size")
-        config = cls(
-            **{"vocab_size": rows, **found, "name": name, "family_name": family.name, **_checked(overrides, cls)}
-        )
-        known = name_to_config.get(name) or _by_hub_name().get(name)
+        with reading(HF_CONFIG_FILE, "no configuration of a model"):
+            check_layers(hf_config)
+            family = families.by_architecture(hf_config)
+            found = family.read_hf(hf_config)
+            rows = found.get("padded_vocab_size")
+            found = {"vocab_size": rows, **found, "name": name, "family_name": family.name}
+            config = cls(**{**found, **_checked(overrides, cls)})
+        known = (name_to_config.get(name) or _by_hub_name().get(name)) if name else None
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
@@ -443,23 +459,8 @@ def _checked(values: dict[str, Any], cls: type[Config]) -> dict[str, Any]:
     known = [entry.name for entry in fields(cls)]
     for key in values:
         if key not in known:
-            raise LitGPTError(f"{key!r} is not a model setting.{closest(str(key), known)}")
+            raise LitGPTError(f"{quoted(key)} is not a model setting.{closest(str(key), known)}")
     return values
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        LitGPTError: Not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LitGPTError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from None
-    if not isinstance(content, dict):
-        raise LitGPTError(f"{path} holds no JSON object; download the checkpoint again.")
-    return content
 
 
 def _hf_config_file(source: str | Path) -> tuple[Path, str]:

@@ -6,6 +6,16 @@ import difflib
 import sys
 from collections.abc import Iterable
 from functools import cache
+from itertools import islice
+
+MAX_QUOTED = 200
+"""The most characters of a value from outside that a sentence quotes."""
+MAX_SENTENCE = 2000
+"""The most characters of a sentence; a list of known names is the longest thing that one holds."""
+MAX_COMPARED = 100
+"""Characters of a word that is compared with others; the time grows with their square."""
+PARTS, LEVELS = 6, 3
+"""Entries of a container that are quoted, and containers inside each other."""
 
 
 class LitGPTError(ValueError):
@@ -14,6 +24,9 @@ class LitGPTError(ValueError):
     It is a `ValueError`, and the classes below are also the builtin exceptions that LitGPT raises there, since that is
     what callers catch. So an `except` for another library's errors lets a `LitGPTError` through first.
     """
+
+    def __str__(self) -> str:
+        return sentence(super().__str__())
 
 
 class UsageError(LitGPTError):
@@ -70,11 +83,60 @@ def warn_once(sentence: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """What an error of another library says, to stand inside a sentence."""
-    return " ".join((str(error) or type(error).__name__).split())[:200].rstrip(".")
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, KeyError):
+        return f"it has no {quoted(error.args[0] if error.args else None)}"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return escaped(" ".join(text[: 10 * MAX_QUOTED].split())[:MAX_QUOTED].rstrip("."))
+
+
+def quoted(value: object, levels: int = LEVELS) -> str:
+    """A value from outside as Python writes it, to stand inside a sentence.
+
+    It has at most `MAX_QUOTED` characters, none of them a control character, and takes no longer for a large value: a
+    few lines of YAML may stand for gigabytes.
+    """
+    if isinstance(value, str | bytes):
+        text = repr(value[: MAX_QUOTED + 1])
+    elif isinstance(value, dict | list | tuple | set | frozenset) and value:
+        parts = [quoted(part, levels - 1) for part in islice(value, PARTS if levels else 0)]
+        if isinstance(value, dict):
+            parts = [f"{part}: {quoted(value[key], levels - 1)}" for part, key in zip(parts, value, strict=False)]
+        opening, closing = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
+        text = opening + ", ".join(parts + ["…"] * (len(value) > len(parts))) + closing
+    elif isinstance(value, int) and value.bit_length() > MAX_QUOTED:
+        text = f"a number of {value.bit_length()} bits"
+    else:
+        try:
+            text = escaped(repr(value))
+        except Exception:  # whatever the class does in there
+            text = f"a {type(value).__name__}"
+    return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
+
+
+def escaped(text: str, most: int = MAX_QUOTED) -> str:
+    """The beginning of a text, with its control characters escaped: they move the cursor, colour a terminal or forge a
+    line of a log."""
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def sentence(text: str) -> str:
+    """A sentence on one line, with what is far too long for one cut in its middle; a path keeps its end."""
+    words = [_cut(word, MAX_QUOTED) for word in _cut(text, 2 * MAX_SENTENCE).split(" ")]
+    return _cut(escaped(" ".join(words), 2 * MAX_SENTENCE), MAX_SENTENCE)
+
+
+def _cut(text: str, most: int) -> str:
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def closest(word: str, options: Iterable[str], n: int = 3) -> str:
     """` Closest: a, b.` with the `n` best matches for `word` (ignoring case), or an empty string when none is near."""
     by_lower = {option.lower(): option for option in options}
-    matches = difflib.get_close_matches(word.lower(), by_lower, n=n, cutoff=0.5)
+    matches = difflib.get_close_matches(word[:MAX_COMPARED].lower(), by_lower, n=n, cutoff=0.5)
     return f" Closest: {', '.join(by_lower[match] for match in matches)}." if matches else ""

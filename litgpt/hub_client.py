@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import LitGPTError, MissingFileError, closest
+from litgpt.errors import MAX_QUOTED, LitGPTError, MissingFileError, closest, escaped, one_line, quoted
+from litgpt.reading import is_failure
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_NAME_BYTES = 255
@@ -37,7 +38,7 @@ def relative_name(name: object, where: str) -> str:
     )
     if not isinstance(name, str) or not is_plain or len(parts) > MAX_NAME_PARTS:
         raise LitGPTError(
-            f"{where} names a file {name!r:.100} that would not lie in its own folder under a plain name; "
+            f"{where} names a file {quoted(name)} that would not lie in its own folder under a plain name; "
             "don't use it, get it from a source that you trust."
         )
     return name
@@ -68,7 +69,7 @@ def explain_hub_errors(repo_id: str, token: str | None, place: Path, known: Iter
         place: Where files would be.
         known: Repositories that a misspelt one is compared with.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
@@ -76,11 +77,16 @@ def explain_hub_errors(repo_id: str, token: str | None, place: Path, known: Iter
         raise
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
         raise LitGPTError(_sentence(error, repo_id, token, place, known)) from None
-    except Exception as error:
-        # The client lets its HTTP library's errors through, and which library that is depends on its version.
-        if not type(error).__module__.startswith(("httpx", "httpcore")):
+    except BaseException as error:
+        if not is_failure(error):
             raise
-        raise LitGPTError(_sentence(error, repo_id, token, place, known)) from None
+        # The client lets its HTTP library's errors through, and which library that is depends on its version.
+        if type(error).__module__.startswith(("httpx", "httpcore")):
+            raise LitGPTError(_sentence(error, repo_id, token, place, known)) from None
+        raise LitGPTError(
+            f"{constants.ENDPOINT} gave an answer about {repo_id} that is none of the hub's ({one_line(error)}); check "
+            "HF_ENDPOINT, or try again later."
+        ) from None
 
 
 def _sentence(error: BaseException, repo_id: str, token: str | None, place: Path, known: Iterable[str]) -> str:
@@ -121,4 +127,4 @@ def _client_has_token() -> bool:
 
 
 def _first_line(error: Any) -> str:
-    return (str(error).splitlines() or [""])[0].strip(" .") or type(error).__name__
+    return escaped((str(error).splitlines() or [""])[0].strip(" ."))[:MAX_QUOTED] or type(error).__name__

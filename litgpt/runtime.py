@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from litgpt.errors import LitGPTError, MissingPackageError, UnsupportedError, closest, file_error
+from litgpt.errors import LitGPTError, MissingPackageError, UnsupportedError, closest, file_error, quoted
 from litgpt.kernels.linear import has_bfloat16
 from litgpt.quantize import check_quantization
 
@@ -50,7 +50,7 @@ def pick_device(name: str = "auto") -> torch.device:
     kind = name.partition(":")[0]
     if kind not in DEVICES and kind != "gpu":
         raise LitGPTError(
-            f"Unknown device {name!r}.{closest(kind, DEVICES) or ' It is one of ' + ', '.join(DEVICES) + '.'}"
+            f"Unknown device {quoted(name)}.{closest(kind, DEVICES) or ' It is one of ' + ', '.join(DEVICES) + '.'}"
         )
     if kind == "gpu":
         kind = name = "mps" if torch.backends.mps.is_available() else "cuda"
@@ -92,7 +92,7 @@ def parameter_dtype(precision: str) -> torch.dtype:
         LitGPTError: No such precision.
     """
     if precision not in PRECISIONS:
-        raise LitGPTError(f"Unknown precision {precision!r}; it is one of {', '.join(PRECISIONS)}.")
+        raise LitGPTError(f"Unknown precision {quoted(precision)}; it is one of {', '.join(PRECISIONS)}.")
     return PRECISIONS[precision]
 
 
@@ -256,7 +256,7 @@ def process_counts(devices: int | str, num_nodes: int, kind: str) -> tuple[int, 
     try:
         wanted = int(devices)
     except ValueError:
-        raise LitGPTError(f"devices must be a number or auto, not {devices!r}.") from None
+        raise LitGPTError(f"devices must be a number or auto, not {quoted(devices)}.") from None
     if wanted == -1:
         return present or 1, num_nodes
     if wanted < 1 or num_nodes < 1:

@@ -19,7 +19,7 @@ from litgpt.checkpoint.layout import copy_config_files as copy_config_files
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_pth
 from litgpt.config import CHECKPOINTS, Config
-from litgpt.errors import LitGPTError, MissingFileError
+from litgpt.errors import LitGPTError, MissingFileError, quoted
 from litgpt.model import GPT
 from litgpt.peft.method import parameter_counts
 from litgpt.runtime import default_precision, output_dir
@@ -116,7 +116,7 @@ def parse_devices(devices: str | int) -> int:
         return torch.cuda.device_count() or 1
     if isinstance(devices, int) and devices > 0:
         return devices
-    raise LitGPTError(f"devices is {devices!r}; it is auto or a positive number.")
+    raise LitGPTError(f"devices is {quoted(devices)}; it is auto or a positive number.")
 
 
 def save_config(config: Config, checkpoint_dir: Path) -> None:
@@ -186,7 +186,7 @@ def instantiate_torch_optimizer(
 
     spec: dict[str, Any] = {"class_path": optimizer} if isinstance(optimizer, str) else optimizer
     if "class_path" not in spec:
-        raise LitGPTError(f"optimizer is {optimizer!r}; it is a name, or a table with class_path and init_args.")
+        raise LitGPTError(f"optimizer is {quoted(optimizer)}; it is a name, or a table with class_path and init_args.")
     make: Callable[..., Optimizer] = find_class(spec["class_path"])
     known = inspect.signature(make).parameters
     given = {name: value for name, value in kwargs.items() if name in known}

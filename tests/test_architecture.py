@@ -23,7 +23,7 @@ from tests.paths import GOLDEN, ROOT
 PACKAGE = ROOT / "litgpt"
 
 LAYERS = {
-    1: "litgpt config families args errors hub_client",
+    1: "litgpt config families args errors hub_client reading",
     2: "model kernels peft lora adapter adapter_v2 quantize",
     3: "checkpoint tokenizer prompts",
     4: "runtime data",
@@ -305,6 +305,18 @@ def test_no_signature_reads_the_environment():
         if default is not None and re.search(r"environ|getenv", ast.unparse(default))
     ]
     assert not found, "\n".join(found)
+
+
+def test_sentences_quote_values_by_one_function():
+    """`{value!r}` would write all of a value, gigabytes of it where YAML's aliases are in it."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.FormattedValue) and node.conversion == ord("r"))
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) == "map" and ast.unparse(node.args[0]) == "repr")
+    ]
+    assert found == []
 
 
 def test_only_the_entry_point_exits():

@@ -13,6 +13,7 @@ import yaml
 
 from litgpt.config import Config, configs, name_to_config
 from litgpt.errors import LitGPTError
+from litgpt.families import FAMILIES
 from litgpt.model import GPT
 from tests.paths import GOLDEN
 from tests.tiny import CASES
@@ -145,6 +146,23 @@ def test_an_unknown_field_that_changes_the_computation_is_refused_by_name():
     hf_config = Config.from_name("SmolLM2-135M").family.write_hf(Config.from_name("SmolLM2-135M"))
     with pytest.raises(LitGPTError, match="residual_multiplier"):
         Config.from_hf({**hf_config, "residual_multiplier": 0.22})
+
+
+@pytest.mark.parametrize("off", [False, 0, 0.0, "", [], {}])
+def test_an_unknown_field_that_is_off_is_refused_and_one_that_is_null_is_not(off):
+    config = Config.from_name("SmolLM2-135M")
+    hf_config = config.family.write_hf(config)
+    assert Config.from_hf({**hf_config, "norm_weights": None}) == Config.from_hf(hf_config)
+    with pytest.raises(LitGPTError, match="norm_weights"):
+        Config.from_hf({**hf_config, "norm_weights": off})
+
+
+@pytest.mark.parametrize("name", [next(iter(family.rows)) for family in FAMILIES if family.rows])
+def test_swish_is_silu(name):
+    config = Config.from_name(name)
+    hf_config = config.family.write_hf(config)
+    if hf_config.get("hidden_act") == "silu":
+        assert Config.from_hf({**hf_config, "hidden_act": "swish"}, name=name) == config
 
 
 def test_an_unknown_activation_is_refused():

@@ -51,12 +51,14 @@ CAUGHT_TOO = {base.__name__ for cls in CLASSES for base in cls.__mro__ if not is
 
 
 RIGHTLY = {
+    ("deploy/access.py", "self.app(scope, measured, send_on)"): "the request's answer carries it, and the log",
+    ("errors.py", "escaped(repr(value))"): "whatever a class does in its __repr__",
     ("engine/engine.py", "self.step()"): "the requests carry the error, as it is, to their callers",
     ("engine/engine.py", "work()"): "the future carries it",
     ("deploy/backends/litserve.py", "self.engine.step()"): "the requests carry it",
-    ("deploy/protocol/tool_calls.py", "self._notation.parse(content)"): "what is wrong with a model's words: no call",
+    ("deploy/protocol/arguments.py", "_read(text.strip())"): "reads a model's words: what is no value is text",
+    ("deploy/protocol/channels.py", "json_value(self._arguments + self._held[:at])"): "likewise",
     ("checkpoint/weights.py", "self._combine(ours, parts)"): "calls torch alone",
-    ("checkpoint/reader.py", "Tensors(tuple(handle.keys()), handle.get_tensor)"): "fills two fields",
     ("data/storage/token_cache.py", "self._open(file)"): "raises a bare ValueError",
     ("tokenizer/backends.py", "find(token)"): "a method of another library's object",
     ("data/token_files.py", "_PlainUnpickler(file)"): "raises the pickle module's errors",

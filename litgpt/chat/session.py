@@ -13,7 +13,7 @@ from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, closest, file_error
+from litgpt.errors import LitGPTError, closest, file_error, quoted
 from litgpt.prompts.base import Message
 
 SETTINGS: dict[str, Callable[[str], float]] = {
@@ -94,11 +94,11 @@ class ChatSession:
             LitGPTError: There is no such setting, or the value is not one of it; all is as before.
         """
         if name not in SETTINGS:
-            raise LitGPTError(f"There is no setting {name!r}.{closest(name, SETTINGS)}")
+            raise LitGPTError(f"There is no setting {quoted(name)}.{closest(name, SETTINGS)}")
         try:
             value = None if text.lower() in ("null", "none") else SETTINGS[name](text)
         except ValueError:
-            raise LitGPTError(f"{name} can't be {text!r}; give a number.") from None
+            raise LitGPTError(f"{name} can't be {quoted(text)}; give a number.") from None
         if name == "max_new_tokens":
             if not isinstance(value, int) or value < 1:
                 raise LitGPTError(f"max_new_tokens is {text}; it must be 1 or more.")

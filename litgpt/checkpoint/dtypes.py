@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,9 @@ def check_dtype(name: str) -> str:
     plain = name.removeprefix("torch.")
     if plain not in WEIGHT_BYTES:
         known = ", ".join(WEIGHT_BYTES)
-        raise LitGPTError(f"{name!r} is no type for weights; choose one of {known}.{closest(plain, WEIGHT_BYTES)}")
+        raise LitGPTError(
+            f"{quoted(name)} is no type for weights; choose one of {known}.{closest(plain, WEIGHT_BYTES)}"
+        )
     return plain
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from litgpt.adapter import Adapter
@@ -29,6 +28,7 @@ from litgpt.model import GPT
 from litgpt.peft import Full, Method, load_owned, unwrap_modules
 from litgpt.prompts import PromptStyle, has_prompt_style, prompt_style_for
 from litgpt.prompts.chat_template import read_templates
+from litgpt.reading import read_yaml, reading
 
 METHODS: dict[str, type[Method]] = {method.suffix: method for method in (LoRA, AdapterV2, Adapter)}
 """What follows `lit_model.pth` in the name of a file → the method that learned what is in it."""
@@ -60,7 +60,8 @@ class Finetuned:
             cast_owned(model, self.method.owns, dtype)
         elif isinstance(self.method, LoRA):
             unwrap_modules(model)
-            model.config.tie_embeddings = model.tied  # a head with an update is a head of its own
+            # A head with an update is a head of its own; the base's configuration stays as it is.
+            model.config = replace(model.config, tie_embeddings=model.tied)
         return model.eval()
 
     def load_into(self, model: GPT) -> None:
@@ -152,18 +153,15 @@ def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
         LitGPTError: The file is missing or doesn't tell.
     """
     path, command = folder / HYPERPARAMETERS, f"finetune_{suffix.removeprefix('.')}"
+    if not path.exists():
+        raise MissingFileError(
+            f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."
+        )
     is_lora = suffix == LoRA.suffix
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fault = f"no file of the settings of a {command} run ({'lora_*, ' if is_lora else ''}checkpoint_dir)"
+    advice = "give the folder of such a run"
+    content = read_yaml(path, fault, advice)
+    with reading(path, fault, advice):
         settings = {name.removeprefix("lora_"): value for name, value in content.items() if name.startswith("lora_")}
         method = LoRA(**settings).as_saved() if is_lora else METHODS[suffix]()
         return method, Path(content["checkpoint_dir"])
-    except LitGPTError:
-        raise
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-        needed = "lora_*, checkpoint_dir" if is_lora else "checkpoint_dir"
-        raise LitGPTError(f"{path} does not hold the settings of a {command} run ({needed}).") from None

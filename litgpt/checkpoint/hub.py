@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,11 +25,13 @@ from litgpt.checkpoint.layout import (
     is_weight_file,
 )
 from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, name_to_config
-from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
 from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors, relative_name
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""
+COMMIT = re.compile(r"[\w.-]{1,100}")
+MAX_FILE_BYTES = 2**50
 RESUMABLE_BYTES = 50_000_000
 """Files from this size on are continued by the next run if one is stopped."""
 
@@ -172,7 +175,7 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     """
     if not REPOSITORY_ID.fullmatch(repo_id):
         raise LitGPTError(
-            f"{repo_id!r} is no repository; write it as ORG/NAME.{closest(repo_id, known_ids())} "
+            f"{quoted(repo_id)} is no repository; write it as ORG/NAME.{closest(repo_id, known_ids())} "
             "`litgpt download list` shows those known by name."
         )
     from huggingface_hub import HfApi
@@ -180,8 +183,18 @@ def look_up(repo_id: str, access_token: str | None = None, folder: Path | None =
     token = access_token or None
     with explain_hub_and_disk_errors(repo_id, token, folder or CHECKPOINTS / repo_id):
         info = HfApi(token=token).model_info(repo_id, files_metadata=True)
-    sizes = {relative_name(file.rfilename, f"The repository {repo_id}"): file.size or 0 for file in info.siblings or ()}
-    return Repository(repo_id, info.sha or "main", sizes, token)
+        where, files = f"The repository {repo_id}", info.siblings or ()
+        sizes = {relative_name(file.rfilename, where): _file_size(file.size) for file in files}
+        commit = info.sha or "main"
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+            raise ValueError(f"a commit is {quoted(commit)}")
+        return Repository(repo_id, commit, sizes, token)
+
+
+def _file_size(said: object) -> int:
+    if not isinstance(said, int | None) or not 0 <= (said or 0) < MAX_FILE_BYTES:
+        raise ValueError(f"a file's size is {quoted(said)}")
+    return said or 0
 
 
 def fetch(

@@ -12,10 +12,11 @@ from typing import Literal
 
 from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CHECKPOINTS as CHECKPOINTS
-from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config, read_json
+from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
 from litgpt.hub_client import relative_name
 from litgpt.prompts.files import PROMPT_STYLE_FILE
+from litgpt.reading import read_json
 
 LIT_MODEL = "lit_model.pth"
 HYPERPARAMETERS = "hyperparameters.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,14 +14,15 @@ from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import LIT_MODEL
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, open_weights
 from litgpt.checkpoint.writer import write_lit
+from litgpt.config import Config
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Wrapped, load_owned, merged_weights
 
 
-def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> None:
+def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> Config:
     """Writes what LoRA learned, merged into the weights it was learned beside, as `lit_model.pth` of `folder`, one
-    tensor in memory at a time.
+    tensor in memory at a time; returns the configuration of the result.
 
     Weights without an update are copied as they are; updates are added in float32.
 
@@ -53,3 +55,4 @@ def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> 
     merged = merged_weights(model, plain())
     narrowed = ((name, cast(name, tensor, dtype)) for name, tensor in merged)
     write_lit(folder / LIT_MODEL, narrowed, {HEAD: EMBEDDING} if tied and not parts else None)
+    return replace(model.config, tie_embeddings=tied and not parts)

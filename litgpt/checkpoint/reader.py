@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import struct
 import warnings
-import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from litgpt.checkpoint.dequantize import dequantized
@@ -19,17 +18,16 @@ from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
+from litgpt.checkpoint.pickles import check_file
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, MissingFileError, one_line
+from litgpt.errors import LitGPTError, MissingFileError, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, replace_linears
+from litgpt.reading import reading
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
-DAMAGED_FILE_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error)
-"""What `torch.load` raises for a file that is cut off or something else; `UNREADABLE`: or that can't or mustn't be."""
-UNREADABLE = (*DAMAGED_FILE_ERRORS, OSError, pickle.UnpicklingError)
 
 
 def load_model(
@@ -135,10 +133,10 @@ def check_names(expected: Iterable[str], found: Iterable[str], tied: bool = Fals
     expected, found = list(expected), set(found)
     for name in expected:
         if name not in found and not (tied and name == HEAD):
-            raise LitGPTError(f"The checkpoint has no tensor {name!r}.")
+            raise LitGPTError(f"The checkpoint has no tensor {quoted(name)}.")
     surplus = sorted(found - set(expected))
     if surplus:
-        raise LitGPTError(f"The checkpoint has a tensor {surplus[0]!r} that its model has no place for.")
+        raise LitGPTError(f"The checkpoint has a tensor {quoted(surplus[0])} that its model has no place for.")
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
@@ -173,22 +171,26 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
 
 def read_files(files: Iterable[Path]) -> Tensors:
     """The tensors of Hugging Face weight files, `.safetensors` or `.bin`, under the names they have there."""
+    files = tuple(files)
     where: dict[str, Path] = {}
     opened: dict[Path, Tensors] = {}
     for file in files:
         opened[file] = _open_safetensors(file) if file.suffix == ".safetensors" else lazy(load_pth(file))
         where.update(dict.fromkeys(opened[file].names, file))
-    return dequantized(Tensors(tuple(where), lambda name: opened[where[name]].fetch(name)))
+    stored = dequantized(Tensors(tuple(where), lambda name: opened[where[name]].fetch(name)))
+
+    def fetch(name: str) -> Tensor:
+        with reading(where.get(name, files[0]), "no file of weights"):
+            return stored.fetch(name)
+
+    return Tensors(stored.names, fetch)
 
 
 def _open_safetensors(file: Path) -> Tensors:
-    try:
-        with ExitStack() as stack:
-            handle = stack.enter_context(safe_open(file, framework="pt"))
-            stack.pop_all()  # the tensors live in the open file's memory map
-            return Tensors(tuple(handle.keys()), handle.get_tensor)
-    except (SafetensorError, OSError) as error:
-        raise LitGPTError(f"{file} is damaged or no safetensors file ({error}); download it again.") from None
+    with reading(file, "damaged or no safetensors file"), ExitStack() as stack:
+        handle = stack.enter_context(safe_open(file, framework="pt"))
+        stack.pop_all()  # the tensors live in the open file's memory map
+        return Tensors(tuple(handle.keys()), handle.get_tensor)
 
 
 def load_pth(path: str | Path) -> dict[str, Tensor]:
@@ -200,22 +202,37 @@ def load_pth(path: str | Path) -> dict[str, Tensor]:
         LitGPTError: The file is damaged, holds something other than tensors, or there is none.
     """
     path = Path(path)
-    try:
-        with warnings.catch_warnings():  # about pickles of other makers, which are refused or read all the same
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise MissingFileError(f"There is no file {path}.") from None
-    except pickle.UnpicklingError:
-        raise LitGPTError(
-            f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
-        ) from None
-    except DAMAGED_FILE_ERRORS as error:
-        raise LitGPTError(f"{path} is damaged: torch cannot read it; make or download it again.") from error
+    content = load_pickle(path, mmap=True)
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LitGPTError(f"{path} holds no state dict of tensors.")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not _is_plain(tensor):
+            raise LitGPTError(f"{path} holds {quoted(name)}, which is no plain tensor; make or download it again.")
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def load_pickle(path: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, of tensors and plain values; no code in it is ever run.
+
+    Raises:
+        LitGPTError: There is no such file, it is damaged, or holds more than that.
+    """
+    with reading(path, "damaged: torch cannot read it", "make or download it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles of other makers, which are refused or read all the same
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=check_file(path) and mmap)
+        except pickle.UnpicklingError:
+            raise LitGPTError(
+                f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."
+            ) from None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is numbers in memory, each of its own."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
@@ -224,17 +241,17 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
     Raises:
         LitGPTError: The file can't be read, or lacks one of them.
     """
-    if not path.is_file():
+    if not path.exists():
         raise MissingFileError(f"There is no Trainer checkpoint {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except UNREADABLE as error:
-        raise LitGPTError(f"{path} is no Trainer checkpoint ({one_line(error)}).") from None
+    with reading(path, "no Trainer checkpoint", "give one that the Trainer wrote"):
+        state = load_pickle(path)["state_dict"]
+        if not all(isinstance(name, str) and isinstance(state[name], Tensor) for name in state):
+            raise LitGPTError(f"{path} holds other things than tensors as its state_dict.")
     found = {}
     for name in names:
         matches = [key for key in state if key == name or key.endswith(f".{name}")]
         if not matches:
-            raise LitGPTError(f"{path} has no tensor {name!r}.")
+            raise LitGPTError(f"{path} has no tensor {quoted(name)}.")
         found[name] = state[min(matches, key=len)]
     return found
 

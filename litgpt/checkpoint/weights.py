@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.families.base import Absorbed, Dealt, Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked, spelled
 
 Fetch = Callable[[str], Tensor]
@@ -70,7 +70,7 @@ class WeightTable:
             for name in names:
                 if name not in present:
                     raise LitGPTError(
-                        f"The checkpoint has no tensor {name!r}, which {ours} is made of."
+                        f"The checkpoint has no tensor {quoted(name)}, which {ours} is made of."
                         f"{closest(name, present.values())}"
                     )
         used = {name for names in sources.values() for name in names} | {*self.dropped, self.head_name()}
@@ -79,7 +79,7 @@ class WeightTable:
             if name not in used and not name.startswith(beginnings):
                 architecture = self.family.architectures[0]
                 raise LitGPTError(
-                    f"The checkpoint has a tensor {present[name]!r} that {architecture} has no place for."
+                    f"The checkpoint has a tensor {quoted(present[name])} that {architecture} has no place for."
                 )
 
         shapes = {name: tensor.shape for name, tensor in wanted.items()} if isinstance(wanted, Mapping) else {}

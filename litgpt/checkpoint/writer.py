@@ -24,8 +24,9 @@ from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.layout import TOKENIZER_FILES
 from litgpt.checkpoint.reader import EMBEDDING
 from litgpt.checkpoint.weights import Tensors, WeightTable
-from litgpt.config import HF_CONFIG_FILE, Config, read_json
+from litgpt.config import HF_CONFIG_FILE, Config
 from litgpt.errors import LitGPTError
+from litgpt.reading import read_json
 
 ALIGNMENT = 64
 """Bytes; where a tensor may begin in a `.pth` file, so that it can be used memory-mapped."""

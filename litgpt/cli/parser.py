@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_sett
 from litgpt import data
 from litgpt.args import SECRETS
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
-from litgpt.errors import LitGPTError, UsageError, closest
+from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 URL_TIMEOUT = 30.0
 """Seconds to wait for a `--config` that is a URL."""
@@ -226,7 +226,7 @@ class CommandLine:
         for name in names:
             if name not in known:
                 raise UsageError(
-                    f"{where}: {self.data_class.__name__} has no argument {name!r}.{closest(name, known)} "
+                    f"{where}: {self.data_class.__name__} has no argument {quoted(name)}.{closest(name, known)} "
                     f"See `litgpt {self.name} --data.help {self.data_class.__name__}`."
                 )
 
@@ -267,7 +267,8 @@ class CommandLine:
             parameter = self.parameters.get(name)
             if parameter is None:
                 raise UsageError(
-                    f"{where}: `litgpt {self.name}` has no argument {name!r}.{closest(str(name), self.parameters)}"
+                    f"{where}: `litgpt {self.name}` has no argument {quoted(name)}."
+                    f"{closest(str(name), self.parameters)}"
                 )
             if parameter.is_data:
                 self.read_data_spec(value, where)
@@ -284,7 +285,9 @@ class CommandLine:
         given = given.get("init_args") or {} if "class_path" in given else given
         for name in given:
             if name not in known:
-                raise UsageError(f"{where}: {parameter.name} has no argument {name!r}.{closest(str(name), known)}")
+                raise UsageError(
+                    f"{where}: {parameter.name} has no argument {quoted(name)}.{closest(str(name), known)}"
+                )
 
     def parameter_at(self, key: str) -> Parameter | None:
         """The parameter at a dotted name: of the command, of a group, or of the chosen data module."""
@@ -383,7 +386,9 @@ def import_data_class(name: str) -> type:
     if module in ("", "litgpt.data"):
         if attribute not in data.MODULES:
             known = ", ".join(data.MODULES)
-            raise UsageError(f"Unknown data module {name!r}.{closest(attribute, data.MODULES) or f' Known: {known}.'}")
+            raise UsageError(
+                f"Unknown data module {quoted(name)}.{closest(attribute, data.MODULES) or f' Known: {known}.'}"
+            )
         module = "litgpt.data"
     try:
         found = getattr(import_module(module), attribute)

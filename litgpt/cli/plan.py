@@ -9,7 +9,7 @@ from importlib import import_module
 
 from litgpt.args import inherits
 from litgpt.cli.parser import parse
-from litgpt.errors import UsageError, closest
+from litgpt.errors import UsageError, closest, quoted
 from litgpt.training.planner.args import PlanArgs
 
 COMMANDS = {
@@ -47,7 +47,9 @@ def plan(*arguments: str) -> None:
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UsageError(f"`litgpt plan` knows no command {name!r}.{closest(name, COMMANDS)} See `litgpt plan --help`.")
+        raise UsageError(
+            f"`litgpt plan` knows no command {quoted(name)}.{closest(name, COMMANDS)} See `litgpt plan --help`."
+        )
     planned = inherits(_added)(import_module(COMMANDS[name]).setup)
     values = parse(f"plan {name}", planned, rest)
     options = values.pop("plan")

@@ -32,7 +32,7 @@ __all__ = ["MODULES", "DataModule", "SFTDataset", "SFTModule", "get_sft_collate_
 
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
-        raise AttributeError(f"module 'litgpt.data' has no attribute {name!r}")
+        raise AttributeError(f"module 'litgpt.data' has no attribute '{name}'")
     value = globals()[name] = find_module(name)
     return value
 

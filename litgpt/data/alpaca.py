@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
 from litgpt.data.storage.download import fetch_file
 
 
+@in_litgpts_order
 @dataclass
 class Alpaca(SFTModule):
     """Instructions and answers from one file on the web, the Alpaca set unless told otherwise."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.alpaca import Alpaca
+from litgpt.data.sft.data_module import in_litgpts_order
 from litgpt.data.storage.download import fetch_data_set
 
 
+@in_litgpts_order
 @dataclass
 class Alpaca2k(Alpaca):
     """2,000 of Alpaca's instructions, from the hub."""

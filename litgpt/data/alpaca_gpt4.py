@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.alpaca import Alpaca
+from litgpt.data.sft.data_module import in_litgpts_order
 
 
+@in_litgpts_order
 @dataclass
 class AlpacaGPT4(Alpaca):
     """Alpaca's instructions with the answers of GPT-4."""

@@ -1,7 +1,8 @@
 """What a data module is.
 
 A sample is `{"input_ids": (T,) int64, "labels": (T,) int64}`, not shifted; labels are `ignore_index` where a token is
-no target.
+no target. One of instructions has `token_counts` as well, two numbers: `raw`, without the prompt style, and
+`raw_plus_prompt_template`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from litgpt.data.lightning import as_lightning
 from litgpt.data.sft.samples import SFTDataset as SFTDataset
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.utils.data import DataLoader
 
     from litgpt.tokenizer import Tokenizer
@@ -36,12 +37,28 @@ class DataModule(ABC):
     """Whether samples are to be blocks of one long stream of tokens, all of them targets."""
 
     def connect(
-        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
+        self,
+        tokenizer: Tokenizer | None = None,
+        batch_size: int = 1,
+        max_seq_length: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Sets what samples are made for. `max_seq_length` None: no limit. The tokenizer may be any object with
-        `encode(text)` and `decode(ids)`."""
+        """Sets what samples are made for.
+
+        Args:
+            tokenizer: May be any object with `encode(text)` and `decode(ids)`.
+            batch_size: Samples of a batch.
+            max_seq_length: None: no limit.
+            kwargs: For modules of the user's own.
+
+        Raises:
+            LitGPTError: A module of litgpt's is given one of `kwargs`.
+        """
         from litgpt.tokenizer import Tokenizer
 
+        if kwargs and type(self).__module__.startswith("litgpt.data."):
+            raise LitGPTError(f"{type(self).__name__}.connect has no argument {next(iter(kwargs))!r}.")
+        as_lightning(self)
         self.tokenizer = None if tokenizer is None else Tokenizer.of(tokenizer)
         self.batch_size = batch_size
         self.max_seq_length = -1 if max_seq_length is None else max_seq_length
@@ -62,21 +79,32 @@ class DataModule(ABC):
         """The validation set, under LitGPT's other name for it."""
         return self.val_dataset
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches of training samples, in an order drawn from `seed`."""
         return self._loader(self.train_dataset, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Batches of validation samples, in order."""
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Batches of validation samples, in order; none where there is nothing to validate on."""
         return self._loader(self.val_dataset, shuffle=False)
 
-    def _loader(self, dataset: Any, shuffle: bool) -> DataLoader[Any]:
+    def tell_idle_workers(self) -> None:
+        """Logs that `num_workers` does nothing in training, where it was chosen: tokens are read where they lie, by no
+        further process."""
+        default = getattr(type(self), "num_workers", None)
+        if getattr(self, "num_workers", default) != default:
+            self.log("data.num_workers is for train_dataloader() and val_dataloader(); training needs no processes.")
+
+    def _loader(self, dataset: Any, shuffle: bool) -> Any:
+        if dataset is None:
+            return []
         import torch
         from torch.utils.data import DataLoader
 
         collate = get_sft_collate_fn(self.max_seq_length, ignore_index=getattr(self, "ignore_index", -100))
         generator = torch.Generator().manual_seed(getattr(self, "seed", 42))
         workers = getattr(self, "num_workers", 0)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise LitGPTError(f"data.num_workers is the number of processes, 0 or more, not {quoted(workers)}.")
         return DataLoader(
             dataset, self.batch_size, shuffle=shuffle, generator=generator, num_workers=workers, collate_fn=collate
         )
@@ -117,17 +145,24 @@ def split_indices(size: int, val_fraction: float, seed: int) -> tuple[list[int],
 
 def get_sft_collate_fn(
     max_seq_length: int = -1, pad_id: int = 0, ignore_index: int = -100
-) -> Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]:
-    """A function that pads samples on the right to the longest of a batch, cut at `max_seq_length` (-1: not)."""
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """A function that pads samples on the right to the longest of a batch, `(B, T)`, cut at `max_seq_length` (-1: not).
 
-    def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    Where samples have `token_counts`, so has the batch, `(B, 1)` each.
+    """
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
         from torch.nn.utils.rnn import pad_sequence
 
         limit = max_seq_length if max_seq_length > 0 else None
         padding = {"input_ids": pad_id, "labels": ignore_index}
-        return {
+        batch: dict[str, Any] = {
             key: pad_sequence([sample[key][:limit] for sample in samples], batch_first=True, padding_value=value)
             for key, value in padding.items()
         }
+        if counts := [sample["token_counts"] for sample in samples if "token_counts" in sample]:
+            batch["token_counts"] = {name: torch.tensor([[count[name]] for count in counts]) for name in counts[0]}
+        return batch
 
     return collate

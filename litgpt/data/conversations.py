@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +10,12 @@ from typing import Any, Literal
 from litgpt.data.base import check_val_fraction
 from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.sft.encoding import TokenizedShard
-from litgpt.data.sft.formats import Conversation, Row, parse_conversation
+from litgpt.data.sft.formats import Conversation, Row, parse_conversation, renamed
 from litgpt.data.storage.blocks import TokenBlocks, block_length
 from litgpt.data.storage.combined_datasets import ConcatDataset
-from litgpt.data.storage.data_files import format_suffix
-from litgpt.data.storage.download import DATA_SUFFIXES, fetch_data_set
-from litgpt.errors import LitGPTError, MissingFileError, file_error
+from litgpt.data.storage.data_files import data_files, other_files
+from litgpt.data.storage.download import fetch_data_set
+from litgpt.errors import LitGPTError, closest, file_error, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.tokenizer.files import special_tokens
 
@@ -24,8 +25,8 @@ class Conversations(SFTModule):
     """Conversations, instructions or text, in the format that their keys tell; the assistant's turns are learned."""
 
     path: Path | None = None
-    """A .json, .jsonl, .csv or .parquet file, or a folder with some, where those called val, validation or test
-    validate."""
+    """A .json, .jsonl, .csv or .parquet file, or a folder with some, also in folders of its own; those whose names have
+    the word val, validation, test, dev or eval validate."""
     repo_id: str | None = None
     """A data set on the hub instead, ORG/NAME."""
     split: str = "train"
@@ -62,7 +63,7 @@ class Conversations(SFTModule):
         if self.val_split is not None and self.val_path is not None:
             raise LitGPTError("data.val_path and data.val_split exclude each other: give one of them.")
         if self.turns not in ("all", "last"):
-            raise LitGPTError(f"data.turns is all or last, not {self.turns!r}.")
+            raise LitGPTError(f"data.turns is all or last, not {quoted(self.turns)}.")
         check_val_fraction(self.val_split_fraction)
 
     def on_connect(self) -> None:
@@ -80,11 +81,35 @@ class Conversations(SFTModule):
             train = fetch_data_set(self.repo_id, self.split, **fetch)  # type: ignore[arg-type]
             val = fetch_data_set(self.repo_id, self.val_split, **fetch) if self.val_split else []  # type: ignore[arg-type]
         else:
-            assert self.path is not None
-            train, val = data_files(Path(self.path))
+            train, val = data_files(Path(str(self.path)))
+        unread: list[Path] = []
         if self.val_path is not None:
-            val = [file for files in data_files(Path(self.val_path)) for file in files]
+            train, val, unread = self._with_validation(train, val, Path(self.val_path))
+        if not train:
+            raise LitGPTError(
+                f"{self.path} has no file to train on, only {', '.join(file.name for file in val[:5])}, kept for "
+                "validation by a word of the name."
+            )
+        folder = Path(str(self.path))
+        if self.path is not None and folder.is_dir():
+            tell = {"train": train, "validate": val, "are not read": [*unread, *other_files(folder)]}
+            for role, files in tell.items():
+                if files:
+                    names = ", ".join(str(file).removeprefix(f"{folder}{os.sep}") for file in files[:8])
+                    self.log(f"Files that {role}: {names}{f' and {len(files) - 8:,} more' if files[8:] else ''}.")
         return train, val
+
+    def _with_validation(
+        self, train: list[Path], val: list[Path], path: Path
+    ) -> tuple[list[Path], list[Path], list[Path]]:
+        """The files to train on, those at `path` to validate on (of a folder those called so, if it has any), and those
+        that are left."""
+        others, named = data_files(path, validates=True)
+        chosen = {file.resolve(): file for file in named or others}
+        if Path(str(self.path)).is_dir():  # what validates does not train
+            train = [file for file in train if file.resolve() not in chosen]
+        taken = {*chosen, *(file.resolve() for file in train)}
+        return train, list(chosen.values()), [file for file in [*val, *others] if file.resolve() not in taken]
 
     def val_fraction(self) -> float:
         self.log(f"{self.val_split_fraction:.1%} of the samples are kept for validation (data.val_split_fraction).")
@@ -94,18 +119,24 @@ class Conversations(SFTModule):
         return {"columns": self.columns}
 
     def conversation(self, row: Row) -> Conversation:
-        if self.columns:
-            row = {self.columns.get(key, key): value for key, value in row.items()}
-        found = parse_conversation(row)
+        found = parse_conversation(renamed(row, self.columns))
         if found.messages and self._no_template is not None:
             raise self._no_template
         return found
+
+    def check_keys(self, keys: set[str]) -> None:
+        if missing := [name for name in self.columns if name not in keys]:
+            raise LitGPTError(
+                f"data.columns renames {quoted(missing[0])}, which no row has.{closest(missing[0], keys)} The keys of the "
+                f"rows: {', '.join(sorted(keys))[:200]}."
+            )
 
     def setup(self, stage: str = "") -> None:
         if not self.pretraining:
             return super().setup(stage)
         train_files, val_files = self.found()
         train, val = self.shards(train_files), self.shards(val_files)
+        self.tell_unread([*train, *val])
         self.train_dataset, self.val_dataset = self._blocks(train, val)
         tokens = [sum(len(shard.tokens.ids) for shard in shards) for shards in (train, val)]
         shown = f"{tokens[1]:,} for validation" if val else f"{self.val_split_fraction:.1%} of them for validation"
@@ -125,26 +156,6 @@ class Conversations(SFTModule):
             raise LitGPTError(f"{found}, no block of {length + 1}; lower train.max_seq_length.")
         validating = [TokenBlocks(tokens, length) for tokens in rest if len(tokens) > 1]
         return ConcatDataset(blocks), ConcatDataset(validating) if validating else None
-
-
-def data_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """The data files at `path` to train on and, in a folder, those to validate on, told by their names.
-
-    Raises:
-        LitGPTError: There is none.
-    """
-    if not path.is_dir():
-        if not path.exists():
-            raise MissingFileError(f"There is no data file or folder {path}.")
-        return [path], []
-    files = sorted(file for file in path.iterdir() if format_suffix(file) in DATA_SUFFIXES)
-    val = [file for file in files if file.name.startswith(("val", "test", "dev", "eval"))]
-    train = [file for file in files if file not in val]
-    if not train:
-        raise MissingFileError(
-            f"{path} has no file to train on that is called {', '.join(f'*{suffix}' for suffix in DATA_SUFFIXES)}."
-        )
-    return train, val
 
 
 def chat_template_from(file: Path, folder: Path | None = None) -> ChatTemplate:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts import PromptStyle
 
 SUBSETS = [
@@ -25,6 +25,7 @@ SUBSETS = [
 ]
 
 
+@in_litgpts_order
 @dataclass
 class FLAN(SFTModule):
     """The FLAN instructions, all or some of their subsets, with validation samples of their own."""
@@ -42,7 +43,7 @@ class FLAN(SFTModule):
         super().__post_init__()
         for name in self._names():
             if name not in SUBSETS:
-                raise LitGPTError(f"FLAN has no subset {name!r}.{closest(f'{name}_10templates', SUBSETS)}")
+                raise LitGPTError(f"FLAN has no subset {quoted(name)}.{closest(f'{name}_10templates', SUBSETS)}")
 
     def _names(self) -> list[str]:
         if self.subsets is None:

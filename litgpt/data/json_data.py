@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
-from litgpt.data.storage.data_files import format_suffix
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
+from litgpt.data.storage.data_files import DATA_SUFFIXES, format_suffix
 from litgpt.errors import LitGPTError, MissingFileError
 
 DEFAULT_VAL_FRACTION = 0.05
 
 
+@in_litgpts_order
 @dataclass
 class JSON(SFTModule):
     """Instructions and answers from a JSON or JSON Lines file, or from a folder with two of them."""
@@ -32,7 +33,11 @@ class JSON(SFTModule):
 
     def files(self) -> tuple[list[Path], list[Path]]:
         if self.json_path.is_dir():
-            return [self._file_in_folder("train")], [self._file_in_folder("val")]
+            found = {name: self._file_in_folder(name) for name in ("train", "val")}
+            unread = [file.name for file in self._candidates() if file not in found.values()]
+            if unread:
+                self.log(f"Not read of {self.json_path}: {', '.join(unread[:8])}; --data Conversations reads them.")
+            return [found["train"]], [found["val"]]
         check_kind(self.json_path)
         return [self.json_path], []
 
@@ -45,10 +50,17 @@ class JSON(SFTModule):
         )
         return DEFAULT_VAL_FRACTION
 
+    def _candidates(self) -> list[Path]:
+        return sorted(file for file in self.json_path.iterdir() if format_suffix(file) in DATA_SUFFIXES)
+
     def _file_in_folder(self, name: str) -> Path:
-        for suffix in (".json", ".jsonl"):
-            if (self.json_path / f"{name}{suffix}").is_file():
-                return self.json_path / f"{name}{suffix}"
+        """The file called `name`, in whatever case, perhaps compressed."""
+        own = [file for file in self._candidates() if file.name.casefold().partition(".")[0] == name]
+        found = [file for file in own if format_suffix(file) in (".json", ".jsonl")]
+        if len(found) > 1:
+            raise LitGPTError(f"{self.json_path} has {found[0].name} and {found[1].name}; keep one of them.")
+        if found:
+            return found[0]
         raise MissingFileError(
             f"{self.json_path} has no {name}.json or {name}.jsonl; give a folder with train and val files, or one file."
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from litgpt.data.sft.data_module import in_litgpts_order
 from litgpt.data.sft.formats import Conversation, Row, parse_conversation
 from litgpt.data.sft.multi_turn import MultiTurnModule
 from litgpt.data.storage.download import fetch_data_set
 
 
+@in_litgpts_order
 @dataclass
 class LIMA(MultiTurnModule):
     """The LIMA conversations, from the hub, where their terms must be accepted."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
-from litgpt.data.storage.blocks import block_length, check_token_id
+from litgpt.data.storage.blocks import block_length, check_token_id, largest_token
+from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -36,9 +38,16 @@ class LitDataBlocks:
             self.count = len(self.chunks)
         except Exception as error:  # litdata raises whatever its parts do
             raise LitGPTError(f"{folder} can't be read by litdata ({' '.join(str(error).split())[:150]}).") from None
-        self.length = length
+        self.folder, self.length = folder, length
         if not self.count:
             raise LitGPTError(f"{folder} has no block of {length + 1} tokens; lower train.max_seq_length.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the index of the chunks, where it is at hand, and of the first and the last block."""
+        index = b"" if is_remote(self.folder) else (Path(self.folder) / "index.json").read_bytes()
+        ends = [self[place]["input_ids"].numpy().tobytes() for place in (0, self.count - 1)]
+        return content_hash(index, *ends)
 
     @property
     def lengths(self) -> list[int]:
@@ -68,8 +77,18 @@ class LitDataModule(DataModule):
 
     def check_vocabulary(self, size: int) -> None:
         """Raises a LitGPTError when a token id of the first blocks is `size` or more; the rest is not read."""
-        first = range(min(64, len(self.train_dataset)))
-        check_token_id(max(int(self.train_dataset[index]["input_ids"].max()) for index in first), size)
+        check_token_id(largest_token(self.train_dataset), size)
+
+
+def prepared_blocks(module: DataModule, train: str | Path, val: str | Path) -> bool:
+    """Whether two folders hold chunks, which LitGPT makes of texts; they become the module's data sets then."""
+    if not all(is_remote(folder) or (Path(folder) / "index.json").is_file() for folder in (train, val)):
+        return False
+    module.train_dataset, module.val_dataset = (
+        LitDataBlocks(str(folder), block_length(module)) for folder in (train, val)
+    )
+    module.log(f"{train} and {val} hold tokens that LitData has prepared; they are read as they are.")
+    return True
 
 
 def is_remote(path: str | Path) -> bool:
@@ -93,7 +112,7 @@ class LitData(LitDataModule):
     seed: int = 42
     """Of the order in `train_dataloader()`."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
 
     def __post_init__(self) -> None:
         if self.split_names is not None and len(self.split_names) != 2:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.sft.data_module import SFTModule
+from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.storage.download import fetch_file
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import PromptStyle
 
 URL = "https://raw.githubusercontent.com/akoksal/LongForm/main/dataset"
 
 
+@in_litgpts_order
 @dataclass
 class LongForm(SFTModule):
     """The LongForm instructions, with validation samples of their own."""
@@ -32,5 +33,5 @@ class LongForm(SFTModule):
 
     def conversation(self, row: Row) -> Conversation:
         if "input" not in row:
-            raise LitGPTError(f"the sample has no key 'input' (its keys: {', '.join(map(repr, row)) or 'none'}).")
+            raise LitGPTError(f"the sample has no key 'input' (its keys: {', '.join(map(quoted, row)) or 'none'}).")
         return parse_instruction({"instruction": row["input"], "output": row.get("output")})

@@ -10,7 +10,7 @@ from typing import Any
 from litgpt.data.base import DataModule
 from litgpt.data.registry import MODULES, find_module
 from litgpt.data.storage.combined_datasets import ConcatDataset, MixedDataset
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Mixture(DataModule):
     seed: int = 42
     """Of the order in which each source is gone through."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -85,10 +85,10 @@ class Mixture(DataModule):
 
 def _weight(number: int, source: Any) -> float:
     if not isinstance(source, dict):
-        raise LitGPTError(f"data.sources[{number}] is `name: value` lines with a weight, not {source!r}.")
+        raise LitGPTError(f"data.sources[{number}] is `name: value` lines with a weight, not {quoted(source)}.")
     weight = source.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise LitGPTError(f"data.sources[{number}].weight must be a number above 0, not {weight!r}.")
+        raise LitGPTError(f"data.sources[{number}].weight must be a number above 0, not {quoted(weight)}.")
     return float(weight)
 
 
@@ -99,11 +99,11 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
     if path is not None:
         own = arguments.pop("init_args", None) or {}
         if not isinstance(own, dict):
-            raise LitGPTError(f"data.sources[{number}].init_args is `name: value` lines, not {own!r}.")
+            raise LitGPTError(f"data.sources[{number}].init_args is `name: value` lines, not {quoted(own)}.")
         arguments = {**own, **arguments}
     name = str(path or "Conversations").removeprefix("litgpt.data.")
     if name not in MODULES and "." not in name:
-        raise LitGPTError(f"data.sources[{number}]: unknown data module {path!r}.{closest(name, MODULES)}")
+        raise LitGPTError(f"data.sources[{number}]: unknown data module {quoted(path)}.{closest(name, MODULES)}")
     try:
         module, _, attribute = name.rpartition(".")
         cls = find_module(name) if name in MODULES else getattr(import_module(module), attribute)

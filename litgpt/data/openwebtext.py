@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import check_val_fraction
-from litgpt.data.lit_data import LitDataBlocks, below, is_remote
+from litgpt.data.lit_data import below, is_remote, prepared_blocks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.data_files import read_texts
 from litgpt.data.storage.download import fetch_data_set
@@ -32,7 +32,7 @@ class OpenWebText(TokenModule):
     seed: int = 42
     """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
     cache_dir: Path | None = None
     """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
 
@@ -50,9 +50,7 @@ class OpenWebText(TokenModule):
                 self._tokens(files)
 
     def setup(self, stage: str = "") -> None:
-        if self._is_prepared:
-            train, val = (LitDataBlocks(below(self.data_path, name), self.max_seq_length) for name in ("train", "val"))
-            self.train_dataset, self.val_dataset = train, val  # type: ignore[assignment]
+        if prepared_blocks(self, *(below(self.data_path, name) for name in ("train", "val"))):
             return
         tokens = self._tokens(fetch_data_set(REPOSITORY, "train", Path(self.data_path)))
         at = int(len(tokens) * (1 - self.val_split_fraction))
@@ -60,7 +58,3 @@ class OpenWebText(TokenModule):
 
     def _tokens(self, files: Sequence[Path]) -> np.ndarray:
         return self.tokenize(b"pages 1", files, lambda file: read_texts(file, "text"), "Pages")
-
-    def check_vocabulary(self, size: int) -> None:
-        if not self._is_prepared:
-            super().check_vocabulary(size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import check_val_fraction
+from litgpt.data.lit_data import prepared_blocks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.data_files import read_text
@@ -31,7 +32,7 @@ class TextFiles(TokenModule):
     seed: int = 42
     """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
     val_split_fraction: float | None = None
     """Share of the tokens, 0 to 1, from the end of the text, to validate on. Null: 0.1 when there is one file."""
     characters: bool = False
@@ -48,7 +49,19 @@ class TextFiles(TokenModule):
         if self.val_split_fraction is not None:
             check_val_fraction(self.val_split_fraction)
 
+    @property
+    def _chunks(self) -> list[Path]:
+        """Where LitGPT keeps the tokens that it has prepared; they are read where there are no texts."""
+        return [self.train_data_path / "train", (self.val_data_path or self.train_data_path) / "val"]
+
+    @property
+    def _is_prepared(self) -> bool:
+        is_empty = self.train_data_path.is_dir() and not txt_files(self.train_data_path)
+        return is_empty and all((folder / "index.json").is_file() for folder in self._chunks)
+
     def prepare_data(self) -> None:
+        if self._is_prepared:
+            return
         self._choose_tokenizer()
         train, val, _ = self._files()
         for files in (train, val):
@@ -56,6 +69,9 @@ class TextFiles(TokenModule):
                 self._tokens(files)
 
     def setup(self, stage: str = "") -> None:
+        if self._is_prepared:
+            prepared_blocks(self, *self._chunks)
+            return
         self._choose_tokenizer()
         assert self.tokenizer is not None
         self.vocab_size = len(self.tokenizer)
@@ -71,6 +87,9 @@ class TextFiles(TokenModule):
             )
         elif self.val_data_path is None:
             self.log(f"{val_files[0]} is kept for validation (data.val_data_path names other text).")
+        for folder in {self.train_data_path, self.val_data_path}:
+            if folder is not None and folder.is_dir() and (unread := unread_names(folder, {*train_files, *val_files})):
+                self.log(f"Not read of {folder}: {', '.join(unread[:8])}{' …' if unread[8:] else ''}.")
         self.cut(train, val, self.train_data_path)
 
     def _files(self) -> tuple[list[Path], list[Path], float | None]:
@@ -108,10 +127,20 @@ def text_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise MissingFileError(f"There is no text file or folder {path}.")
-    files = sorted(path.glob("*.txt"))
+    files = txt_files(path)
     if not files:
         raise MissingFileError(f"{path} has no *.txt files.")
     return files
+
+
+def txt_files(folder: Path) -> list[Path]:
+    """The `*.txt` in a folder, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith("."))
+
+
+def unread_names(folder: Path, read: set[Path]) -> list[str]:
+    """What else is in a folder, hidden files left out."""
+    return sorted(file.name for file in folder.iterdir() if file not in read and not file.name.startswith("."))
 
 
 def characters_of(files: Iterable[Path]) -> str:

@@ -22,7 +22,7 @@ class TinyLlama(LitDataModule):
     seed: int = 42
     """Of the order in which each source is gone through."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
     use_starcoder: bool = True
     """Mix in code."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from litgpt.data.lit_data import prepared_blocks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.data_files import read_texts
 from litgpt.data.storage.download import fetch_file
@@ -30,11 +31,23 @@ class TinyStories(TokenModule):
     seed: int = 42
     """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
     cache_dir: Path | None = None
     """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
 
+    @property
+    def _chunks(self) -> list[Path]:
+        """Where LitGPT keeps the tokens that it has prepared; they are read where there are no stories."""
+        return [Path(self.data_path) / name for name in ("train", "val")]
+
+    @property
+    def _is_prepared(self) -> bool:
+        stories = any((Path(self.data_path) / FOLDER).glob("*.json"))
+        return not stories and all((folder / "index.json").is_file() for folder in self._chunks)
+
     def prepare_data(self) -> None:
+        if self._is_prepared:
+            return
         folder = Path(self.data_path) / FOLDER
         if not any(folder.glob("*.json")):
             archive = Path(self.data_path) / f"{FOLDER}.tar.gz"
@@ -45,6 +58,9 @@ class TinyStories(TokenModule):
                 self._tokens(files)
 
     def setup(self, stage: str = "") -> None:
+        if self._is_prepared:
+            prepared_blocks(self, *self._chunks)
+            return
         val, train = self._files()
         tokens = self._tokens(train)
         self.cut(tokens, self._tokens(val), Path(self.data_path))

@@ -5,23 +5,36 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from litgpt.deploy.protocol.errors import APIError
-from litgpt.errors import LitGPTError, file_error
+from litgpt.deploy.protocol.errors import APIError, model_failed
+from litgpt.errors import LitGPTError, file_error, quoted
+
+log = logging.getLogger("uvicorn.error")
 
 VARIABLES = ("LITGPT_API_KEY", "LIT_SERVER_API_KEY")
 """Read where the command line has no key; the second one is LitServe's."""
 CHARACTERS_PER_TOKEN = 64
 """A text with more characters than this for each token of the limit is refused before it is encoded."""
+MAX_HEAD = 65536
+"""Bytes of a request's path and headers."""
+MIN_BYTES_PER_SECOND = 10_000
+"""What a client has to send on average of a body, once `Limits.upload` is over."""
+MAX_BODIES = 256_000_000
+"""Bytes of the bodies of all requests that are being answered."""
+MAX_VALUES, MAX_CONTAINERS = 2_000_000, 100_000
+"""Of JSON in a body: values that follow others, and lists and objects, which the collector of garbage goes over again
+and again while they are read."""
 PUBLIC = frozenset({"/", "/health", "/openapi.json", "/favicon.ico"})
 """Paths that need no key."""
 
@@ -98,8 +111,8 @@ class Limits:
     """Seconds that a request waits for its turn; None: as long as it takes."""
     seconds: float | None = None
     """Seconds that a request takes altogether; None: as long as it takes."""
-    upload: float = 60.0
-    """Seconds between two pieces of a body."""
+    upload: float = 20.0
+    """Seconds for a body; a large one gets more, by `MIN_BYTES_PER_SECOND`."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -155,6 +168,7 @@ class Gate:
         self, app: ASGIApp, limits: Limits, keys: Keys, detail: str, hosts: frozenset[str] | None = None
     ) -> None:
         self.app, self.limits, self.keys, self.detail, self.hosts = app, limits, keys, detail, hosts
+        self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
@@ -162,18 +176,48 @@ class Gate:
             await self.app(scope, receive, send)
             return
         error = self._refusal(scope)
-        if error is None:
-            await self.app(scope, _Measured(receive, self.limits), send)
-        else:
+        if error is not None:
             await error.response(scope["path"] == self.detail)(scope, receive, send)
+            return
+        measured, started = _Measured(receive, self.limits, self._take), False
+
+        async def send_on(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, measured, send_on)
+        except Exception as failure:
+            if started:
+                raise
+            # Answered here and not by the framework, which is further out, where no origin is allowed.
+            log.error("A request failed.", exc_info=failure)
+            scope["state"]["record"].failure = model_failed().label
+            await model_failed().response(scope["path"] == self.detail)(scope, receive, send)
+        finally:
+            self._bodies -= measured.received
+
+    def _take(self, n: int) -> None:
+        """Takes `n` bytes of a body in.
+
+        Raises:
+            HTTPException: All bodies together would need too much memory.
+        """
+        if self._bodies + n > max(MAX_BODIES, self.limits.body):
+            raise HTTPException(503, "The server is busy with large requests; try again in a few seconds.")
+        self._bodies += n
 
     def _refusal(self, scope: Scope) -> APIError | None:
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size + len(scope["path"]) + len(scope.get("query_string", b"")) > MAX_HEAD:
+            return APIError(431, f"The path and the headers have more than {MAX_HEAD} bytes; shorten them.")
         headers = dict(scope["headers"])
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return APIError(400, f"A request has one Host header, and this one has {len(hosts)}.", code="invalid_host")
         if self.hosts is not None and host_name(hosts[0]) not in self.hosts:
-            message = f"This server doesn't answer to the name {hosts[0]!r:.100}; allow it by --allowed_hosts NAME."
+            message = f"This server doesn't answer to the name {quoted(hosts[0])}; allow it by --allowed_hosts NAME."
             return APIError(403, message, code="invalid_host")
         if scope["path"] not in PUBLIC and not self.keys.admit(headers):
             message = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."
@@ -187,23 +231,48 @@ class Gate:
 class _Measured:
     """A client's messages, until they are too many or too slow."""
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
-        self._left = limits.body
+    def __init__(self, receive: Receive, limits: Limits, take: Callable[[int], None]) -> None:
+        self._receive, self._limits, self._take = receive, limits, take
+        self.received = 0
+        """Bytes."""
+        self._pieces: list[bytes] = []
+        self._began = perf_counter()
         self._complete = False
 
     async def __call__(self) -> Message:
         if self._complete:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), self._limits.upload)
+            seconds = self._limits.upload + self.received / MIN_BYTES_PER_SECOND
+            message = await asyncio.wait_for(self._receive(), self._began + seconds - perf_counter())
         except TimeoutError:
-            raise HTTPException(408, f"The body didn't come within {self._limits.upload:g} seconds.") from None
-        self._left -= len(message.get("body", b""))
-        self._complete = not message.get("more_body", False)
-        if self._left < 0:
+            raise HTTPException(408, f"The body didn't come within {seconds:.3g} seconds.") from None
+        piece = message.get("body", b"")
+        n = len(piece)
+        if self.received + n > self._limits.body:
             raise HTTPException(413, _too_large(self._limits.body))
+        self._take(n)
+        self.received += n
+        self._pieces.append(piece)
+        if not message.get("more_body", False):
+            self._complete = True
+            check_values(self._pieces)
+            self._pieces.clear()
         return message
+
+
+def check_values(pieces: Sequence[bytes]) -> None:
+    """Refuses a body of JSON with very many values, before it is read.
+
+    Raises:
+        HTTPException: It has too many.
+    """
+    for most, marks, what in (MAX_VALUES, (b",",), "values"), (MAX_CONTAINERS, (b"[", b"{"), "lists and objects"):
+        if sum(piece.count(mark) for piece in pieces for mark in marks) > most:
+            plain = b"".join(pieces).replace(b"\\\\", b"").replace(b'\\"', b"")
+            bare = b"".join(plain.split(b'"')[::2])  # without texts, where most may stand
+            if sum(map(bare.count, marks)) > most:
+                raise HTTPException(413, f"The body has more than {most} {what}; send fewer.")
 
 
 def _too_large(limit: int) -> str:

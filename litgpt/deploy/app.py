@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from inspect import signature
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,11 +25,13 @@ from litgpt.deploy.routes import completions as completions_route
 from litgpt.deploy.routes import others as other_routes
 from litgpt.deploy.routes import page as page_route
 from litgpt.deploy.routes import predict as predict_route
-from litgpt.deploy.service import Service, model_failed
+from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
 
-log = logging.getLogger("uvicorn.error")
-
+PRIVATE_NETWORK: dict[str, Any] = (
+    {"allow_private_network": True} if "allow_private_network" in signature(CORSMiddleware).parameters else {}
+)
+"""Lets pages from the internet ask a server in the local network, where Starlette is new enough to know of that."""
 GONE = 499
 """The status of a request whose client went away, as nginx has it."""
 ROUTES = (page_route, predict_route, chat_route, completions_route, other_routes)
@@ -65,7 +68,8 @@ def make_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key"],
+            allow_headers=["*"],  # clients send some of their own; what is allowed is the origin, and no cookie opens
+            **PRIVATE_NETWORK,
             expose_headers=["retry-after", "x-request-id"],
         )
     app.add_middleware(RequestRecorder, metrics=service.metrics, paths=frozenset(known), log=settings.log)
@@ -105,10 +109,6 @@ def install_error_handlers(app: FastAPI, service: Service) -> None:
         answer = respond(http, APIError(error.status_code, WORDS.get(error.status_code, str(error.detail))))
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(Exception)
-    async def unforeseen(http: Request, error: Exception) -> Response:
-        return respond(http, model_failed())
 
 
 class RequestRecorder:

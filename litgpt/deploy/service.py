@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,12 +17,14 @@ from fastapi import Request
 from litgpt.deploy.access import CHARACTERS_PER_TOKEN
 from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, ResponseStream
 from litgpt.deploy.metrics import Metrics
-from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.protocol.errors import APIError, model_failed
 from litgpt.deploy.request_log import RequestRecord
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.settings import Settings
 from litgpt.engine.sampling import Logprob
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
+
+log = logging.getLogger("uvicorn.error")
 
 PREPARING = 4
 """Threads that render and encode at the same time; more would only take the interpreter from each other."""
@@ -74,7 +77,7 @@ class Service:
         found = self.base if name is None else self.served_models.get(name)
         if found is None:
             name = str(name)[:100]
-            message = f"There is no model {name!r} here.{closest(name, self.served_models)} See /v1/models."
+            message = f"There is no model {quoted(name)} here.{closest(name, self.served_models)} See /v1/models."
             raise APIError(404, message, "model", "model_not_found")
         return found
 
@@ -162,9 +165,10 @@ class Service:
                 yield
         except TimeoutError:
             raise APIError(504, f"It took more than {self.limits.seconds:g} seconds.", code="timeout") from None
-        except LitGPTError:
+        except (LitGPTError, APIError):
             raise
-        except (RuntimeError, IndexError, ValueError) as error:
+        except Exception as error:
+            log.error("The model failed on a text.", exc_info=error)
             raise model_failed() from error
         finally:
             self.leave(1, perf_counter() - started)
@@ -299,8 +303,3 @@ class InFlightRequest:
         while (await self._http.receive())["type"] != "http.disconnect":
             pass
         self.abort(APIError(499, "The client went away."))
-
-
-def model_failed() -> APIError:
-    """What clients get when the model failed; the reason is in the server's log."""
-    return APIError(500, "The model failed on this request; the server's log says why.", code="model_failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -10,7 +11,9 @@ from contextlib import suppress
 
 import uvicorn
 
+from litgpt.deploy.access import MAX_HEAD
 from litgpt.deploy.app import make_app
+from litgpt.deploy.connections import BoundedProtocol
 from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
 
@@ -80,20 +83,28 @@ def allow_many_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def serve(service: Service, listener: socket.socket) -> None:
-    """Runs the application over a service until SIGTERM or Ctrl-C, then finishes the requests that are running."""
-    allow_many_connections()
-    config = uvicorn.Config(
+def configure(service: Service) -> uvicorn.Config:
+    """How uvicorn runs the application over a service."""
+    return uvicorn.Config(
         make_app(service),
         timeout_graceful_shutdown=service.settings.shutdown_timeout,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         access_log=False,  # paths may carry what people should not have put there; `--request_log` writes without
         server_header=False,
+        http=BoundedProtocol,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD,
     )
+
+
+def serve(service: Service, listener: socket.socket) -> None:
+    """Runs the application over a service until SIGTERM or Ctrl-C, then finishes the requests that are running."""
+    allow_many_connections()
+    gc.freeze()  # what is loaded stays: collecting garbage doesn't go over it again
     # uvicorn raises the signal that ended it once more afterwards; asked to end, and having ended, this is no failure.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        Server(config, service, listener).run(sockets=[listener])
+        Server(configure(service), service, listener).run(sockets=[listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -20,7 +20,7 @@ from litgpt.engine.compiled import CompiledStep
 from litgpt.engine.memory import check_cache_fits, headroom_bytes
 from litgpt.engine.request import Request, StopMatcher, check_tokens
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.kernels.linear import use_fast_linear
 from litgpt.model import GPT
 from litgpt.model.cache import Span
@@ -157,11 +157,11 @@ class Engine:
         sampling = sampling or Sampling()
         tokens = check_tokens(prompt, sampling, self.model, self.length)
         if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
-            raise LitGPTError(f"max_new_tokens is {max_new_tokens!r}; it must be 1 or more.")
+            raise LitGPTError(f"max_new_tokens is {quoted(max_new_tokens)}; it must be 1 or more.")
         room = self.length - len(tokens) + 1  # the last token generated is not fed back
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         if adapter is not None and (self.bank is None or adapter not in self.bank.names):
-            raise LitGPTError(f"There is no adapter {adapter!r} beside this model.")
+            raise LitGPTError(f"There is no adapter {quoted(adapter)} beside this model.")
         request = Request(
             tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, on_update, self.model.ranks
         )

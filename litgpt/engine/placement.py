@@ -10,7 +10,7 @@ import torch
 
 from litgpt.checkpoint.finetuned import Finetuned, open_model
 from litgpt.checkpoint.layout import Checkpoint
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.model import GPT
 from litgpt.quantize import quantize_model
 from litgpt.runtime import (
@@ -74,7 +74,7 @@ class Placement:
         elif strategy == "sequential":
             own = local_devices(place, devices)
         elif strategy is not None:
-            raise LitGPTError(f"generate_strategy is {strategy!r}; it must be 'sequential' or 'tensor_parallel'.")
+            raise LitGPTError(f"generate_strategy is {quoted(strategy)}; it must be 'sequential' or 'tensor_parallel'.")
         elif devices not in (1, "auto"):
             raise LitGPTError(
                 f"{devices} devices need a generate_strategy: 'sequential' or 'tensor_parallel'; or leave out devices."

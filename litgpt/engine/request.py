@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.engine.sampling import Logprob, Sampling
-from litgpt.errors import LitGPTError, UnsupportedError
+from litgpt.errors import LitGPTError, UnsupportedError, quoted
 
 if TYPE_CHECKING:
     from litgpt.model import GPT
@@ -70,12 +70,12 @@ class StopMatcher:
 
     def __init__(self, stops: Sequence[int | Sequence[int]]) -> None:
         if not isinstance(stops, Sequence) or isinstance(stops, str):
-            raise LitGPTError(f"Stops are a list of token ids and of lists of token ids, not {stops!r}.")
+            raise LitGPTError(f"Stops are a list of token ids and of lists of token ids, not {quoted(stops)}.")
         found = [[stop] if isinstance(stop, int) else stop for stop in stops]
         for stop in found:
             is_list = isinstance(stop, Sequence) and not isinstance(stop, str)
             if not (is_list and stop and all(isinstance(token, int) for token in stop)):
-                raise LitGPTError(f"A stop is a token id or a list of token ids, not {stop!r}.")
+                raise LitGPTError(f"A stop is a token id or a list of token ids, not {quoted(stop)}.")
         self.ids = {stop[0] for stop in found if len(stop) == 1}
         self.sequences = [list(stop) for stop in found if len(stop) > 1]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from litgpt.errors import LitGPTError, MissingPackageError
+from litgpt.errors import LitGPTError, MissingPackageError, quoted
 from litgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class Grammar:
                 is not installed.
         """
         if not isinstance(pattern, str):
-            raise LitGPTError(f"A regular expression is a text, not {pattern!r}.")
+            raise LitGPTError(f"A regular expression is a text, not {quoted(pattern)}.")
         rules = _llguidance().LLMatcher.grammar_from_regex(pattern)
-        return cls(rules, tokenizer, f"The regular expression {pattern!r}")
+        return cls(rules, tokenizer, f"The regular expression {quoted(pattern)}")
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, json_schema: Any = None, regex: str | None = None) -> Grammar | None:
@@ -110,7 +110,7 @@ class Grammar:
                 json_schema = Path(json_schema).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 raise LitGPTError(
-                    f"json_schema is {json_schema!r}, which is neither JSON nor a file that can be read."
+                    f"json_schema is {quoted(json_schema)}, which is neither JSON nor a file that can be read."
                 ) from None
         return None if json_schema is None else cls.json_schema(json_schema, tokenizer)
 

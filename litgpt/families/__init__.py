@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.families import (
     deepseek,
     falcon,
@@ -121,7 +121,7 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     """
     architectures = hf_config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise LitGPTError(f"config.json has `architectures`: {architectures!r}, which is no list of names.")
+        raise LitGPTError(f"config.json has `architectures`: {quoted(architectures)}, which is no list of names.")
     by_type = {family.model_type: family for family in FAMILIES}
     for architecture in architectures:
         if architecture in BY_ARCHITECTURE:
@@ -130,12 +130,12 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
             kind = str(text.get("model_type", family.model_type)) if isinstance(text, dict) else family.model_type
             if kind in by_type:
                 return by_type[kind] if isinstance(text, dict) else family
-            architecture = f"{architecture} around a {kind}"
+            architecture = f"{architecture} around a {escaped(kind)}"
             raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, by_type)}")
     model_type = str(hf_config.get("model_type"))
     if not architectures and model_type in by_type:
         return by_type[model_type]
-    what = ", ".join(architectures) or f"model_type {model_type!r}"
+    what = escaped(", ".join(architectures)) or f"model_type {quoted(model_type)}"
     raise LitGPTError(
         f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, escaped, quoted
 from litgpt.families.hf_config import pop_quantization
 
 # -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer, `{e}` an expert.
@@ -131,6 +131,14 @@ IGNORED_HF_FIELDS = frozenset(
     """.split()
 )
 
+OFF_HF_FIELDS = frozenset(
+    """
+    add_bos_token add_cross_attention add_eos_token for_llm_compressor is_composition pruned_heads tie_encoder_decoder
+    use_flash_attn use_mrope use_sliding_window
+    """.split()
+)
+"""config.json keys that may say that something is off which no model has whose family doesn't read them."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -160,7 +168,12 @@ class Family:
     init: str = "neox"
     """How `pretrain` starts: `neox` (GPT-NeoX: small initial embeddings, scaled outputs) or `gpt2` (N(0, 0.02))."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What an absent `config.json` key means."""
+    """What an absent `config.json` key means: what transformers' class of this `model_type` has there, where that is
+    not nothing. Sizes that every file gives have no default here."""
+    hf_spellings: Mapping[str, str] = field(default_factory=dict)
+    """Other names of `config.json` keys, and the names they are read by."""
+    rotates_part: bool = False
+    """Its class acts on `partial_rotary_factor`; others rotate whole heads whatever it says."""
     hf_constants: Mapping[str, Any] = field(default_factory=dict)
     """`config.json` keys that have one value only in the models that are known here."""
     nested: str | None = None
@@ -191,17 +204,23 @@ class Family:
             }
             # Where nothing is said of head tying, the weights tell.
             top = {**top[self.nested], "tie_word_embeddings": True, **whole}
-        left = {**self.hf_defaults, **top}
+        for key in ("rope_parameters", "rope_theta"):  # where null is what is left out
+            if top.get(key) is None:
+                top.pop(key, None)
+        spelled = {self.hf_spellings[key]: top.pop(key) for key in self.hf_spellings if key in top}
+        left = {**self.hf_defaults, **spelled, **top}
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
             kwargs[ours] = self._number(left, theirs)
         for key, value in self.hf_constants.items():
             found = left.pop(key, None)
             if found not in (None, value):
-                raise LitGPTError(f"config.json has `{key}`: {found!r}; {self.name} models here have {value!r} only.")
+                raise LitGPTError(
+                    f"config.json has `{key}`: {quoted(found)}; {self.name} models here have {quoted(value)} only."
+                )
         try:
             pop_quantization(left)
-            kwargs.update(self.from_hf(left))
+            kwargs.update(self._whole_heads(self.from_hf(left)))
         except LitGPTError:
             raise
         except KeyError as missing:
@@ -213,21 +232,31 @@ class Family:
         unknown = [
             key
             for key, value in left.items()
-            if key not in IGNORED_HF_FIELDS | renamed and value not in (None, False, 0, "", [], {})
+            if key not in IGNORED_HF_FIELDS | renamed and value is not None and (value or key not in OFF_HF_FIELDS)
         ]
         if unknown:
             raise LitGPTError(
-                f"config.json has `{unknown[0]}`: {left[unknown[0]]!r}, which {self.name} models here don't know "
-                "and which may change what they compute."
+                f"config.json has `{escaped(unknown[0])}`: {quoted(left[unknown[0]])}, which {self.name} models here "
+                "don't know and which may change what they compute."
             )
         return kwargs
+
+    def _whole_heads(self, found: dict[str, Any]) -> dict[str, Any]:
+        """What `from_hf` found, without a share of heads that the class doesn't act on."""
+        if self.rotates_part or found.pop("rotary_percentage", 1) == 1 or found.get("rope_adjustments") is None:
+            return found
+        raise LitGPTError(
+            f"config.json has `partial_rotary_factor` beside a RoPE scaling; {self.name} models rotate whole heads."
+        )
 
     def _number(self, left: Mapping[str, Any], key: str) -> Any:
         value = left.get(key)
         if value is None:
             raise LitGPTError(f"config.json has no `{key}`, which a {self.architectures[0]} needs.")
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise LitGPTError(f"config.json has `{key}`: {value!r}, which is no number that a model can have there.")
+            raise LitGPTError(
+                f"config.json has `{key}`: {quoted(value)}, which is no number that a model can have there."
+            )
         return value
 
     def write_hf(self, config: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from litgpt.errors import LitGPTError
 from litgpt.families import llama
 from litgpt.families.base import Absorbed, Drop, Family, Same, changed, named, size
 from litgpt.families.gguf import COMMON, EXPERT_FIELDS, EXPERTS, GATED_MLP, GGUF, SHARED_EXPERTS, Key, Metadata
-from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_choice, pop_needed, pop_rope, pop_silu, push_rope
 
 BASE = {**llama.BASE, "mlp_class_name": "LLaMAMoE", "rope_interleave": True, "norm_eps": 1e-6}
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
@@ -40,10 +40,10 @@ WEIGHTS = changed(
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_silu(left)
     for key in ("head_dim", "qk_head_dim", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"):
         left.pop(key, None)
-    for key in ("num_nextn_predict_layers", "moe_layer_freq", "mlp_bias", "num_local_experts", "num_experts"):
+    for key in ("num_nextn_predict_layers", "num_mtp_layers", "moe_layer_freq", "mlp_bias"):
         left.pop(key, None)
     groups = left.pop("num_key_value_heads", None)
     if groups not in (None, left["num_attention_heads"]):
@@ -52,15 +52,15 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         **pop_rope(left),
-        "latent_attention": {key: left.pop(key, None) for key in LATENT},
+        "latent_attention": {key: left.pop(key) for key in LATENT},
         "attn_bias": bool(left.pop("attention_bias", False)),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
         "n_expert": left.pop("n_routed_experts"),
-        "n_expert_per_token": left.pop("num_experts_per_tok"),
+        "n_expert_per_token": pop_needed(left, "num_experts_per_tok"),
         "n_shared_expert": left.pop("n_shared_experts"),
         "moe_intermediate_size": left.pop("moe_intermediate_size"),
-        "first_k_dense_replace": left.pop("first_k_dense_replace", 0),
-        "routed_scaling_factor": left.pop("routed_scaling_factor", 1.0),
+        "first_k_dense_replace": left.pop("first_k_dense_replace"),
+        "routed_scaling_factor": left.pop("routed_scaling_factor"),
     }
 
 
@@ -150,7 +150,17 @@ V2 = Family(
     to_hf=to_hf_2,
     weights=WEIGHTS,
     prefix="model.",
-    hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    hf_defaults={
+        **latent(1536),
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
+        "first_k_dense_replace": 0,
+        "routed_scaling_factor": 1.0,
+    },
+    hf_spellings={"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"},
 )
 
 V3 = replace(
@@ -168,6 +178,18 @@ V3 = replace(
     ),
     from_hf=from_hf_3,
     to_hf=to_hf_3,
+    hf_defaults={
+        **V2.hf_defaults,
+        "max_position_embeddings": 4096,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 2048,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+    },
 )
 
 

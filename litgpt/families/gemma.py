@@ -121,6 +121,7 @@ GEMMA = Family(
     weights=llama.WEIGHTS,
     prefix="model.",
     hf_defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "head_dim": 256},
+    hf_constants={"use_bidirectional_attention": False},
     prompt_styles=((r"(?i)gemma.*-it", "gemma"),),
 )
 
@@ -150,6 +151,7 @@ GEMMA_2 = replace(
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 8192,
         "head_dim": 256,
+        "num_key_value_heads": 4,
         "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,

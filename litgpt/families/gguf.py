@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, escaped, quoted
 from litgpt.families.base import Drop, Join, Rule, Same, Split
 
 Metadata = dict[str, Any]
@@ -260,8 +260,8 @@ class GGUF:
         unknown = [key for key, value in left.items() if key not in IGNORED and value not in (None, False, 0, "", [])]
         if unknown:
             raise LitGPTError(
-                f"The GGUF file has `{start}{unknown[0]}`: {left[unknown[0]]!r}, which is not known here and may "
-                "change what the model computes."
+                f"The GGUF file has `{escaped(start + unknown[0])}`: {quoted(left[unknown[0]])}, which is not known "
+                "here and may change what the model computes."
             )
         rows = shapes.get("token_embd.weight", (0,))[0]
         found |= {**self.by_tensors(shapes), "vocab_size": rows, "padded_vocab_size": rows}
@@ -283,7 +283,9 @@ class GGUF:
         elif kind == "yarn":
             found["rope_adjustments"] = self._read_yarn(left)
         elif kind != "none":
-            raise LitGPTError(f"The GGUF file asks for RoPE scaling of kind {kind!r}; known here: none, linear, yarn.")
+            raise LitGPTError(
+                f"The GGUF file asks for RoPE scaling of kind {quoted(kind)}; known here: none, linear, yarn."
+            )
         if left.pop("rope.scaling.factor", 1.0) not in (0.0, 1.0):
             raise LitGPTError(f"The GGUF file has `{self.arch}.rope.scaling.factor` but doesn't say of what kind.")
         if left.pop("rope.scaling.attn_factor", 1.0) != 1.0:
@@ -335,7 +337,8 @@ class GGUF:
         """
         if self.always_biased and not (config.bias and config.norm_bias):
             raise LitGPTError(
-                f"llama.cpp opens models of the architecture {self.arch!r} with biases only, and this one has none."
+                f"llama.cpp opens models of the architecture {quoted(self.arch)} with biases only, and "
+                "this one has none."
             )
         written = {key.name: key.written(config) for key in self._keys()}
         if self.has_rope:

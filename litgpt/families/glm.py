@@ -8,11 +8,11 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Same, Split, changed, named, size
 from litgpt.families.gguf import COMMON, FUSED_GATE, NORMED_OUTPUTS, SPLIT_QKV
-from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_silu(left)
     bias = bool(left.pop("attention_bias", False))  # on queries, keys and values only
     return {"rotary_percentage": 0.5, **pop_rope(left), **llama.pop_attention(left), "attn_bias": bias}
 
@@ -68,7 +68,14 @@ FAMILY = replace(
         Split("model.layers.{i}.mlp.gate_up_proj", ("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2")),
         without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
-    hf_defaults={"rms_norm_eps": 1.5625e-07, "max_position_embeddings": 131072, "head_dim": 128},
+    hf_defaults={
+        "rms_norm_eps": 1.5625e-07,
+        "max_position_embeddings": 131072,
+        "head_dim": 128,
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+    },
+    rotates_part=True,
 )
 
 AS_GGUF = replace(

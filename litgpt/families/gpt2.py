@@ -95,5 +95,5 @@ FAMILY = Family(
     prefix="transformer.",
     init="gpt2",
     hf_defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024},
-    hf_constants={"scale_attn_weights": True},
+    hf_constants={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
 )

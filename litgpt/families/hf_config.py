@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, escaped, quoted
+
+MAX_LAYERS = 4096
+
+
+def check_layers(hf_config: Mapping[str, Any]) -> None:
+    """Raises a LitGPTError where a `config.json` has more layers or experts than a list of them may have."""
+    for key, value in hf_config.items():
+        if isinstance(value, Mapping):
+            check_layers(value)
+        elif isinstance(value, int) and value > MAX_LAYERS and re.fullmatch(r"n(um)?_.*(layers?|experts)", key):
+            raise LitGPTError(f"config.json has `{escaped(key)}`: {quoted(value)}, more than any model has.")
 
 
 def pop_windows(left: dict[str, Any], every: int | None = None) -> dict[str, Any]:
@@ -63,11 +75,32 @@ def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], defau
     """
     value = left.pop(key, None) or default
     if value not in choices:
-        raise LitGPTError(f"config.json has `{key}`: {value!r}, which is not known here.{closest(value, choices)}")
+        raise LitGPTError(
+            f"config.json has `{key}`: {quoted(value)}, which is not known here.{closest(value, choices)}"
+        )
     return choices[value]
 
 
-GELU = {"gelu": "none", "gelu_python": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+def pop_needed(left: dict[str, Any], key: str) -> Any:
+    """Takes a size out of a `config.json` that has no default; null is none.
+
+    Raises:
+        KeyError: It isn't there.
+    """
+    if left.get(key) is None:
+        raise KeyError(key)
+    return left.pop(key)
+
+
+def pop_silu(left: dict[str, Any]) -> None:
+    """Takes the activation out of a `config.json` of a model that has SiLU, which swish is another name of."""
+    pop_choice(left, "hidden_act", {"silu": None, "swish": None}, "silu")
+
+
+GELU = {
+    **dict.fromkeys(("gelu", "gelu_python"), "none"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "tanh"),
+}
 """`hidden_act` ↔ `gelu_approximate`."""
 
 
@@ -92,17 +125,19 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
 
 
-def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, Any]:
-    """Takes RoPE's settings out of a `config.json`, as transformers 4 or 5 writes them.
+def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes RoPE's settings out of a `config.json`, as transformers 4 (`rope_scaling`) or 5 (`rope_parameters`) writes
+    them.
 
     Returns `rope_base`, `rope_adjustments` and, where it is set, `rotary_percentage`.
 
     Raises:
         LitGPTError: A kind of RoPE scaling that is not known here.
     """
-    rope = {**(left.pop("rope_scaling", None) or {}), **(left.pop("rope_parameters", None) or {})}
-    flat = {key: left.pop(key, None) for key in ("rope_theta", "rotary_emb_base", "partial_rotary_factor")}
-    base = rope.pop("rope_theta", None) or flat["rope_theta"] or flat["rotary_emb_base"] or default_base
+    older, newer = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
+    rope = dict(older or newer or {})
+    flat = {key: left.pop(key, None) for key in ("rotary_emb_base", "rope_theta", "partial_rotary_factor")}
+    base = rope.pop("rope_theta", None) or flat["rotary_emb_base"] or flat["rope_theta"] or 10000
     found: dict[str, Any] = {"rope_base": int(base) if base == int(base) else base}
     partial = rope.pop("partial_rotary_factor", flat["partial_rotary_factor"])
     if partial is not None:
@@ -116,18 +151,20 @@ def pop_rope(left: dict[str, Any], default_base: float = 10000.0) -> dict[str, A
         rope.setdefault("factor", left["max_position_embeddings"] / rope[ORIGINAL[0]])
     if kind not in ROPE_KEYS:
         raise LitGPTError(
-            f"config.json asks for RoPE scaling of kind {kind!r}; known here: {', '.join(sorted(ROPE_KEYS))}."
+            f"config.json asks for RoPE scaling of kind {quoted(kind)}; known here: {', '.join(sorted(ROPE_KEYS))}."
         )
     if kind != "default":
         given = {ours: rope[theirs] for theirs, ours in ROPE_KEYS[kind] if rope.get(theirs) is not None}
         for key, value in {"factor": None, **given}.items():
             if not isinstance(value, list if key in ("short_factor", "long_factor") else int | float):
-                raise LitGPTError(f"config.json has `{key}`: {value!r} in its RoPE settings, which {kind} can't have.")
+                raise LitGPTError(
+                    f"config.json has `{key}`: {quoted(value)} in its RoPE settings, which {kind} can't have."
+                )
         found["rope_adjustments"] = {**({"beta_fast": 32.0, "beta_slow": 1.0} if kind == "yarn" else {}), **given}
     known = {"rope_type", "type", "finetuned", "max_position_embeddings", *(theirs for theirs, _ in ROPE_KEYS[kind])}
     for key, value in rope.items():
         if key not in known and value not in (None, False):
-            raise LitGPTError(f"config.json has `{key}` in its RoPE settings, which is not known here.")
+            raise LitGPTError(f"config.json has `{escaped(key)}` in its RoPE settings, which is not known here.")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Join, Same, named, size
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED, WINDOW
-from litgpt.families.hf_config import pop_choice, pop_rope, pop_windows, push_rope
+from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -84,7 +84,7 @@ def push_attention(config: Any) -> dict[str, Any]:
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None, "swish": None}, "silu")
+    pop_silu(left)
     return {**pop_rope(left), **pop_attention(left), **pop_windows(left)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Same, Stacked, changed
 from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, SHARED_EXPERTS, WINDOW, Key, Metadata
-from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 from litgpt.families.smollm3 import rotating
 
 BASE = dict(
@@ -41,7 +41,7 @@ WEIGHTS = changed(
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_silu(left)
     for key in ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"):
         left.pop(key, None)
     n_layer, step = left["num_hidden_layers"], left.pop("interleave_moe_layer_step", 1)
@@ -54,7 +54,7 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     chunk = chunk if any(chunked) else None
     tuning = {"scale": left.pop("attn_scale", 0.1), "floor": left.pop("floor_scale", 8192), "offset": 1}
     return {
-        **pop_rope(left, default_base=500000.0),
+        **pop_rope(left),
         **llama.pop_attention(left),
         "sliding_window_size": chunk,
         "sliding_window_indices": chunked if chunk else None,
@@ -113,6 +113,7 @@ FAMILY = replace(
         "head_dim": 128,
         "num_local_experts": 16,
         "num_experts_per_tok": 1,
+        "rope_theta": 500000.0,
     },
     nested="text_config",
     renames=llama.IN_COMPOSITE,

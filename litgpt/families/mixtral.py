@@ -60,7 +60,9 @@ FAMILY = replace(
         "num_key_value_heads": 8,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
+        "rope_theta": 1000000.0,
     },
+    hf_spellings={"num_experts": "num_local_experts"},
 )
 
 AS_GGUF = replace(

@@ -122,5 +122,6 @@ FAMILY = Family(
     weights=WEIGHTS,
     prefix="gpt_neox.",
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    rotates_part=True,
     prompt_styles=((r"stablelm-tuned-alpha", "stablelm-alpha"), (r"stablecode-instruct", "stablecode")),
 )

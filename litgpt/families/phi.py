@@ -11,7 +11,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Family, Join, Same, Split, changed, named, size
 from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, WINDOW
-from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_windows, push_rope
+from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_silu, pop_windows, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_silu(left)
     rope = pop_rope(left)
     left.pop("original_max_position_embeddings", None)  # it is said where nothing is stretched as well
     return {**rope, **llama.pop_attention(left), **pop_windows(left)}
@@ -93,6 +93,8 @@ PHI = Family(
     prefix="model.",
     prompt_styles=((r"phi-1", "phi-1"), (r"phi-2", "phi-2")),
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    hf_constants={"qk_layernorm": False},
+    rotates_part=True,
 )
 
 MINI = size(32, 32, 3072, 8192, vocab_size=32000, padded_vocab_size=32064)
@@ -129,7 +131,8 @@ PHI_3 = replace(
         without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
     hf_defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-    hf_constants={"full_attn_mod": 1, "interpolate_factor": 1},
+    rotates_part=True,
+    hf_constants={"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False},
     prompt_styles=(
         (r"Phi-3", "phi-3"),
         (r"Phi-4-reasoning", "phi-4-reasoning"),

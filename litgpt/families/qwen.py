@@ -11,7 +11,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Family, Same, changed, named, size
 from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS, Key
-from litgpt.families.hf_config import pop_choice, pop_rope, pop_windows, push_rope, push_windows
+from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope, push_windows
 
 BASE = dict(**llama.BASE, attn_bias=True)
 BASE_3 = dict(**llama.BASE, norm_qk=True)
@@ -23,7 +23,7 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_silu(left)
     left.setdefault("use_sliding_window", False)
     return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left)}
 
@@ -42,7 +42,7 @@ def pop_experts(left: dict[str, Any]) -> dict[str, Any]:
     mixtures = [int(layer not in dense and (layer + 1) % step == 0) for layer in layers]
     return {
         "moe_layers": None if all(mixtures) else mixtures,
-        "n_expert": left.pop("num_experts", None) or left.pop("num_local_experts"),
+        "n_expert": left.pop("num_experts"),
         "n_expert_per_token": left.pop("num_experts_per_tok"),
         "moe_intermediate_size": left.pop("moe_intermediate_size"),
         "router_softmax_over_all": not left.pop("norm_topk_prob", False),
@@ -155,6 +155,7 @@ QWEN_2 = Family(
     hf_defaults={
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
@@ -223,7 +224,14 @@ QWEN_3_MOE = replace(
     from_hf=from_hf_3_moe,
     to_hf=to_hf_3_moe,
     weights=WEIGHTS_3_MOE,
-    hf_defaults={**QWEN_3.hf_defaults, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    hf_defaults={
+        **QWEN_2.hf_defaults,
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    hf_spellings={"num_local_experts": "num_experts"},
 )
 
 AS_GGUF_2 = replace(llama.AS_GGUF, arch="qwen2", paired=())

@@ -11,7 +11,7 @@ from typing import Any
 from litgpt.errors import LitGPTError
 from litgpt.families import llama, qwen
 from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, size, spelled
-from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 
 BASE = dict(**{**qwen.BASE_3, "rotary_percentage": 0.25}, norm_unit_offset=True, attention_gate=True)
 SIZES = tuple(
@@ -73,7 +73,7 @@ def in_their_layers(config: Any, rules: tuple[Rule, ...]) -> list[Rule]:
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
+    pop_silu(left)
     if not left.pop("use_sliding_window", False):
         left.pop("sliding_window", None)
         left.pop("max_window_layers", None)
@@ -118,8 +118,8 @@ def from_hf_next(left: dict[str, Any]) -> dict[str, Any]:
 
 def from_hf_text(left: dict[str, Any]) -> dict[str, Any]:
     pictures = ("mrope_section", "mrope_interleaved")  # a text has one position a token
-    rope = left.get("rope_parameters") or {}
-    left["rope_parameters"] = {key: value for key, value in rope.items() if key not in pictures}
+    for key in ("rope_parameters", "rope_scaling"):
+        left[key] = {name: value for name, value in (left.get(key) or {}).items() if name not in pictures}
     return from_hf(left)
 
 
@@ -165,12 +165,15 @@ NEXT = replace(
     hf_defaults={
         **DEFAULTS,
         "max_position_embeddings": 32768,
+        "num_key_value_heads": 2,
+        "num_experts": 512,
         "moe_intermediate_size": 512,
         "shared_expert_intermediate_size": 512,
         "num_experts_per_tok": 10,
         "norm_topk_prob": True,
     },
     hf_constants=GATED,
+    rotates_part=True,
 )
 
 TEXT = replace(
@@ -183,8 +186,9 @@ TEXT = replace(
     from_hf=from_hf_text,
     to_hf=to_hf,
     weights=separate_weights,
-    hf_defaults={**DEFAULTS, "max_position_embeddings": 32768},
+    hf_defaults={**DEFAULTS, "max_position_embeddings": 32768, "num_key_value_heads": 4},
     hf_constants=GATED,
+    rotates_part=True,
     nested="text_config",
     renames=llama.IN_COMPOSITE,
     not_text=("model.visual.", "visual."),

@@ -17,8 +17,11 @@ def rotating(n_layer: int, interval: int = 4) -> list[int]:
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     layers, interval = left.pop("no_rope_layers", None), left.pop("no_rope_layer_interval", 4)
+    layers = layers or rotating(left["num_hidden_layers"], interval)
     left.setdefault("use_sliding_window", False)
-    return {**llama.from_hf(left), "rope_layers": layers or rotating(left["num_hidden_layers"], interval)}
+    if left.get("layer_types") is None:  # a window where nothing rotates
+        left["layer_types"] = ["full_attention" if rotates else "sliding_attention" for rotates in layers]
+    return {**llama.from_hf(left), "rope_layers": layers}
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -50,6 +53,7 @@ FAMILY = replace(
         "max_position_embeddings": 32768,
         "tie_word_embeddings": True,
         "num_key_value_heads": 4,
+        "rope_theta": 2000000.0,
     },
 )
 

@@ -7,12 +7,11 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Family, named, size
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV, Key
-from litgpt.families.hf_config import pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "hidden_act", {"silu": None}, "silu")
-    # Kept, and so refused where it is on: qk_layernorm, use_parallel_residual.
+    pop_silu(left)
     return {
         "rotary_percentage": 0.25,
         **pop_rope(left),
@@ -54,7 +53,9 @@ FAMILY = Family(
     weights=llama.WEIGHTS,
     prefix="model.",
     prompt_styles=((r"stablelm-zephyr", "stablelm-zephyr"),),
-    hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 4096},
+    hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_key_value_heads": 32},
+    hf_constants={"qk_layernorm": False, "use_parallel_residual": False},
+    rotates_part=True,
 )
 
 AS_GGUF = GGUF(

@@ -21,7 +21,7 @@ from litgpt.engine.metrics import print_peak_memory, print_status
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.structured import Grammar
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.generate.options import Options
 from litgpt.prompts.base import Message
 
@@ -119,15 +119,15 @@ def _task(
     of_sampling = {field.name for field in fields(Sampling)} - {"grammar"}
     for name in given:
         if name not in (*CONTENT, *of_sampling):
-            raise LitGPTError(f"There is no setting {name!r}.{closest(name, (*CONTENT, *of_sampling))}")
+            raise LitGPTError(f"There is no setting {quoted(name)}.{closest(name, (*CONTENT, *of_sampling))}")
     if ("prompt" in given) == ("messages" in given):
         raise LitGPTError("Give `prompt` or `messages`, one of them.")
     for name, kind in (("prompt", str), ("input", str), ("sys_prompt", str | None)):
         if name in given and not isinstance(given[name], kind):
-            raise LitGPTError(f"{name} is {given[name]!r}; it must be a text.")
+            raise LitGPTError(f"{name} is {quoted(given[name])}; it must be a text.")
     limit = given.get("max_new_tokens", default.max_new_tokens)
     if not (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
-        raise LitGPTError(f"max_new_tokens is {limit!r}; it must be 1 or more.")
+        raise LitGPTError(f"max_new_tokens is {quoted(limit)}; it must be 1 or more.")
     stop = stop_strings(given.get("stop", default.stop))
     sampling = _sampling({name: value for name, value in given.items() if name in of_sampling}, default.sampling)
     if "json_schema" in given or "regex" in given:

@@ -29,6 +29,7 @@ from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts, LLaMAMoE
 from litgpt.model.norm import make_norm
 from litgpt.model.rope import RopeTable
+from litgpt.reading import reading
 
 
 class GPT(nn.Module):
@@ -66,7 +67,7 @@ class GPT(nn.Module):
 
         (To initialise on `meta` would do nothing, at the price of torch's symbolic machinery: a CPU second to import.)
         """
-        with torch.device("meta"), _Uninitialised():
+        with reading(config.name or "The configuration", "no shape of a model"), torch.device("meta"), _Uninitialised():
             return cls(config)
 
     def n_parameters(self, active: bool = False) -> int:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.model.gpt import GPT
 
 
@@ -31,7 +31,9 @@ def initialize(model: GPT) -> None:
         "neox": (math.sqrt(2 / 5 / config.n_embd), 1 / math.sqrt(config.n_embd) / config.n_layer),
     }
     if config.family.init not in schemes:
-        raise LitGPTError(f"The family {config.family.name} starts from {config.family.init!r}, which is unknown.")
+        raise LitGPTError(
+            f"The family {config.family.name} starts from {quoted(config.family.init)}, which is unknown."
+        )
     spread, output_spread = schemes[config.family.init]
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from litgpt.config import Config
-from litgpt.errors import UnsupportedError
+from litgpt.errors import UnsupportedError, quoted
 from litgpt.model import GPT
 from litgpt.peft.adapter import Adapter, PromptedAttention
 from litgpt.peft.adapter_v2 import AdapterV2
@@ -126,7 +126,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
         LitGPTError: Another `bias`.
     """
     if bias not in ("none", "all", "lora_only"):
-        raise UnsupportedError(f"bias is {bias!r}; it is none, all or lora_only.")
+        raise UnsupportedError(f"bias is {quoted(bias)}; it is none, all or lora_only.")
     freeze_others(model, lambda name: "lora_" in name or (bias == "all" and "bias" in name))
     for module in model.modules():
         if bias == "lora_only" and isinstance(module, LoRALinear) and module.bias is not None:

@@ -7,7 +7,6 @@ them; `mlp.experts.fc_1` for that part of every expert.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import re
@@ -19,11 +18,12 @@ from typing import Any
 from torch import nn
 
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
-from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, wrap_modules
+from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, resize_vocabulary, wrap_modules
+from litgpt.reading import check_pattern
 
 SWITCHES = {
     "query": ("attn.query", "attn.q_*", "attn.gate"),
@@ -89,6 +89,8 @@ class LoRA(Method):
     """LoRA+ (https://arxiv.org/abs/2402.12354): B learns so many times as fast as A."""
     modules_to_save: list[str] | str | None = None
     """Patterns of the modules that are trained whole, and saved beside the updates."""
+    vocabulary: int | None = None
+    """Rows of embedding and head, which are trained whole then, where these are not the model's."""
 
     suffix = ".lora"
 
@@ -96,25 +98,29 @@ class LoRA(Method):
         ranks = {"lora_r": self.r, **{f"lora_rank_pattern {key}": r for key, r in (self.rank_pattern or {}).items()}}
         for name, r in ranks.items():
             if not isinstance(r, int) or r < 1:
-                raise LitGPTError(f"{name} is {r}, but the rank of an update is a whole number, at least 1.")
+                raise LitGPTError(
+                    f"{escaped(name)} is {quoted(r)}, but the rank of an update is a whole number, at least 1."
+                )
         alphas = {"lora_alpha": self.alpha}
         alphas.update({f"lora_alpha_pattern {key}": alpha for key, alpha in (self.alpha_pattern or {}).items()})
         for name, alpha in alphas.items():
             if not alpha > 0 or math.isinf(alpha):
-                raise LitGPTError(f"{name} is {alpha}, but updates are scaled by it: it is a number above 0.")
+                raise LitGPTError(
+                    f"{escaped(name)} is {quoted(alpha)}, but updates are scaled by it: it is a number above 0."
+                )
         if not 0 <= self.dropout < 1:
-            raise LitGPTError(f"lora_dropout is {self.dropout}, but it is a share: at least 0 and less than 1.")
+            raise LitGPTError(f"lora_dropout is {quoted(self.dropout)}, but it is a share: at least 0 and less than 1.")
         if self.init not in INITS:
-            raise LitGPTError(f"lora_init is {self.init!r}; it is one of {', '.join(INITS)}.")
+            raise LitGPTError(f"lora_init is {quoted(self.init)}; it is one of {', '.join(INITS)}.")
         if self.plus_ratio is not None and not 0 < self.plus_ratio < math.inf:
-            raise LitGPTError(f"lora_plus_ratio is {self.plus_ratio}, but it is a number above 0, such as 16.")
+            raise LitGPTError(f"lora_plus_ratio is {quoted(self.plus_ratio)}, but it is a number above 0, such as 16.")
         if self.target is not None:
             defaults = {field.name: field.default for field in dataclasses.fields(self)}
             moved = [name for name in SWITCHES if getattr(self, name) != defaults[name]]
             if moved and any(getattr(self, name) for name in SWITCHES):
                 raise LitGPTError(
                     f"lora_target says alone which layers get an update; leave lora_{moved[0]} out, or add "
-                    f"{SWITCHES[moved[0]][0]!r} to lora_target."
+                    f"{quoted(SWITCHES[moved[0]][0])} to lora_target."
                 )
         elif not any(getattr(self, name) for name in SWITCHES):
             raise LitGPTError(
@@ -136,6 +142,8 @@ class LoRA(Method):
     def attach(self, model: GPT) -> None:
         targets = self.targets(model)
         self._untie(model)
+        if self.vocabulary is not None:
+            resize_vocabulary(model, self.vocabulary)
         wrap_modules(model, lambda name, module: _wrap(name, module, targets.get(name), model.config))
         freeze_others(model, self.owns)
 
@@ -201,7 +209,8 @@ class LoRA(Method):
             names = [at for name, module in model.named_modules() for at in target_names(name, module)]
             near = closest(unmatched[0], {at.rpartition(".")[2] for at in names} | set(names))
             raise LitGPTError(
-                f"lora_target: no linear layer of this model matches {unmatched[0]!r}.{near} Names are like {names[1]}."
+                f"lora_target: no linear layer of this model matches {quoted(unmatched[0])}.{near} Names are like "
+                f"{names[1]}."
             )
         if not found:
             raise LitGPTError("No layer of this model gets an update; turn on others of the lora_* switches.")
@@ -213,7 +222,7 @@ class LoRA(Method):
         for pattern in patterns(self.modules_to_save):
             if not any(matches(name, pattern) for name in names):
                 near = closest(pattern, {name.rpartition(".")[2] for name in names})
-                raise LitGPTError(f"lora_modules_to_save: no module of this model matches {pattern!r}.{near}")
+                raise LitGPTError(f"lora_modules_to_save: no module of this model matches {quoted(pattern)}.{near}")
         for name, parameter in model.named_parameters():
             if self.saves(name) and not parameter.is_floating_point():
                 raise LitGPTError(
@@ -237,8 +246,7 @@ class LoRA(Method):
         """A head or an embedding that trains whole becomes a tensor of its own."""
         if model.tied and (self.saves("lm_head.weight") or self.saves("transformer.wte.weight")):
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-            model.config = copy.copy(model.config)  # the checkpoint's own stays as it is
-            model.config.tie_embeddings = False
+            model.config = dataclasses.replace(model.config, tie_embeddings=False)
 
     # -- how it is written
 
@@ -284,13 +292,11 @@ def matches(name: str, pattern: str) -> bool:
     `*` stands for anything, dots too; what begins with `re:` is a regular expression of the whole name.
 
     Raises:
-        LitGPTError: It is no regular expression.
+        LitGPTError: It is no regular expression, or one that takes too long.
     """
     if pattern.startswith("re:"):
-        try:
-            return re.fullmatch(pattern[3:], name) is not None
-        except re.error as error:
-            raise LitGPTError(f"{pattern!r} is no regular expression ({error}).") from None
+        check_pattern(pattern)
+        return re.fullmatch(pattern[3:], name) is not None
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 

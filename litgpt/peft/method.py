@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -160,6 +161,29 @@ def empty_parameter(weight: Tensor, *shape: int) -> nn.Parameter:
     """A parameter on the device of `weight`, and in its dtype where that isn't a quantized one."""
     dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
     return nn.Parameter(torch.empty(shape, device=weight.device, dtype=dtype))
+
+
+def resize_vocabulary(model: GPT, n_rows: int) -> None:
+    """Gives embedding and head so many rows, in place; new ones are the mean of those that there are.
+
+    Raises:
+        LitGPTError: They are kept in few bits.
+    """
+    tied, embedding, head = model.tied, model.transformer.wte, model.lm_head
+    for layer, names in ((embedding, ("weight",)), (head, ("weight", "bias"))):
+        for name in names:
+            old = getattr(layer, name)
+            if old is None:
+                continue
+            if not old.is_floating_point():
+                raise LitGPTError("The vocabulary can't be resized where the head is quantized; leave --quantize out.")
+            old = old.detach()
+            more = old.mean(0, keepdim=True).expand(max(0, n_rows - len(old)), *old.shape[1:])
+            setattr(layer, name, nn.Parameter(torch.cat((old[:n_rows], more))))
+    if tied:
+        head.weight = embedding.weight
+    embedding.num_embeddings = head.out_features = n_rows
+    model.config = replace(model.config, vocab_size=n_rows, padded_vocab_size=n_rows)
 
 
 def wrap_modules(model: nn.Module, wrapper: Callable[[str, nn.Module], nn.Module | None]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from litgpt.errors import LitGPTError, UnknownNameError, closest
+from litgpt.errors import LitGPTError, UnknownNameError, closest, quoted
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -28,6 +28,8 @@ class PromptStyle:
     """What a conversation begins with."""
     system: ClassVar[str] = ""
     """How a system message is written (`{text}`); nothing where the style has no place for one."""
+    system_end: ClassVar[str] = ""
+    """What a system message ends with, of itself or not."""
     default_system: str | None = None
     """The system message where none is given."""
     user: ClassVar[str] = ""
@@ -57,7 +59,7 @@ class PromptStyle:
         found = prompt_styles.get(name) or by_path.get(f"litgpt.prompts.{name}")
         if found is None:
             raise UnknownNameError(
-                f"Unknown prompt style {name!r}.{closest(name, prompt_styles)} Known: {', '.join(prompt_styles)}."
+                f"Unknown prompt style {quoted(name)}.{closest(name, prompt_styles)} Known: {', '.join(prompt_styles)}."
             )
         return found()
 
@@ -122,7 +124,7 @@ class PromptStyle:
             else:
                 raise LitGPTError(
                     f"The prompt style {type(self).__name__} knows the roles system (first), user and assistant, "
-                    f"not {message['role']!r}."
+                    f"not {quoted(message['role'])}."
                 )
         return text + self.reply if add_generation_prompt else text
 
@@ -152,7 +154,10 @@ class PromptStyle:
     def _system(self, given: str | None, sample: Mapping[str, Any]) -> str:
         """The system message as it stands in the first user's message."""
         text = given or self.default_system
-        return self.system.format(text=text) if text is not None else ""
+        if text is None:
+            return ""
+        text = text if text.endswith(self.system_end) else text.rstrip("\n") + self.system_end
+        return self.system.format(text=text)
 
     def _user(self, prompt: str, system: str, sample: Mapping[str, Any]) -> str:
         return self.user.format(system=system, prompt=prompt)
@@ -168,7 +173,7 @@ def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Mess
         raise LitGPTError("A conversation needs at least one message.")
     for message in messages:
         if not isinstance(message, Mapping) or "role" not in message:
-            raise LitGPTError(f"A message is a table with `role` and `content`, not {message!r}.")
+            raise LitGPTError(f"A message is a table with `role` and `content`, not {quoted(message)}.")
     if messages[0]["role"] == "system":
         return _text(messages[0]), messages[1:]
     return None, messages
@@ -181,7 +186,7 @@ def _text(message: Message) -> str:
         return content
     text = join_text(content) if isinstance(content, list | tuple) else None
     if text is None:
-        raise LitGPTError(f"A {message['role']} message holds something other than text: {content!r:.80}.")
+        raise LitGPTError(f"A {message['role']} message holds something other than text: {quoted(content)}.")
     return text
 
 

@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.config import read_json
-from litgpt.errors import LitGPTError, one_line
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.prompts.base import Message
+from litgpt.reading import optional_json, read_text, reading
 
 if TYPE_CHECKING:
     import jinja2
@@ -26,19 +26,26 @@ def read_templates(folder: Path) -> dict[str, str]:
 
     `chat_template.jinja` and `additional_chat_templates/` come before `chat_template.json` and `tokenizer_config.json`.
     """
-    if (folder / "chat_template.jinja").is_file():
+    if (folder / "chat_template.jinja").exists():
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         files = {"default": folder / "chat_template.jinja"} | {file.stem: file for file in others}
-        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+        return {name: read_text(file, "no chat template") for name, file in files.items()}
     for name in ("chat_template.json", "tokenizer_config.json"):
-        found = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
-        if isinstance(found, str):
-            return {"default": found}
-        if isinstance(found, list):
-            return {entry["name"]: entry["template"] for entry in found}
+        found = optional_json(folder / name).get("chat_template")
         if found:
-            return dict(found)
+            with reading(folder / name, "no JSON file with a chat template"):
+                return _by_name(found)
     return {}
+
+
+def _by_name(found: Any) -> dict[str, str]:
+    """What `chat_template` says: a text, a table, or a list of names with texts."""
+    if isinstance(found, str):
+        return {"default": found}
+    named = {entry["name"]: entry["template"] for entry in found} if isinstance(found, list) else dict(found)
+    if not all(isinstance(text, str) for text in (*named, *named.values())):
+        raise TypeError("a template or its name is no text")
+    return named
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ def _sandbox() -> Sandbox:
 def _message(message: Any) -> dict[str, Any]:
     """A message as templates see it: plain, without empty entries, its reasoning under every name in use."""
     if not isinstance(message, Mapping):
-        raise LitGPTError(f"A message is a table with `role` and `content`, not {message!r}.")
+        raise LitGPTError(f"A message is a table with `role` and `content`, not {quoted(message)}.")
     plain = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in REASONING if key in plain), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}

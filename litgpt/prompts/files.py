@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts.base import PromptStyle, by_path, public_path
 from litgpt.prompts.chat_template import read_templates
 from litgpt.prompts.styles import ChatTemplate
+from litgpt.reading import read_yaml, reading
 
 if TYPE_CHECKING:
     from litgpt.config import Config
 
 PROMPT_STYLE_FILE = "prompt_style.yaml"
+ADVICE = "it should read `class_path: litgpt.prompts.Alpaca`, say"
 
 
 def prompt_style_for(checkpoint_dir: str | Path, config: Config) -> PromptStyle:
@@ -55,25 +57,18 @@ def load_prompt_style(checkpoint_dir: str | Path) -> PromptStyle:
     Raises:
         LitGPTError: Not YAML, or no such style.
     """
-    import yaml
-
     file = Path(checkpoint_dir) / PROMPT_STYLE_FILE
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file, "no prompt style", ADVICE)
+    with reading(file, "no prompt style", ADVICE):
         path, arguments = content["class_path"], content.get("init_args") or {}
+        if not isinstance(path, str) or path not in by_path:
+            raise LitGPTError(
+                f"{file} names no prompt style that is known here ({quoted(path)}); import a style of your own before "
+                "loading it."
+            )
         return by_path[path](**arguments).for_checkpoint(checkpoint_dir)
-    except LitGPTError:
-        raise
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError):
-        raise LitGPTError(
-            f"{file} is no prompt style; it should read `class_path: litgpt.prompts.Alpaca`, say."
-        ) from None
-    except KeyError:
-        raise LitGPTError(
-            f"{file} names no prompt style that is known here; import a style of your own before loading it."
-        ) from None
 
 
 def has_prompt_style(checkpoint_dir: str | Path) -> bool:
     """Whether the folder holds a `prompt_style.yaml`."""
-    return (Path(checkpoint_dir) / PROMPT_STYLE_FILE).is_file()
+    return (Path(checkpoint_dir) / PROMPT_STYLE_FILE).exists()

@@ -27,6 +27,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from litgpt.errors import quoted
+
 MAX_SECONDS = 5.0
 """CPU time one rendering may take (a real one takes milliseconds)."""
 MAX_BYTES = 1_000_000_000
@@ -279,7 +281,7 @@ class PlainNamespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or name.startswith("_"):
-        raise SecurityError(f"it sets {name!r} on a namespace")
+        raise SecurityError(f"it sets {quoted(name)} on a namespace")
 
 
 class PlainDict:

@@ -24,7 +24,7 @@ class Alpaca(PromptStyle, name="alpaca"):
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n"
     )
-    system = "{text}"
+    system, system_end = "{text}", "\n\n"
     user = "{system}### Instruction:\n{prompt}\n\n"
     reply = "### Response:\n"
 
@@ -37,12 +37,12 @@ class Alpaca(PromptStyle, name="alpaca"):
 
 
 class FLAN(PromptStyle, name="flan"):
-    default_system, system = Alpaca.default_system, "{text}"
+    default_system, system, system_end = Alpaca.default_system, Alpaca.system, Alpaca.system_end
     user, reply = Alpaca.user, Alpaca.reply
 
 
 class Longform(PromptStyle, name="longform"):
-    default_system, system = Alpaca.input_system, "{text}"
+    default_system, system, system_end = Alpaca.input_system, Alpaca.system, Alpaca.system_end
     user, reply = Alpaca.user, Alpaca.reply
 
 

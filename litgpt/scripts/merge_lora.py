@@ -42,8 +42,8 @@ def merge_lora(
             f"{folder} has no {LIT_MODEL}{LoRA.suffix} to merge (nor updates of PEFT's); give the folder of a "
             "finetune_lora run (…/final)."
         )
-    merge(update, folder, dtype)
+    config = merge(update, folder, dtype)
     complete_folder(update.base.dir, folder)
-    if not (folder / CONFIG_FILE).is_file():
-        update.base.config.save(folder)
+    if update.method.vocabulary is not None or not (folder / CONFIG_FILE).is_file():
+        config.save(folder)
     print(f"Merged into {folder / LIT_MODEL}.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.dtypes import check_dtype, dtype_of
 from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, existing_folder, find_checkpoint, gguf_files
-from litgpt.errors import LitGPTError, MissingFileError
+from litgpt.errors import LitGPTError, MissingFileError, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -223,7 +223,9 @@ class _CheckpointChecks:
         text = tokenizer.decode(ids)
         again = tokenizer.decode(tokenizer.encode_ids(text, bos=False))
         if not text or again != text:
-            raise LitGPTError(f"the tokenizer makes {again!r} of {text!r}; its files don't belong together.")
+            raise LitGPTError(
+                f"the tokenizer makes {quoted(again)} of {quoted(text)}; its files don't belong together."
+            )
         return f"{tokenizer.backend}, {len(tokenizer)} tokens; a text survives the way there and back."
 
     def weights(self) -> str:

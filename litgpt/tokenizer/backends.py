@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from litgpt.errors import LitGPTError, one_line
-from litgpt.tokenizer.files import optional_json
+from litgpt.errors import LitGPTError, quoted
+from litgpt.reading import optional_json, reading
 from litgpt.tokenizer.stream import ByteStream, PieceStream, StreamDecoder, byte_level_bytes
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BOS_BY_DEFAULT = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"})
 """Tokenizer classes that open a text with BOS where nothing says (`tokenizer.model` alone)."""
 
+MAX_ADDED = 1_000_000
+"""How far beyond a model's own ids an added token may be."""
 FOREIGN = "foreign"
 """The `backend` of a tokenizer that is another library's object, or the caller's own."""
 
@@ -153,12 +155,8 @@ class SentencePieceBackend:
     def __init__(self, file: Path, settings: dict[str, Any], special: dict[str, str]) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        try:
+        with reading(file, "no sentencepiece model", "download the checkpoint again"):
             self.processor = SentencePieceProcessor(model_file=str(file))
-        except (OSError, RuntimeError) as error:
-            raise LitGPTError(
-                f"{file} is no sentencepiece model ({one_line(error)}); download the checkpoint again."
-            ) from None
         self._bos_by_default = str(settings.get("tokenizer_class", "")).removesuffix("Fast") in BOS_BY_DEFAULT
         self._bos_token = special.get("bos_token", "")
         self.vocab_size: int = self.processor.vocab_size()
@@ -176,12 +174,17 @@ class SentencePieceBackend:
     def _add(self, folder: Path, settings: dict[str, Any]) -> None:
         """Tokens beyond the model's own: `added_tokens.json`, `added_tokens_decoder`."""
         for content, index in optional_json(folder / "added_tokens.json").items():
-            self._added[int(index)] = content
+            self._add_token(index, content)
         for index, token in (settings.get("added_tokens_decoder") or {}).items():
             if int(index) >= self.vocab_size:
-                self._added[int(index)] = token["content"]
+                self._add_token(index, token["content"])
                 if token.get("special"):
                     self._special[int(index)] = token["content"]
+
+    def _add_token(self, index: Any, content: Any) -> None:
+        if not isinstance(content, str) or not 0 <= int(index) < self.vocab_size + MAX_ADDED:
+            raise LitGPTError(f"The tokenizer adds {quoted(content)} as its id {quoted(index)}, which is no token.")
+        self._added[int(index)] = content
 
     def __len__(self) -> int:
         return max([self.vocab_size, *(index + 1 for index in self._added)])

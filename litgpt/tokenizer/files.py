@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from litgpt.config import read_json
 from litgpt.errors import LitGPTError
+from litgpt.reading import optional_json, read_text, reading
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_MODEL = "tokenizer.model"
@@ -21,7 +22,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """The tokens that `tokenizer_config.json`, else `special_tokens_map.json`, names: `{"bos_token": "<s>", …}`."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        content = read_json(folder / name) if (folder / name).is_file() else {}
+        content = optional_json(folder / name)
         more = content.get("extra_special_tokens")
         entries = {key: content.get(key) for key in SPECIAL_TOKENS} | (more if isinstance(more, dict) else {})
         for key, token in entries.items():
@@ -37,13 +38,9 @@ def generation_config(folder: Path) -> dict[str, Any]:
     try:
         return optional_json(file)
     except LitGPTError as error:
-        try:
-            content = json.loads(re.sub(r",(\s*[}\]])", r"\1", file.read_text(encoding="utf-8", errors="replace")))
-        except json.JSONDecodeError:
+        content = None
+        with suppress(LitGPTError), reading(file, "no JSON"):
+            content = json.loads(re.sub(r",(\s*[}\]])", r"\1", read_text(file, "no JSON file")))
+        if not isinstance(content, dict):
             raise error from None
-        return content if isinstance(content, dict) else {}
-
-
-def optional_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; an empty one where there is no file."""
-    return read_json(file) if file.is_file() else {}
+        return content

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, UnsupportedError, one_line
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, UnsupportedError, one_line, quoted
+from litgpt.reading import is_failure, optional_json, reading
 from litgpt.tokenizer.backends import (
     ForeignBackend,
     SentencePieceBackend,
@@ -20,7 +21,6 @@ from litgpt.tokenizer.files import (
     TOKENIZER_JSON,
     TOKENIZER_MODEL,
     generation_config,
-    optional_json,
     special_tokens,
 )
 from litgpt.tokenizer.stream import StreamDecoder
@@ -28,6 +28,8 @@ from litgpt.tokenizer.stream import StreamDecoder
 if TYPE_CHECKING:
     import tokenizers
     import torch
+
+MAX_ID = 2**31
 
 
 class Tokenizer:
@@ -58,6 +60,10 @@ class Tokenizer:
         self.model_name = self.checkpoint_dir.name
         if not self.checkpoint_dir.is_dir():
             raise MissingFolderError(f"There is no folder {self.checkpoint_dir} to take a tokenizer from.")
+        with reading(self.checkpoint_dir, "no folder with a tokenizer", "download the checkpoint again"):
+            self._open()
+
+    def _open(self) -> None:
         self._settings = optional_json(self.checkpoint_dir / TOKENIZER_CONFIG)
         self._special = special_tokens(self.checkpoint_dir)
         self._take(_open_backend(self.checkpoint_dir, self._settings, self._special))
@@ -100,7 +106,7 @@ class Tokenizer:
         """
         found = self._backend.token_to_id(token)
         if found is None:
-            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no token {token!r}.")
+            raise LitGPTError(f"The tokenizer in {self.checkpoint_dir} has no token {quoted(token)}.")
         return found
 
     def encode(
@@ -141,7 +147,9 @@ class Tokenizer:
             rows = self._backend.encode_batch(texts)
         except LitGPTError:
             raise
-        except Exception as error:  # `tokenizers` raises a bare Exception
+        except BaseException as error:  # `tokenizers` raises a bare Exception, or panics
+            if not is_failure(error):
+                raise
             raise self._cannot_encode(texts, error) from None
         return [
             [
@@ -160,7 +168,8 @@ class Tokenizer:
             skip_special_tokens: Leave out `<s>`, `<|im_end|>` and the like, as LitGPT does (`transformers` keeps them
                 unless told).
         """
-        return self._backend.decode(as_ids(tensor), skip_special_tokens)
+        with reading(str(self.checkpoint_dir), "no folder with a tokenizer that can decode"):
+            return self._backend.decode(as_ids(tensor), skip_special_tokens)
 
     def token_bytes(self, token: int, skip_special_tokens: bool = False) -> bytes:
         """What an id adds to a text that it stands in the middle of: those of a text, joined, are its UTF-8."""
@@ -193,6 +202,8 @@ class Tokenizer:
             found = content.get(f"{kind}_token_id")
             if found is not None:
                 ids += found if isinstance(found, list) else [found]
+                if not all(type(index) is int and 0 <= index < MAX_ID for index in ids):
+                    raise LitGPTError(f"{self.checkpoint_dir} has {kind}_token_id: {quoted(found)}, which is no token.")
                 break
         return tuple(dict.fromkeys(ids or self._backend.own_ids(kind)))
 
@@ -219,27 +230,27 @@ class Tokenizer:
             raise UnsupportedError(f"The tokenizer in {self.checkpoint_dir} has no EOS token to end a text with.")
         return [self.eos_id]
 
-    def _cannot_encode(self, texts: Sequence[str], error: Exception) -> LitGPTError:
+    def _cannot_encode(self, texts: Sequence[str], error: BaseException) -> LitGPTError:
         """What stands in the way, in one sentence."""
         characters = dict.fromkeys(character for text in texts for character in text)
         broken = next((c for c in characters if "\ud800" <= c <= "\udfff"), None)
         if broken is not None:
             return LitGPTError(
-                f"The text holds {broken!r}, half a character, which no tokenizer can encode; remove it."
+                f"The text holds {quoted(broken)}, half a character, which no tokenizer can encode; remove it."
             )
         unknown = next((c for c in characters if self._backend.token_to_id(c) is None), None)
         if unknown is not None and "UNK" in str(error):
             return LitGPTError(
-                f"The tokenizer in {self.checkpoint_dir} has no token for the character {unknown!r}; "
+                f"The tokenizer in {self.checkpoint_dir} has no token for the character {quoted(unknown)}; "
                 "it knows only those of the text it was made from."
             )
-        return LitGPTError(f"The tokenizer in {self.checkpoint_dir} cannot encode this text: {error}.")
+        return LitGPTError(f"The tokenizer in {self.checkpoint_dir} cannot encode this text: {one_line(error)}.")
 
 
 def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> TokenizerBackend:
-    if (folder / TOKENIZER_JSON).is_file():
+    if (folder / TOKENIZER_JSON).exists():
         return TokenizersBackend(_read_tokenizer_json(folder / TOKENIZER_JSON), settings)
-    if (folder / TOKENIZER_MODEL).is_file():
+    if (folder / TOKENIZER_MODEL).exists():
         return SentencePieceBackend(folder / TOKENIZER_MODEL, settings, special)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return TokenizersBackend(_read_gpt2_files(folder, settings), settings)
@@ -257,10 +268,8 @@ def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str
 def _read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
     import tokenizers
 
-    try:
+    with reading(file, "no tokenizer", "download the checkpoint again"):
         return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises a bare Exception
-        raise LitGPTError(f"{file} is no tokenizer ({one_line(error)}); download the checkpoint again.") from None
 
 
 def _read_gpt2_files(folder: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -273,10 +282,8 @@ def _read_gpt2_files(folder: Path, settings: dict[str, Any]) -> tokenizers.Token
         raise LitGPTError(
             f"{folder} has vocab.json and merges.txt but no {TOKENIZER_JSON}, and nothing says they are GPT-2's."
         )
-    try:
+    with reading(folder / "vocab.json", "no BPE model with the merges.txt beside it"):
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:
-        raise LitGPTError(f"vocab.json and merges.txt in {folder} are no BPE model ({one_line(error)}).") from None
     processor = tokenizers.Tokenizer(model)
     processor.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     processor.decoder = decoders.ByteLevel()

@@ -132,6 +132,7 @@ class TrainingArguments(RunArguments):
         with fabric.rank_zero_first():
             data.prepare_data()
         data.setup()
+        data.tell_idle_workers()
 
     def run(self, **parts: Any) -> Run:
         """The run that these arguments ask for; `parts` are its other fields."""

@@ -19,17 +19,19 @@ from torch.optim import Optimizer
 
 from litgpt.args import flat
 from litgpt.checkpoint.atomic import atomic_file
-from litgpt.checkpoint.reader import UNREADABLE, load_pth
-from litgpt.errors import LitGPTError, MissingFileError, one_line
+from litgpt.checkpoint.reader import load_pickle, load_pth
+from litgpt.data.storage.fingerprint import data_fingerprint
+from litgpt.errors import LitGPTError, MissingFileError, one_line, quoted
 from litgpt.hub_client import relative_name
 from litgpt.peft import load_owned
+from litgpt.reading import reading
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
 
 if TYPE_CHECKING:
     from litgpt.training.run import Identity, Run
 
-STATE_FILE = "training_state.pt"
+STATE_FILE, STATE = "training_state.pt", "no saved state of a run"
 ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})
 """Settings that the model doesn't depend on."""
 
@@ -50,8 +52,9 @@ def read_header(folder: Path) -> Header | None:
     """What the state in a `step-*` folder says of itself; None: it can't be read. Tensors are not read."""
     try:
         path = folder / STATE_FILE
-        return _header(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
-    except UNREADABLE:
+        with reading(path, STATE):
+            return _header(load_pickle(path, mmap=True), path)
+    except LitGPTError:
         return None
 
 
@@ -122,6 +125,10 @@ class TrainingState:
     """See `Header`."""
 
 
+DATA = "content of the training data"
+"""In what must not change, since it is kept: a hash."""
+
+
 @dataclass(frozen=True)
 class SavedState:
     """What a `training_state.pt` holds, its tensors in memory."""
@@ -145,8 +152,8 @@ class SavedState:
             LitGPTError: It is damaged.
         """
         path = folder / STATE_FILE
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with reading(path, STATE, "resume from an earlier step"):
+            content = load_pickle(path)
             counters = numbers(Counters, content["counters"])
             return cls(
                 folder,
@@ -158,8 +165,6 @@ class SavedState:
                 dict(content["optimizer"]),
                 {name: float(value) for name, value in content["precision"].items()},
             )
-        except UNREADABLE:
-            raise LitGPTError(f"{path} is damaged: torch cannot read it; resume from an earlier step.") from None
 
     def changes(self, run: Run) -> str:
         """Describes the settings that differ in `run`; empty: none.
@@ -168,6 +173,7 @@ class SavedState:
             LitGPTError: One of those that must not change has.
         """
         fingerprint = _fingerprint(run) if self.settings is None else {**_fingerprint(run), **run.fixed}
+        fingerprint = {name: now for name, now in fingerprint.items() if name != DATA or DATA in self.fingerprint}
         for name, before, now in _differences(self.fingerprint, fingerprint):
             raise LitGPTError(
                 f"Cannot resume from {self.folder}: its run had {name} = {before}, this one has {now}; "
@@ -263,7 +269,7 @@ def numbers(kind: type[Numbers], values: dict[str, Any]) -> Numbers:
         if isinstance(value, list) != is_list or not all(
             isinstance(one, fits) and not isinstance(one, bool) for one in (value if is_list else [value])
         ):
-            raise ValueError(f"{name} is {value!r:.100}")
+            raise ValueError(f"{name} is {quoted(value)}")
     return kind(**values)
 
 
@@ -302,7 +308,7 @@ def check_optimizer_tensor(part: str, value: Any, shape: torch.Size) -> None:
     """Raises a ValueError if `value` can't be that part of the state of a parameter of that shape."""
     if not isinstance(value, torch.Tensor):
         if not (value is None or isinstance(value, int | float)):
-            raise ValueError(f"{part} is {value!r:.100}")
+            raise ValueError(f"{part} is {quoted(value)}")
         return
     if part in FACTORED:
         dim, size = FACTORED[part]
@@ -319,5 +325,6 @@ def _fingerprint(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "train.global_batch_size": run.train.global_batch_size,
         "training samples": len(run.train_dataset),
+        DATA: data_fingerprint(run.train_dataset),
         "optimizer": optimizer,
     }

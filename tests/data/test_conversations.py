@@ -183,7 +183,7 @@ def test_the_second_run_reads_the_cache(
 
 @pytest.mark.parametrize(
     "change",
-    [dict(prompt_style="chatml"), dict(turns="last"), dict(columns={"x": "y"})],
+    [dict(prompt_style="chatml"), dict(turns="last"), dict(columns={"messages": "conversations"})],
 )
 def test_what_changes_tokens_is_tokenized_anew(
     tokenizer: Tokenizer, tmp_path: Path, cache: Path, change: dict[str, Any]

@@ -18,12 +18,14 @@ import pytest
 
 from litgpt.data import (
     FLAN,
+    JSON,
     Alpaca,
     AlpacaGPT4,
     DataModule,
     LitData,
     LongForm,
     MicroLlama,
+    TextFiles,
     TinyLlama,
     TinyStories,
     longform,
@@ -281,3 +283,37 @@ def test_prepared_data_that_is_not_there_is_told(tokenizer: Tokenizer, tmp_path:
         prepared(TinyLlama(tmp_path), tokenizer, 9)
     with pytest.raises(LitGPTError, match=r"no index\.json|install it by"):
         prepared(LitData(tmp_path), tokenizer, 9)
+
+
+@pytest.mark.parametrize("source", [lambda folder: TextFiles(folder), lambda folder: TinyStories(folder)])
+def test_what_litgpt_has_prepared_of_texts_is_read(source: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    chunks(tmp_path / "train", 100), chunks(tmp_path / "val", 30)
+    module = prepared(source(tmp_path), tokenizer, 9)
+    assert (len(module.train_dataset), len(module.val_dataset)) == (10, 3)
+    with pytest.raises(LitGPTError, match="token id 99"):
+        module.check_vocabulary(99)
+
+
+def test_code_that_microllama_leaves_out_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    for name in ("slimpajama/train", "slimpajama/val", "starcoder"):
+        chunks(tmp_path / name, 60)
+    for chosen in (True, False):
+        module, said = MicroLlama(tmp_path, use_starcoder=chosen), list[str]()
+        module.log = said.append
+        module.connect(tokenizer, max_seq_length=9)
+        module.setup()
+        assert any("starcoder is not read" in line for line in said) == chosen
+
+
+def test_workers_that_training_does_not_need_are_told_and_bad_numbers_refused(tmp_path: Path) -> None:
+    for workers, told in ((4, 0), (2, 1), (0, 1)):
+        module, said = JSON(tmp_path / "a.json", num_workers=workers), list[str]()
+        module.log = said.append
+        module.tell_idle_workers()
+        assert len(said) == told
+    module = JSON(tmp_path / "a.json", num_workers=-1)
+    module.train_dataset = [1]
+    with pytest.raises(LitGPTError, match="num_workers is the number of processes"):
+        module.train_dataloader()

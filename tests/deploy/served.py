@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from litgpt.deploy.access import Keys
-from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.local import LocalBackend
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Settings
-from litgpt.deploy.uvicorn_server import Server, bind
+from litgpt.deploy.uvicorn_server import Server, bind, configure
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 
@@ -59,9 +57,7 @@ def asynchronous(app, work):
 def running(service: Service) -> Iterator[str]:
     """A server in a thread, on a free port of this machine; its address. Afterwards no answer may be left."""
     listener = bind("127.0.0.1", 0)
-    server = Server(
-        uvicorn.Config(make_app(service), log_level="error", timeout_graceful_shutdown=5), service, listener
-    )
+    server = Server(configure(service), service, listener)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

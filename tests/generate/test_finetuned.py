@@ -140,7 +140,7 @@ def test_a_whole_model_wins_over_an_update_beside_it(folder, runs, tmp_path):
         (lambda out, name: (out / "hyperparameters.yaml").unlink(), "has no hyperparameters.yaml, which says how"),
         (
             lambda out, name: (out / "hyperparameters.yaml").write_text("seed: 1"),
-            "does not hold the settings of a fine",
+            "is no file of the settings of a fine",
         ),
         (
             lambda out, name: (out / "hyperparameters.yaml").write_text("checkpoint_dir: nowhere\nlora_r: 4"),

@@ -112,8 +112,8 @@ def test_a_model_that_no_lora_was_trained_on_is_refused(base: Path) -> None:
     [
         (lambda folder: (folder / "lit_model.pth.lora").unlink(), r"has no lit_model\.pth\.lora to merge"),
         (lambda folder: (folder / "hyperparameters.yaml").unlink(), r"no hyperparameters\.yaml"),
-        (lambda folder: (folder / "hyperparameters.yaml").write_text("lora_r: 2"), "does not hold the settings"),
-        (lambda folder: (folder / "hyperparameters.yaml").write_text("- 1"), "does not hold the settings"),
+        (lambda folder: (folder / "hyperparameters.yaml").write_text("lora_r: 2"), "is no file of the settings"),
+        (lambda folder: (folder / "hyperparameters.yaml").write_text("- 1"), "is no file of the settings"),
         (lambda folder: os.truncate(folder / "lit_model.pth.lora", 500), r"lit_model\.pth\.lora is damaged"),
     ],
 )

@@ -389,6 +389,7 @@ def test_an_empty_data_set_is_refused(tmp_path):
         (dict(seed=2), "seed = 1337, this one has 2"),
         (dict(train={"global_batch_size": 2}), "global_batch_size = 4, this one has 2"),
         (dict(train_dataset=make_samples(LENGTHS[:-1])), "training samples = 12, this one has 11"),
+        (dict(train_dataset=make_samples(LENGTHS, seed=1)), "had content of the training data = "),
         (dict(optimizer="SGD"), "optimizer = AdamW, this one has SGD"),
         (dict(optimizer="AdamW", owns=lambda name: "wte" in name, weights_file="lit_model.pth"), "no place for"),
         (dict(model=tiny_model(n_layer=1)), r"no place for|lacks"),

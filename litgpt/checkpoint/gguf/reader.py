@@ -27,11 +27,13 @@ from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.checkpoint.gguf.tokenizer import write_tokenizer
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import Config, name_to_config
-from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, closest, one_line
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
+from litgpt.families.hf_config import MAX_LAYERS
 from litgpt.model import GPT
 from litgpt.model.rope import inverse_frequencies
+from litgpt.reading import reading
 
 if TYPE_CHECKING:
     import gguf
@@ -121,7 +123,7 @@ class GGUFFile:
         if not special and not plain:
             archs = sorted({as_gguf.arch for as_gguf in families.AS_GGUF.values()})
             raise LitGPTError(
-                f"{self.paths[0]} holds a model of the architecture {arch!r}, which is not read here; known: "
+                f"{self.paths[0]} holds a model of the architecture {quoted(arch)}, which is not read here; known: "
                 f"{', '.join(archs)}.{closest(arch, archs)}"
             )
         return families.BY_NAME[(special or plain)[0]]
@@ -133,9 +135,13 @@ class GGUFFile:
         Raises:
             LitGPTError: The architecture is not known, or a setting that changes the computation.
         """
+        with reading(self.paths[0], "no GGUF file of a model"):
+            return self._config()
+
+    def _config(self) -> Config:
         kind = self.metadata.get("general.type", "model")
         if kind != "model":
-            raise LitGPTError(f"{self.paths[0]} holds no model but what GGUF calls {kind!r}.")
+            raise LitGPTError(f"{self.paths[0]} holds no model but what GGUF calls {quoted(kind)}.")
         name = str(
             self.metadata.get("general.name") or SPLIT_NAME.sub(r"\1", self.paths[0].name).removesuffix(GGUF_SUFFIX)
         )
@@ -182,7 +188,7 @@ class GGUFFile:
         kind = stored.kind.name
         if kind not in READABLE_TYPES:
             raise LitGPTError(
-                f"{name!r} in {self.paths[0]} is of the type {kind}, which is not read here; known: "
+                f"{quoted(name)} in {self.paths[0]} is of the type {kind}, which is not read here; known: "
                 f"{', '.join(sorted(READABLE_TYPES))}."
             )
         if kind == "BF16":
@@ -204,6 +210,9 @@ def config_of(
     """
     if "token_embd.weight" not in shapes:
         raise LitGPTError("The GGUF file has no tensor 'token_embd.weight'; it holds a tokenizer only.")
+    arch = families.AS_GGUF[family.name].arch
+    if metadata.get(f"{arch}.block_count", 0) > MAX_LAYERS:
+        raise LitGPTError(f"The GGUF file has `{arch}.block_count` above {MAX_LAYERS}, more than any model has.")
     config = Config(
         **families.AS_GGUF[family.name].read(metadata, shapes, family.base), name=name, family_name=family.name
     )
@@ -219,11 +228,9 @@ def open_gguf(path: Path) -> GGUFFile:
     Raises:
         LitGPTError: It is damaged or no GGUF file, or a part is missing.
     """
-    path = path.resolve()
-    try:
+    with reading(path, "damaged or no GGUF file"):
+        path = path.resolve()
         about = path.stat()
-    except OSError:
-        raise MissingFileError(f"There is no file {path}.") from None
     return _open_gguf(path, about.st_mtime_ns, about.st_size)
 
 
@@ -249,23 +256,21 @@ def _open_gguf(path: Path, mtime_ns: int, size: int) -> GGUFFile:
 
 def _read(path: Path) -> GGUFFile:
     package = gguf_package()
-    try:
+    with reading(path, "damaged or no GGUF file"):
         reader = _reader_class()(path)
         if reader.byte_order != "I":
             raise LitGPTError(f"{path} is for machines of the other byte order, which is not read here.")
         metadata = {key: _field_value(field, package) for key, field in reader.fields.items()}
-    except LitGPTError:
-        raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
-        raise LitGPTError(f"{path} is damaged or no GGUF file ({one_line(error)}); download it again.") from None
-    tensors = {name: part for tensor in reader.tensors for name, part in _split_experts(tensor, path).items()}
-    return GGUFFile((path,), metadata, tensors)
+        tensors = {name: part for tensor in reader.tensors for name, part in _split_experts(tensor, path).items()}
+        return GGUFFile((path,), metadata, tensors)
 
 
 def _split_experts(tensor: gguf.ReaderTensor, path: Path) -> dict[str, StoredTensor]:
     """A tensor by its name; one that holds all experts of a layer as one an expert, `…_exps.0.weight` and so on."""
     shape, data = tuple(reversed(tensor.shape.tolist())), tensor.data
     stored = StoredTensor(tensor.tensor_type, shape, path, tensor.data_offset, data.dtype, data.shape)
+    if shape and shape[0] > MAX_LAYERS and EXPERTS in tensor.name:
+        raise ValueError(f"it has {shape[0]} experts")
     if EXPERTS not in tensor.name or len(shape) < (2 if tensor.name.endswith(".bias") else 3):
         return {tensor.name: stored}
     return {tensor.name.replace(EXPERTS, f"{EXPERTS}{number}."): stored.expert(number) for number in range(shape[0])}
@@ -331,9 +336,10 @@ def gguf_weights(file: GGUFFile) -> Tensors:
 
     def fetch(name: str) -> Tensor:
         offset = norm_offset(file.config, name)
-        tensor = file.tensor(name)
-        tensor = (tensor - offset if offset else tensor).to(file.dtype)
-        return unpair(tensor, heads[name]) if name in heads else tensor
+        with reading(file.paths[0], "no GGUF file of its architecture"):
+            tensor = file.tensor(name)
+            tensor = (tensor - offset if offset else tensor).to(file.dtype)
+            return unpair(tensor, heads[name]) if name in heads else tensor
 
     return gguf_table(file.config).import_from(Tensors(tuple(file.tensors), fetch), wanted)
 
@@ -432,7 +438,8 @@ def _as_folder(paths: tuple[Path, ...], beside: tuple[Path, ...], owner: int) ->
     folder.mkdir()
     file.config.save(folder)
     has_words = {"tokenizer.json", "tokenizer.model"} & {source.name for source in beside}
-    write_tokenizer(file.metadata, folder, families.AS_GGUF[file.family.name].pre_tokenizer, words=not has_words)
+    with reading(paths[0], "no GGUF file with a tokenizer"):
+        write_tokenizer(file.metadata, folder, families.AS_GGUF[file.family.name].pre_tokenizer, words=not has_words)
     for source in beside:
         shutil.copyfile(source, folder / source.name)
     return folder

@@ -20,7 +20,7 @@ from litgpt.checkpoint.gguf.pre_tokenizers import (
     PreTokenizer,
     steps_before_model,
 )
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts.chat_template import read_templates
 from litgpt.tokenizer import Tokenizer, save_tokenizer
 from litgpt.tokenizer.backends import BYTE_TOKEN
@@ -108,7 +108,9 @@ class Vocabulary:
         if name in PRE_TOKENIZER_BY_NAME:
             return PRE_TOKENIZER_BY_NAME[name]
         said = (
-            f"cuts text into words as {name!r} does, which is not known here" if name else "doesn't say how text is cut"
+            f"cuts text into words as {quoted(name)} does, which is not known here"
+            if name
+            else "doesn't say how text is cut"
         )
         raise LitGPTError(
             f"The tokenizer in the GGUF file {said} (`{PREFIX}pre`).{closest(name or '', PRE_TOKENIZER_BY_NAME)} "
@@ -138,7 +140,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, default_pre: str 
         return
     makers = {BYTE_LEVEL: _byte_level, SENTENCEPIECE: _sentencepiece}
     if kind not in makers:
-        raise LitGPTError(f"The GGUF file has a tokenizer of the kind {kind!r}; known here: {', '.join(makers)}.")
+        raise LitGPTError(f"The GGUF file has a tokenizer of the kind {quoted(kind)}; known here: {', '.join(makers)}.")
     vocabulary = Vocabulary(metadata, default_pre)
     settings: dict[str, Any] = {
         key: token for name, key in SPECIAL_TOKENS.items() if (token := vocabulary.token(name)) is not None

@@ -30,7 +30,7 @@ from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, open_weights
 from litgpt.checkpoint.weights import Tensors
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.families.gguf import ROPE_FREQUENCIES, Metadata
 from litgpt.model import GPT
 from litgpt.model.rope import attention_factor, attention_scale, inverse_frequencies
@@ -62,14 +62,17 @@ def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str
     package = gguf_package()
     if dtype not in FILE_TYPES:
         raise LitGPTError(
-            f"A GGUF file is not written as {dtype!r}; known: {', '.join(FILE_TYPES)}.{closest(dtype, FILE_TYPES)}"
+            f"A GGUF file is not written as {quoted(dtype)}; known: {', '.join(FILE_TYPES)}."
+            f"{closest(dtype, FILE_TYPES)}"
         )
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint)
     weights = open_weights(checkpoint)
     config = checkpoint.config
     if config.family.name not in families.AS_GGUF:
         names = ", ".join(families.AS_GGUF)
-        raise LitGPTError(f"Models of the family {config.family.name!r} are not written as GGUF here; known: {names}.")
+        raise LitGPTError(
+            f"Models of the family {quoted(config.family.name)} are not written as GGUF here; known: {names}."
+        )
     tensors, shapes = export_tensors(config, weights)
     metadata = model_metadata(config, shapes) | tokenizer_metadata(checkpoint.dir, int(config.padded_vocab_size or 0))
     metadata["general.file_type"] = int(package.LlamaFileType[FILE_TYPES[dtype]])
@@ -135,13 +138,13 @@ def model_metadata(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Met
         again = config_of(family, metadata, dict(shapes), rope_factors(config), config.name)
     except LitGPTError as error:
         arch = families.AS_GGUF[family.name].arch
-        raise LitGPTError(f"This model can't be written as GGUF's architecture {arch!r}: {error}") from None
+        raise LitGPTError(f"This model can't be written as GGUF's architecture {quoted(arch)}: {error}") from None
     ours, theirs = _computation(config), _computation(again)
     lost = [key for key in ours if not _same(ours[key], theirs[key])]
     if lost:
         raise LitGPTError(
-            f"GGUF's architecture {families.AS_GGUF[family.name].arch!r} has no place for `{lost[0]}`: "
-            f"{ours[lost[0]]!r}, so this model cannot be written as such a file."
+            f"GGUF's architecture {quoted(families.AS_GGUF[family.name].arch)} has no place for `{lost[0]}`: "
+            f"{quoted(ours[lost[0]])}, so this model cannot be written as such a file."
         )
     return metadata
 
@@ -214,7 +217,7 @@ def encode_tensor(name: str, tensor: Tensor, kind: str) -> np.ndarray:
     if kind == "f16":
         narrow = tensor.half()
         if not torch.isfinite(narrow).all() and torch.isfinite(tensor).all():
-            raise LitGPTError(f"A weight of {name!r} is too large for float16; write the file as bf16 or q8_0.")
+            raise LitGPTError(f"A weight of {quoted(name)} is too large for float16; write the file as bf16 or q8_0.")
         return narrow.contiguous().numpy()
     wide = tensor.float().contiguous().numpy()
     return quantize(wide, GGMLQuantizationType.Q8_0) if kind == "q8_0" else wide

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from litgpt.errors import LitGPTError
@@ -16,6 +17,7 @@ from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.peft.lora import LoRA, TargetModule, qkv_parts
 from litgpt.peft.lora_layers import UPDATES, Update
+from litgpt.reading import reading
 
 HEADER = "litgpt"
 """The key of our settings in the header of a safetensors file."""
@@ -25,20 +27,19 @@ def saved_settings(file: Path) -> dict[str, Any] | None:
     """Our settings in the header of a safetensors file; None: it is not ours, or was written again by another."""
     if file.suffix != ".safetensors":
         return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            said = json.loads((opened.metadata() or {}).get(HEADER, "null"))
+    with suppress(LitGPTError), reading(file, "no safetensors file"), safe_open(file, framework="pt") as opened:
+        said = json.loads((opened.metadata() or {}).get(HEADER, "null"))
         return said if isinstance(said, dict) else None
-    except (SafetensorError, ValueError):
-        return None
+    return None
 
 
 def restore(said: dict[str, Any], read: LoRA, model: GPT, state: dict[str, Tensor]) -> tuple[LoRA, dict[str, Tensor]]:
     """The method with the settings that the file says, and its tensors, where these are what was written."""
     try:
-        lora = LoRA(**said)
-        targets, found = lora.targets(model), read.targets(model)
-    except (LitGPTError, TypeError):
+        with reading("The header of the file", "no table of settings"):
+            lora = LoRA(**said)
+            targets, found = lora.targets(model), read.targets(model)
+    except LitGPTError:
         return read, state
     unsaid = found.keys() - targets.keys()
     if targets.keys() - found.keys() or any(state[f"{name}.lora_B"].any() for name in unsaid):

@@ -11,7 +11,6 @@ Legend: *ours* are names here, *theirs* names in the Hugging Face model.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -22,20 +21,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from litgpt.checkpoint.layout import Checkpoint
+from litgpt.checkpoint.peft_folder.embeddings import (
+    TokenChanges,
+    base_tensor,
+    complete_vocabulary,
+    fold_head,
+    is_token_change,
+)
 from litgpt.checkpoint.peft_folder.header import restore, saved_settings
-from litgpt.checkpoint.reader import open_weights, read_files
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, read_files
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv
-from litgpt.config import Config, read_json
-from litgpt.errors import LitGPTError, MissingFileError
+from litgpt.config import Config
+from litgpt.errors import LitGPTError, MissingFileError, escaped, quoted
 from litgpt.families.base import Interleaved, Join, Rule, Same, Split
 from litgpt.model import GPT
-from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, target_names
+from litgpt.peft.lora import QKV_PARTS, SWITCHES, LoRA, matches, matrix_shape, target_names
 from litgpt.peft.lora_layers import UPDATES
+from litgpt.reading import check_pattern, read_json, reading
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+HEAD_BIAS = "lm_head.bias"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model it wraps."""
 
@@ -49,8 +58,13 @@ IGNORED_KEYS = frozenset(
 )
 """Keys of `adapter_config.json` that don't change what the saved tensors mean; which layers there are, these tell."""
 KNOWN_KEYS = frozenset(
-    "r lora_alpha lora_dropout rank_pattern alpha_pattern use_rslora use_dora modules_to_save init_lora_weights".split()
+    """
+    r lora_alpha lora_dropout rank_pattern alpha_pattern use_rslora use_dora modules_to_save init_lora_weights
+    trainable_token_indices ensure_weight_tying
+    """.split()
 )
+MAX_NAME = 200
+"""Characters of a module's name that patterns are compared with."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` with which PEFT changes the model that the updates stand beside."""
 
@@ -82,7 +96,7 @@ class LowRank:
 
 def is_peft(folder: Path) -> bool:
     """Whether PEFT's settings are in a folder."""
-    return (folder / ADAPTER_CONFIG).is_file()
+    return (folder / ADAPTER_CONFIG).exists()
 
 
 def peft_weights(folder: Path) -> Path:
@@ -106,12 +120,13 @@ def base_of_peft(folder: Path) -> Path:
         LitGPTError: The folder doesn't say.
     """
     said = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not said:
+    if not isinstance(said, str) or not said or "\0" in said:
         raise LitGPTError(
             f"{folder / ADAPTER_CONFIG} has no base_model_name_or_path; write into it where the model is that the "
             "updates were trained on."
         )
-    return folder / said if not Path(said).exists() and (folder / said).is_dir() else Path(said)
+    with reading(str(folder / ADAPTER_CONFIG), "no file of PEFT's settings"):
+        return folder / said if not Path(said).exists() and (folder / said).is_dir() else Path(said)
 
 
 def read_peft(folder: Path, base: Checkpoint) -> tuple[LoRA, dict[str, Tensor]]:
@@ -120,45 +135,58 @@ def read_peft(folder: Path, base: Checkpoint) -> tuple[LoRA, dict[str, Tensor]]:
     Raises:
         LitGPTError: It uses what has no counterpart here, or doesn't fit the model.
     """
-    settings, file = _check_settings(read_json(folder / ADAPTER_CONFIG), folder), peft_weights(folder)
+    with reading(folder / ADAPTER_CONFIG, "no file of PEFT's settings"):
+        settings = _check_settings(read_json(folder / ADAPTER_CONFIG), folder)
+    file = peft_weights(folder)
     model = GPT.skeleton(base.config)
     theirs = read_files([file])
-    try:
-        found, saved = _import_updates(theirs, settings, WeightTable(base.config), base)
-        state, ranks, alphas = _to_state_dict(found)
-        lora = _method(settings, model, state, saved, ranks, alphas)
-        ours = saved_settings(file)
-        if ours is not None:
-            lora, state = restore(ours, lora, model, state)
-        return lora, {**state, **saved}
-    except LitGPTError as error:
-        raise LitGPTError(f"{folder}: {error}") from None
+    with reading(folder, "no folder of PEFT's updates"):
+        try:
+            found, saved, tokens = _import_updates(theirs, settings, WeightTable(base.config), base)
+            vocabulary = complete_vocabulary(saved, base.config)
+            scalings = {at: _scaling(at, r, settings) for at, r in tokens.ranks().items()}
+            tokens.fold(saved, settings, scalings, WeightTable(replace(base.config, tie_embeddings=False)), base)
+            fold_head(found, saved)
+            state, ranks, alphas = _to_state_dict(found or _no_update(model))
+            lora = replace(_method(settings, model, state, saved, ranks, alphas), vocabulary=vocabulary)
+            ours = saved_settings(file)
+            if ours is not None:
+                lora, state = restore(ours, lora, model, state)
+            return lora, {**state, **saved}
+        except LitGPTError as error:
+            raise LitGPTError(f"{folder}: {error}") from None
 
 
 def _check_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """PEFT's settings, none of which says something that is not understood here."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise LitGPTError(f"{folder} holds updates of the kind {kind}; of PEFT's kinds LORA can be used here.")
+        raise LitGPTError(f"{folder} holds updates of the kind {quoted(kind)}; of PEFT's kinds LORA can be used here.")
     if settings.get("task_type") not in (None, "CAUSAL_LM"):
-        raise LitGPTError(f"{folder} was trained for {settings['task_type']}, not to continue text (CAUSAL_LM).")
+        raise LitGPTError(
+            f"{folder} was trained for {quoted(settings['task_type'])}, not to continue text (CAUSAL_LM)."
+        )
     start = str(settings.get("init_lora_weights", True))
     if start.startswith(CHANGES_BASE):
         raise LitGPTError(
-            f"{folder} has init_lora_weights {start}, so its updates stand beside a changed model; save it in PEFT "
-            "with path_initial_model_for_weight_conversion, which makes plain LoRA of it."
+            f"{folder} has init_lora_weights {escaped(start)}, so its updates stand beside a changed model; save it in "
+            "PEFT with path_initial_model_for_weight_conversion, which makes plain LoRA of it."
         )
+    for pattern in (*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())):
+        check_pattern(pattern)
     for key, value in settings.items():
         if key not in IGNORED_KEYS | KNOWN_KEYS and value not in (None, False, "none", [], {}, ""):
-            raise LitGPTError(f"{folder} has {key}: {json.dumps(value)} in {ADAPTER_CONFIG}, which is not known here.")
+            where = f"{folder} has {escaped(key)}: {quoted(value)} in {ADAPTER_CONFIG}"
+            raise LitGPTError(f"{where}, which is not known here.")
     return settings
 
 
 def _import_updates(
     theirs: Tensors, settings: Mapping[str, Any], table: WeightTable, base: Checkpoint
-) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """The updates by what patterns call our layers, and the tensors of modules that were trained whole."""
+) -> tuple[dict[str, LowRank], dict[str, Tensor], TokenChanges]:
+    """The updates by what patterns call our layers, the tensors of modules that were trained whole, and of tokens."""
     updates: dict[str, dict[str, Tensor]] = {}
+    tokens = TokenChanges()
     whole: dict[str, str] = {}
     for name in theirs.names:
         plain = name.removeprefix(PREFIX).replace(".default", "")
@@ -166,10 +194,14 @@ def _import_updates(
         if match:
             kind = "lora_magnitude" if match[2].endswith("vector") else match[2]
             updates.setdefault(match[1], {})[kind] = theirs.fetch(name)
+        elif is_token_change(plain):
+            tokens.take(plain, theirs.fetch(name))
         elif ".lora_" in plain:
             raise LitGPTError(f"it holds {plain}, which has no counterpart here: only linear layers get updates.")
         else:
-            whole[plain.replace(".base_layer.", ".")] = name
+            plain = re.sub(r"\.(base_layer|token_adapter|modules_to_save)(?=\.)", "", plain)
+            if ".original_module." not in plain:
+                whole[plain] = name
     places = {name: (rule, part, ours) for ours, rule in table.rules.items() for part, name in source_names(rule)}
     names = _table_names([*(f"{module}.weight" for module in updates), *whole], table)
     found: dict[str, LowRank] = {}
@@ -187,7 +219,8 @@ def _import_updates(
         found.update(_import_delta(rule, part, ours, _read_delta(module, tensors, settings), table.config))
     modules = tuple(settings.get("modules_to_save") or ())
     asked = {names[plain] for plain in whole if plain.rpartition(".")[0].endswith(modules)}
-    return found, _import_saved({names[plain]: name for plain, name in whole.items()}, theirs, asked, table, base)
+    present = {names[plain]: name for plain, name in whole.items()}
+    return found, _import_saved(present, theirs, asked, table, base), tokens
 
 
 def _table_names(names: list[str], table: WeightTable) -> dict[str, str]:
@@ -260,7 +293,7 @@ def _scaling(module: str, r: int, settings: Mapping[str, Any]) -> float:
 def _by_pattern(kind: str, module: str, settings: Mapping[str, Any], default: Any) -> Any:
     """PEFT's `rank_pattern` or `alpha_pattern`: the first that is the end of a name, from a dot on, counts."""
     for pattern, value in (settings.get(f"{kind}_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if len(module) <= MAX_NAME and re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
 
@@ -304,10 +337,11 @@ def _import_saved(
     read = untied.import_from(Tensors(tuple(present), lambda name: theirs.fetch(present[name])), wanted)
     found = {}
     for ours, tensor in read:
-        if tensor.shape != expected[ours].shape:
+        resized = ours in (EMBEDDING, HEAD, HEAD_BIAS) and tensor.shape[1:] == expected[ours].shape[1:]
+        if tensor.shape != expected[ours].shape and not resized:
             raise LitGPTError(
                 f"its {ours} has the shape {tuple(tensor.shape)}, not {tuple(expected[ours].shape)}: it belongs to "
-                "another model, or the vocabulary was enlarged, which is not known here."
+                "another model."
             )
         along = asked.isdisjoint(sources[ours])
         if not (along and torch.equal(tensor, base_tensor(base, ours).to(tensor.dtype))):
@@ -319,28 +353,39 @@ def _has_rule(table: WeightTable, ours: str) -> bool:
     return ours in table.rules or ours.rpartition(".")[0] in table.rules
 
 
-def base_tensor(base: Checkpoint, ours: str) -> Tensor:
-    weights = open_weights(base)
-    return weights.fetch(ours if ours in weights.names else "transformer.wte.weight")
+def _no_update(model: GPT) -> dict[str, LowRank]:
+    """An update that does nothing, for what was trained whole alone: LoRA has one at least."""
+    name = "transformer.h.0.attn.proj"
+    rows, columns = matrix_shape(model.get_submodule(name))
+    return {name: LowRank(torch.zeros(1, columns), torch.zeros(rows, 1), 1.0)}
+
+
+def _with_equal_parts(found: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The updates, those of the parts of one layer here with one rank and scaling: A and B are padded with zeros to the
+    highest rank, and what else the scaling was is in B."""
+    layers: dict[str, list[str]] = {}
+    for name in found:
+        layers.setdefault(_part_of(name), []).append(name)
+    equal = {}
+    for names in layers.values():
+        widest = max((found[name] for name in names), key=lambda piece: piece.r)
+        for name in names:
+            piece = found[name]
+            if (missing := widest.r - piece.r) or piece.scaling != widest.scaling:
+                a, b = F.pad(piece.a, (0, 0, 0, missing)), F.pad(piece.b, (0, missing))
+                piece = replace(piece, a=a, b=b * (piece.scaling / widest.scaling), scaling=widest.scaling)
+            equal[name] = piece
+    return equal
 
 
 def _to_state_dict(found: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
-    """Tensors by their names in a state dict, and rank and scaling by what patterns call the layers.
-
-    Raises:
-        LitGPTError: The parts of a layer, which are one here, differ in rank or scaling.
-    """
+    """Tensors by their names in a state dict, and rank and scaling by what patterns call the layers."""
+    found = _with_equal_parts(found)
     layers: dict[str, dict[str, LowRank]] = {}
     for name, piece in found.items():
         layers.setdefault(_layer_of(name), {})[name] = piece
     state: dict[str, Tensor] = {}
     for layer, pieces in layers.items():
-        kinds = {_part_of(name): (piece.r, piece.scaling) for name, piece in pieces.items()}
-        if any(kinds[_part_of(name)] != (piece.r, piece.scaling) for name, piece in pieces.items()):
-            raise LitGPTError(
-                f"{', '.join(sorted(pieces))} differ in rank or scaling, and are parts of one layer here; give them "
-                "the same rank_pattern and alpha_pattern."
-            )
         if layer.endswith(".attn.qkv") and layer not in pieces:
             order = [pieces[name] for part in QKV_PARTS if (name := f"{layer[:-3]}{part}") in pieces]
             magnitudes = [piece.magnitude for piece in order if piece.magnitude is not None]

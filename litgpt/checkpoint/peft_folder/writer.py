@@ -21,6 +21,7 @@ from torch import Tensor
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_update
 from litgpt.checkpoint.layout import CHECKPOINTS, Checkpoint, existing_folder
+from litgpt.checkpoint.peft_folder.embeddings import base_tensor
 from litgpt.checkpoint.peft_folder.header import HEADER
 from litgpt.checkpoint.peft_folder.reader import (
     ADAPTER_CONFIG,
@@ -28,7 +29,6 @@ from litgpt.checkpoint.peft_folder.reader import (
     PREFIX,
     LowRank,
     alpha_of,
-    base_tensor,
     source_names,
 )
 from litgpt.checkpoint.weights import WeightTable, interleave_qkv, lazy

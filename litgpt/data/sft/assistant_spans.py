@@ -8,7 +8,9 @@ the comparison starts anew behind the message before, whose end a mark shows.
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,9 +20,8 @@ from litgpt.prompts.base import Message
 
 CharSpan = tuple[int, int]
 """`[start, end)` in a text."""
-FIRST_MARK = 0xF0000
-"""The mark of message `i` is the character of this number + `i`; no text has such (private use)."""
-MARKS = re.compile("[\U000f0000-\U0010ffff]")
+PRIVATE = 0xF0000
+"""The first of 131,072 characters that mean nothing of themselves; fonts of icons use some."""
 FEW = 4
 """Messages up to which each answer is searched for by itself."""
 
@@ -125,30 +126,42 @@ class AssistantSpans:
         # Some close the last turn otherwise, or open the next one, whether asked to or not.
         if not extra or (same and (self._marked_text.endswith(extra) or self._tail(index, True).endswith(extra))):
             return same
-        return _once(after.partition(_mark(index + 1))[0], extra.rstrip(), same)
+        return _once(after.partition(self._mark(index + 1))[0], extra.rstrip(), same)
 
     def _tail(self, count: int, prompted: bool) -> str:
         """What follows the content of the last of the first `count` messages."""
-        return self.render(self._marked[:count], prompted).partition(_mark(count - 1))[2]
+        return self.render(self._marked[:count], prompted).partition(self._mark(count - 1))[2]
 
     @cached_property
     def _marked(self) -> list[Message]:
-        return [_with_mark(message, _mark(index)) for index, message in enumerate(self.messages)]
+        return [_with_mark(message, self._mark(index)) for index, message in enumerate(self.messages)]
 
     @cached_property
     def _marked_text(self) -> str:
         """The whole, with marks; nothing where they change it."""
         text = self.render(self._marked, False)
-        return text if MARKS.sub("", text) == self.text else ""
+        return text if self._any_mark.sub("", text) == self.text else ""
+
+    @cached_property
+    def _first_mark(self) -> int:
+        """The mark of message `i` is the character of this number + `i`."""
+        return unused_characters(len(self.messages), self.text, self.messages)
+
+    def _mark(self, index: int) -> str:
+        return chr(self._first_mark + index)
+
+    @cached_property
+    def _any_mark(self) -> re.Pattern[str]:
+        return re.compile(f"[{self._mark(0)}-{self._mark(len(self.messages) - 1)}]")
 
     @cached_property
     def _mark_indices(self) -> list[int]:
-        return [found.start() for found in MARKS.finditer(self._marked_text)]
+        return [found.start() for found in self._any_mark.finditer(self._marked_text)]
 
     @cached_property
     def _marks(self) -> dict[int, int]:
         """The first index of each message's mark in `_marked_text`."""
-        return {ord(self._marked_text[at]) - FIRST_MARK: at for at in reversed(self._mark_indices)}
+        return {ord(self._marked_text[at]) - self._first_mark: at for at in reversed(self._mark_indices)}
 
     def _unmarked(self, at: int) -> int:
         """The index in `text` of one in `_marked_text`."""
@@ -157,16 +170,27 @@ class AssistantSpans:
 
 def renders_calls(messages: Sequence[Message], render: Callable[[Sequence[Message], bool], str]) -> bool:
     """Whether a template renders the functions that the assistant calls."""
+    if not any(message.get("tool_calls") for message in messages):
+        return True
+    mark = chr(unused_characters(1, render(messages, False), messages))
     marked, count = list[Message](), 0
     for message in messages:
-        calls = [_with_marked_name(call, _mark(0)) for call in message.get("tool_calls") or ()]
+        calls = [_with_marked_name(call, mark) for call in message.get("tool_calls") or ()]
         marked.append({**message, "tool_calls": calls} if calls else message)
         count += len(calls)
-    return not count or render(marked, False).count(_mark(0)) >= count
+    return render(marked, False).count(mark) >= count
 
 
-def _mark(index: int) -> str:
-    return chr(FIRST_MARK + index)
+def unused_characters(count: int, text: str, messages: Sequence[Message]) -> int:
+    """The number of the first of `count` consecutive private-use characters that occur in neither the text nor the
+    messages."""
+    written = text + json.dumps(messages, ensure_ascii=False, default=str)
+    first = PRIVATE
+    for taken in sorted(ord(character) for character in set(written) if ord(character) >= PRIVATE):
+        if taken - first >= count:
+            break
+        first = taken + 1
+    return min(first, sys.maxunicode + 1 - count)
 
 
 def _with_mark(message: Message, mark: str) -> Message:

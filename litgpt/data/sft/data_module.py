@@ -5,23 +5,52 @@ Annotations are types here, not texts: a subclass in another file takes them ove
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from litgpt.data.base import DataModule, split_indices
-from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, encode_file, style_key
+from litgpt.data.sft.encoding import Notes, RowRenderer, TokenizedShard, encode_file, end_ids, style_key
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
 from litgpt.data.sft.samples import NoUsableSamples, SampleOptions, SFTDataset, resolve_style
 from litgpt.data.storage.token_cache import cache_folder, canonical_json, code_identity, content_hash
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import PromptStyle
 
+OURS = ("too_long", "cache_dir")
+"""Arguments that LitGPT's modules have not."""
+T = TypeVar("T")
 NEUTRAL = frozenset(
     "mask_prompt prompt_style ignore_index seed num_workers too_long cache_dir val_split_fraction".split()
 )
 """Arguments that no token depends on, or (the style) that have a key of their own."""
+
+
+COMMON = ("mask_prompt", "val_split_fraction", "prompt_style", "ignore_index", "seed", "num_workers")
+
+
+def in_litgpts_order(cls: type[T]) -> type[T]:
+    """Lets a data class take its arguments by position, too, in the order of LitGPT: what is required, what all modules
+    have in common, what is its own. Those that LitGPT has not are by name only."""
+    own = [field for field in fields(cls) if field.init and field.name not in (*COMMON, *OURS)]  # type: ignore[arg-type]
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    required = [field.name for field in own if field.default is MISSING and field.default_factory is MISSING]
+    optional = [field.name for field in own if field.name not in required]
+    names = (*required, *(name for name in COMMON if name in known), *optional)
+    by_name = cls.__init__
+
+    @wraps(by_name)
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__} takes at most {len(names)} arguments by position, not {len(args)}")
+        if twice := [name for name in names[: len(args)] if name in kwargs]:
+            raise TypeError(f"{cls.__name__} got {twice[0]!r} twice")
+        by_name(self, **dict(zip(names, args, strict=False)), **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+    return cls
 
 
 @dataclass(kw_only=True)
@@ -37,7 +66,7 @@ class SFTModule(DataModule):
     seed: int = 42
     """Of the split, and of the order in `train_dataloader()`."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with."""
+    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
     too_long: Literal["cut", "drop"] = "cut"
     """What becomes of samples longer than train.max_seq_length: cut (their end token stays), or drop."""
     cache_dir: Path | None = None
@@ -47,7 +76,7 @@ class SFTModule(DataModule):
         if isinstance(self.prompt_style, str):
             self.prompt_style = PromptStyle.from_name(self.prompt_style)
         if self.too_long not in ("cut", "drop"):
-            raise LitGPTError(f"data.too_long is cut or drop, not {self.too_long!r}.")
+            raise LitGPTError(f"data.too_long is cut or drop, not {quoted(self.too_long)}.")
         self._row_renderer: RowRenderer | None = None
         self._shards: dict[Path, TokenizedShard] = {}
         self._files: tuple[list[Path], list[Path]] | None = None
@@ -97,6 +126,7 @@ class SFTModule(DataModule):
     def setup(self, stage: str = "") -> None:
         train_files, val_files = self.found()
         train, val = self.shards(train_files), self.shards(val_files)
+        self.tell_unread([*train, *val])
         chosen: tuple[list[int] | None, list[int] | None] = (None, None)
         if not val_files:
             chosen = split_indices(sum(map(len, train)), self.val_fraction(), self.seed)
@@ -148,8 +178,26 @@ class SFTModule(DataModule):
                 self._shards[path] = encode_file(path, row_renderer, self.tokenizer, folder)
         return [self._shards[path] for path in paths]
 
+    def tell_unread(self, shards: Sequence[TokenizedShard]) -> None:
+        """Logs, once, what nothing reads of the samples."""
+        notes = Notes()
+        for shard in shards:
+            notes.unread.update(shard.notes.unread)
+            notes.keys |= shard.notes.keys
+        self.check_keys(notes.keys)
+        if notes.unread:
+            found = notes.unread.most_common()
+            shown = "; ".join(f"{name} ({count:,} sample{'s' * (count != 1)})" for name, count in found[:12])
+            more = f"; and {len(found) - 12:,} more" if len(found) > 12 else ""
+            self.log(f"Not read of the data: {shown}{more}.")
+
+    def check_keys(self, keys: set[str]) -> None:
+        """Called with the keys of all rows; raises a LitGPTError where an argument names another."""
+
     def _view(self, shards: list[TokenizedShard], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
-        options = SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long)
+        assert self.tokenizer is not None
+        ends = end_ids(self.row_renderer().renderer.style, self.tokenizer)
+        options = SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long, ends)
         dataset = SFTDataset.from_shards(shards, self.row_renderer(), options, chosen)
         for sentence in dataset.unused(purpose):
             self.log(sentence)

@@ -7,11 +7,12 @@ Legend: `N` tokens, `S` samples, `A` target spans of all samples.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -39,14 +40,39 @@ if TYPE_CHECKING:
     from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
 
+MAX_NAMES = 1000
+"""Keys of a file that are remembered."""
 BATCH = 512
 """Samples that are tokenized together."""
-VERSION = b"samples 1"
+VERSION = b"samples 2"
 """Changes whenever the same inputs are to get other tokens."""
 TokenSpan = tuple[int, int]
 """`[start, end)` in the tokens of a sample."""
 Tokens = tuple[list[int], list[TokenSpan]]
 """Ids, and which of them are targets."""
+
+
+@dataclass
+class Notes:
+    """What is told of the rows of a file besides their tokens."""
+
+    unread: Counter[str] = field(default_factory=Counter)
+    """What nothing reads, in words -> in how many samples."""
+    keys: set[str] = field(default_factory=set)
+    """The keys of all rows."""
+
+    def to_array(self) -> np.ndarray:
+        """As bytes, for a token file."""
+        import numpy as np
+
+        named = [dict(self.unread.most_common(MAX_NAMES)), sorted(map(str, self.keys))[:MAX_NAMES]]
+        return np.frombuffer(json.dumps(named).encode(), dtype="u1")
+
+    @classmethod
+    def from_array(cls, array: np.ndarray) -> Notes:
+        """What `to_array` made."""
+        unread, keys = json.loads(array.tobytes())
+        return cls(Counter(unread), set(keys))
 
 
 class TokenizedSample(NamedTuple):
@@ -55,6 +81,8 @@ class TokenizedSample(NamedTuple):
     line: int
     ids: list[int]
     target_spans: list[TokenSpan]
+    raw: int
+    """Tokens without those of the prompt style: of what the user says, and of the targets."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +94,13 @@ class RowRenderer:
     key: bytes = b""
     """A hash of what `parse` and `renderer` do; only the cache needs it."""
 
-    def render(self, row: Row) -> RenderedSample:
-        """The text of a row."""
-        return self.renderer.render(self.parse(row))
+    def render(self, row: Row, notes: Notes) -> RenderedSample:
+        """The text of a row; what of it is not read is noted."""
+        conversation = self.parse(row)
+        rendered = self.renderer.render(conversation)
+        notes.keys.update(row)
+        notes.unread.update(self.renderer.unread(conversation))
+        return rendered
 
 
 @dataclass
@@ -88,6 +120,11 @@ class TokenizedShard:
     def starts(self) -> np.ndarray:
         """Where each sample starts in the tokens, `(S + 1,)`: the last one's end, too."""
         return _starts(self.tokens["lengths"])
+
+    @cached_property
+    def notes(self) -> Notes:
+        """What is told of the rows besides their tokens."""
+        return Notes.from_array(self.tokens["notes"])
 
     @cached_property
     def _first_spans(self) -> np.ndarray:
@@ -125,9 +162,11 @@ def encode_file(path: Path, row_renderer: RowRenderer, tokenizer: Tokenizer, fol
     key = content_hash(VERSION, fingerprint, row_renderer.key, path.suffix.encode(), file_hash(path))
 
     def write(writer: TokenWriter) -> None:
-        write_samples(writer, encode(read_rows(path), row_renderer, tokenizer, path))
+        notes = Notes()
+        write_samples(writer, encode(read_rows(path), row_renderer, tokenizer, path, notes))
         if not len(writer.arrays["lengths"]):
             raise LitGPTError(f"{path} holds no samples.")
+        writer.arrays["notes"] = notes.to_array()
 
     return TokenizedShard(cached_token_file(key, tokenizer, folder, write), lambda: read_rows(path), path)
 
@@ -137,23 +176,26 @@ def encode_rows(rows: Sequence[Row], row_renderer: RowRenderer, tokenizer: Token
     numbered = list(enumerate(rows))
 
     def write(writer: TokenWriter) -> None:
-        write_samples(writer, encode(numbered, row_renderer, tokenizer, None))
+        notes = Notes()
+        write_samples(writer, encode(numbered, row_renderer, tokenizer, None, notes))
+        writer.arrays["notes"] = notes.to_array()
 
     return TokenizedShard(cached_token_file("", tokenizer, None, write), lambda: numbered)
 
 
 def write_samples(writer: TokenWriter, samples: Iterable[TokenizedSample]) -> None:
-    """Writes tokens, and the arrays `lengths (S,)`, `lines (S,)`, `span_counts (S,)`, `span_starts (A,)`, `span_ends
-    (A,)`."""
+    """Writes tokens, and the arrays `lengths`, `lines`, `raw`, `span_counts`, each `(S,)`, and `span_starts`,
+    `span_ends`, each `(A,)`."""
     import numpy as np
 
     columns: dict[str, list[int]] = {
-        name: [] for name in ("lengths", "lines", "span_counts", "span_starts", "span_ends")
+        name: [] for name in ("lengths", "lines", "raw", "span_counts", "span_starts", "span_ends")
     }
-    for line, ids, spans in samples:
+    for line, ids, spans, raw in samples:
         writer.add(ids)
         columns["lengths"].append(len(ids))
         columns["lines"].append(line)
+        columns["raw"].append(raw)
         columns["span_counts"].append(len(spans))
         columns["span_starts"] += [start for start, _ in spans]
         columns["span_ends"] += [end for _, end in spans]
@@ -161,9 +203,9 @@ def write_samples(writer: TokenWriter, samples: Iterable[TokenizedSample]) -> No
 
 
 def encode(
-    rows: Iterable[tuple[int, Row]], row_renderer: RowRenderer, tokenizer: Tokenizer, path: Path | None
+    rows: Iterable[tuple[int, Row]], row_renderer: RowRenderer, tokenizer: Tokenizer, path: Path | None, notes: Notes
 ) -> Iterator[TokenizedSample]:
-    """Every row as tokens, in order.
+    """Every row as tokens, in order; `notes` gets what is told of them besides.
 
     Raises:
         LitGPTError: A row can't be rendered or tokenized; names its line.
@@ -176,7 +218,7 @@ def encode(
     def render() -> Iterator[tuple[int, RenderedSample]]:
         for line, row in rows:
             try:
-                yield line, row_renderer.render(row)
+                yield line, row_renderer.render(row, notes)
             except LitGPTError as error:
                 raise located(line, error) from None
 
@@ -190,7 +232,8 @@ def encode(
                 except LitGPTError as error:
                     raise located(line, error) from None
             raise
-        return [TokenizedSample(line, *tokens) for (line, _), tokens in zip(batch, found, strict=True)]
+        raw = encoder.raw_counts([sample for _, sample in batch], found)
+        return [TokenizedSample(line, *tokens, own) for (line, _), tokens, own in zip(batch, found, raw, strict=True)]
 
     source, waiting = render(), deque[Future[list[TokenizedSample]]]()
     with ThreadPoolExecutor(1) as thread:
@@ -224,10 +267,21 @@ class Encoder:
             self._joined(sample, [next(done[key]) for key in own]) for sample, own in zip(samples, keys, strict=True)
         ]
 
+    def raw_counts(self, samples: Sequence[RenderedSample], encoded: Sequence[Tokens]) -> list[int]:
+        """How many tokens each sample has without those of the style, as LitGPT counts them."""
+        asked = iter(self.tokenizer.encode_batch([text for sample in samples for text in sample.asked], bos=False))
+        return [
+            len(self._opening if sample.asked else [])
+            + sum(len(next(asked)) for _ in sample.asked)
+            + sum(end - start for start, end in spans)
+            for sample, (_, spans) in zip(samples, encoded, strict=True)
+        ]
+
     def _encode_group(self, parts: list[RenderedPart], opens: bool, ends: bool, with_spans: bool) -> list[Tokens]:
         texts = [part.text for part in parts]
         if with_spans:
-            return self._with_spans(texts, [part.target for part in parts])  # type: ignore[misc]
+            found = self._with_spans(texts, [part.target for part in parts])  # type: ignore[misc]
+            return [self._opened(*tokens) for tokens in found] if opens else found
         # A text without an end token to close it (some base models have none) stays open.
         ids = self.tokenizer.encode_batch(texts, bos=None if opens else False, eos=ends)
         return [(row, [(0, len(row))] if part.target else []) for row, part in zip(ids, parts, strict=True)]
@@ -246,6 +300,17 @@ class Encoder:
             found.append((row.ids, [_tokens_in(offsets, span) for span in own]))
         return found
 
+    def _opened(self, ids: list[int], spans: list[TokenSpan]) -> Tokens:
+        """With the start token of the tokenizer, where a text gets one."""
+        opening = self._opening
+        if ids[: len(opening)] == opening:
+            return ids, spans
+        return [*opening, *ids], [(start + len(opening), end + len(opening)) for start, end in spans]
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        return self.tokenizer.encode_ids("", bos=None)
+
     def _by_prefixes(self, text: str, spans: Sequence[CharSpan]) -> Tokens:
         """Without offsets: a place in the text is where the tokens of what stands before it part from the whole's."""
         ids = self.tokenizer.encode_ids(text, bos=False)
@@ -262,7 +327,7 @@ class Encoder:
         for own, spans in parts:
             targets += [(start + len(ids), end + len(ids)) for start, end in spans]
             ids += own
-        if not isinstance(sample.parts[-1].target, bool) and not sample.marked:
+        if not sample.marked and not all(isinstance(part.target, bool) for part in sample.parts):
             ids, targets = self._closed(ids, targets)
         return ids, [span for span in targets if span[0] < span[1]]
 
@@ -285,8 +350,13 @@ class Encoder:
         return ids, spans
 
     @cached_property
-    def _end_ids(self) -> set[int]:
-        return {ids[0] for ids in self.style.stop_tokens(self.tokenizer) if len(ids) == 1}
+    def _end_ids(self) -> frozenset[int]:
+        return end_ids(self.style, self.tokenizer)
+
+
+def end_ids(style: PromptStyle, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer by themselves."""
+    return frozenset(ids[0] for ids in style.stop_tokens(tokenizer) if len(ids) == 1)
 
 
 def _group_key(sample: RenderedSample, number: int) -> tuple[bool, bool, bool]:

@@ -5,9 +5,13 @@
 | messages | `messages`: a list of `role`, `content`, perhaps `tool_calls`, `reasoning_content` … |
 | ShareGPT | `conversations`: a list of `from`, `value` (or of texts, the user's and the assistant's in turn) |
 | Alpaca | `instruction`, `output`, perhaps `input`, `system`, `history` |
-| prompt and completion | `prompt` (or `question`), `completion` (or `response`, `answer`): texts or lists of messages |
+| prompt and completion | `prompt` (`question`, `query`), `completion` (`response`, `answer`): texts or messages |
 | pairs of answers | `chosen`, with `prompt` or `conversations`, or a whole conversation; `rejected` is ignored |
 | text | `text` |
+
+All but text may have `system` (`system_prompt` …), `tools`, `documents`, `chat_template_kwargs`; a question with one
+answer also `input` (`context`, `passage`) and `history`. Keys and roles are told by their letters and digits alone:
+`System Prompt` is `system_prompt`.
 """
 
 from __future__ import annotations
@@ -17,15 +21,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts.base import Message, join_text
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
 
-SHAREGPT_ROLES = {
+ROLES = {
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "chatgpt": "assistant",
@@ -33,22 +38,32 @@ SHAREGPT_ROLES = {
     "bard": "assistant",
     "model": "assistant",
     "system": "system",
+    "developer": "system",
     "tool": "tool",
     "observation": "tool",
+    "function": "tool",
     "function_response": "tool",
+    "ipython": "ipython",
+    "tool_results": "tool_results",
     "function_call": "assistant",
 }
-"""`from` in a ShareGPT conversation -> the role in a template."""
-ROLE_ALIASES = {name: SHAREGPT_ROLES[name] for name in ("human", "gpt", "model")} | {"developer": "system"}
-"""Other names of roles in messages -> the role in a template."""
-PROMPT_KEYS = ("prompt", "question")
+"""The name of a role in the data -> the role in a template."""
+CALLING_ROLE = "functioncall"
+"""A role whose text is the JSON of the functions that the assistant calls."""
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
+CONVERSATION_KEYS = ("messages", "conversations", "conversation")
+PROMPT_KEYS = ("prompt", "question", "query")
 COMPLETION_KEYS = ("completion", "response", "answer")
+SYSTEM_KEYS = ("system", "sys_prompt", "system_prompt", "system_message", "system_instruction")
+CONTEXT_KEYS = ("input", "context", "passage")
 TRAIN_KEYS = ("weight", "train")
 """Keys of a message that say whether it is a target; no template sees them."""
 MEDIA_TYPES = ("image", "image_url", "input_image", "audio", "input_audio", "video")
 """Parts of a message's content that no model here takes."""
 RESERVED_VARIABLES = ("messages", "add_generation_prompt", "self")
 """Variables that every template is given."""
+RESERVED_FIELDS = ("prompt", "self", "sys_prompt")
+"""Parameters of a prompt style's `apply` that are no key of a sample."""
 KNOWN_FORMATS = "messages, conversations, instruction and output, prompt and completion, or text"
 
 
@@ -62,11 +77,73 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """What else a chat template reads: `documents`, `enable_thinking` …"""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """What else a prompt style reads of an instruction: `input` …"""
+    """What else a prompt style may read of an instruction, or of a prompt with its completion."""
+    context: tuple[str, str] | None = None
+    """What the last question is about (`input`): its key in the row, and the text."""
     masked: frozenset[int] = frozenset()
     """Indices of the assistant's messages that are no targets."""
     text: str | None = None
     """Plain text instead of messages."""
+    unread: Sequence[str] = ()
+    """Keys of the row that its format has no use for."""
+
+
+class RowKeys:
+    """The keys of a row by what they mean, and those that nothing has read yet."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = {key: value for key, value in row.items() if value is not None}  # tables have cells for every format
+        self._read: set[str] = set()
+        self._spelled: dict[str, list[str]] = {}
+        for key in self.row:
+            self._spelled.setdefault(folded(key), []).append(key)
+
+    def filled(self, *names: str) -> bool:
+        """Whether one of the names has a value that is not empty."""
+        return any(self.row[key] != "" for key in self._keys(names))
+
+    def present(self, *names: str) -> bool:
+        """Whether the row has one of the names."""
+        return bool(self._keys(names))
+
+    def _keys(self, names: Sequence[str]) -> list[str]:
+        return [key for name in names for key in self._spelled.get(folded(name), ())]
+
+    def take(self, *names: str) -> str | None:
+        """The key that is spelled like one of the names; it counts as read.
+
+        Raises:
+            LitGPTError: Two are, with different values.
+        """
+        found = self._keys(names)
+        found = [key for key in found if self.row[key] != ""] or found[:1]
+        if not found:
+            return None
+        for other in found[1:]:
+            if self.row[other] != self.row[found[0]]:
+                raise LitGPTError(
+                    f"{quoted(found[0])} and {quoted(other)} mean the same and differ; give one of them another name by "
+                    "data.columns, or leave it out."
+                )
+        self._read.update(found)
+        return found[0]
+
+    @property
+    def unread(self) -> list[str]:
+        """The keys that were not taken and hold something."""
+        return [key for key, value in self.row.items() if key not in self._read and value not in ("", [], {})]
+
+    @property
+    def shown(self) -> str:
+        return ", ".join(map(repr, self.row)) or "none"
+
+
+def folded(name: str) -> str:
+    """A key or role by its letters and digits, in lower case."""
+    return "".join(filter(str.isalnum, str(name).casefold()))
+
+
+ROLES_BY_LETTERS = {folded(name): role for name, role in ROLES.items()}
 
 
 def parse_conversation(row: Row) -> Conversation:
@@ -75,49 +152,26 @@ def parse_conversation(row: Row) -> Conversation:
     Raises:
         LitGPTError: The keys are of no format, or a value is not of the type that belongs there.
     """
-    given = {key: value for key, value in row.items() if value is not None}  # tables have cells for every format
-    if "chosen" in given:
-        return _of_messages(given, _preferred_messages(given))
-    if "messages" in given:
-        return _of_messages(given, _list(given, "messages"))
-    if "conversations" in given:
-        return _of_messages(given, _sharegpt_messages(given))
-    if "instruction" in given:
-        return parse_instruction(given)
-    prompt = next((key for key in PROMPT_KEYS if key in given), None)
-    completion = next((key for key in COMPLETION_KEYS if key in given), None)
-    if prompt and completion:
-        return _of_messages(given, [*_messages_at(given, prompt, "user"), *_messages_at(given, completion)])
-    if "text" in given:
-        return Conversation(text=_text(given, "text"))
-    found = ", ".join(f"{key!r}{'' if key in given else ' (null)'}" for key in row) or "none"
+    keys = RowKeys(row)
+    for has in (keys.filled, keys.present):  # an empty text is a cell of another format, if one is filled
+        if has("chosen"):
+            return _conversation(keys, _preferred_messages(keys))
+        if has(*CONVERSATION_KEYS):
+            return _conversation(keys, _messages_of(keys))
+        if has("instruction"):
+            output = next((key for key in ("output", *COMPLETION_KEYS) if keys.present(key)), None)
+            return _pair(keys, ("instruction",), (output or "output",))
+        completions = COMPLETION_KEYS if has(*COMPLETION_KEYS) else ("output",)
+        prompts = PROMPT_KEYS if has(*PROMPT_KEYS) else ("input",)
+        if has(*prompts) and has(*completions):
+            return _pair(keys, prompts, completions)
+        if has("text"):
+            text = _text(keys.row, keys.take("text"))
+            return Conversation(text=text, unread=keys.unread)
+    found = ", ".join(f"{quoted(key)}{'' if key in keys.row else ' (null)'}" for key in row) or "none"
     raise LitGPTError(
         f"no known format (its keys: {found}); a sample has {KNOWN_FORMATS}, and data.columns renames keys."
     )
-
-
-def _sharegpt_messages(row: Row) -> list[Any]:
-    """The turns under `conversations` as messages."""
-    turns = _list(row, "conversations")
-    if all(isinstance(turn, str) for turn in turns):
-        return alternating_messages(turns)
-    return [turn if isinstance(turn, Mapping) and "role" in turn else sharegpt_message(turn) for turn in turns]
-
-
-def _preferred_messages(row: Row) -> list[Any]:
-    """The prompt, and the better of two answers."""
-    one = row["chosen"]
-    answer = (
-        [sharegpt_message(one) if "from" in one else one] if isinstance(one, Mapping) else _messages_at(row, "chosen")
-    )
-    if answer and isinstance(answer[0], Mapping) and answer[0].get("role") != "assistant":
-        return answer  # it begins with the question
-    if "conversations" in row:
-        return [*_sharegpt_messages(row), *answer]
-    prompt = next((key for key in PROMPT_KEYS if key in row), None)
-    if prompt is None:
-        raise LitGPTError("`chosen` answers `prompt` or `conversations`, of which there is none.")
-    return [*_messages_at(row, prompt, "user"), *answer]
 
 
 def parse_instruction(row: Row) -> Conversation:
@@ -126,19 +180,68 @@ def parse_instruction(row: Row) -> Conversation:
     Raises:
         LitGPTError: No text under `instruction` or `output`.
     """
-    for key in ("instruction", "output"):
-        if key not in row:
-            raise LitGPTError(f"the sample has no key {key!r} (its keys: {', '.join(map(repr, row)) or 'none'}).")
-    messages: list[Message] = []
-    system = row.get("sys_prompt") or row.get("system")
-    if system:
-        messages.append({"role": "system", "content": str(system)})
-    for turn in _list(row, "history") if row.get("history") else ():
+    return _pair(RowKeys(row), ("instruction",), ("output",))
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """A row with other names for some of its keys.
+
+    Raises:
+        LitGPTError: It has two keys of one name then.
+    """
+    found: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, value in row.items():
+        name = columns.get(key, key)
+        if value is None or value == "":  # a cell of another row's format
+            found.setdefault(name, value)
+            continue
+        other = origins.setdefault(folded(name), key)
+        if other != key and (key in columns or other in columns):
+            raise LitGPTError(
+                f"by data.columns both {quoted(other)} and {quoted(key)} are {quoted(name)}; give one of them another name there."
+            )
+        found[name] = value
+    return found
+
+
+def _pair(keys: RowKeys, prompts: Sequence[str], completions: Sequence[str]) -> Conversation:
+    """A question and its answer, with all that may stand beside them."""
+    prompt, completion = keys.take(*prompts), keys.take(*completions)
+    for key, names in ((prompt, prompts), (completion, completions)):
+        if key is None:
+            raise LitGPTError(f"the sample has no key {quoted(names[0])} (its keys: {keys.shown}).")
+    context = keys.take(*(name for name in CONTEXT_KEYS if name not in prompts))
+    history = keys.take("history")
+    messages: list[Any] = []
+    for turn in _list(keys.row, history) if history is not None and keys.row[history] else ():
         messages += alternating_messages(turn)
-    messages.append({"role": "user", "content": _text(row, "instruction")})
-    messages.append({"role": "assistant", "content": _text(row, "output")})
-    used = ("instruction", "output", "sys_prompt", "system", "history", "prompt", "self")
-    return Conversation(messages, fields={key: value for key, value in row.items() if key not in used})
+    messages += [*_messages_at(keys.row, prompt, "user"), *_messages_at(keys.row, completion)]
+    about = _text(keys.row, context) if context is not None else ""
+    return _conversation(keys, messages, (str(context), about) if about else None, with_fields=True)
+
+
+def _messages_of(keys: RowKeys) -> list[Any]:
+    """The messages of a conversation."""
+    turns = _list(keys.row, keys.take(*CONVERSATION_KEYS))
+    return [*alternating_messages(turns)] if len(turns) > 1 and all(isinstance(turn, str) for turn in turns) else turns
+
+
+def _preferred_messages(keys: RowKeys) -> list[Any]:
+    """The prompt, and the better of two answers."""
+    chosen = keys.take("chosen")
+    keys.take("rejected")
+    one = keys.row[str(chosen)]
+    answer = [one] if isinstance(one, Mapping) else _messages_at(keys.row, chosen)
+    if answer and isinstance(answer[0], Mapping) and _message(answer[0])["role"] != "assistant":
+        keys.take("prompt")  # which it begins with
+        return answer
+    if keys.present(*CONVERSATION_KEYS):
+        return [*_messages_of(keys), *answer]
+    prompt = keys.take(*PROMPT_KEYS)
+    if prompt is None:
+        raise LitGPTError("`chosen` answers `prompt` or `conversations`, of which there is none.")
+    return [*_messages_at(keys.row, prompt, "user"), *answer]
 
 
 def alternating_messages(texts: Sequence[Any]) -> list[Message]:
@@ -152,64 +255,90 @@ def alternating_messages(texts: Sequence[Any]) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def sharegpt_message(turn: Any) -> Message:
-    """One turn of a ShareGPT conversation as a message.
+def _conversation(
+    keys: RowKeys, turns: Sequence[Any], context: tuple[str, str] | None = None, with_fields: bool = False
+) -> Conversation:
+    """A conversation, with whatever else a row holds for its template."""
+    if not turns:
+        raise LitGPTError("the conversation is empty.")
+    messages = list(map(_message, turns))
+    masked = {index for index, message in enumerate(messages) if not _is_target(message)}
+    plain = list(map(_plain, messages))
+    system = keys.take(*SYSTEM_KEYS)
+    text = _text(keys.row, system) if system is not None else ""
+    if text and plain[0]["role"] != "system":
+        plain.insert(0, {"role": "system", "content": text})
+        masked = {index + 1 for index in masked}
+    elif text and plain[0]["content"] != text:
+        raise LitGPTError(f"{quoted(system)} and the conversation's own system message differ; give one of them.")
+    tools, variables = _tools(keys), _variables(keys)
+    unread = keys.unread
+    own = {key: keys.row[key] for key in keys.row if key not in RESERVED_FIELDS} if with_fields else {}
+    fields = {key: value for key, value in own.items() if key in unread or not value}
+    unread = [key for key in unread if key not in fields]
+    return Conversation(plain, tools, variables, fields, context, frozenset(masked), unread=unread)
+
+
+def _variables(keys: RowKeys) -> Mapping[str, Any]:
+    """What a row says to its template besides the messages."""
+    given, documents = (_from_json(keys.row, keys.take(name)) for name in ("chat_template_kwargs", "documents"))
+    if given and not isinstance(given, Mapping):
+        raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
+    if taken := [name for name in RESERVED_VARIABLES if name in (given or ())]:
+        raise LitGPTError(f"`chat_template_kwargs` has {quoted(taken[0])}, which is not for the data to say.")
+    return {**({"documents": documents} if documents else {}), **(given or {})}
+
+
+def _message(turn: Any) -> Message:
+    """A turn, however its keys and its role are spelled, with `role` and `content`.
 
     Raises:
-        LitGPTError: It lacks `from` or `value`, or the role is unknown.
+        LitGPTError: It has none, or the role is unknown.
     """
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
+    keys = RowKeys(turn) if isinstance(turn, Mapping) else None
+    role = keys.take(*ROLE_KEYS) if keys is not None else None
+    if keys is None or role is None or not isinstance(keys.row[role], str):
         raise LitGPTError(
-            f"a turn of `conversations` has `from` and `value`, which are texts; this one is {turn!r:.80}."
+            f"a message has `role` and `content`, a turn of ShareGPT `from` and `value`; this one is {quoted(turn)}."
         )
-    role = SHAREGPT_ROLES.get(turn["from"].lower())
-    if role is None:
-        raise LitGPTError(f"{turn['from']!r} speaks in `conversations`; known are {', '.join(SHAREGPT_ROLES)}.")
-    others = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    if turn["from"].lower() != "function_call":
-        return {"role": role, "content": turn["value"], **others}
-    try:
-        calls = json.loads(turn["value"])
-    except ValueError:
-        raise LitGPTError(f"the value of a function_call is JSON, not {turn['value']!r:.80}.") from None
-    return {"role": role, "content": "", "tool_calls": calls if isinstance(calls, list) else [calls], **others}
+    name, content = keys.row[role], keys.take(*CONTENT_KEYS)
+    plain_role = ROLES_BY_LETTERS.get(folded(name))
+    if plain_role is None:
+        raise LitGPTError(
+            f"{quoted(name)} speaks in the conversation.{closest(name, ROLES)} Known: {', '.join(ROLES)}."
+        )
+    others = {_message_key(key): value for key, value in keys.row.items() if key not in (role, content)}
+    if legacy := others.pop("function_call", None):
+        others.setdefault("tool_calls", [legacy])
+    said = keys.row[content] if content is not None else None
+    if folded(name) == CALLING_ROLE:
+        try:
+            calls = json.loads(said) if isinstance(said, str) else said
+        except (ValueError, RecursionError):
+            raise LitGPTError(f"the text of a function_call is JSON, not {quoted(said)}.") from None
+        said, others["tool_calls"] = "", calls if isinstance(calls, list) else [calls]
+    if said is None and any(others.get(key) for key in ("tool_calls", "reasoning_content", "thinking")):
+        said = ""
+    if not isinstance(said, str | list):
+        raise LitGPTError(f"the {name} message has no text under `content` (ShareGPT has `from` and `value`).")
+    return {"role": plain_role, "content": said, **others}
 
 
-def _of_messages(row: Row, messages: Sequence[Any]) -> Conversation:
-    """A conversation, with whatever else a row holds for its template."""
-    if not messages:
-        raise LitGPTError("the conversation is empty.")
-    plain: list[Message] = []
-    masked = set()
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise LitGPTError(f"a message has `role` and `content`; this one is {message!r:.80}.")
-        _check_content(message)
-        if not _is_target(message):
-            masked.add(index)
-        plain.append(_plain(message))
-    if row.get("system") and plain[0]["role"] != "system":
-        plain.insert(0, {"role": "system", "content": _text(row, "system")})
-        masked = {index + 1 for index in masked}
-    variables = row.get("chat_template_kwargs") or {}
-    if not isinstance(variables, Mapping):
-        raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
-    if taken := [name for name in RESERVED_VARIABLES if name in variables]:
-        raise LitGPTError(f"`chat_template_kwargs` has {taken[0]!r}, which is not for the data to say.")
-    documents = {"documents": row["documents"]} if row.get("documents") else {}
-    return Conversation(plain, _tools(row), {**documents, **variables}, masked=frozenset(masked))
+def _message_key(key: str) -> str:
+    """A key of a message as it is read here."""
+    known = (*TRAIN_KEYS, "tool_calls", "function_call", "reasoning_content")
+    return next((name for name in known if folded(name) == folded(key)), key)
 
 
 def _plain(message: Message) -> Message:
     """A message as templates expect it, and as the server gives it to them: standard roles, content as one text,
     arguments of calls as objects."""
     plain = {key: value for key, value in message.items() if key not in TRAIN_KEYS and value is not None}
-    plain["role"] = ROLE_ALIASES.get(plain["role"], plain["role"])
-    content, calls = plain.setdefault("content", ""), plain.get("tool_calls")
+    content, calls = plain["content"], plain.get("tool_calls")
     if isinstance(content, list):
         plain["content"] = _one_text(content, plain["role"])
     if calls and not isinstance(calls, list):
-        raise LitGPTError(f"`tool_calls` is a list, not {calls!r:.80}.")
+        raise LitGPTError(f"`tool_calls` is a list, not {quoted(calls)}.")
     return {**plain, "tool_calls": [_with_arguments(_call(call), as_object) for call in calls]} if calls else plain
 
 
@@ -221,7 +350,7 @@ def _one_text(parts: list[Any], role: str) -> Any:
     """
     kinds = [part.get("type", "text") if isinstance(part, Mapping) else None for part in parts]
     if media := [kind for kind in kinds if kind in MEDIA_TYPES]:
-        raise LitGPTError(f"the {role} message has a part of type {media[0]!r}; only text can be learned.")
+        raise LitGPTError(f"the {role} message has a part of type {quoted(media[0])}; only text can be learned.")
     text = join_text(parts)
     return parts if text is None else text
 
@@ -235,7 +364,7 @@ def _call(call: Any) -> Mapping[str, Any]:
     call = call if not isinstance(call, Mapping) or "function" in call else {"type": "function", "function": call}
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise LitGPTError(f"a call has the `name` of a function, and perhaps `arguments`; this one is {call!r:.80}.")
+        raise LitGPTError(f"a call has the `name` of a function, and perhaps `arguments`; this one is {quoted(call)}.")
     return call
 
 
@@ -269,64 +398,73 @@ def _text_of(arguments: Any) -> Any:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
-def _check_content(message: Message) -> None:
-    content = message.get("content")
-    if content is None and (message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")):
-        return
-    if not isinstance(content, str | list):
-        raise LitGPTError(f"the {message['role']} message has no text under `content`.")
-
-
 def _is_target(message: Message) -> bool:
     """Whether neither `weight` is 0 nor `train` false."""
     value = next((message[key] for key in TRAIN_KEYS if message.get(key) is not None), 1)
     if value not in (0, 1):
-        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {value!r}.")
+        raise LitGPTError(f"a message's `weight` is 0 or 1 (or `train` true or false), not {quoted(value)}.")
     return bool(value)
 
 
-def _tools(row: Row) -> Sequence[Any] | None:
-    tools = row.get("tools") or row.get("functions")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            raise LitGPTError(f"`tools` is no JSON: {tools!r:.80}.") from None
+def _tools(keys: RowKeys) -> Sequence[Any] | None:
+    tools = _from_json(keys.row, keys.take("tools", "functions"))
     if not tools:
         return None
     if not isinstance(tools, list):
         raise LitGPTError(f"`tools` is {json_type(tools)}, not a list.")
     if not all(isinstance(tool, Mapping) for tool in tools):
-        raise LitGPTError(f"`tools` is a list of objects, not {tools!r:.80}.")
+        raise LitGPTError(f"`tools` is a list of objects, not {quoted(tools)}.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _messages_at(row: Row, key: str, role: str = "assistant") -> list[Message]:
-    """One side of a prompt–completion pair: a text, or messages."""
-    if isinstance(row[key], str):
-        return [{"role": role, "content": row[key]}]
-    if not isinstance(row[key], list):
-        raise LitGPTError(f"{key!r} is {json_type(row[key])}, neither text nor a list of messages.")
-    return row[key]
-
-
-def _list(row: Row, key: str) -> list[Any]:
-    """A list under `key`, perhaps written as JSON (a cell of a CSV file)."""
-    value = row[key]
+def _messages_at(row: Row, key: str | None, role: str = "assistant") -> list[Any]:
+    """One side of a prompt–completion pair: a text, or messages, perhaps written as JSON (a cell of a CSV file)."""
+    value = row[str(key)]
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise LitGPTError(f"{key!r} is a text that is no JSON: {value!r:.80}.") from None
+        return _written_messages(value) or [{"role": role, "content": value}]
     if not isinstance(value, list):
-        raise LitGPTError(f"{key!r} is {json_type(value)}, not a list.")
+        wanted = "not text" if key in ("instruction", "output") else "neither text nor a list of messages"
+        raise LitGPTError(f"{quoted(key)} is {json_type(value)}, {wanted}.")
     return value
 
 
-def _text(row: Row, key: str) -> str:
-    if not isinstance(row[key], str):
-        raise LitGPTError(f"{key!r} is {json_type(row[key])}, not text.")
-    return row[key]
+def _written_messages(text: str) -> list[Any] | None:
+    """The messages that a text is the JSON of; None where it is a text like any other."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    roles = [isinstance(turn, Mapping) and {*map(folded, turn)} for turn in found]
+    alike = all(keys and keys & {*ROLE_KEYS} and keys & {*CONTENT_KEYS} for keys in roles)
+    return found if found and alike else None
+
+
+def _from_json(row: Row, key: str | None) -> Any:
+    """The value under a key, perhaps written as JSON (a cell of a CSV file); None without a key."""
+    value = row[key] if key is not None else None
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise LitGPTError(f"`{key}` is no JSON: {quoted(value)}.") from None
+
+
+def _list(row: Row, key: str | None) -> list[Any]:
+    """A list under `key`, perhaps written as JSON."""
+    value = _from_json(row, key)
+    if not isinstance(value, list):
+        raise LitGPTError(f"{quoted(key)} is {json_type(row[str(key)])}, not a list.")
+    return value
+
+
+def _text(row: Row, key: str | None) -> str:
+    value = row[str(key)]
+    if not isinstance(value, str):
+        raise LitGPTError(f"{quoted(key)} is {json_type(value)}, not text.")
+    return value
 
 
 def json_type(value: Any) -> str:

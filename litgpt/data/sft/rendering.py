@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, renders_calls
 from litgpt.data.sft.formats import Conversation, with_arguments_as_texts
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.prompts.base import Message
+from litgpt.prompts.chat_template import REASONING
 
 if TYPE_CHECKING:
     from litgpt.prompts.chat_template import Template
 
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\b")
 WORD = re.compile(r"\w+")
+MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id", "id"}
+"""Keys of a message that need no reader: they are always rendered, or only tell messages apart."""
 PROBE = "\ue000"
 """A character that no text has, to see whether a style writes something."""
 
@@ -45,6 +48,8 @@ class RenderedSample(NamedTuple):
     """End with EOS."""
     marked: bool = False
     """The template itself marks what is a target; else a target span ends with its last end token."""
+    asked: Sequence[str] = ()
+    """What the user says, without anything of the style."""
 
 
 class Renderer:
@@ -66,29 +71,43 @@ class Renderer:
         """
         if conversation.text is not None:
             return RenderedSample([RenderedPart(conversation.text, True)], opens=True, ends=True)
-        answers = self._answers(conversation)
+        answers, said = self._answers(conversation), [m for m in conversation.messages if m["role"] == "user"]
+        rendered = self._render(conversation, answers)
+        return rendered._replace(asked=[text for m in said if isinstance(text := m.get("content"), str)])
+
+    def _render(self, conversation: Conversation, answers: list[tuple[int, bool]]) -> RenderedSample:
         if isinstance(self.style, ChatTemplate):
             return self._render_by_template(conversation, answers)
         if conversation.tools:
             self.style.apply_messages(conversation.messages, tools=conversation.tools)  # which refuses them
-        parts, done, messages = list[RenderedPart](), "", self._messages(conversation)
-        for number, (index, is_target) in enumerate(answers):
-            prompt = self.prompt(conversation, index)
-            if not prompt.startswith(done):
+        messages = self._placed(conversation)[0]
+        if any(message.get("tool_calls") for message in messages):
+            raise LitGPTError(
+                f"the prompt style {type(self.style).__name__} has no place for the functions that the assistant "
+                "calls; `chat`, the tokenizer's own, may have."
+            )
+        last, learned = answers[-1]
+        prompt, spans = self.prompt(conversation, last), list[CharSpan]()
+        # What closes an earlier answer is the model's to write, a line break is not.
+        closing = self.style.end.rstrip()
+        for index, is_target in answers[:-1]:
+            before, answer = self.prompt(conversation, index), str(messages[index].get("content") or "")
+            if not prompt.startswith(before + answer + closing):
                 raise LitGPTError(
                     f"the prompt style {type(self.style).__name__} rewrites earlier turns, so what the assistant said "
                     "can't be told from it; choose another."
                 )
-            # What closes an earlier answer is the model's to write, a line break is not.
-            closing = self.style.end.rstrip() if number < len(answers) - 1 else ""
-            answer = f"{messages[index].get('content') or ''}{closing}"
-            parts += [RenderedPart(prompt[len(done) :], False), RenderedPart(answer, is_target)]
-            done = prompt + answer
-        return RenderedSample(parts, opens=not self.style.adds_bos, ends=True)
+            if is_target:
+                spans.append((len(before), len(before) + len(answer) + len(closing)))
+        # One text up to the last answer: a chat sends it as one, too, and tokens may reach over where turns meet.
+        asked = RenderedPart(prompt, _filled(spans) if len(answers) > 1 else False)
+        answered = RenderedPart(str(messages[last].get("content") or ""), learned)
+        return RenderedSample([asked, answered], opens=not self.style.adds_bos, ends=True)
 
     def prompt(self, conversation: Conversation, index: int) -> str:
         """The text that the assistant's message at `index` follows."""
-        before = self._messages(conversation)[:index]
+        messages, fields = self._placed(conversation)
+        before = messages[:index]
         if isinstance(self.style, ChatTemplate):
             return self.style.apply_messages(before, tools=conversation.tools, **conversation.variables)
         roles = [message["role"] for message in before]
@@ -97,32 +116,61 @@ class Renderer:
         text, system = before[-1].get("content"), before[0].get("content") if len(before) == 2 else None
         if not isinstance(text, str) or not isinstance(system, str | None):
             return self.style.apply_messages(before)
-        fields = {key: value for key, value in conversation.fields.items() if not (key == "input" and not value)}
-        if not self._takes_input(conversation):
-            fields.pop("input", None)
         return self.style.apply(text, **({"sys_prompt": system} if system else {}), **fields)
 
-    def _messages(self, conversation: Conversation) -> Sequence[Message]:
-        """The messages; an instruction's `input` follows it where the style has no place for it, so that nothing is
-        lost."""
-        given = conversation.fields.get("input")
-        if not given or self._takes_input(conversation):
-            return conversation.messages
-        last = max(index for index, message in enumerate(conversation.messages) if message["role"] == "user")
-        return [
-            {**message, "content": f"{message['content']}\n\n{given}"} if index == last else message
-            for index, message in enumerate(conversation.messages)
-        ]
+    def _placed(self, conversation: Conversation) -> tuple[Sequence[Message], Mapping[str, Any]]:
+        """The messages, and what else the style reads: what a question is about follows it where the style has no place
+        for it, so that nothing is lost."""
+        messages, fields = conversation.messages, conversation.fields
+        if conversation.context is None:
+            return messages, fields
+        key, about = conversation.context
+        asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
+        if len(asked) == 1 and not isinstance(self.style, ChatTemplate):
+            place = next((name for name in (key, "input") if self._reads(name)), None)
+            if place is not None:
+                return messages, {**fields, place: about}
+        if not asked:
+            raise LitGPTError(f"{key!r} belongs to a question of the user, of which there is none.")
+        question = messages[asked[-1]]
+        placed = {**question, "content": f"{question['content']}\n\n{about}"}
+        return [*messages[: asked[-1]], placed, *messages[asked[-1] + 1 :]], fields
 
-    def _takes_input(self, conversation: Conversation) -> bool:
-        """Whether the style renders an instruction's `input` itself."""
-        if isinstance(self.style, ChatTemplate) or sum(m["role"] == "user" for m in conversation.messages) > 1:
-            return False
-        return self._style_takes_input
+    # -- what nothing reads
+
+    def unread(self, conversation: Conversation) -> list[str]:
+        """What of a row no text is made of, in words."""
+        found = list(conversation.unread)
+        if conversation.text is not None:
+            return list(map(repr, found))
+        fields = [key for key, value in conversation.fields.items() if value not in (None, "", [], {})]
+        given = [*conversation.variables, *(["tools"] if conversation.tools else [])]
+        own = sorted({key for message in conversation.messages for key in message} - MESSAGE_KEYS)
+        system = list[str]()
+        if isinstance(self.style, ChatTemplate):
+            words = _words(self.style.template("tool_use" if conversation.tools else "default").source)
+            words = words | {*REASONING} if words & {*REASONING} else words
+            given, own = ([key for key in keys if key not in words] for keys in (given, own))
+        else:
+            alone = sum(message["role"] == "user" for message in conversation.messages) == 1
+            fields = [key for key in fields if not (alone and self._reads(key))]
+            if not self._takes_system and any(message["role"] == "system" for message in conversation.messages):
+                system = [f"the system message, for which the prompt style {type(self.style).__name__} has no place"]
+        return [*map(repr, [*found, *fields, *given]), *(f"{key!r} of messages" for key in own), *system]
+
+    def _reads(self, key: str) -> bool:
+        """Whether the style reads a key of an instruction."""
+        if key not in self._read_keys:
+            self._read_keys[key] = reads(self.style, key)
+        return self._read_keys[key]
 
     @cached_property
-    def _style_takes_input(self) -> bool:
-        return takes_input(self.style)
+    def _read_keys(self) -> dict[str, bool]:
+        return {}
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        return reads(self.style, "sys_prompt")
 
     def _answers(self, conversation: Conversation) -> list[tuple[int, bool]]:
         """The indices of the assistant's messages, and whether each is a target."""
@@ -139,7 +187,7 @@ class Renderer:
     def _render_by_template(self, conversation: Conversation, answers: list[tuple[int, bool]]) -> RenderedSample:
         assert isinstance(self.style, ChatTemplate)
         template = self.style.template("tool_use" if conversation.tools else "default")
-        messages = self._messages(conversation)
+        messages = self._placed(conversation)[0]
         variables: Mapping[str, Any] = {"tools": conversation.tools, **conversation.variables}
         try:
             return self._render_template(template, messages, variables, answers)
@@ -198,19 +246,29 @@ def _check_all_is_rendered(template: Template, messages: Sequence[Message], text
         word = max(WORD.findall(content), key=len, default="") if isinstance(content, str) else ""
         if message["role"] != "assistant" and word not in text:
             raise LitGPTError(
-                f"{template.where} leaves out what {message['role']!r} says; choose another data.prompt_style or "
+                f"{template.where} leaves out what {quoted(message['role'])} says; choose another data.prompt_style or "
                 "data.chat_template, or name the role otherwise."
             )
 
 
-def takes_input(style: PromptStyle) -> bool:
-    """Whether the style renders the `input` of an instruction."""
-    return style.apply("a", input=PROBE) != style.apply("a", input="")
+def reads(style: PromptStyle, key: str) -> bool:
+    """Whether the style renders a key of an instruction (`input`, `sys_prompt`)."""
+    try:
+        return style.apply("a", **{key: PROBE}) != style.apply("a", **{key: ""})
+    except LitGPTError:
+        raise
+    except Exception:  # a style of the user's own that makes something of it
+        return True
+
+
+@lru_cache(maxsize=32)
+def _words(source: str) -> frozenset[str]:
+    return frozenset(WORD.findall(source))
 
 
 def with_input_placed(style: PromptStyle, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """An instruction's row; its `input` follows the instruction where the style has no place for it."""
-    if row.get("input") and (isinstance(style, ChatTemplate) or not takes_input(style)):
+    if row.get("input") and (isinstance(style, ChatTemplate) or not reads(style, "input")):
         return {**row, "instruction": f"{row['instruction']}\n\n{row['input']}", "input": ""}
     return row
 

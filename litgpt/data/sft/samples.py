@@ -1,7 +1,7 @@
 """The samples of a data set: slices of token files, cut to the length that a model can take.
 
-A sample is `{"input_ids": (T,) int64, "labels": (T,) int64}`, not shifted; labels are `ignore_index` where a token is
-no target.
+A sample is `{"input_ids": (T,) int64, "labels": (T,) int64, "token_counts": …}`, not shifted; labels are `ignore_index`
+where a token is no target.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, TokenSpan, encode_rows
+from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, TokenSpan, encode_rows, end_ids
 from litgpt.data.sft.formats import Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
+from litgpt.data.storage.fingerprint import array_hash
+from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
 from litgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 
 class NoUsableSamples(LitGPTError):
@@ -39,6 +40,8 @@ class SampleOptions:
     """The label of tokens that are no targets."""
     too_long: str = "cut"
     """What becomes of a longer sample: `cut` (it keeps its end token) or `drop`."""
+    end_ids: frozenset[int] = frozenset()
+    """The tokens that end an answer."""
 
 
 class Sample(NamedTuple):
@@ -87,9 +90,11 @@ class SFTDataset:
         rows = [transform(dict(row)) if transform else row for row in data]
         if not rows:
             raise LitGPTError("The data set has no samples.")
-        row_renderer = RowRenderer(parse_instruction, Renderer(resolve_style(prompt_style, tokenizer)))
+        style = resolve_style(prompt_style, tokenizer)
+        row_renderer = RowRenderer(parse_instruction, Renderer(style))
         shard = encode_rows(rows, row_renderer, tokenizer)
-        self._select([shard], row_renderer, SampleOptions(max_seq_length, mask_prompt, ignore_index), None)
+        ends = end_ids(style, tokenizer)
+        self._select([shard], row_renderer, SampleOptions(max_seq_length, mask_prompt, ignore_index, end_ids=ends))
 
     @classmethod
     def from_shards(
@@ -116,7 +121,7 @@ class SFTDataset:
         shards: Sequence[TokenizedShard],
         row_renderer: RowRenderer,
         options: SampleOptions,
-        chosen: Sequence[int] | None,
+        chosen: Sequence[int] | None = None,
     ) -> None:
         import numpy as np
 
@@ -165,18 +170,19 @@ class SFTDataset:
     def _cut(self, sample: Sample, limit: int) -> Sample | None:
         """A sample cut to `limit` tokens; None where nothing of an answer has room.
 
-        Cut within an answer, it ends with that answer's end token; cut elsewhere, after the answer before.
+        Cut within an answer, it ends with that answer's end token, if it has one; cut elsewhere, after the answer
+        before. So it is whether prompts are learned or not: half a question that is followed by nothing is neither a
+        question nor an answer. Where there is no answer to go by, it is cut at the limit.
         """
         spans = self._target_spans(sample)
-        if not self.options.mask_prompt:
-            fits = not spans or spans[0][0] < limit - 1
-            return sample._replace(length=limit, last=sample.length - 1) if fits else None
         for start, end in reversed(spans):
             if end <= limit:
                 return sample._replace(length=end)
             if start < limit - 1:
-                return sample._replace(length=limit, last=end - 1)
-        return None
+                shard = self.shards[sample.shard]
+                closes = int(shard.tokens.ids[shard.starts[sample.row] + end - 1]) in self.options.end_ids
+                return sample._replace(length=limit, last=end - 1 if closes else -1)
+        return None if spans else sample._replace(length=limit)
 
     def _target_spans(self, sample: Sample) -> list[TokenSpan]:
         """Which tokens of the whole sample are targets."""
@@ -215,6 +221,13 @@ class SFTDataset:
             for start, end in self._target_spans(sample)
         )
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the samples before any is cut."""
+        names = ("ids", "lengths", "span_counts", "span_starts", "span_ends")
+        arrays = [array_hash(shard.tokens[name]) for shard in self.shards for name in names]
+        return content_hash(*arrays, array_hash(self._kept[:, :2]))
+
     @property
     def prompt_style(self) -> PromptStyle:
         """How samples are rendered."""
@@ -238,7 +251,7 @@ class SFTDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         import numpy as np
         import torch
 
@@ -254,7 +267,8 @@ class SFTDataset:
                 labels[begin:end] = ids[begin:end]
         else:
             labels = ids.copy()
-        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        counts = {"raw": int(shard.tokens["raw"][sample.row]), "raw_plus_prompt_template": len(ids)}
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels), "token_counts": counts}
 
 
 def _count(number: int, purpose: str) -> str:

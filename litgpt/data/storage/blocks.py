@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
+from litgpt.data.storage.fingerprint import array_hash
 from litgpt.data.storage.token_cache import cache_folder, cached_documents
 from litgpt.errors import LitGPTError
 
@@ -44,6 +46,11 @@ class TokenBlocks:
         if self.seed is not None:
             self.phase = random.Random(f"{self.seed}-{n}").randint(0, self.slack)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the stream."""
+        return array_hash(self.tokens).decode()
+
     @property
     def lengths(self) -> Sequence[int]:
         """Tokens of each sample."""
@@ -69,8 +76,6 @@ class TokenModule(DataModule):
     cache_dir: Path | None
     vocab_size: int | None = None
     """Ids that the tokens are drawn from, once `setup` is done; None where nothing tells."""
-    train_dataset: TokenBlocks | None = None
-    val_dataset: TokenBlocks | None = None
 
     def cut(self, train: np.ndarray, val: np.ndarray | None, where: Path) -> None:
         """Makes the data sets; `where` is named in errors.
@@ -99,10 +104,10 @@ class TokenModule(DataModule):
         return cached_documents(version, files, read, self.tokenizer, cache_folder(self.cache_dir))
 
     def check_vocabulary(self, size: int) -> None:
-        """Raises a LitGPTError when a token id is `size` or more; reads everything."""
+        """Raises a LitGPTError when a token id is `size` or more; reads everything, of chunks the first blocks."""
         for dataset in (self.train_dataset, self.val_dataset):
             if dataset is not None:
-                check_token_id(max_token(dataset.tokens), size)
+                check_token_id(largest_token(dataset), size)
 
 
 def block_length(module: DataModule) -> int:
@@ -123,6 +128,13 @@ def check_token_id(largest: int, size: int) -> None:
             f"The data has the token id {largest}, but the model's vocabulary has {size} entries; "
             "use the model's own tokenizer."
         )
+
+
+def largest_token(dataset: Any) -> int:
+    """The largest id of a stream; where there is none but blocks, of the first of them."""
+    if isinstance(dataset, TokenBlocks):
+        return max_token(dataset.tokens)
+    return max(int(dataset[index]["input_ids"].max()) for index in range(min(64, len(dataset))))
 
 
 def max_token(tokens: np.ndarray) -> int:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from litgpt.data.storage.fingerprint import data_fingerprint
+from litgpt.data.storage.token_cache import content_hash
+
 
 class ConcatDataset:
     """Data sets one after the other."""
@@ -18,6 +21,11 @@ class ConcatDataset:
     def epoch(self, n: int) -> None:
         """Starts epoch `n` of the data sets that have epochs."""
         _start_epoch(self.datasets, n)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all data sets."""
+        return _fingerprint(self.datasets)
 
     @property
     def lengths(self) -> list[int]:
@@ -75,6 +83,11 @@ class MixedDataset:
         _start_epoch(self.datasets, n)
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of all data sets, and of how they are mixed."""
+        return _fingerprint(self.datasets, self.counts, self.seed)
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each sample of the epoch."""
         own = [dataset.lengths for dataset in self.datasets]
@@ -104,6 +117,10 @@ class MixedDataset:
             raise IndexError(index)
         which, sample = self._locate(index)
         return self.datasets[which][sample]
+
+
+def _fingerprint(datasets: Sequence[Any], *mixture: Any) -> str:
+    return content_hash(repr([*mixture, *map(data_fingerprint, datasets)]).encode())
 
 
 def _start_epoch(datasets: Sequence[Any], n: int) -> None:

@@ -1,4 +1,4 @@
-"""Rows of data files: JSON, JSON Lines, CSV and Parquet, the first three perhaps compressed (.gz, .zst)."""
+"""Rows of data files: JSON, JSON Lines, CSV and Parquet, perhaps compressed (.gz, .zst)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,20 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from litgpt.data.sft.formats import Row, json_type
-from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, file_error
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, file_error, quoted
 
 COMPRESSIONS = (".gz", ".zst")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+"""In which a data set's files are looked for."""
+NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
+NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+"""`mathTest-2_val` has the words math, Test, val."""
+VALIDATION_WORDS = frozenset("val valid validation validate test testing tests dev eval evaluation holdout".split())
+TRAINING_WORDS = frozenset({"train", "training"})
 MAX_CELL = 1 << 30
 """Characters of one CSV cell."""
+PIECE = 1 << 12
+"""Bytes that are unpacked at a time: few, as each may stand for a great many."""
 
 
 def format_suffix(path: Path) -> str:
@@ -28,6 +38,50 @@ def format_suffix(path: Path) -> str:
 def location(path: Path, line: int) -> str:
     """Where a row of `read_rows` is, for a message."""
     return f"{path}, {'row' if format_suffix(path) == '.parquet' else 'line'} {line}"
+
+
+def data_files(path: Path, validates: bool = False) -> tuple[list[Path], list[Path]]:
+    """The data files at `path`, and in the folders below it: those to train on, those to validate on.
+
+    A file validates where a word of its name, or of a folder's below `path`, says so, and none says `train`.
+
+    Args:
+        path: A file or a folder.
+        validates: All are for validation; a folder with some called so may have no others.
+
+    Raises:
+        LitGPTError: There is none.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise MissingFileError(f"There is no data file or folder {path}.")
+        return [path], []
+    names = [name for name in _files_below(path) if format_suffix(name) in DATA_SUFFIXES and name.name not in NOT_DATA]
+    if not names:
+        purpose = "validate on" if validates else "train on"
+        raise LitGPTError(
+            f"{path} has no file to {purpose} that is called {', '.join(f'*{suffix}' for suffix in DATA_SUFFIXES)}."
+        )
+    val = [name for name in names if is_validation(name)]
+    return [path / name for name in names if name not in val], [path / name for name in val]
+
+
+def other_files(path: Path) -> list[Path]:
+    """The files in a folder that `data_files` does not take for data, but for what describes them."""
+    known = (*DATA_SUFFIXES, ".md")
+    return [path / name for name in _files_below(path) if format_suffix(name) not in known and name.suffix]
+
+
+def _files_below(path: Path) -> list[Path]:
+    """The files in a folder and those below it, by their paths from there; hidden ones left out."""
+    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return [name for name in names if not any(part.startswith(".") for part in name.parts)]
+
+
+def is_validation(name: Path) -> bool:
+    """Whether a word of a path says that the file validates."""
+    words = {word.casefold() for word in NAME_WORD.findall(name.as_posix())}
+    return bool(words & VALIDATION_WORDS) and not words & TRAINING_WORDS
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -57,7 +111,7 @@ def read_texts(path: Path, key: str) -> Iterator[str]:
     """
     for line, row in read_rows(path):
         if not isinstance(row.get(key), str):
-            raise LitGPTError(f"{location(path, line)}: there is no text under the key {key!r}.")
+            raise LitGPTError(f"{location(path, line)}: there is no text under the key {quoted(key)}.")
         yield row[key]
 
 
@@ -77,7 +131,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _DECODER.decode(line)
             except (ValueError, RecursionError) as error:
                 raise LitGPTError(f"{path}, line {number}: not valid JSON ({_reason(error)}).") from None
             yield number, row
@@ -87,7 +141,6 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     """One sample after the other, so that the line of each is known."""
     with _opened(path) as file:
         text = _decoded(path, file.read(), 1).removeprefix("\ufeff")
-    decoder = json.JSONDecoder()
     position, line = _skip_space(text, 0), 1
     if text[position : position + 1] != "[":
         raise LitGPTError(f"{path} holds no list of samples; a file with one object a line is to be called .jsonl.")
@@ -97,7 +150,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, position)
         start = position
         try:
-            sample, position = decoder.raw_decode(text, position)
+            sample, position = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise LitGPTError(
                 f"{path}, line {getattr(error, 'lineno', line)}: not valid JSON ({_reason(error)})."
@@ -112,6 +165,18 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     rest = _skip_space(text, position + 1)
     if rest < len(text):
         raise LitGPTError(f"{path}, line {text.count(chr(10), 0, rest) + 1}: something follows the list of samples.")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError where a key stands there twice, of which Python takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} is there twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_key_once)
 
 
 def _reason(error: Exception) -> str:
@@ -159,17 +224,28 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
             f"{path}: Parquet files need pyarrow; install it by: pip install 'litgpt[data]'."
         ) from None
     number = 0
+    packed = path.suffix.lower() in COMPRESSIONS
     try:
-        with parquet.ParquetFile(path) as file:
+        with _opened(path) as raw, parquet.ParquetFile(io.BytesIO(raw.read()) if packed else path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, {key: _plain_cell(value) for key, value in row.items()}
     except LitGPTError:
         raise
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:150].rstrip(".")
         raise LitGPTError(f"{path}, row {number + 1}: not a whole Parquet file ({reason}).") from None
+
+
+def _plain_cell(value: Any) -> Any:
+    """A cell as JSON would have it: text is often stored as bytes, and an object of a list has a null for each key that
+    only others have."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _plain_cell(item) for key, item in value.items() if item is not None}
+    return [_plain_cell(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager
@@ -180,7 +256,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             with gzip.open(path) as file:
                 yield cast(BinaryIO, file)
         elif path.suffix.lower() == ".zst":
-            with path.open("rb") as packed, io.BufferedReader(_zstandard(path, packed)) as unpacked:
+            with path.open("rb") as packed, io.BufferedReader(_Zstandard(path, packed)) as unpacked:
                 yield cast(BinaryIO, unpacked)
         else:
             with path.open("rb") as file:
@@ -197,14 +273,38 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise LitGPTError(f"{path} is no whole {path.suffix} file ({error}).") from None
 
 
-def _zstandard(path: Path, packed: IO[bytes]) -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingPackageError(
-            f"{path}: .zst files need zstandard; install it by: pip install 'litgpt[data]'."
-        ) from None
-    return zstandard.ZstdDecompressor().stream_reader(packed)
+class _Zstandard(io.RawIOBase):
+    """The content of a .zst file, of all its frames; an EOFError where the last one is cut, at which the library's own
+    reader would stop as if it were whole."""
+
+    def __init__(self, path: Path, packed: IO[bytes]) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingPackageError(
+                f"{path}: .zst files need zstandard; install it by: pip install 'litgpt[data]'."
+            ) from None
+        self._frames = zstandard.ZstdDecompressor()
+        self._packed, self._frame, self._waiting = packed, self._frames.decompressobj(), b""
+        self._within = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            piece = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._within = self._frames.decompressobj(), False
+            piece = piece or self._packed.read(PIECE)
+            if not piece:
+                if self._within:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._waiting, self._within = self._frame.decompress(piece), True
+        size = min(len(buffer), len(self._waiting))
+        buffer[:size], self._waiting = self._waiting[:size], self._waiting[size:]
+        return size
 
 
 def _decoded(path: Path, raw: bytes, line: int) -> str:

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file, require_space
-from litgpt.data.storage.data_files import COMPRESSIONS, format_suffix
-from litgpt.errors import LitGPTError
+from litgpt.data.storage.data_files import COMPRESSIONS, DATA_SUFFIXES, NOT_DATA, format_suffix
+from litgpt.errors import LitGPTError, quoted
 
 TIMEOUT = 60.0
 """Seconds without an answer, or without another byte, after which a download is given up."""
-DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-"""In which a data set's files are looked for."""
-NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
 SPLIT = re.compile(r"[A-Za-z0-9]+")
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
 FOLDERS = ("default", "plain_text", "main", "data", "")
@@ -126,7 +123,9 @@ def _of_one_folder(names: list[str], split: str) -> list[str]:
     chosen = next((folder for folder in FOLDERS if folder in folders.values()), None)
     if chosen is None:
         shown = ", ".join(sorted(set(folders.values()))[:8])
-        raise LitGPTError(f"The split {split!r} is there in several folders ({shown}); choose one by data.subset.")
+        raise LitGPTError(
+            f"The split {quoted(split)} is there in several folders ({shown}); choose one by data.subset."
+        )
     return [name for name in names if folders[name] == chosen]
 
 
@@ -153,4 +152,4 @@ def _no_split(repo_id: str, names: Sequence[Any], split: str, subset: str | None
     data = [name for name in names if format_suffix(Path(name)) in DATA_SUFFIXES]
     where = f" in {subset}" if subset else ""
     found = f"it has {', '.join(data[:5])}" if data else f"it has no files of the kinds {', '.join(DATA_SUFFIXES)}"
-    return f"The data set {repo_id} has no files of the split {split!r}{where}; {found}."
+    return f"The data set {repo_id} has no files of the split {quoted(split)}{where}; {found}."

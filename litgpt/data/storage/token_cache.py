@@ -298,7 +298,7 @@ def code_identity(thing: Any) -> bytes:
     from litgpt import __version__
 
     parts: list[str] = [__version__]
-    for cls in type(thing).__mro__[:-1]:
+    for cls in getattr(type(thing), "_plain_class", type(thing)).__mro__[:-1]:
         name = public_path(cls)
         parts.append(EARLIER_NAMES.get(name, name))
         if cls.__module__.partition(".")[0] not in ("litgpt", "abc", "typing"):

@@ -9,6 +9,7 @@ its end: when its client goes away, its slot is not freed before.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -17,7 +18,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,19 +32,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
 from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import find_checkpoint
+from litgpt.deploy.access import MAX_HEAD
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.embeddings import embed, score
 from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
+from litgpt.deploy.connections import BoundedProtocol
 from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, load_served_models
 from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Loading, Settings
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Logprob, Sampling
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.model import GPT
 from litgpt.prompts import prompt_style_for
 from litgpt.runtime import pick_device
 from litgpt.tokenizer import Tokenizer
+
+log = logging.getLogger("uvicorn.error")
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 PROBE_SECONDS = 20.0
@@ -118,6 +122,9 @@ class EngineAPI(ls.LitAPI):
                 self.running[uid] = [submit(self.served_models[task.model], i, task) for i, task in enumerate(work)]
         except LitGPTError as error:
             self._finish(uid, error)
+        except Exception as error:
+            log.error("The engine took no request.", exc_info=error)
+            self._finish(uid, Failure(one_line(error)))
 
     def _finish(self, uid: str, content: Any) -> None:
         """Has `content` sent as all there is to a request."""
@@ -136,9 +143,11 @@ class EngineAPI(ls.LitAPI):
         """As many steps of the engine as it takes until something comes out, and what that is."""
         outputs: list[Output] = []
         while not outputs and self.has_active_requests():
-            with suppress(Exception):  # the requests carry it to their clients
+            try:
                 if self.engine.busy:
                     self.engine.step()
+            except Exception as error:  # the requests tell their clients that there is one
+                log.error("A step of the engine failed.", exc_info=error)
             outputs = self._outputs()
             if not self.engine.busy:
                 break
@@ -166,7 +175,10 @@ class EngineAPI(ls.LitAPI):
 
 def _outcome(done: Future[Any]) -> Outcome | Failure:
     error = done.exception()
-    return Outcome(done.result()) if error is None else Failure(str(error))
+    if error is None:
+        return Outcome(done.result())
+    log.error("The model failed on a text.", exc_info=error)
+    return Failure(one_line(error))
 
 
 class Loop(ContinuousBatchingLoop):
@@ -283,6 +295,7 @@ class QueueResponseStream(ResponseStream):
             self._backend.heard = time.monotonic()
             content, status = self._item.response_queue.popleft()
             if status == LitAPIStatus.ERROR:
+                log.error("A replica failed on a request: %s", quoted(content))
                 found.append(Failure("the replica failed"))
             elif status != LitAPIStatus.FINISH_STREAMING:
                 found.append(content)
@@ -361,7 +374,15 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
     # Its key would be asked for in a header that OpenAI's clients don't send; the application has checked its own.
     try:
         server.run(
-            host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning", access_log=False
+            host=host,
+            port=port,
+            num_api_servers=1,
+            generate_client_file=False,
+            log_level="warning",
+            access_log=False,
+            http=BoundedProtocol,
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEAD,
         )
     except RuntimeError as error:  # a replica didn't start; why, it has said itself
         raise LitGPTError(f"LitServe did not start: {error}. What stands above says why.") from None

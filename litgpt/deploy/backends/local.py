@@ -146,6 +146,7 @@ class LocalBackend(Backend):
         except TimeoutError:
             request.cancel()
             return "the model doesn't answer"
-        except Exception:
+        except Exception as error:
+            log.error("The model failed on a token that was asked to see whether it answers.", exc_info=error)
             return "the last step failed"
         return None

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 
-from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage
+from litgpt.deploy.protocol.arguments import arguments_text
+from litgpt.deploy.protocol.notations import NO_CALL, Call, Unfinished, json_value
+from litgpt.deploy.protocol.tool_calls import MAX_READ, DeltaMessage
 from litgpt.engine.detokenizer import partial_match
 
 SIGN = "<|channel|>"
@@ -39,6 +40,7 @@ class ChannelParser:
         self._channel = ""
         self._called: str | None = None
         self._arguments = ""
+        self._n_read = 0
 
     def push(self, text: str) -> DeltaMessage:
         """What is said, called and thought, as far as it is certain."""
@@ -49,6 +51,9 @@ class ChannelParser:
             if not found:
                 return message + self._content(len(self._held) - partial_match(self._held, self._ends))
             at, end = min(found)
+            if self._called is not None and self._is_unfinished(at):
+                self._content(at + len(end))
+                continue
             message = message + self._content(at) + self._call()
             self._held = self._held.removeprefix(end)
             self._in_head = True
@@ -87,7 +92,18 @@ class ChannelParser:
         if name is None:
             return DeltaMessage()
         try:
-            known = name in self._names and isinstance(json.loads(arguments), dict)
+            call = Call(name, arguments_text(arguments)) if name in self._names else None
+        except NO_CALL:
+            call = None
+        return DeltaMessage(arguments) if call is None else DeltaMessage(calls=(call,))
+
+    def _is_unfinished(self, at: int) -> bool:
+        """Whether the mark at `at` stands inside one of a call's values."""
+        self._n_read += len(self._arguments) + at
+        try:
+            json_value(self._arguments + self._held[:at])
+        except Unfinished:
+            return self._n_read < MAX_READ
         except (ValueError, RecursionError):
-            known = False
-        return DeltaMessage(calls=(Call(name, arguments),)) if known else DeltaMessage(arguments)
+            pass
+        return False

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import Response
 
-from litgpt.errors import closest
+from litgpt.errors import closest, sentence
 
 KINDS = {
     401: "authentication_error",
@@ -40,7 +40,8 @@ class APIError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        self.status, self.message, self.code, self.retry_after = status, sentence(message), code, retry_after
+        self.param = None if param is None else sentence(param)
 
     @property
     def label(self) -> str:
@@ -58,6 +59,11 @@ class APIError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONAnswer(self.body() | ({"detail": self.message} if detail else {}), self.status, headers)
+
+
+def model_failed() -> APIError:
+    """What clients get when the model failed; the reason is in the server's log."""
+    return APIError(500, "The model failed on this request; the server's log says why.", code="model_failed")
 
 
 class JSONAnswer(Response):
@@ -107,7 +113,7 @@ def explain(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> tuple
         return f"The field `{name}` is missing.", name
     if error["type"] == "extra_forbidden":
         known = fields if len(place) == 1 else ()
-        return f"There is no field `{name[:100]}`.{closest(name[:50], known)}", name[:100]
+        return f"There is no field `{name}`.{closest(name, known)}", name
     reason = error["msg"].removeprefix("Value error, ")[:300]
     return f"The field `{name}` is of the wrong kind: {reason[0].lower()}{reason[1:]}.", name
 

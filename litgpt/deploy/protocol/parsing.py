@@ -47,13 +47,13 @@ def sampling_of(body: SamplingFields, served_model: ServedModel, base: Sampling,
         raise APIError(400, str(error), name if name in type(body).model_fields else None) from None
 
 
-def stops_of(body: SamplingFields, service: Service) -> tuple[str, ...]:
+def stops_of(given: str | list[str] | None, service: Service) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
         APIError: Too many, or an empty one.
     """
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    stops = [given] if isinstance(given, str) else given or []
     if len(stops) > service.limits.stops:
         raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
     if not all(stops):
@@ -125,7 +125,10 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": as_object(call.function.arguments)},
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": as_object(call.function.arguments.strip() or "{}"),
+                    },
                 }
                 for call in message.tool_calls
             ]
@@ -133,6 +136,11 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         given["reasoning_content"] = message.reasoning_content
         plain.append(entry | {key: value for key, value in given.items() if value is not None})
     return plain
+
+
+def _given(arguments: str) -> Any:
+    """A call's arguments as an object; an empty text and null are one without any."""
+    return as_object("{}" if arguments.strip() in ("", "null") else arguments)
 
 
 def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -192,12 +200,14 @@ def template_source(served_model: ServedModel, name: str = "default") -> str:
     return style.template(name).source if isinstance(style, ChatTemplate) else ""
 
 
-def characters(messages: Sequence[ChatMessage]) -> int:
-    """How many characters a conversation has at least."""
-    found = 0
+def characters(messages: Sequence[ChatMessage], *others: Any) -> int:
+    """How many characters a conversation has, with what else a chat template writes."""
+    found = sum(len(json.dumps(other)) for other in others if other)
     for message in messages:
         content = message.content or ""
         found += len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
+        found += len(message.name or "") + len(message.reasoning_content or "")
+        found += sum(len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ())
     return found
 
 

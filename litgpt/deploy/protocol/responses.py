@@ -55,6 +55,8 @@ class ParsedRequest(ABC):
     n: int
     """Answers to one prompt."""
     id: str = field(default="", init=False)
+    warnings: tuple[str, ...] = field(default=(), init=False)
+    """What the client should know of the answer; the response, or the first piece of a stream, has them."""
     created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     @abstractmethod
@@ -69,6 +71,10 @@ class ParsedRequest(ABC):
     def head(self, kind: str) -> dict[str, Any]:
         """What every response, and every piece of one, begins with."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
+
+    def notes(self) -> dict[str, Any]:
+        """What OpenAI's API has no field for."""
+        return {"warnings": list(self.warnings)} if self.warnings else {}
 
 
 class Usage:
@@ -131,7 +137,7 @@ async def _whole(parsed: ParsedRequest, request: InFlightRequest) -> dict[str, A
         choices[delta.choice].push(delta)
         usage.push(delta)
     formatted = [choice.format() for choice in choices]
-    return {**parsed.head(parsed.kind), "choices": formatted, "usage": usage.format()}
+    return {**parsed.head(parsed.kind), "choices": formatted, "usage": usage.format(), **parsed.notes()}
 
 
 async def _events(parsed: ParsedRequest, request: InFlightRequest) -> AsyncIterator[bytes]:
@@ -139,11 +145,12 @@ async def _events(parsed: ParsedRequest, request: InFlightRequest) -> AsyncItera
     options = parsed.body.stream_options
     wants_usage = options is not None and options.include_usage
     head = parsed.head(parsed.chunk_kind) | ({"usage": None} if wants_usage else {})
-    choices, usage = parsed.choices(), Usage(parsed.n)
+    choices, usage, notes = parsed.choices(), Usage(parsed.n), parsed.notes()
     try:
         for choice in choices:
             for chunk in choice.opening():
-                yield _event({**head, "choices": [chunk]})
+                yield _event({**head, "choices": [chunk], **notes})
+                notes = {}
         async for delta in request.deltas():
             usage.push(delta)
             for chunk in choices[delta.choice].chunks(delta):

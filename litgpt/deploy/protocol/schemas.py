@@ -6,14 +6,58 @@ refused by name.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 BIASES = 1024
 """Entries that `logit_bias` may have."""
 TOOLS = 128
+MESSAGES = 4096
+PARTS = 1000
+"""Of a message: pieces of text, or calls."""
+TEXTS = 1024
+TOKENS = 1_000_000
+STOPS = 1024
+STOP_CHARACTERS = 1000
+"""Of a stop string; what may become one is looked for again after each token."""
+VALUES = 10_000
+"""In a value of any shape: numbers, texts, lists and objects."""
+LEVELS = 64
+"""Of lists and objects inside each other."""
+T = TypeVar("T")
+
+
+def _few(given: Any) -> Any:
+    """Refuses a value of any shape with too much in it, after looking at so much."""
+    level, count = [given], 1
+    for _ in range(LEVELS):
+        inside: list[Any] = []
+        for value in level:
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            count += len(parts)
+            if count > VALUES:
+                raise ValueError(f"it has more than {VALUES} values")
+            inside += parts
+        if not inside:
+            return given
+        level = inside
+    raise ValueError(f"it has more than {LEVELS} lists and objects inside each other")
+
+
+NAME = Annotated[str, Field(max_length=1024)]
+STOP = Annotated[str, Field(max_length=STOP_CHARACTERS)]
+BIAS = Annotated[NUMBER, Field(ge=-100, le=100)]
+BIAS_BY_TOKEN = Annotated[dict[NAME, BIAS], Field(max_length=BIASES), BeforeValidator(_few)]
+OBJECT = Annotated[dict[str, Any], Field(max_length=VALUES), BeforeValidator(_few)]
+MANY_PARTS = Annotated[list[T], Field(max_length=PARTS, fail_fast=True)]
+MANY_TEXTS = Annotated[list[T], Field(max_length=TEXTS, fail_fast=True)]
+MANY_TOKENS = Annotated[list[int], Field(max_length=TOKENS, fail_fast=True)]
+MANY_STOPS = Annotated[list[STOP], Field(max_length=STOPS, fail_fast=True)]
+MANY_MESSAGES = Annotated[list["ChatMessage"], Field(min_length=1, max_length=MESSAGES, fail_fast=True)]
+MANY_TOOLS = Annotated[list["Tool"], Field(max_length=TOOLS, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -27,21 +71,31 @@ class Body(BaseModel):
         """A field that isn't known and is null asks for nothing; clients fill in those that they know."""
         if not isinstance(given, dict):
             return given
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: value for name, value in given.items() if value is not None or name in known}
+        known = _names(cls)
+        if given.keys() <= known:
+            return given
+        strange = (name for name, value in given.items() if value is not None and name not in known)
+        first = next(strange, None)  # of a million that aren't known, one is enough to say so
+        return {name: given[name] for name in given.keys() & known | ({first} if first is not None else set())}
+
+
+@cache
+def _names(body: type[Body]) -> frozenset[str]:
+    """What a body's fields are called in JSON."""
+    return frozenset(field.alias or name for name, field in body.model_fields.items())
 
 
 class IgnoredFields(Body):
     """Fields that say something about the request and nothing about the answer: taken and left alone."""
 
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
+    user: NAME | None = None
+    metadata: OBJECT | None = None
     store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    service_tier: NAME | None = None
+    safety_identifier: NAME | None = None
+    prompt_cache_key: NAME | None = None
+    prompt_cache_retention: NAME | None = None
+    prompt_cache_options: OBJECT | None = None
 
 
 class StreamOptions(Body):
@@ -54,10 +108,10 @@ class StreamOptions(Body):
 class SamplingFields(IgnoredFields):
     """What chat and completions share."""
 
-    model: str
+    model: NAME
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: STOP | MANY_STOPS | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: NUMBER | None = None
@@ -68,7 +122,7 @@ class SamplingFields(IgnoredFields):
     presence_penalty: Annotated[NUMBER, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[NUMBER, Field(ge=-2, le=2)] | None = None
     repetition_penalty: NUMBER | None = None
-    logit_bias: dict[str, Annotated[NUMBER, Field(ge=-100, le=100)]] | None = None
+    logit_bias: BIAS_BY_TOKEN | None = None
     ignore_eos: bool | None = None
 
     @field_validator("logit_bias")
@@ -76,8 +130,6 @@ class SamplingFields(IgnoredFields):
     def _token_ids(cls, given: dict[str, float] | None) -> dict[str, float] | None:
         if given is not None and not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
             raise ValueError("its keys are token ids")
-        if given is not None and len(given) > BIASES:
-            raise ValueError(f"it has more than {BIASES} entries")
         return given
 
 
@@ -91,14 +143,14 @@ class TextPart(Body):
 class FunctionCall(Body):
     """What a tool is called with."""
 
-    name: str
+    name: NAME
     arguments: str
 
 
 class ToolCall(Body):
     """A call that an assistant's message makes."""
 
-    id: str
+    id: NAME
     type: Literal["function"] = "function"
     function: FunctionCall
     index: int | None = None
@@ -108,13 +160,13 @@ class ChatMessage(Body):
     """A message of a conversation; an answer's own fields are taken back as they were given."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
+    content: str | MANY_PARTS[TextPart] | None = None
+    name: NAME | None = None
+    tool_calls: MANY_PARTS[ToolCall] | None = None
+    tool_call_id: NAME | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
+    annotations: Annotated[MANY_PARTS[Any], BeforeValidator(_few)] | None = None
     audio: None = None
     function_call: None = None
 
@@ -124,7 +176,7 @@ class Function(Body):
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: OBJECT | None = None
     strict: bool | None = None
 
 
@@ -138,7 +190,7 @@ class Tool(Body):
 class FunctionName(Body):
     """A function by name."""
 
-    name: str
+    name: NAME
 
 
 class ToolChoice(Body):
@@ -163,9 +215,9 @@ class JSONObject(Body):
 class NamedSchema(Body):
     """A JSON schema."""
 
-    name: str
+    name: NAME
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[OBJECT, Field(alias="schema")]
     strict: bool | None = None
 
 
@@ -179,23 +231,23 @@ class JSONSchema(Body):
 class ChatRequest(SamplingFields):
     """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: MANY_MESSAGES
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Annotated[PlainText | JSONObject | JSONSchema, Field(discriminator="type")] | None = None
-    tools: Annotated[list[Tool], Field(max_length=TOOLS)] | None = None
+    tools: MANY_TOOLS | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    modalities: list[Literal["text"]] | None = None
+    chat_template_kwargs: OBJECT | None = None
+    modalities: MANY_PARTS[Literal["text"]] | None = None
 
 
 class CompletionRequest(SamplingFields):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | MANY_TEXTS[str] | MANY_TOKENS | MANY_TEXTS[MANY_TOKENS]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -207,8 +259,8 @@ class CompletionRequest(SamplingFields):
 class EmbeddingRequest(IgnoredFields):
     """The body of `/v1/embeddings`."""
 
-    model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    model: NAME
+    input: str | MANY_TEXTS[str] | MANY_TOKENS | MANY_TEXTS[MANY_TOKENS]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 
@@ -216,10 +268,10 @@ class EmbeddingRequest(IgnoredFields):
 class TokenizeRequest(Body):
     """The body of `/tokenize`: a text, or a conversation."""
 
-    model: str | None = None
+    model: NAME | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=TOOLS)] | None = None
+    messages: MANY_MESSAGES | None = None
+    tools: MANY_TOOLS | None = None
     add_special_tokens: bool | None = None
     """Of a text: whether it opens as the tokenizer's files say."""
     add_generation_prompt: bool | None = None
@@ -229,5 +281,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """The body of `/detokenize`."""
 
-    model: str | None = None
-    tokens: list[int]
+    model: NAME | None = None
+    tokens: MANY_TOKENS

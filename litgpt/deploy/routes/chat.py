@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,11 +13,13 @@ from litgpt.deploy.backends.task import LEAST_LOGPROB, Delta, GenerationTask, To
 from litgpt.deploy.protocol import channels
 from litgpt.deploy.protocol.channels import ChannelParser
 from litgpt.deploy.protocol.errors import APIError
+from litgpt.deploy.protocol.notations import Call, ToolFormat, format_of
 from litgpt.deploy.protocol.parsing import (
     characters,
     checked_schema,
     choices_of,
     encode,
+    plain_tools,
     render,
     response_format_schema,
     sampling_of,
@@ -26,9 +29,17 @@ from litgpt.deploy.protocol.parsing import (
 )
 from litgpt.deploy.protocol.responses import Choice, ParsedRequest, finish_reason, respond
 from litgpt.deploy.protocol.schemas import ChatRequest, Tool, ToolChoice
-from litgpt.deploy.protocol.tool_calls import Call, DeltaMessage, ToolCallParser, ToolFormat, forced_schema, format_of
+from litgpt.deploy.protocol.tool_calls import DeltaMessage, ToolCallParser, forced_schema
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
+from litgpt.errors import quoted
+
+log = logging.getLogger("uvicorn.error")
+
+UNKNOWN_NOTATION = (
+    "How this model writes tool calls is not known, so what it calls stands in the text as it wrote it and not in "
+    "tool_calls."
+)
 
 
 @dataclass
@@ -42,7 +53,8 @@ class ParsedChat(ParsedRequest):
     body: ChatRequest
     tool_format: ToolFormat | None = None
     """How calls are written, where there are tools."""
-    tool_names: frozenset[str] = frozenset()
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    """What each takes, as a JSON schema, by its name."""
     forced: str | None = None
     """What the answer begins with that has to be a call."""
     in_channels: bool = False
@@ -53,10 +65,10 @@ class ParsedChat(ParsedRequest):
     def parser(self) -> ToolCallParser | ChannelParser | None:
         """What separates the kinds of text in an answer; None: all of it is content."""
         if self.in_channels:
-            return ChannelParser(self.tool_names)
+            return ChannelParser(self.tools)
         if self.tool_format is None:
             return None
-        parser = ToolCallParser(self.tool_format, self.tool_names)
+        parser = ToolCallParser(self.tool_format, self.tools)
         if self.forced:
             parser.push(self.forced)
         return parser
@@ -148,24 +160,28 @@ def parse(service: Service, body: ChatRequest) -> ParsedChat:
         raise APIError(400, "top_logprobs needs logprobs to be true.", "top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise APIError(400, "stream_options needs stream to be true.", "stream_options")
-    service.check_length(characters(body.messages), "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = sampling_of(body, served_model, service.settings.sampling, logprobs)
     tools = [] if body.tool_choice == "none" else body.tools or []
-    text = render(served_model, body.messages, tools, variables_of(body, served_model))
+    variables = variables_of(body, served_model)
+    service.check_length(characters(body.messages, plain_tools(tools), variables), "messages")
+    text = render(served_model, body.messages, tools, variables)
     parsed = ParsedChat(body, served_model, [], 0)
     json_schema = response_format_schema(body.response_format, served_model)
     if tools:
         parsed.tool_format = format_of(template_source(served_model, "tool_use"))
-        parsed.tool_names = frozenset(tool.function.name for tool in tools)
+        parsed.tools = {tool.function.name: tool.function.parameters for tool in tools}
         json_schema = _force(parsed, tools, json_schema)
     elif isinstance(body.tool_choice, ToolChoice) or body.tool_choice == "required":
         raise APIError(400, "tool_choice asks for a tool, and there are no tools.", "tool_choice")
     prompt = encode(service, served_model, text + (parsed.forced or ""), "messages")
     parsed.in_channels = channels.SIGN in template_source(served_model)
+    if tools and parsed.tool_format is None and not parsed.in_channels:
+        parsed.warnings = (UNKNOWN_NOTATION,)
+        log.warning("%s: %s", served_model.name, UNKNOWN_NOTATION)
     shown = channels.MARKS if parsed.in_channels else parsed.tool_format.shown if parsed.tool_format is not None else ()
     limit = body.max_completion_tokens or body.max_tokens
-    stops = stops_of(body, service)
+    stops = stops_of(body.stop, service)
     task = GenerationTask(served_model.name, prompt, sampling, limit, stops, json_schema, shown, bool(body.ignore_eos))
     parsed.n = choices_of(body, service)
     parsed.tasks = tasks_of(task, parsed.n)
@@ -197,7 +213,7 @@ def _force(parsed: ParsedChat, tools: Sequence[Tool], json_schema: str | None) -
     if isinstance(choice, ToolChoice):
         wanted = [function for function in wanted if function.name == choice.function.name]
         if not wanted:
-            raise APIError(400, f"There is no tool {choice.function.name[:64]!r} to choose.", "tool_choice")
+            raise APIError(400, f"There is no tool {quoted(choice.function.name)} to choose.", "tool_choice")
     if json_schema is not None:
         raise APIError(400, "tool_choice and response_format can't both say what the answer is.", "tool_choice")
     if tool_format is None or tool_format.forced is None:

@@ -117,7 +117,7 @@ def parse(service: Service, body: CompletionRequest) -> ParsedCompletion:
     if body.max_tokens == 0 and body.stream:
         raise APIError(400, "max_tokens is 0, and there is nothing to stream.", "max_tokens")
     sampling = sampling_of(body, served_model, service.settings.sampling, body.logprobs)
-    stops = stops_of(body, service)
+    stops = stops_of(body.stop, service)
     prompts = prompts_of(service, served_model, body.prompt)
     json_schema = response_format_schema(body.response_format, served_model)
     limit, ignore_end = body.max_tokens, bool(body.ignore_eos)

@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 from litgpt.deploy.backends.task import token_text
 from litgpt.deploy.metrics import CONTENT_TYPE
 from litgpt.deploy.protocol.errors import APIError, JSONAnswer
-from litgpt.deploy.protocol.parsing import encode, prompts_of, render
+from litgpt.deploy.protocol.parsing import characters, encode, plain_tools, prompts_of, render
 from litgpt.deploy.protocol.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
@@ -125,7 +125,9 @@ def _tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
             whose = "prompt" if body.prompt is None else "messages"
             raise APIError(400, f"{name} goes with {whose}, which aren't given.", name)
     if body.messages is not None:
-        text = render(served_model, body.messages, body.tools or [], {}, body.add_generation_prompt is not False)
+        tools = body.tools or []
+        service.check_length(characters(body.messages, plain_tools(tools)), "messages")
+        text = render(served_model, body.messages, tools, {}, body.add_generation_prompt is not False)
         tokens = encode(service, served_model, text, "messages")
     else:
         assert body.prompt is not None

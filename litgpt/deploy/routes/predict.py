@@ -11,23 +11,23 @@ from fastapi.responses import StreamingResponse
 
 from litgpt.deploy.backends.task import GenerationTask
 from litgpt.deploy.protocol.errors import APIError, JSONAnswer
-from litgpt.deploy.protocol.schemas import Body
+from litgpt.deploy.protocol.parsing import stops_of
+from litgpt.deploy.protocol.schemas import MANY_STOPS, NAME, STOP, Body
 from litgpt.deploy.service import InFlightRequest, Service
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError
 
 
 class Prediction(Body):
     """The body of a request: a prompt, and what is to differ from the server's settings."""
 
     prompt: str
-    model: str | None = None
+    model: NAME | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: STOP | MANY_STOPS | None = None
 
     def sampling(self, base: Sampling) -> Sampling:
         """The server's settings with this request's in their place; a `top_k` of null chooses among all tokens.
@@ -71,13 +71,9 @@ def parse(service: Service, body: Prediction) -> GenerationTask:
     sampling = body.sampling(service.settings.sampling)
     tokens = served_model.inference_model.encode(body.prompt)
     service.check_tokens(tokens, "prompt")
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stops) > service.limits.stops:
-        raise APIError(400, f"There are {len(stops)} stop strings; at most {service.limits.stops} are taken.", "stop")
-    if not all(stops):
-        raise LitGPTError("A stop string is empty; leave it out or give at least one character.")
+    stops = stops_of(body.stop, service)
     limit = service.settings.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
-    return GenerationTask(served_model.name, tokens, sampling, limit, tuple(stops))
+    return GenerationTask(served_model.name, tokens, sampling, limit, stops)
 
 
 async def _lines(request: InFlightRequest) -> AsyncIterator[str]:

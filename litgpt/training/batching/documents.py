@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from litgpt.data.storage.fingerprint import data_fingerprint
 from litgpt.errors import LitGPTError
 from litgpt.training.batching.packing import DOCUMENTS
 from litgpt.training.loss import IGNORED
@@ -38,6 +39,11 @@ class Documents:
         firsts = torch.cat((torch.zeros(1, dtype=torch.long), begins[1:-1].nonzero().squeeze(1) + 1))
         lengths = torch.diff(firsts, append=torch.tensor([max(len(ids) - 1, 1)]))
         return {**sample, "labels": labels.masked_fill(unknowable, IGNORED), DOCUMENTS: lengths}
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The data set's."""
+        return data_fingerprint(self.dataset)
 
     def begins(self, ids: Tensor) -> Tensor:
         """Which tokens are the first of a document, the block's own first one left out, `(T,)` bool."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.args import LogArgs
-from litgpt.errors import LitGPTError, MissingPackageError, closest
+from litgpt.errors import LitGPTError, MissingPackageError, closest, quoted
 
 if TYPE_CHECKING:
     from litgpt.training.run import Logger
@@ -204,7 +204,7 @@ def named_loggers(
     if name == "csv":
         return []
     if name not in LOGGERS:
-        raise LitGPTError(f"Unknown logger {name!r}.{closest(name, ['csv', *LOGGERS])}")
+        raise LitGPTError(f"Unknown logger {quoted(name)}.{closest(name, ['csv', *LOGGERS])}")
     packages, make = LOGGERS[name]
     if not any(find_spec(package) for package in packages):
         absent = f"The logger {name} needs the package {packages[0]}, which is not installed"

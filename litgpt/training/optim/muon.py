@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.peft.lora_layers import LoRALinear
 
@@ -58,7 +58,7 @@ class Muon(Optimizer):
         fused: bool | None = None,
     ) -> None:
         if adjust_lr_fn not in ("match_rms_adamw", "original"):
-            raise ValueError(f"adjust_lr_fn is match_rms_adamw or original, not {adjust_lr_fn!r}")
+            raise ValueError(f"adjust_lr_fn is match_rms_adamw or original, not {quoted(adjust_lr_fn)}")
         if lr < 0 or not 0 <= momentum < 1 or ns_steps < 1:
             raise ValueError("lr must not be negative, momentum lie in 0 … 1, ns_steps be at least 1")
         groups = [dict(group) for group in params]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from litgpt.args import TrainArgs
-from litgpt.errors import LitGPTError, MissingPackageError, UsageError, closest
+from litgpt.errors import LitGPTError, MissingPackageError, UsageError, closest, quoted
 from litgpt.training.optim.muon import Muon, fused_parts, groups_for_muon
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
@@ -71,7 +71,7 @@ def make_optimizer(
     known = inspect.signature(optimizer_class).parameters
     for name in init_args:
         if name not in known and not any(entry.kind is entry.VAR_KEYWORD for entry in known.values()):
-            raise LitGPTError(f"{class_path} has no argument {name!r}.{closest(name, known)}")
+            raise LitGPTError(f"{class_path} has no argument {quoted(name)}.{closest(name, known)}")
     named = list(parameters)
     if not named:
         raise LitGPTError("Nothing trains: no parameter belongs to the training method.")
@@ -168,7 +168,7 @@ def find_class(class_path: str) -> type[Optimizer]:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Optimizer)]
-        raise UsageError(f"There is no optimizer {class_path!r}.{closest(name, names)}")
+        raise UsageError(f"There is no optimizer {quoted(class_path)}.{closest(name, names)}")
     for unfit, why in UNFIT.items():
         if issubclass(found, unfit):
             raise LitGPTError(f"{class_path} {why}; use AdamW, for example.")

@@ -50,18 +50,24 @@ def hf(base: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
 
 
-def peft_folder(base: Path, folder: Path, **settings: Any) -> torch.Tensor:
-    """A folder as PEFT writes it, of an update that does something; and PEFT's logits."""
+def peft_folder(base: Path, folder: Path, vocabulary: int | None = None, **settings: Any) -> torch.Tensor:
+    """A folder as PEFT writes it, of an update that does something; and PEFT's logits.
+
+    `vocabulary`: the model has so many tokens before it is trained.
+    """
     import peft
 
     torch.manual_seed(1)
     config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 12, **settings})
     with warnings.catch_warnings():  # its advice
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(hf(base), config).eval()
+        model = hf(base)
+        if vocabulary is not None:
+            model.resize_token_embeddings(vocabulary)
+        model = peft.get_peft_model(model, config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "lora_" in name or "modules_to_save" in name:
+                if "lora_" in name or "modules_to_save" in name or "trainable_tokens" in name:
                     parameter += 0.1 * torch.randn_like(parameter)
             model.save_pretrained(folder)
             return model(TOKENS).logits
@@ -139,6 +145,75 @@ def test_a_peft_folder_opens_with_equal_logits_and_is_written_as_it_was(
     before = {name: tensor for name, tensor in before.items() if name in after or "embed_tokens" not in name}
     assert before.keys() - only_saved_along == after.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+Q = {"target_modules": ["q_proj"]}
+WHOLE = {"modules_to_save": ["embed_tokens", "lm_head"]}
+DORA = {"target_modules": "all-linear", "use_dora": True}
+TIED = {"ensure_weight_tying": True}
+ANOTHER_WAY: dict[str, tuple[str, dict[str, Any]]] = {
+    "parts of other ranks": ("llama", {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}}),
+    "parts of other scalings": (
+        "qwen2",
+        {
+            "target_modules": ["q_proj", "k_proj", "v_proj"],
+            "alpha_pattern": {"v_proj": 2, "k_proj": 3},
+            "rank_pattern": {"0.self_attn.q_proj": 6},
+            "use_rslora": True,
+        },
+    ),
+    "parts of other ranks and magnitudes": (
+        "llama",
+        {
+            "target_modules": "all-linear",
+            "use_dora": True,
+            "rank_pattern": {"q_proj": 6},
+            "alpha_pattern": {"v_proj": 2},
+        },
+    ),
+    "an update of a tied head": ("llama-tied", {"target_modules": ["q_proj", "lm_head"]}),
+    "an update of the embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "an update of a tied embedding": ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "an update of embedding and head": ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"], **TIED}),
+    "a whole embedding and head": ("llama-tied", {**Q, "modules_to_save": ["lm_head"], **TIED}),
+    "tokens": ("llama", {**Q, "trainable_token_indices": [3, 5]}),
+    "tokens alone": ("llama-tied", {"target_modules": ["lm_head"], "trainable_token_indices": [3, 5]}),
+    "tokens of a tied embedding": ("llama-tied", {**Q, "trainable_token_indices": [3, 5], **TIED}),
+    "tokens of both": ("llama", {**Q, "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [4, 7, 8]}}),
+    "tokens by module": (
+        "gpt2",
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "trainable_token_indices": {"wte": [3, 5]}},
+    ),
+    "more tokens": ("llama", {**Q, "vocabulary": 100}),
+    "more tokens, tied": ("llama-tied", {**Q, "vocabulary": 100}),
+    "more tokens, whole": ("llama", {**Q, **WHOLE, "vocabulary": 100}),
+    "more tokens, some trained": ("llama-tied", {**Q, "vocabulary": 100, "trainable_token_indices": [3, 98]}),
+    "fewer tokens, an update": ("llama-tied", {"target_modules": ["q_proj", "lm_head"], "vocabulary": 90}),
+    "more tokens with a bias": ("phi", {**Q, "vocabulary": 100}),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER_WAY)
+def test_what_peft_holds_in_another_way_opens_merges_and_is_written_with_equal_logits(
+    name: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    case, settings = ANOTHER_WAY[name]
+    base = bases(case)
+    expected = peft_folder(base, tmp_path / "theirs", **settings)
+    found = find_finetuned(tmp_path / "theirs")
+    assert found is not None
+    for _ in range(2):  # opening it leaves nothing changed
+        with torch.no_grad():
+            opened = found.load_model(dtype=torch.float32)(TOKENS)
+        torch.testing.assert_close(opened, expected, rtol=1e-4, atol=1e-4)
+    to_peft(tmp_path / "theirs", tmp_path / "again")
+    torch.testing.assert_close(our_logits(tmp_path / "again"), expected, rtol=1e-4, atol=1e-4)
+    if "vocabulary" not in settings:  # PEFT itself wants the model made larger before
+        torch.testing.assert_close(peft_logits(base, tmp_path / "again"), expected, rtol=1e-4, atol=1e-4)
+    merge_lora(tmp_path / "theirs", precision="32-true")
+    convert_from_litgpt(tmp_path / "theirs", tmp_path / "hf")
+    with torch.no_grad():
+        torch.testing.assert_close(hf(tmp_path / "hf")(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 OURS: list[tuple[str, dict[str, Any]]] = [
@@ -242,12 +317,11 @@ def rename(folder: Path, old: str, new: str, drop: str = "nothing") -> None:
         (lambda f: change(f, bias="all"), 'has bias: "all"'),
         (lambda f: change(f, lora_bias=True), "has lora_bias: true"),
         (lambda f: change(f, layer_replication=[[0, 2]]), "has layer_replication"),
-        (lambda f: change(f, trainable_token_indices=[1]), "has trainable_token_indices"),
+        (lambda f: change(f, trainable_token_indices=[1]), "holds no rows of these tokens"),
         (lambda f: change(f, task_type="SEQ_CLS"), "trained for SEQ_CLS"),
         (lambda f: change(f, init_lora_weights="pissa_niter_4"), "init_lora_weights pissa_niter_4"),
         (lambda f: change(f, r=5), "rank 5 is said"),
         (lambda f: change(f, rank_pattern={"q_proj": 2}), "rank 2 is said"),
-        (lambda f: change(f, alpha_pattern={"q_proj": 2}), "differ in rank or scaling"),
         (lambda f: change(f, base_model_name_or_path=None), "no base_model_name_or_path"),
         (lambda f: change(f, use_dora=True), "lora_magnitude"),
         (lambda f: rename(f, "q_proj", "x_proj"), "x_proj, which is no linear layer"),

@@ -137,6 +137,38 @@ def test_every_answer_is_learned_and_nothing_else_or_it_is_an_error(shared_asset
         assert not faults(part.text, learned, conversation), (conversation, learned)
 
 
+ICONS = "\ue000\uf8ff\U000f0000\U000f0001\U000f0004\U000f1af0\U00100000\U0010fffd"
+"""Private-use characters, such as fonts of icons have."""
+
+
+@pytest.mark.parametrize("number", range(70))
+def test_icons_change_nothing(shared_assets: Path, number: int) -> None:
+    """Whatever characters the texts have, the same words are learned as with letters in their place."""
+    file = sorted((shared_assets / "chat_templates").glob("*.jinja"))[number]
+    renderer = Renderer(ChatTemplate.from_source(file.read_text(encoding="utf-8"), bos_token="<s>", eos_token="</s>"))
+    letters = str.maketrans(ICONS, "ÀÈÌÒÙÂÊÎ")
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.translate(letters)
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    for conversation in ("turns", "six", "calls among turns"):
+        row = row_of(conversation)
+        row["messages"] = [{**m, "content": f"{m['content']} {ICONS} x"} for m in row["messages"]]
+        found: list[Any] = []
+        for given in (row, plain(row)):
+            try:
+                found.append(renderer.render(parse_conversation(given)).parts[0])
+            except LitGPTError:
+                found.append(None)
+        one, other = found
+        assert (one is None) == (other is None), conversation
+        assert one is None or (one.text.translate(letters), one.target) == (other.text, other.target)
+
+
 @pytest.mark.parametrize("number", range(70))
 def test_alike_turns_are_found_alike(shared_assets: Path, number: int) -> None:
     """In a long conversation answers are told by what surrounds them; here each is looked for by itself."""

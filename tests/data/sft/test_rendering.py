@@ -92,7 +92,7 @@ def test_a_conversation_without_an_answer_is_refused() -> None:
         learned(CHATML, TURNS[:1])
 
 
-@pytest.mark.parametrize("role", ["martian", "user"])
+@pytest.mark.parametrize("role", ["tool", "user"])
 def test_what_the_template_leaves_out_is_told(role: str) -> None:
     silent = CHATML.replace("{{ m.content }}", "{% if m.role == 'assistant' %}{{ m.content }}{% endif %}")
     with pytest.raises(LitGPTError, match=f"leaves out what '{role}' says"):
@@ -119,11 +119,12 @@ def test_tools_and_variables_reach_the_template() -> None:
     assert text.startswith("1calm<|user|>")
 
 
-def test_a_style_writes_several_turns_in_parts() -> None:
-    parts = Renderer(PromptStyle.from_name("chatml")).render(Conversation(TURNS)).parts
-    assert [part.text for part in parts if part.target] == ["Yo<|im_end|>", "4"]
-    whole = PromptStyle.from_name("chatml").apply_messages(TURNS[:3])
-    assert "".join(part.text for part in parts[:3]) == whole
+def test_a_style_writes_several_turns_as_one_text_up_to_the_last_answer() -> None:
+    asked, answered = Renderer(PromptStyle.from_name("chatml")).render(Conversation(TURNS)).parts
+    assert asked.text == PromptStyle.from_name("chatml").apply_messages(TURNS[:3])
+    assert not isinstance(asked.target, bool)
+    assert [asked.text[start:end] for start, end in asked.target] == ["Yo<|im_end|>"]
+    assert answered == ("4", True)
 
 
 def test_a_style_that_knows_no_turns_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from fastapi.testclient import TestClient
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.task import Counts, Delta, ResponseStream
 from litgpt.deploy.protocol.channels import ChannelParser
-from litgpt.deploy.protocol.tool_calls import FORMATS, DeltaMessage, ToolCallParser, forced_schema, format_of
+from litgpt.deploy.protocol.notations import FORMATS, format_of
+from litgpt.deploy.protocol.tool_calls import DeltaMessage, ToolCallParser, forced_schema
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import make_service, running
@@ -98,6 +100,28 @@ SAID = [
     ),
     ("channels", "<|channel|>commentary to=functions.rm json<|message|>{}", "{}", []),
     ("channels", "<|channel|>commentary to=functions.weather json<|message|>{oops", "{oops", []),
+    (
+        "channels",
+        '<|channel|>commentary to=functions.weather<|message|>{"city": "Paris", "x": "<|end|>"}<|call|>',
+        "",
+        [("weather", {"city": "Paris", "x": "<|end|>"})],
+    ),
+    ("channels", "<|channel|>commentary to=functions.weather<|message|>null<|call|>", "", [("weather", {})]),
+    ("channels", "<|channel|>commentary to=functions.weather<|message|>[NaN]", "[NaN]", []),
+    ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "[TOOL_CALLS]"} ok', " ok", [("weather", {"city": "[TOOL_CALLS]"})]),
+    (
+        "mistral",
+        '[TOOL_CALLS]weather[ARGS]{"city": "Paris"}[TOOL_CALLS]weather[ARGS]{"ci',
+        '[TOOL_CALLS]weather[ARGS]{"ci',
+        [PARIS],
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        '{"city": "}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>!',
+        "!",
+        [("weather", {"city": "}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"})],
+    ),
     ("channels", '{"answer": "<|end|>"}', '{"answer": "<|end|>"}', []),
     ("channels", "<|channel|>analysis<|message|>Hm.", "", []),
     ("channels", "<|channel|>fin", "", []),
@@ -287,6 +311,21 @@ def test_a_call_that_is_asked_for_comes(client, choice):
         assert answer.finish_reason == "tool_calls"
         (call,) = answer.message.tool_calls
         assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+
+
+def test_tools_of_a_notation_that_is_not_known_are_named(tmp_path, caplog, monkeypatch):
+    template = TEMPLATE.replace("<tool_call>", "<other_call>")
+    folder = make_folder(tmp_path / "tiny", template=template, block_size=1024)
+    service = make_service(InferenceModel.load(folder, "cpu", "32-true"))
+    with running(service) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+        caplog.set_level(logging.WARNING, "uvicorn.error")
+        monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
+        answer = ask(client, max_tokens=2)
+        chunks = list(ask(client, max_tokens=2, stream=True))
+        assert not hasattr(ask(client, max_tokens=2, tools=[]), "warnings")
+    assert "How this model writes tool calls is not known" in answer.warnings[0]
+    assert [getattr(chunk, "warnings", None) for chunk in chunks] == [answer.warnings] + [None] * (len(chunks) - 1)
+    assert "How this model writes tool calls is not known" in caplog.text
 
 
 CHANNELS = (

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,52 @@ def test_langchain(url, inference_model):
     assert isinstance(longer.with_structured_output(Colour, method="json_schema").invoke("Hi"), Colour)
     embeddings = langchain.OpenAIEmbeddings(**settings, check_embedding_ctx_length=False)
     assert len(embeddings.embed_query("Hi")) == 32
+
+
+BROWSER = """
+<!doctype html><script type=module>
+import OpenAI from '/node_modules/openai/index.mjs'
+const client = new OpenAI({ baseURL: '%s/v1', apiKey: 's3cret', dangerouslyAllowBrowser: true, maxRetries: 0 })
+const base = { model: 'tiny', messages: [{ role: 'user', content: 'Hi' }], max_tokens: 12 }
+const told = { stream: '' }
+try {
+  for await (const chunk of await client.chat.completions.create({ ...base, stream: true }))
+    told.stream += chunk.choices[0]?.delta?.content ?? ''
+  told.models = (await client.models.list()).data.map((model) => model.id)
+  told.id = (await client.chat.completions.create(base))._request_id
+  try { await client.chat.completions.create({ ...base, temperature: -1 }) } catch (error) { told.error = error.status }
+} catch (error) { told.failed = String(error) }
+window.told = told
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_npms_openai_in_a_page_of_an_allowed_origin(inference_model, tmp_path):
+    npm, chromium = shutil.which("npm"), shutil.which("chromium") or shutil.which("google-chrome")
+    if npm is None or chromium is None:
+        pytest.skip("needs npm and Chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    done = subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=tmp_path, timeout=240)
+    if done.returncode:
+        pytest.skip("npm can't install openai here")
+    pages = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    origin = f"http://127.0.0.1:{pages.server_port}"
+    with running(make_service(inference_model, keys=["s3cret"], origins=[origin])) as url, pages:
+        (tmp_path / "index.html").write_text(BROWSER % url)
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            told = {}
+            for at in (origin, origin.replace("127.0.0.1", "localhost")):
+                page = browser.new_page()
+                page.goto(at)
+                page.wait_for_function("() => window.told", timeout=60_000)
+                told[at] = page.evaluate("window.told")
+            browser.close()
+        pages.shutdown()
+    allowed, other = told.values()
+    assert allowed["stream"] == alone(inference_model, "Hi", 12) and allowed["models"] == ["tiny"]
+    assert allowed["id"] and allowed["error"] == 400 and "failed" not in allowed
+    assert "Connection error" in other["failed"]

@@ -1,0 +1,50 @@
+"""Data modules in Lightning's `Trainer`, which takes no other than its own kind.
+
+Nothing of Lightning is imported here: where a program has its `Trainer`, it has its data module as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any
+
+MODULES = ("lightning.pytorch.core.datamodule", "pytorch_lightning.core.datamodule")
+"""Where the class is, in either of the packages that have it."""
+
+
+def as_lightning(module: Any) -> None:
+    """Makes a data module one of Lightning's as well, if Lightning is imported; its own methods stay what they are."""
+    kinds = tuple(sys.modules[name].LightningDataModule for name in MODULES if name in sys.modules)
+    missing = tuple(kind for kind in kinds if not isinstance(module, kind))
+    if not missing:
+        return
+    cls: Any = type(module)
+    module.__class__ = _joined(cls, missing)
+    for kind in missing:
+        kind.__init__(module)
+
+
+@lru_cache(maxsize=64)
+def _joined(cls: type, kinds: tuple[type, ...]) -> type:
+    """A class that is both, by the name of the first; it is pickled as the first, and hashed as it."""
+    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, PLAIN: cls}
+    return type(cls)(cls.__name__, (cls, *kinds), {**body, "__reduce_ex__": _reduce})
+
+
+PLAIN = "_plain_class"
+
+
+def plain_class(thing: Any) -> type:
+    """The class of an object without what `as_lightning` added."""
+    return getattr(type(thing), PLAIN, type(thing))
+
+
+def _reduce(module: Any, protocol: Any) -> Any:
+    return _restored, (plain_class(module), {k: v for k, v in vars(module).items() if k != "trainer"})
+
+
+def _restored(cls: Any, state: dict[str, Any]) -> Any:
+    module = cls.__new__(cls)
+    vars(module).update(state)
+    return module
