@@ -24,7 +24,7 @@ from litgpt.checkpoint.layout import (
 from litgpt.checkpoint.peft_folder.reader import base_of_peft, is_peft, peft_weights, read_peft
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.config import CONFIG_FILE, Config
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, MissingFileError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Full, Method, load_owned, unwrap_modules
@@ -169,7 +169,7 @@ def read_hyperparameters(folder: Path, suffix: str) -> tuple[Method, Path]:
     """
     path, command = folder / HYPERPARAMETERS, f"finetune_{suffix.removeprefix('.')}"
     if not path.exists():
-        raise LitGPTError(
+        raise MissingFileError(
             f"{folder} has no {HYPERPARAMETERS}, which says how it was trained; give the folder of a {command} run."
         )
     is_lora = suffix == LoRA.suffix
