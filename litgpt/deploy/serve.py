@@ -52,6 +52,7 @@ def run_server(
     server: Literal["uvicorn", "litserve"] = "uvicorn",
     replicas: int = 1,
     allowed_hosts: list[str] | str | None = None,
+    parse_special_tokens: bool = False,
 ) -> None:
     """Serve a model over HTTP.
 
@@ -100,6 +101,7 @@ def run_server(
         replicas: Copies of the model on each device; several need --server litserve.
         allowed_hosts: Names, with commas between, that requests may call the server by; `*`: any. null: any, but a
             server without keys that listens for this machine alone answers to localhost, 127.0.0.1, [::1] and --host.
+        parse_special_tokens: Take special tokens that a message writes out (<|im_end|>) for tokens; else they are text.
     """
     import sys
 
@@ -127,7 +129,7 @@ def run_server(
     keys = read_keys(api_key, api_key_file)
     settings = Settings(
         checkpoint_dir=checkpoint_dir,
-        loading=Loading(accelerator, precision, quantize, access_token, slots, max_length),
+        loading=Loading(accelerator, precision, quantize, access_token, slots, max_length, parse_special_tokens),
         name=model_name,
         adapters=parse_adapters(_listed(adapters)),
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),

@@ -25,6 +25,8 @@ class Loading:
     access_token: str | None = None
     slots: int = 8
     length: int | None = None
+    parse_special_tokens: bool = False
+    """Whether special tokens that a message writes out are tokens."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from litgpt.data.storage.token_cache import (
     tokenizer_fingerprint,
 )
 from litgpt.errors import LitGPTError
+from litgpt.tokenizer.literal import MARK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 BATCH = 512
 """Samples that are tokenized together."""
-VERSION = b"samples 1"
+VERSION = b"samples 2"
 """Changes whenever the same inputs are to get other tokens."""
 TokenSpan = tuple[int, int]
 """`[start, end)` in the tokens of a sample."""
@@ -66,9 +67,9 @@ class RowRenderer:
     key: bytes = b""
     """A hash of what `parse` and `renderer` do; only the cache needs it."""
 
-    def render(self, row: Row) -> RenderedSample:
-        """The text of a row."""
-        return self.renderer.render(self.parse(row))
+    def render(self, row: Row, tokenizer: Tokenizer) -> RenderedSample:
+        """The text of a row; what looks like a special token in its questions is marked as text."""
+        return self.renderer.render(self.parse(row).protected(tokenizer.protect))
 
 
 @dataclass
@@ -122,7 +123,8 @@ def encode_file(path: Path, row_renderer: RowRenderer, tokenizer: Tokenizer, fol
     if not path.is_file():
         next(iter(read_rows(path)))  # which says what is wrong
     fingerprint = tokenizer_fingerprint(tokenizer)
-    key = content_hash(VERSION, fingerprint, row_renderer.key, path.suffix.encode(), file_hash(path))
+    parses = bytes([tokenizer.parse_special_tokens])
+    key = content_hash(VERSION, fingerprint, parses, row_renderer.key, path.suffix.encode(), file_hash(path))
 
     def write(writer: TokenWriter) -> None:
         write_samples(writer, encode(read_rows(path), row_renderer, tokenizer, path))
@@ -176,7 +178,7 @@ def encode(
     def render() -> Iterator[tuple[int, RenderedSample]]:
         for line, row in rows:
             try:
-                yield line, row_renderer.render(row)
+                yield line, row_renderer.render(row, tokenizer)
             except LitGPTError as error:
                 raise located(line, error) from None
 
@@ -229,7 +231,7 @@ class Encoder:
         if with_spans:
             return self._with_spans(texts, [part.target for part in parts])  # type: ignore[misc]
         # A text without an end token to close it (some base models have none) stays open.
-        ids = self.tokenizer.encode_batch(texts, bos=None if opens else False, eos=ends)
+        ids = self.tokenizer.encode_batch(texts, bos=None if opens else False, eos=ends, protected=True)
         return [(row, [(0, len(row))] if part.target else []) for row, part in zip(ids, parts, strict=True)]
 
     def _with_spans(self, texts: list[str], spans: list[Sequence[CharSpan]]) -> list[Tokens]:
@@ -241,17 +243,17 @@ class Encoder:
             self.tokenizer.encode_batch(texts, bos=False)
             raise
         found = []
-        for row, own in zip(rows, spans, strict=True):
-            offsets = row.offsets
-            found.append((row.ids, [_tokens_in(offsets, span) for span in own]))
+        for text, row, own in zip(texts, rows, spans, strict=True):
+            ids, offsets = self.tokenizer.encode_protected(text) if MARK in text else (row.ids, row.offsets)
+            found.append((ids, [_tokens_in(offsets or [], span) for span in own]))
         return found
 
     def _by_prefixes(self, text: str, spans: Sequence[CharSpan]) -> Tokens:
         """Without offsets: a place in the text is where the tokens of what stands before it part from the whole's."""
-        ids = self.tokenizer.encode_ids(text, bos=False)
+        ids = self.tokenizer.encode_ids(text, bos=False, protected=True)
 
         def place(at: int) -> int:
-            before = self.tokenizer.encode_ids(text[:at], bos=False) if at else []
+            before = self.tokenizer.encode_ids(text[:at], bos=False, protected=True) if at else []
             same = (i for i, (one, other) in enumerate(zip(before, ids, strict=False)) if one != other)
             return next(same, min(len(before), len(ids)))
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.prompts.base import Message, join_text
+from litgpt.prompts.base import Message, join_text, protected_message
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -67,6 +67,15 @@ class Conversation:
     """Indices of the assistant's messages that are no targets."""
     text: str | None = None
     """Plain text instead of messages."""
+
+    def protected(self, protect: Callable[[str], str]) -> Conversation:
+        """The conversation in which what looks like a special token is text, as `Tokenizer.protect` marks it; what the
+        assistant says, and plain text, stay as they are."""
+        return replace(
+            self,
+            messages=[protected_message(message, protect) for message in self.messages],
+            fields={key: protect(value) if isinstance(value, str) else value for key, value in self.fields.items()},
+        )
 
 
 def parse_conversation(row: Row) -> Conversation:
