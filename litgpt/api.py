@@ -98,6 +98,7 @@ class LLM(nn.Module):
         tokenizer_dir: str | Path | None = None,
         access_token: str | None = None,
         distribute: Literal["auto"] | None = "auto",
+        parse_special_tokens: bool = False,
     ) -> LLM:
         """Loads a checkpoint folder, LitGPT's or Hugging Face's, or makes a new model.
 
@@ -109,6 +110,9 @@ class LLM(nn.Module):
             access_token: For repositories on the hub that ask for one.
             distribute: `auto`: on the best device there is, in 16 bits where it has them. None: on the CPU, the weights
                 as stored; call `distribute` or `trainer_setup` next.
+            parse_special_tokens: Take special tokens that a message writes out (`<|im_end|>`) for tokens; else they are
+                text, unless an assistant's message has them. A prompt of a model without a prompt style is the whole
+                text, and always has its tokens.
 
         Raises:
             LitGPTError: There is no such folder, name or repository, or it can't be read.
@@ -125,6 +129,7 @@ class LLM(nn.Module):
             llm = cls(gpt, Preprocessor(Tokenizer(folder)), prompt_style_for(folder, gpt.config), checkpoint_dir=folder)
         else:
             llm = cls._pretrained(auto_download(model, access_token), tokenizer_dir)
+        llm.tokenizer.parse_special_tokens = parse_special_tokens
         if distribute == "auto":
             llm.distribute()
         return llm

@@ -24,7 +24,7 @@ from litgpt.checkpoint.layout import (
 from litgpt.checkpoint.peft_folder.reader import base_of_peft, is_peft, peft_weights, read_peft
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.config import CONFIG_FILE, Config
-from litgpt.errors import LitGPTError, MissingFileError
+from litgpt.errors import MissingFileError
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft import Full, Method, load_owned, unwrap_modules

@@ -53,6 +53,7 @@ def run_server(
     replicas: int = 1,
     allowed_hosts: list[str] | str | None = None,
     deterministic: bool | None = None,
+    parse_special_tokens: bool = False,
 ) -> None:
     """Serve a model over HTTP.
 
@@ -103,6 +104,7 @@ def run_server(
             server without keys that listens for this machine alone answers to localhost, 127.0.0.1, [::1] and --host.
         deterministic: Give a request with a seed, or temperature 0, the same answer whatever else is running and was
             asked before; slower among others. null: in 32-true.
+        parse_special_tokens: Take special tokens that a message writes out (<|im_end|>) for tokens; else they are text.
     """
     import sys
 
@@ -130,7 +132,9 @@ def run_server(
     keys = read_keys(api_key, api_key_file)
     settings = Settings(
         checkpoint_dir=checkpoint_dir,
-        loading=Loading(accelerator, precision, quantize, access_token, slots, max_length, deterministic),
+        loading=Loading(
+            accelerator, precision, quantize, access_token, slots, max_length, deterministic, parse_special_tokens
+        ),
         name=model_name,
         adapters=parse_adapters(_listed(adapters)),
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),

@@ -26,6 +26,8 @@ class Loading:
     slots: int = 8
     length: int | None = None
     deterministic: bool | None = None
+    parse_special_tokens: bool = False
+    """Whether special tokens that a message writes out are tokens."""
 
 
 @dataclass(frozen=True)

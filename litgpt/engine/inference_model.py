@@ -21,8 +21,8 @@ from litgpt.engine.sampling import Sampling
 from litgpt.engine.speculative import SpeculativeEngine
 from litgpt.errors import LitGPTError, warn_once
 from litgpt.model import GPT
-from litgpt.prompts import ChatTemplate, PromptStyle, prompt_style_for
-from litgpt.prompts.base import Message, join_text
+from litgpt.prompts import ChatTemplate, Default, PromptStyle, prompt_style_for
+from litgpt.prompts.base import Message, join_text, protected_message
 from litgpt.runtime import check_compiler
 from litgpt.tokenizer import Tokenizer
 
@@ -104,6 +104,9 @@ class InferenceModel:
     def encode_sample(self, sample: Mapping[str, Any]) -> list[int]:
         """The token ids of an instruction sample in the model's style; warns of a system prompt that it has no place
         for."""
+        if not isinstance(self.style, Default):  # there the prompt is the whole text, special tokens and all
+            protect = self.tokenizer.protect
+            sample = {key: protect(value) if isinstance(value, str) else value for key, value in sample.items()}
         text = self.style.apply_sample(sample)
         if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
             warn_once(f"{self._no_place}: it is left out.")
@@ -115,7 +118,7 @@ class InferenceModel:
         Raises:
             LitGPTError: The style cannot write this conversation, or has no place for its system prompt.
         """
-        messages = [_with_one_text(message) for message in messages]
+        messages = [self.protected(_with_one_text(message)) for message in messages]
         text = self.style.apply_messages(messages)
         first, others = messages[0], messages[1:]
         if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
@@ -135,9 +138,13 @@ class InferenceModel:
     def _no_place(self) -> str:
         return f"The prompt style {type(self.style).__name__} has no place for a system prompt"
 
+    def protected(self, message: Message) -> Message:
+        """A message in which what looks like a special token stays text, unless the assistant wrote it."""
+        return protected_message(message, self.tokenizer.protect)
+
     def encode_text(self, text: str) -> list[int]:
-        """The token ids of a prompt that is in the model's style already."""
-        return self.tokenizer.encode_ids(text, bos=False if self.style.adds_bos else None)
+        """The token ids of a prompt that is in the model's style already, its messages `protected`."""
+        return self.tokenizer.encode_ids(text, bos=False if self.style.adds_bos else None, protected=True)
 
     def engine(self, slots: int = 1, length: int | None = None, log: Callable[[str], None] | None = None) -> Engine:
         """An engine for this model.

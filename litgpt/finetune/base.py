@@ -219,11 +219,12 @@ class Example:
         wanted = self.args.eval.max_new_tokens
         if not wanted or not dataset or not hasattr(dataset, "question"):
             return None
-        found = dataset.question(example_index(self.args.eval, len(dataset), self.args.seed, step))
+        index = example_index(self.args.eval, len(dataset), self.args.seed, step)
+        found = dataset.question(index, self.tokenizer.protect)
         if found is None:
             return None
         (asked, prompt), style = found, dataset.prompt_style
-        tokens = self.tokenizer.encode_ids(prompt, bos=False if style.adds_bos else None)
+        tokens = self.tokenizer.encode_ids(prompt, bos=False if style.adds_bos else None, protected=True)
         length = self.model.max_seq_length
         self.fabric.print(f"Step {step}, instruction: {asked}")
         if len(tokens) >= length:

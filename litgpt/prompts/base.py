@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -195,6 +195,30 @@ def join_text(parts: Sequence[Any]) -> str | None:
     texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type", "text") == "text"]
     known = [text for text in texts if isinstance(text, str)]
     return "".join(known) if len(known) == len(parts) else None
+
+
+def protected_message(message: Message, protect: Callable[[str], str]) -> Message:
+    """A message whose text went through `Tokenizer.protect`; the assistant's own is left as it is.
+
+    What an assistant writes holds marks that are special tokens (of its reasoning, of its calls); nobody else may.
+    """
+    content = message.get("content")
+    if message.get("role") == "assistant":
+        return message
+    if isinstance(content, str):
+        return {**message, "content": protect(content)}
+    if not isinstance(content, list | tuple):
+        return message
+    parts = [
+        {**part, "text": protect(text)}
+        if isinstance(part, Mapping) and isinstance(text := part.get("text"), str)
+        else part
+        for part in content
+    ]
+    text, protected = join_text(content), join_text(parts)
+    if text is not None and protect(text) != protected:  # one begins in a part and ends in another
+        parts = [{"type": "text", "text": protect(text)}]
+    return {**message, "content": parts}
 
 
 def public_path(style: type[PromptStyle]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from litgpt.errors import LitGPTError, quoted
-from litgpt.reading import optional_json, reading
+from litgpt.reading import reading
+from litgpt.tokenizer.literal import LiteralEncoder, MarkedText
 from litgpt.tokenizer.stream import ByteStream, PieceStream, StreamDecoder, byte_level_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ FOREIGN = "foreign"
 UNKNOWN_SIZE = 1 << 31
 """Ids of a tokenizer that doesn't say how many it has."""
 
+MATCHING = ("special", "lstrip", "rstrip", "single_word", "normalized")
+"""How a token is found in a text."""
+
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -40,11 +44,14 @@ class TokenizerBackend(Protocol):
 
     def __len__(self) -> int: ...
     @property
+    def marked(self) -> MarkedText: ...
+    @property
     def largest_id(self) -> int: ...
     def token_to_id(self, token: str) -> int | None: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]: ...
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
-    def stream(self, skip_special_tokens: bool) -> StreamDecoder: ...
+    def stream(self, skip_special_tokens: bool, shown: Collection[int]) -> StreamDecoder: ...
     def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes: ...
     def opening(self) -> list[int]: ...
     def own_ids(self, kind: str) -> list[int]: ...
@@ -55,11 +62,11 @@ class TokenizersBackend:
 
     name = "huggingface"
 
-    def __init__(self, processor: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    def __init__(self, processor: tokenizers.Tokenizer, added: Sequence[dict[str, Any]] = ()) -> None:
         self.processor = processor
         processor.no_truncation()
         processor.no_padding()
-        self._add_missing(settings.get("added_tokens_decoder") or {})
+        self._add_missing(added)
         self.vocab_size: int = processor.get_vocab_size(with_added_tokens=False)
         self._added = processor.get_added_tokens_decoder()
         self._special_ids = frozenset(index for index, token in self._added.items() if token.special)
@@ -79,16 +86,35 @@ class TokenizersBackend:
             return [self.processor.encode(texts[0], add_special_tokens=False).ids]
         return [encoding.ids for encoding in self.processor.encode_batch_fast(texts, add_special_tokens=False)]
 
+    @cached_property
+    def marked(self) -> MarkedText:
+        """Finds special tokens in texts."""
+        tokens = self._added.values()
+        special = [token.content for token in tokens if token.special]
+        others = [token.content for token in tokens if not (token.special or token.normalized)]
+        return MarkedText(special, others, {token.content for token in tokens if token.single_word})
+
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """The ids of a text with marks, and where in it each stands; None: that isn't known."""
+        return self._literal.encode(text)
+
+    @cached_property
+    def _literal(self) -> LiteralEncoder:
+        return LiteralEncoder(self.processor, self.marked)
+
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.processor.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def stream(self, skip_special_tokens: bool) -> StreamDecoder:
+    def stream(self, skip_special_tokens: bool, shown: Collection[int]) -> StreamDecoder:
+        def token(index: int) -> str:
+            return self._shown(index, skip_special_tokens and index not in shown)
+
         if self._is_byte_level:
-            return ByteStream(lambda index: byte_level_bytes(self._shown(index, skip_special_tokens)))
+            return ByteStream(lambda index: byte_level_bytes(token(index)))
         return PieceStream(
-            decode=lambda ids: self.decode(list(ids), skip_special_tokens),
-            is_byte=lambda index: self._is_byte(self._shown(index, skip_special_tokens)),
-            is_silent=lambda index: not self._shown(index, skip_special_tokens),
+            decode=lambda ids: self.decode(list(ids), False),
+            is_byte=lambda index: self._is_byte(token(index)),
+            is_silent=lambda index: not token(index),
             anchor=self._anchor,
         )
 
@@ -144,13 +170,17 @@ class TokenizersBackend:
                 return index
         return None
 
-    def _add_missing(self, added: dict[str, Any]) -> None:
-        """Tokens that `tokenizer_config.json` lists and `tokenizer.json` lacks, where their ids come next."""
+    def _add_missing(self, added: Sequence[dict[str, Any]]) -> None:
+        """Tokens that other files list and `tokenizer.json` lacks, or matches in another way."""
         import tokenizers
 
-        for index, token in sorted((int(index), token) for index, token in added.items()):
-            if self.token_to_id(token["content"]) is None and index == len(self):
-                self.processor.add_tokens([tokenizers.AddedToken(**token)])
+        known = {(token.content, repr(token)) for token in self.processor.get_added_tokens_decoder().values()}
+        listed = {content for content, _ in known}
+        for given in added:
+            flags = {key: bool(given[key]) for key in MATCHING if given.get(key) is not None}
+            token = tokenizers.AddedToken(given["content"], **flags)
+            if (token.content, repr(token)) not in known and ("id" in given or token.content not in listed):
+                self.processor.add_tokens([token])
 
 
 class SentencePieceBackend:
@@ -158,7 +188,9 @@ class SentencePieceBackend:
 
     name = "sentencepiece"
 
-    def __init__(self, file: Path, settings: dict[str, Any], special: dict[str, str]) -> None:
+    def __init__(
+        self, file: Path, settings: dict[str, Any], special: dict[str, str], added: Sequence[dict[str, Any]] = ()
+    ) -> None:
         from sentencepiece import SentencePieceProcessor
 
         with reading(file, "no sentencepiece model", "download the checkpoint again"):
@@ -172,20 +204,21 @@ class SentencePieceBackend:
             if self.processor.is_control(index) or self.processor.is_unknown(index)
         }
         self._added: dict[int, str] = {}
-        self._add(file.parent, settings)
+        self._add(added)
         self._ids = {token: index for index, token in (self._special | self._added).items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._written_out = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def _add(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Tokens beyond the model's own: `added_tokens.json`, `added_tokens_decoder`."""
-        for content, index in optional_json(folder / "added_tokens.json").items():
-            self._add_token(index, content)
-        for index, token in (settings.get("added_tokens_decoder") or {}).items():
-            if int(index) >= self.vocab_size:
+    def _add(self, added: Sequence[dict[str, Any]]) -> None:
+        """Tokens beyond the model's own; those that no file gives an id come last."""
+        for token in sorted(added, key=lambda token: "id" not in token):
+            own = self.processor.piece_to_id(token["content"])
+            is_own = self.processor.id_to_piece(own) == token["content"]
+            index = own if is_own else token.get("id", len(self))
+            if not is_own and index >= self.vocab_size:
                 self._add_token(index, token["content"])
-                if token.get("special"):
-                    self._special[int(index)] = token["content"]
+            if token["special"] and (is_own or index >= self.vocab_size):
+                self._special[index] = token["content"]
 
     def _add_token(self, index: Any, content: Any) -> None:
         if not isinstance(content, str) or not 0 <= int(index) < self.vocab_size + MAX_ADDED:
@@ -217,6 +250,30 @@ class SentencePieceBackend:
             at = found.end()
         return ids + self.processor.encode(text[at:])
 
+    @cached_property
+    def marked(self) -> MarkedText:
+        """Finds special tokens in texts."""
+        return MarkedText(self._special.values(), self._added.values())
+
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """The ids of a text with marks; where they stand in it isn't known."""
+        ids, run = list[int](), ""
+        for piece in self.marked.pieces(text):
+            if piece.is_token or piece.text in self._ids:
+                index, own = self._ids[piece.text], piece.text
+                if piece.is_marked and index not in self.processor.encode(own):
+                    run += own
+                    continue
+                ids += self.processor.encode(run)
+                run = ""
+                if piece.is_marked:  # the model itself would make it the token again
+                    ids += [*self.processor.encode(own[:1]), *self.processor.encode(own[1:])]
+                else:
+                    ids.append(index)
+            else:
+                run += piece.text
+        return ids + self.processor.encode(run), None
+
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         if skip_special_tokens:
             ids = [index for index in ids if index not in self._special]
@@ -235,14 +292,13 @@ class SentencePieceBackend:
             return self.processor.decode([self._anchor, *run])[len(self.processor.decode([self._anchor])) :]
         return self.processor.decode(run) if run else ""
 
-    def stream(self, skip_special_tokens: bool) -> StreamDecoder:
+    def stream(self, skip_special_tokens: bool, shown: Collection[int]) -> StreamDecoder:
         def is_silent(index: int) -> bool:
-            return (skip_special_tokens and index in self._special) or not (
-                0 <= index < self.vocab_size or index in self._added
-            )
+            skipped = skip_special_tokens and index in self._special and index not in shown
+            return skipped or not (0 <= index < self.vocab_size or index in self._added)
 
         return PieceStream(
-            decode=lambda ids: self.decode(list(ids), skip_special_tokens),
+            decode=lambda ids: self.decode(list(ids), False),
             is_byte=lambda index: index < self.vocab_size and self.processor.is_byte(index),
             is_silent=is_silent,
             anchor=self._anchor,
@@ -285,6 +341,8 @@ class ForeignBackend:
     """
 
     name = FOREIGN
+    marked = MarkedText(())
+    """Which of its tokens are special isn't known."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -297,6 +355,10 @@ class ForeignBackend:
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def largest_id(self) -> int:
+        return self._size - 1
 
     def token_to_id(self, token: str) -> int | None:
         find = getattr(self.processor, "token_to_id", None) or getattr(self.processor, "convert_tokens_to_ids", None)
@@ -314,7 +376,10 @@ class ForeignBackend:
         options = {"skip_special_tokens": skip_special_tokens} if self._skips else {}
         return self.processor.decode(torch.tensor(ids, dtype=torch.long), **options)
 
-    def stream(self, skip_special_tokens: bool) -> StreamDecoder:
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        return self.encode_batch(["".join(piece.text for piece in self.marked.pieces(text))])[0], None
+
+    def stream(self, skip_special_tokens: bool, shown: Collection[int]) -> StreamDecoder:
         return PieceStream(
             decode=lambda ids: self.decode(list(ids), skip_special_tokens) if ids else "",
             is_byte=lambda index: False,

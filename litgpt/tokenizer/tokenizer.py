@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ from litgpt.tokenizer.files import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
     TOKENIZER_MODEL,
+    added_tokens,
     generation_config,
     special_tokens,
 )
+from litgpt.tokenizer.literal import MARK
 from litgpt.tokenizer.stream import StreamDecoder
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ class Tokenizer:
     eos_id: int | None
     stop_ids: tuple[int, ...]
     """Every id that ends a generated text: `eos_id` first, then those that `generation_config.json` adds."""
+
+    parse_special_tokens: bool = False
+    """Whether special tokens that are written out in a message become their ids, too."""
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
         self.checkpoint_dir = Path(checkpoint_dir)
@@ -103,6 +108,11 @@ class Tokenizer:
         """Size of the vocabulary without added tokens; `len(tokenizer)` counts those too."""
         return self._backend.vocab_size
 
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The special tokens, as they are written."""
+        return self._backend.marked.special
+
     def token_to_id(self, token: str) -> int:
         """The id of one token, written as in the vocabulary.
 
@@ -140,16 +150,21 @@ class Tokenizer:
         ids = self.encode_ids(string, bos, eos)
         return torch.tensor(ids[:max_length] if max_length >= 0 else ids, dtype=torch.int32, device=device)
 
-    def encode_ids(self, string: str, bos: bool | None = None, eos: bool = False) -> list[int]:
-        """As `encode`, as a list and without torch."""
-        return self.encode_batch([string], bos, eos)[0]
+    def encode_ids(self, string: str, bos: bool | None = None, eos: bool = False, protected: bool = False) -> list[int]:
+        """As `encode`, as a list and without torch; `protected`: parts of it went through `protect`."""
+        return self.encode_batch([string], bos, eos, protected)[0]
 
-    def encode_batch(self, texts: Sequence[str], bos: bool | None = None, eos: bool = False) -> list[list[int]]:
-        """The ids of each text, as `encode` gives them; `tokenizers` works on several texts at once."""
+    def encode_batch(
+        self, texts: Sequence[str], bos: bool | None = None, eos: bool = False, protected: bool = False
+    ) -> list[list[int]]:
+        """The ids of each text, as `encode_ids` gives them; `tokenizers` works on several texts at once."""
         opening = self._opening_for(bos)
         closing = self._closing_for(eos)
         try:
-            rows = self._backend.encode_batch(texts)
+            if protected and any(MARK in text for text in texts):
+                rows = [self.encode_protected(text)[0] for text in texts]
+            else:
+                rows = self._backend.encode_batch(texts)
         except LitGPTError:
             raise
         except BaseException as error:  # `tokenizers` raises a bare Exception, or panics
@@ -164,6 +179,18 @@ class Tokenizer:
             ]
             for ids in rows
         ]
+
+    def protect(self, text: str) -> str:
+        """The text of a message so that what looks like a special token in it is encoded as text.
+
+        It holds marks; encode what a prompt style makes of it with `protected=True`. Nothing changes where
+        `parse_special_tokens` is set.
+        """
+        return text if self.parse_special_tokens else self._backend.marked.protect(text)
+
+    def encode_protected(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """The ids of a text with parts from `protect`, and the characters each stands for; None: not known."""
+        return self._backend.encode_marked(text)
 
     def decode(self, tensor: torch.Tensor | Sequence[int] | int, skip_special_tokens: bool = True) -> str:
         """The text of some ids: `(T,)`, a list, or a single one. Ids outside the vocabulary show nothing.
@@ -180,9 +207,14 @@ class Tokenizer:
         """What an id adds to a text that it stands in the middle of: those of a text, joined, are its UTF-8."""
         return self._backend.token_bytes(token, skip_special_tokens)
 
-    def stream(self, skip_special_tokens: bool = True) -> StreamDecoder:
-        """A decoder that takes ids one at a time; its texts, joined, are what `decode` gives for all of them."""
-        return self._backend.stream(skip_special_tokens)
+    def stream(self, skip_special_tokens: bool = True, shown: Collection[int] = ()) -> StreamDecoder:
+        """A decoder that takes ids one at a time; its texts, joined, are what `decode` gives for all of them.
+
+        Args:
+            skip_special_tokens: As for `decode`.
+            shown: Special tokens that aren't left out.
+        """
+        return self._backend.stream(skip_special_tokens, shown)
 
     def decode_stream(
         self, token_stream: Iterable[torch.Tensor | int], device: torch.device | str | None = None
@@ -253,12 +285,13 @@ class Tokenizer:
 
 
 def _open_backend(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> TokenizerBackend:
+    added = added_tokens(folder)
     if (folder / TOKENIZER_JSON).exists():
-        return TokenizersBackend(_read_tokenizer_json(folder / TOKENIZER_JSON), settings)
+        return TokenizersBackend(_read_tokenizer_json(folder / TOKENIZER_JSON), added)
     if (folder / TOKENIZER_MODEL).exists():
-        return SentencePieceBackend(folder / TOKENIZER_MODEL, settings, special)
+        return SentencePieceBackend(folder / TOKENIZER_MODEL, settings, special, added)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return TokenizersBackend(_read_gpt2_files(folder, settings), settings)
+        return TokenizersBackend(_read_gpt2_files(folder, settings), added)
     other = next((name for name in ("tekken.json", "tiktoken.model") if (folder / name).is_file()), None)
     if other:
         raise MissingFileError(

@@ -33,6 +33,7 @@ from litgpt.data.storage.token_cache import (
     tokenizer_fingerprint,
 )
 from litgpt.errors import LitGPTError
+from litgpt.tokenizer.literal import MARK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,10 +95,11 @@ class RowRenderer:
     key: bytes = b""
     """A hash of what `parse` and `renderer` do; only the cache needs it."""
 
-    def render(self, row: Row, notes: Notes) -> RenderedSample:
-        """The text of a row; what of it is not read is noted."""
+    def render(self, row: Row, tokenizer: Tokenizer, notes: Notes) -> RenderedSample:
+        """The text of a row, in which what looks like a special token in its questions is marked as text; what of the
+        row is not read is noted."""
         conversation = self.parse(row)
-        rendered = self.renderer.render(conversation)
+        rendered = self.renderer.render(conversation.protected(tokenizer.protect))
         notes.keys.update(row)
         notes.unread.update(self.renderer.unread(conversation))
         return rendered
@@ -159,7 +161,8 @@ def encode_file(path: Path, row_renderer: RowRenderer, tokenizer: Tokenizer, fol
     if not path.is_file():
         next(iter(read_rows(path)))  # which says what is wrong
     fingerprint = tokenizer_fingerprint(tokenizer)
-    key = content_hash(VERSION, fingerprint, row_renderer.key, path.suffix.encode(), file_hash(path))
+    parses = bytes([tokenizer.parse_special_tokens])
+    key = content_hash(VERSION, fingerprint, parses, row_renderer.key, path.suffix.encode(), file_hash(path))
 
     def write(writer: TokenWriter) -> None:
         notes = Notes()
@@ -218,7 +221,7 @@ def encode(
     def render() -> Iterator[tuple[int, RenderedSample]]:
         for line, row in rows:
             try:
-                yield line, row_renderer.render(row, notes)
+                yield line, row_renderer.render(row, tokenizer, notes)
             except LitGPTError as error:
                 raise located(line, error) from None
 
@@ -283,7 +286,7 @@ class Encoder:
             found = self._with_spans(texts, [part.target for part in parts])  # type: ignore[misc]
             return [self._opened(*tokens) for tokens in found] if opens else found
         # A text without an end token to close it (some base models have none) stays open.
-        ids = self.tokenizer.encode_batch(texts, bos=None if opens else False, eos=ends)
+        ids = self.tokenizer.encode_batch(texts, bos=None if opens else False, eos=ends, protected=True)
         return [(row, [(0, len(row))] if part.target else []) for row, part in zip(ids, parts, strict=True)]
 
     def _with_spans(self, texts: list[str], spans: list[Sequence[CharSpan]]) -> list[Tokens]:
@@ -295,9 +298,9 @@ class Encoder:
             self.tokenizer.encode_batch(texts, bos=False)
             raise
         found = []
-        for row, own in zip(rows, spans, strict=True):
-            offsets = row.offsets
-            found.append((row.ids, [_tokens_in(offsets, span) for span in own]))
+        for text, row, own in zip(texts, rows, spans, strict=True):
+            ids, offsets = self.tokenizer.encode_protected(text) if MARK in text else (row.ids, row.offsets)
+            found.append((ids, [_tokens_in(offsets or [], span) for span in own]))
         return found
 
     def _opened(self, ids: list[int], spans: list[TokenSpan]) -> Tokens:
@@ -313,10 +316,10 @@ class Encoder:
 
     def _by_prefixes(self, text: str, spans: Sequence[CharSpan]) -> Tokens:
         """Without offsets: a place in the text is where the tokens of what stands before it part from the whole's."""
-        ids = self.tokenizer.encode_ids(text, bos=False)
+        ids = self.tokenizer.encode_ids(text, bos=False, protected=True)
 
         def place(at: int) -> int:
-            before = self.tokenizer.encode_ids(text[:at], bos=False) if at else []
+            before = self.tokenizer.encode_ids(text[:at], bos=False, protected=True) if at else []
             same = (i for i, (one, other) in enumerate(zip(before, ids, strict=False)) if one != other)
             return next(same, min(len(before), len(ids)))
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest, quoted
-from litgpt.prompts.base import Message, join_text
+from litgpt.prompts.base import Message, join_text, protected_message
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -86,6 +86,16 @@ class Conversation:
     """Plain text instead of messages."""
     unread: Sequence[str] = ()
     """Keys of the row that its format has no use for."""
+
+    def protected(self, protect: Callable[[str], str]) -> Conversation:
+        """The conversation in which what looks like a special token is text, as `Tokenizer.protect` marks it; what the
+        assistant says, and plain text, stay as they are."""
+        return replace(
+            self,
+            messages=[protected_message(message, protect) for message in self.messages],
+            fields={key: protect(value) if isinstance(value, str) else value for key, value in self.fields.items()},
+            context=self.context and (self.context[0], protect(self.context[1])),
+        )
 
 
 class RowKeys:

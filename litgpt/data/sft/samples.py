@@ -239,14 +239,19 @@ class SFTDataset:
         rows = [[row for _, row in shard.rows()] for shard in self.shards]
         return [rows[shard][index] for shard, index, _, _ in self._kept.tolist()]
 
-    def question(self, index: int) -> tuple[str, str] | None:
-        """What the last answer of a sample answers, and the whole prompt in front of it; None for plain text."""
+    def question(self, index: int, protect: Callable[[str], str] = str) -> tuple[str, str] | None:
+        """What the last answer of a sample answers, and the whole prompt in front of it; None for plain text.
+
+        Args:
+            index: The sample.
+            protect: `Tokenizer.protect`; the prompt is one to encode as protected.
+        """
         conversation = self.row_renderer.parse(self.data[index])
         answers = [at for at, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         if not answers:
             return None
         asked = conversation.messages[answers[-1] - 1].get("content") if answers[-1] else ""
-        return str(asked or ""), self.row_renderer.renderer.prompt(conversation, answers[-1])
+        return str(asked or ""), self.row_renderer.renderer.prompt(conversation.protected(protect), answers[-1])
 
     def __len__(self) -> int:
         return len(self.lengths)

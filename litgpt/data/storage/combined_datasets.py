@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -44,10 +44,10 @@ class ConcatDataset:
         """How the samples of the first data set are rendered; None: they aren't."""
         return getattr(self.datasets[0], "prompt_style", None)
 
-    def question(self, index: int) -> tuple[str, str] | None:
+    def question(self, index: int, protect: Callable[[str], str] = str) -> tuple[str, str] | None:
         """As `SFTDataset.question`; None where the data set has no questions."""
         dataset, own = self._locate(index)
-        return dataset.question(own) if hasattr(dataset, "question") else None
+        return dataset.question(own, protect) if hasattr(dataset, "question") else None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

@@ -154,17 +154,13 @@ class OutputDecoder(StreamDecoder):
     """
 
     def __init__(self, tokenizer: Tokenizer, shown: Sequence[str] = (), after: Sequence[int] = ()) -> None:
-        self._inner = tokenizer.stream()
-        self._shown = _ids(tokenizer, tuple(shown))
+        self._inner = tokenizer.stream(shown=_ids(tokenizer, shown))
         self.lengths: list[int] = []
         for token in after[-MEMORY:]:
             self._inner.push(token)
 
     def push(self, token_id: int) -> str:
-        if token_id in self._shown:
-            text = self._inner.flush() + self._shown[token_id]
-        else:
-            text = self._inner.push(token_id)
+        text = self._inner.push(token_id)
         self.lengths.append(len(text))
         return text
 
@@ -172,12 +168,13 @@ class OutputDecoder(StreamDecoder):
         return self._inner.flush()
 
 
-def _ids(tokenizer: Tokenizer, shown: tuple[str, ...]) -> dict[int, str]:
-    found = {}
-    for text in shown:
+def _ids(tokenizer: Tokenizer, tokens: Sequence[str]) -> set[int]:
+    """The ids of those that this vocabulary has; the others are ordinary text in it."""
+    found = set()
+    for token in tokens:
         try:
-            found[tokenizer.token_to_id(text)] = text
-        except LitGPTError:  # in this vocabulary it is ordinary text
+            found.add(tokenizer.token_to_id(token))
+        except LitGPTError:
             continue
     return found
 

@@ -180,7 +180,7 @@ def render(
         raise APIError(400, f"The prompt style {type(style).__name__} takes no {name}.", name)
     if tools and "tools" not in template_source(served_model, "tool_use"):
         raise APIError(400, "This model's chat template has no place for tools; leave them out.", "tools")
-    plain = plain_messages(messages)
+    plain = [served_model.inference_model.protected(message) for message in plain_messages(messages)]
     try:
         if isinstance(style, ChatTemplate):
             return style.apply_messages(plain, opening, tools=plain_tools(tools) or None, **variables)
