@@ -70,7 +70,9 @@ def resolve_annotations(function: Callable[..., Any]) -> None:
     Left as texts, the parser would evaluate them by running the module's `if TYPE_CHECKING:` blocks too, which import
     torch, and would take any value where one of them, or of a base class, needs such a name.
     """
-    function.__annotations__ = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function)
+    for own in (function, inspect.unwrap(function)):  # of which the latter has the signature
+        own.__annotations__ = hints
 
 
 def takes_anything(function: Callable[..., Any]) -> bool:
