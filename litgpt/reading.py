@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickletools
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from litgpt.errors import FileError, LitGPTError, MissingFileError, escaped, one_line, quoted
 
@@ -25,6 +27,11 @@ MAX_PATH = 1000
 MAX_PATTERN, MAX_REPEATS = 300, 3
 SLOW_PATTERN = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=")
 """Repeated groups and references: what makes the time of a regular expression grow without end."""
+MAX_PICKLE_BYTES = 200_000_000
+MAX_NESTING = 200
+"""Values inside each other. Python's `hash` of a tuple that is nested much deeper ends the process."""
+LEGACY_PICKLES = 5
+"""A file that is no zip holds so many, one after the other: magic number, protocol, machine, values, storages."""
 LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -142,28 +149,34 @@ def read_yaml(path: Path, fault: str, advice: str = "download it again") -> Any:
 
     text = read_text(path, fault, MAX_YAML_BYTES, advice)
     with reading(path, fault, advice):
-        _check_nesting(text)
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if _values(node, {}, 1) > MAX_YAML_VALUES:
-                raise LitGPTError(f"{_name(path)} is {fault}: its aliases stand for too much; {advice}.")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        check_yaml(text)
+        return yaml.load(text, _yaml_loader())
 
 
-def _check_nesting(text: str) -> None:
-    """Raises a RecursionError for a YAML text that is nested too deeply for parsers that recurse."""
+def _yaml_loader() -> Any:
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def check_yaml(text: str) -> None:
+    """Looks at a YAML text before its values are made.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+        ValueError: Its aliases stand for too much.
+        yaml.YAMLError: It is no YAML.
+    """
     import yaml
 
     depth = 0
-    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, _yaml_loader()):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise RecursionError
+    node = yaml.compose(text, _yaml_loader())
+    if node is not None and _values(node, {}, 1) > MAX_YAML_VALUES:
+        raise ValueError("its aliases stand for too much")
 
 
 def _values(node: Any, known: dict[int, int], depth: int) -> int:
@@ -175,3 +188,66 @@ def _values(node: Any, known: dict[int, int], depth: int) -> int:
         nodes = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_values(child, known, depth + 1) for child in nodes)
     return known[id(node)]
+
+
+def check_pickles(path: Path) -> bool:
+    """Whether a file is a zip as torch writes them, else several pickles in a row.
+
+    Raises:
+        ValueError: Its records are packed, so that they may be larger than the file, or a pickle has no end.
+        RecursionError: A pickle is nested too deeply.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(LEGACY_PICKLES):
+                check_nesting(file)
+        return False
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        if packed or sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records are packed, as torch never does")
+        for record in records:
+            if record.filename.endswith("/data.pkl") and record.file_size < MAX_PICKLE_BYTES:
+                with archive.open(record) as file:
+                    check_nesting(file)
+    return True
+
+
+def check_nesting(file: IO[bytes]) -> None:
+    """Walks through a pickle without making what it says; afterwards the file is at its end.
+
+    Raises:
+        RecursionError: Values are nested too deeply.
+    """
+    stack: list[int | None] = []  # how deep what is on the pickle's stack is nested; None: a mark
+    memo: dict[Any, int] = {}
+    for code, argument, _ in pickletools.genops(file):
+        name = code.name
+        if name == "MARK":
+            stack.append(None)
+        elif "PUT" in name:
+            memo[argument] = stack[-1] or 0
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1] or 0
+        elif "GET" in name:
+            stack.append(memo[argument])
+        else:
+            taken = _take(stack, [kind.name for kind in code.stack_before])
+            grows = "APPEND" in name or "SETITEM" in name or name in ("BUILD", "ADDITEMS")
+            depth = max(taken[0], *(1 + part for part in taken[1:]), 0) if grows else 1 + max(taken, default=-1)
+            if depth > MAX_NESTING:
+                raise RecursionError
+            stack += [depth] * len(code.stack_after)
+
+
+def _take(stack: list[int | None], kinds: list[str]) -> list[int]:
+    """Takes off what a code takes, in the order in which it was put there."""
+    taken: list[int] = []
+    for kind in reversed(kinds):
+        if kind == "stackslice":
+            while (part := stack.pop()) is not None:
+                taken.append(part)
+        elif kind != "mark":
+            taken.append(stack.pop() or 0)
+    return taken[::-1]

@@ -18,14 +18,13 @@ from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
-from litgpt.checkpoint.pickles import check_file
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, MissingFileError, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, replace_linears
-from litgpt.reading import reading
+from litgpt.reading import check_pickles, reading
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
@@ -221,7 +220,7 @@ def load_pickle(path: Path, mmap: bool = False) -> Any:
     with reading(path, "damaged: torch cannot read it", "make or download it again"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickles of other makers, which are refused or read all the same
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=check_file(path) and mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=check_pickles(path) and mmap)
         except pickle.UnpicklingError:
             raise LitGPTError(
                 f"{path} holds more than tensors (or is damaged), and is not opened because that could run code."

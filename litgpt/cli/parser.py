@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import re
-import urllib.request
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,20 +18,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from litgpt import data
 from litgpt.args import SECRETS
+from litgpt.cli.config_files import is_url, load_yaml, read_config
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
 from litgpt.cli.spellings import ARGUMENTS, spelled_here
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 ADAMW_RATE = 1e-3
 """What torch's AdamW takes where nothing is said."""
-MAX_CONFIG_BYTES, MAX_CONFIG_VALUES, MAX_CONFIG_LEVELS = 1_000_000, 10_000, 32
-URL_TIMEOUT = 30.0
-"""Seconds to wait for a `--config` that is a URL."""
 
 
 def run(name: str, target: str, arguments: Sequence[str]) -> None:
@@ -433,65 +429,6 @@ def import_data_class(name: str) -> type:
     if inspect.isfunction(found.__init__):
         resolve_annotations(found.__init__)
     return found
-
-
-def is_url(place: str) -> bool:
-    """Whether a `--config` is fetched over HTTP."""
-    return place.startswith(("http://", "https://"))
-
-
-def read_config(place: str) -> str:
-    """The text of a configuration: a file, a URL, or the text itself.
-
-    Raises:
-        UsageError: It cannot be read.
-    """
-    is_remote = is_url(place)
-    try:
-        if is_remote:
-            with urllib.request.urlopen(place, timeout=URL_TIMEOUT) as answer:
-                return str(_within(answer.read(MAX_CONFIG_BYTES + 1), place), "utf-8")
-        if "\n" in place or place.lstrip().startswith("{"):
-            return place
-        with Path(place).expanduser().open("rb") as file:
-            return _within(file.read(MAX_CONFIG_BYTES + 1), place).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        raise UsageError(f"Cannot read the configuration {place}: {reason}.") from error
-
-
-def load_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text, read as the parser reads it (`1e-4` is a number).
-
-    Raises:
-        UsageError: It is not YAML.
-    """
-    try:
-        value = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{where}:{line} is not valid YAML ({getattr(error, 'problem', error)}).") from error
-    except RecursionError as error:
-        raise UsageError(f"{where} is nested too deeply; use fewer levels.") from error
-    level, count = [value], 1
-    for _ in range(MAX_CONFIG_LEVELS):
-        parts = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        count += sum(map(len, parts))
-        if count > MAX_CONFIG_VALUES:  # what an alias stands for counts each time
-            raise UsageError(f"{where} stands for more than {MAX_CONFIG_VALUES} values; write fewer aliases.")
-        level = [each for part in parts for each in part]
-    if level:
-        raise UsageError(f"{where} is nested more than {MAX_CONFIG_LEVELS} levels deep; use fewer.")
-    return value
-
-
-def _within(content: bytes, place: str) -> bytes:
-    if len(content) > MAX_CONFIG_BYTES:
-        raise UsageError(
-            f"The configuration {place} is larger than {MAX_CONFIG_BYTES} bytes; give a YAML file of options."
-        )
-    return content
 
 
 # --------------------------------------------------------------------------- the parser's errors in our words
