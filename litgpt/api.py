@@ -33,25 +33,10 @@ from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
 from litgpt.prompts.base import Message
 from litgpt.quantize import is_quantized
 from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer.preprocessor import Preprocessor as Preprocessor
 
 CACHE_STEP = 256
 """The KV cache grows in steps of this many tokens."""
-
-
-class Preprocessor:
-    """Text to token ids and back, on the model's device."""
-
-    def __init__(self, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
-        self.tokenizer = tokenizer
-        self.device = torch.device(device)
-
-    def encode(self, text: str) -> Tensor:
-        """The ids of a text, `(T,)` int32."""
-        return self.tokenizer.encode(text, device=self.device)
-
-    def decode(self, token_ids: Tensor) -> str:
-        """The text of some ids, `(T,)`."""
-        return self.tokenizer.decode(token_ids)
 
 
 class LLM(nn.Module):

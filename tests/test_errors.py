@@ -53,6 +53,18 @@ CAUGHT_TOO = {base.__name__ for cls in CLASSES for base in cls.__mro__ if not is
 RIGHTLY = {
     ("deploy/access.py", "self.app(scope, measured, send_on)"): "the request's answer carries it, and the log",
     ("errors.py", "escaped(repr(value))"): "whatever a class does in its __repr__",
+    ("cli/config_files.py", "_opened(place)"): "opens a file or a URL",
+    ("cli/config_files.py", "check_yaml(text)"): "raises bare errors, which are told with the place",
+    ("checkpoint/fingerprint.py", "archive.read(found[0]).decode(errors='replace')"): "reads a zip",
+    ("prompts/sandbox.py", "respond(answer(source, context))"): "the answer carries it to the other process",
+    ("training/metrics/machine.py", "gigabytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))"): "a number",
+    ("training/metrics/progress.py", "say(text)"): "prints",
+    ("training/metrics/progress.py", "self.bar(counters, metrics)"): "makes a text of numbers",
+    ("training/optim/optimizers.py", "optimizer.step()"): "torch's; the error is told",
+    (
+        "training/signals.py",
+        r"f'\nStopping: all is saved after this step{again}.\n'.encode()",
+    ): "makes bytes of a text",
     ("engine/engine.py", "self.step()"): "the requests carry the error, as it is, to their callers",
     ("engine/engine.py", "work()"): "the future carries it",
     ("deploy/backends/litserve.py", "self.engine.step()"): "the requests carry it",

@@ -57,7 +57,7 @@ class DataModule(ABC):
         from litgpt.tokenizer import Tokenizer
 
         if kwargs and type(self).__module__.startswith("litgpt.data."):
-            raise LitGPTError(f"{type(self).__name__}.connect has no argument {next(iter(kwargs))!r}.")
+            raise LitGPTError(f"{type(self).__name__}.connect has no argument {quoted(next(iter(kwargs)))}.")
         as_lightning(self)
         self.tokenizer = None if tokenizer is None else Tokenizer.of(tokenizer)
         self.batch_size = batch_size

@@ -46,7 +46,7 @@ def in_litgpts_order(cls: type[T]) -> type[T]:
         if len(args) > len(names):
             raise TypeError(f"{cls.__name__} takes at most {len(names)} arguments by position, not {len(args)}")
         if twice := [name for name in names[: len(args)] if name in kwargs]:
-            raise TypeError(f"{cls.__name__} got {twice[0]!r} twice")
+            raise TypeError(f"{cls.__name__} got {twice[0]} twice")
         by_name(self, **dict(zip(names, args, strict=False)), **kwargs)
 
     cls.__init__ = __init__  # type: ignore[method-assign, assignment]

@@ -145,7 +145,7 @@ class RowKeys:
 
     @property
     def shown(self) -> str:
-        return ", ".join(map(repr, self.row)) or "none"
+        return ", ".join(map(quoted, self.row)) or "none"
 
 
 def folded(name: str) -> str:

@@ -131,7 +131,7 @@ class Renderer:
             if place is not None:
                 return messages, {**fields, place: about}
         if not asked:
-            raise LitGPTError(f"{key!r} belongs to a question of the user, of which there is none.")
+            raise LitGPTError(f"{quoted(key)} belongs to a question of the user, of which there is none.")
         question = messages[asked[-1]]
         placed = {**question, "content": f"{question['content']}\n\n{about}"}
         return [*messages[: asked[-1]], placed, *messages[asked[-1] + 1 :]], fields
@@ -142,7 +142,7 @@ class Renderer:
         """What of a row no text is made of, in words."""
         found = list(conversation.unread)
         if conversation.text is not None:
-            return list(map(repr, found))
+            return list(map(quoted, found))
         fields = [key for key, value in conversation.fields.items() if value not in (None, "", [], {})]
         given = [*conversation.variables, *(["tools"] if conversation.tools else [])]
         own = sorted({key for message in conversation.messages for key in message} - MESSAGE_KEYS)
@@ -156,7 +156,7 @@ class Renderer:
             fields = [key for key in fields if not (alone and self._reads(key))]
             if not self._takes_system and any(message["role"] == "system" for message in conversation.messages):
                 system = [f"the system message, for which the prompt style {type(self.style).__name__} has no place"]
-        return [*map(repr, [*found, *fields, *given]), *(f"{key!r} of messages" for key in own), *system]
+        return [*map(quoted, [*found, *fields, *given]), *(f"{quoted(key)} of messages" for key in own), *system]
 
     def _reads(self, key: str) -> bool:
         """Whether the style reads a key of an instruction."""

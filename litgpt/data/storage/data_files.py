@@ -172,7 +172,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} is there twice")
+        raise ValueError(f"the key {quoted(next(key for key in keys if keys.count(key) > 1))} is there twice")
     return found
 
 
