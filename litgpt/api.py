@@ -65,7 +65,7 @@ class LLM(nn.Module):
         self.fixed_kv_cache_size = fixed_kv_cache_size
         """Tokens that the KV cache has room for; None: it grows as needed."""
         self._dtype = dtype
-        self._deterministic: bool | None = None
+        self._deterministic = False
         self._engine: Engine | None = None
         self._has_parts_beside = False
         """Whether an adapter is attached: such a model has parts that a checkpoint of it has no names for."""
@@ -136,7 +136,7 @@ class LLM(nn.Module):
         quantize: str | None = None,
         generate_strategy: Strategy | None = None,
         fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
-        deterministic: bool | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Moves the model to where it is to generate; weights that are still as loaded are read again in the precision.
 
@@ -151,7 +151,7 @@ class LLM(nn.Module):
                 `tensor_parallel`: each process has its share of every layer; those of `torchrun`, on CPUs too, or one
                 for each GPU, started here, that runs the whole program as this one does.
             fixed_kv_cache_size: Tokens to make room for once and for all; None: as each call needs.
-            deterministic: Give a prompt the same answer, to the bit, alone and among others; None: in 32-true.
+            deterministic: Give a prompt the same answer, to the bit, alone and among others.
 
         Raises:
             LitGPTError: The devices, the precision or the size can't be had, or they can't share this model.

@@ -103,7 +103,7 @@ def run_server(
         allowed_hosts: Names, with commas between, that requests may call the server by; `*`: any. null: any, but a
             server without keys that listens for this machine alone answers to localhost, 127.0.0.1, [::1] and --host.
         deterministic: Give a request with a seed, or temperature 0, the same answer whatever else is running and was
-            asked before; slower among others. null: in 32-true.
+            asked before; slower among others. null: with --precision 32-true.
         parse_special_tokens: Take special tokens that a message writes out (<|im_end|>) for tokens; else they are text.
     """
     import sys

@@ -67,7 +67,8 @@ def load_served_models(
 ) -> dict[str, ServedModel]:
     """Loads the model of a folder, called `name`, and the adapters beside it; see `make_served_models`."""
     inference_model = InferenceModel.load(folder, device, loading.precision, loading.quantize)
-    inference_model.deterministic = loading.deterministic
+    asked = loading.deterministic
+    inference_model.deterministic = loading.precision == "32-true" if asked is None else asked
     inference_model.tokenizer.parse_special_tokens = loading.parse_special_tokens
     base = base_of(folder) if adapters else None
     return make_served_models(inference_model, name, loading.slots, adapters, loading.length, base)

@@ -47,9 +47,8 @@ class InferenceModel:
     """A smaller model of the same tokenizer that drafts for this one; see `SpeculativeEngine`."""
     speculative_k: int = 3
     """Tokens that are drafted at a time."""
-    deterministic: bool | None = None
-    """Whether its engines answer the same whatever else runs, to the bit; None: those that compute in float32 do, and
-    neither compile nor draft. See `Engine`."""
+    deterministic: bool = False
+    """Whether its engines answer the same whatever else runs, to the bit; see `Engine`."""
 
     @classmethod
     def load(
@@ -169,19 +168,13 @@ class InferenceModel:
             return SpeculativeEngine(
                 self.model, self.draft, self.speculative_k, slots, length, self.dtype, PREFILL_CHUNK
             )
-        deterministic = self.deterministic
-        if deterministic is None:
-            deterministic = self._compute_dtype == torch.float32 and not self.compile
-        return Engine(self.model, slots, length, self.dtype, PREFILL_CHUNK, self.compile, deterministic)
-
-    @property
-    def _compute_dtype(self) -> torch.dtype:
-        return self.dtype or self.model.transformer.wte.weight.dtype
+        return Engine(self.model, slots, length, self.dtype, PREFILL_CHUNK, self.compile, self.deterministic)
 
     def cache_nbytes(self, slots: int, length: int) -> int:
         """Bytes that the KV caches of such an engine take."""
+        dtype = self.dtype or self.model.transformer.wte.weight.dtype
         models = [self.model] if self.draft is None else [self.model, self.draft]
-        return sum(model.cache_nbytes(slots, length, self._compute_dtype, PREFILL_CHUNK) for model in models)
+        return sum(model.cache_nbytes(slots, length, dtype, PREFILL_CHUNK) for model in models)
 
     def reply(
         self,

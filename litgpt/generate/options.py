@@ -35,7 +35,7 @@ class Options:
         prompt_file: A file of prompts that are answered together, one a line; in a .jsonl file each line is an object
             with `prompt` or `messages`, and with any of these settings of its own.
         out_file: Write the answers to `prompt_file` here, one JSON object a line; null prints them.
-        deterministic: Give a prompt the answer that it gets alone, to the bit; slower among others. null: in 32-true.
+        deterministic: Give a prompt the answer that it gets alone, to the bit; slower among others.
     """
 
     min_p: float = 0.0
@@ -48,7 +48,7 @@ class Options:
     regex: str | None = None
     prompt_file: Path | None = None
     out_file: Path | None = None
-    deterministic: bool | None = None
+    deterministic: bool = False
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Options:

@@ -41,7 +41,6 @@ def runs(folder, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def service(folder, runs) -> Service:
     inference_model = InferenceModel.load(folder, "cpu", "32-true")
-    inference_model.deterministic = False  # which computes several adapters in one pass
     return service_of(make_served_models(inference_model, "tiny", 8, runs), max_new_tokens=12)
 
 

@@ -125,25 +125,11 @@ def test_whole_parts_of_a_known_prompt_are_not_computed_again():
     assert longer.result() and longer.n_shared == 16  # the answer was computed token by token
 
 
-@pytest.mark.parametrize(("numbers", "asked_for", "is_so"), [("float32", None, True), ("float32", False, False)])
-def test_float32_is_so_unless_it_is_turned_off(numbers, asked_for, is_so):
-    assert inference_model(numbers, asked_for).engine().deterministic == is_so
-
-
-@pytest.mark.parametrize(("asked_for", "is_so"), [(None, False), (True, True)])
-def test_16_bits_are_so_on_request(asked_for, is_so):
-    assert inference_model("bfloat16", asked_for).engine().deterministic == is_so
-
-
 def test_what_computes_several_answers_at_once_is_refused():
-    drafting = inference_model("bfloat16", True)
+    tokenizer: Any = None  # not needed
+    drafting = InferenceModel(model_in("llama-grouped", "bfloat16"), tokenizer, Default(), deterministic=True)
     drafting.draft = drafting.model
     with pytest.raises(LitGPTError, match="leave out"):
         drafting.engine()
     with pytest.raises(LitGPTError, match="leave it out"):
         Engine(model_in("llama", "float32"), compile=True, deterministic=True)
-
-
-def inference_model(numbers: str, deterministic: bool | None) -> InferenceModel:
-    tokenizer: Any = None  # not needed
-    return InferenceModel(model_in("llama-grouped", numbers), tokenizer, Default(), deterministic=deterministic)

@@ -29,11 +29,11 @@ TOKENS = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365]
 
 @pytest.fixture(scope="module")
 def instructions(shared_assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """500 samples to train and 120 others to validate on."""
+    """240 samples to train and 80 others to validate on."""
     folder = tmp_path_factory.mktemp("instructions")
     rows = json.loads((shared_assets / "instruct" / "alpaca_en_demo.json").read_text())
-    (folder / "train.json").write_text(json.dumps(rows[:500]))
-    (folder / "val.json").write_text(json.dumps(rows[500:620]))
+    (folder / "train.json").write_text(json.dumps(rows[:240]))
+    (folder / "val.json").write_text(json.dumps(rows[500:580]))
     return folder
 
 
