@@ -28,10 +28,10 @@ def setup(
     eval: EvalArgs = EvalArgs(interval=600, max_new_tokens=100, max_iters=100),
     log: LogArgs = LogArgs(),
     optimizer: str | dict[str, Any] = "AdamW",
-    resize_vocab: bool = False,
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow", "litlogger"] = "csv",
     seed: int = 1337,
     access_token: str | None = None,
+    resize_vocab: bool = False,
 ) -> None:
     """Finetune all weights of a model.
 
