@@ -307,7 +307,11 @@ def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def portable(settings: Mapping[str, Any], data: object, added: Mapping[str, Any]) -> dict[str, Any]:
+LITGPT_LACKS = {"resume": False, "resize_vocab": False}
+"""Arguments of training commands that LitGPT's may lack, with their defaults."""
+
+
+def portable(settings: Mapping[str, Any], data: object) -> dict[str, Any]:
     """What `hyperparameters` returns, for `hyperparameters.yaml`: what LitGPT doesn't know is left out where it has its
     default, so that LitGPT's `--config` takes the rest; nulls of groups, which a command may have other defaults for,
     are there.
@@ -315,10 +319,9 @@ def portable(settings: Mapping[str, Any], data: object, added: Mapping[str, Any]
     Args:
         settings: What `hyperparameters` returned.
         data: The data module, if it was given.
-        added: The default of each argument of the command that LitGPT's may lack.
     """
     missing = object()
-    kept = {name: value for name, value in settings.items() if value != added.get(name, missing)}
+    kept = {name: value for name, value in settings.items() if value != LITGPT_LACKS.get(name, missing)}
     for group, kind, ours in (("train", TrainArgs, LITGPTS_TRAIN), ("eval", EvalArgs, None)):
         given = kept.get(group, {})
         kept[group] = {
@@ -364,8 +367,18 @@ def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flags
 
 
+PLAIN_CLASS = "_plain_class"
+"""Attribute of a class that was made of another one while the program runs: the other one."""
+
+
+def plain_class(cls: Any) -> Any:
+    """A class as it can be imported."""
+    return getattr(cls, PLAIN_CLASS, cls)
+
+
 def import_path(thing: Any) -> str:
     """The shortest dotted path that a class or function can be imported from, such as `litgpt.data.JSON`."""
+    thing = plain_class(thing)
     parts = thing.__module__.split(".")
     name: str = thing.__qualname__
     for end in range(1, len(parts) + 1):

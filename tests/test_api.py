@@ -63,8 +63,11 @@ def text_of(llm: LLM, ids: list[int]) -> str:
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        ("load", "model init tokenizer_dir access_token distribute"),
-        ("distribute", "self accelerator devices precision quantize generate_strategy fixed_kv_cache_size"),
+        ("load", "model init tokenizer_dir access_token distribute parse_special_tokens"),
+        (
+            "distribute",
+            "self accelerator devices precision quantize generate_strategy fixed_kv_cache_size deterministic",
+        ),
         (
             "generate",
             "self prompt sys_prompt max_new_tokens temperature top_k top_p return_as_token_ids stream settings",

@@ -182,7 +182,7 @@ def test_what_is_written_at_defaults_is_a_configuration_of_litgpt(command, modul
         p.name: Path("y") if p.default is p.empty else p.default for p in inspect.signature(setup).parameters.values()
     }
     own = {name: value for name, value in given.items() if not name.startswith("lora_")}  # which the method knows
-    written = portable(hyperparameters({**own, "data": data}), data, {"resume": False})
+    written = portable(hyperparameters({**own, "data": data}), data)
     known = COMMANDS[command.replace(".", "_")]
     assert written.keys() <= (COMMANDS[known] if isinstance(known, str) else known).keys()
     for group, fields in (("train", "TrainArgs"), ("eval", "EvalArgs"), ("log", "LogArgs")):
@@ -194,7 +194,7 @@ def test_what_is_written_at_defaults_is_a_configuration_of_litgpt(command, modul
 def test_what_litgpt_does_not_know_is_written_where_it_says_something():
     train = TrainArgs(epochs=None, max_steps=3, packing=False, keep_last=2)
     data = data_modules.JSON(Path("x"), cache_dir=Path("cache"), seed=3)
-    written = portable(hyperparameters({"train": train, "data": data, "resume": "auto"}), data, {"resume": False})
+    written = portable(hyperparameters({"train": train, "data": data, "resume": "auto"}), data)
     assert written["train"] == {
         **{name: getattr(train, name) for name in TABLE["TrainArgs"]},
         "packing": False,

@@ -166,7 +166,7 @@ def test_token_files_are_read(tmp_path):
     ("changes", "sentence"),
     [
         (dict(data=None), "Nothing says what to train on"),
-        (dict(model_config=tiny(vocab_size=5, padded_vocab_size=5)), "vocabulary has 5 entries"),
+        (dict(model_config=tiny(vocab_size=5, padded_vocab_size=5)), r"outside 0 \.\.\. 4, the model's vocabulary"),
         (dict(model_config=None, model_name="pythia-14"), "Closest: .*pythia-14m"),
         (dict(resume=True), "nothing to resume from"),
         (dict(train={"max_seq_length": 17}), "context is 16 tokens"),

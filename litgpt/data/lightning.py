@@ -9,6 +9,8 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from litgpt.args import PLAIN_CLASS, import_path, plain_class
+
 MODULES = ("lightning.pytorch.core.datamodule", "pytorch_lightning.core.datamodule")
 """Where the class is, in either of the packages that have it."""
 
@@ -27,21 +29,15 @@ def as_lightning(module: Any) -> None:
 
 @lru_cache(maxsize=64)
 def _joined(cls: type, kinds: tuple[type, ...]) -> type:
-    """A class that is both, by the name of the first; it is pickled as the first, and hashed as it."""
-    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, PLAIN: cls}
+    """A class that is both, by the name of the first, so that it is no other to a command line; it is pickled as the
+    first, and hashed as it."""
+    module, _, name = import_path(cls).rpartition(".")
+    body = {"__module__": module, "__qualname__": name, "__doc__": cls.__doc__, PLAIN_CLASS: cls}
     return type(cls)(cls.__name__, (cls, *kinds), {**body, "__reduce_ex__": _reduce})
 
 
-PLAIN = "_plain_class"
-
-
-def plain_class(thing: Any) -> type:
-    """The class of an object without what `as_lightning` added."""
-    return getattr(type(thing), PLAIN, type(thing))
-
-
 def _reduce(module: Any, protocol: Any) -> Any:
-    return _restored, (plain_class(module), {k: v for k, v in vars(module).items() if k != "trainer"})
+    return _restored, (plain_class(type(module)), {k: v for k, v in vars(module).items() if k != "trainer"})
 
 
 def _restored(cls: Any, state: dict[str, Any]) -> Any:

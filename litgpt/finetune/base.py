@@ -89,7 +89,7 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     make_datasets(args, data, tokenizer, model, fabric)
     of_method = {f"lora_{name}": value for name, value in method.settings().items() if name != "vocabulary"}
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
-    written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data, {"resume": False})
+    written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data)
     run = args.run(
         model=model,
         train_dataset=data.train_dataset,

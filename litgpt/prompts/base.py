@@ -132,7 +132,7 @@ class PromptStyle:
         """The sequences of ids that end an answer: the tokenizer's own, then the style's."""
         from litgpt.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer.of(tokenizer)
+        tokenizer = tokenizer if hasattr(tokenizer, "stop_ids") else Tokenizer.of(tokenizer)
         found = [[index] for index in tokenizer.stop_ids]
         for tokens in self.stops:
             try:

@@ -140,12 +140,18 @@ def answer(source: str, context: dict[str, Any] | None) -> dict[str, Any]:
     return {"text": "".join(_pieces), "spans": list(_spans)}
 
 
+def memory() -> int:
+    """Bytes of addresses that this process has; 0 elsewhere than on Linux, where they can't be limited."""
+    return int(STATM.read_text().split()[0]) * resource.getpagesize() if STATM.is_file() else 0
+
+
 @lru_cache(maxsize=1)
-def limit_memory(nbytes: int) -> None:
-    """Lets this process have no more memory than it has and so much."""
-    if STATM.is_file():  # elsewhere than on Linux, memory can't be limited
-        now = int(STATM.read_text().split()[0]) * resource.getpagesize()
+def limit_memory(nbytes: int) -> int:
+    """Lets this process have no more memory than it has now, which is returned, and so much."""
+    now = memory()
+    if now:
         resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, resource.RLIM_INFINITY))
+    return now
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -161,10 +167,15 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
     while size := requests.read(8):
         source, context, seconds, nbytes = pickle.loads(requests.read(int.from_bytes(size, "little")))
-        limit_memory(nbytes)
+        before = limit_memory(nbytes)
         signal.setitimer(signal.ITIMER_PROF, seconds)  # which ends the process
         try:
-            respond(answer(source, context))
+            found = answer(source, context)
+            # What a large text leaves behind would be missed by the next one.
+            worn = memory() > before + nbytes // 4
+            respond({**found, "ended": True} if worn else found)
+            if worn:
+                return
         except MemoryError:
             _pieces.clear()
             respond({"error": "it builds a text or list without end", "ended": True})

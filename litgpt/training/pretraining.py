@@ -60,7 +60,7 @@ def pretrain(args: PretrainArguments) -> Result:
 def _pretrain(args: PretrainArguments) -> Result:
     config, settings = choose_config(args), hyperparameters(args.arguments)
     shape = {} if args.model_config is None else {"model_config": hyperparameters(args.model_config.to_dict())}
-    written = portable({**settings, **shape, "optimizer": dotted(args.optimizer)}, args.data, {"resume": False})
+    written = portable({**settings, **shape, "optimizer": dotted(args.optimizer)}, args.data)
     resume = resume_point(args.resume, args.out_dir)
     if args.data is None:
         raise LitGPTError(

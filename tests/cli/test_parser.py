@@ -474,7 +474,7 @@ def test_commands_to_come_say_so(run, name):
     [
         (LitGPTError("No such folder."), 1, "litgpt: No such folder.\n"),
         (UsageError("Unknown class."), 2, "litgpt: Unknown class.\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "\n"),  # ends the line of the ^C
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )

@@ -43,7 +43,7 @@ def test_arguments_by_position_are_litgpts() -> None:
         for argument, value in zip(arguments, typed, strict=True):
             if argument != "prompt_style":
                 assert str(getattr(module, argument)) == str(value), (name, argument)
-    with pytest.raises(TypeError, match="'mask_prompt' twice"):
+    with pytest.raises(TypeError, match="mask_prompt twice"):
         data.Alpaca(True, mask_prompt=False)
     with pytest.raises(TypeError, match="by position"):
         data.Alpaca(*range(20))

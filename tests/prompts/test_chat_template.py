@@ -231,7 +231,10 @@ def test_a_folders_special_tokens(tmp_path):
     settings = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None, "add_bos_token": True}
     others = {"eos_token": "<no>", "unk_token": "<unk>"}
     write(tmp_path, {"tokenizer_config.json": settings, "special_tokens_map.json": others})
-    assert special_tokens(tmp_path) == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    # The second file wins where the first lists no added tokens, as in transformers.
+    assert special_tokens(tmp_path) == {"bos_token": "<s>", "eos_token": "<no>", "unk_token": "<unk>"}
+    write(tmp_path, {"tokenizer_config.json": {**settings, "added_tokens_decoder": {}}})
+    assert special_tokens(tmp_path) == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def test_the_style_renders_the_folders_template(tmp_path):

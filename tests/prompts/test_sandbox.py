@@ -149,7 +149,8 @@ def test_what_a_template_is_given_stays_as_it_was():
     assert messages == [{"role": "user", "content": ["a"], "more": {"b": [1]}}]
 
 
-def test_a_long_conversation_is_within_the_limits():
+def test_a_long_conversation_is_within_the_limits(monkeypatch):
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 2.0)
     source = (
         "{% macro show(m) %}<{{ m.role }}>{{ m.content | trim }}{% endmacro %}"
         "{% set n = namespace(text='', last=0) %}"
@@ -161,10 +162,11 @@ def test_a_long_conversation_is_within_the_limits():
     assert text.endswith("199920000")
 
 
-def test_the_limits_are_of_one_rendering():
-    template = Template("{% for i in range(20000) %}{{ 'abcdefghij' * 100 }}{% endfor %}", {}, "The template")
-    for _ in range(3):
-        assert len(template.render([{"role": "user"}])) == 20_000_000
+def test_the_limits_are_of_one_rendering(monkeypatch):
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 0.6)
+    template = Template("{% for i in range(5000) %}{{ 'abcdefghij' * 100 }}{% endfor %}", {}, "The template")
+    for _ in range(12):
+        assert len(template.render([{"role": "user"}])) == 5_000_000
 
 
 def test_a_template_sees_no_token_of_the_user(monkeypatch):

@@ -310,7 +310,8 @@ def _message(turn: Any) -> Message:
     role = keys.take(*ROLE_KEYS) if keys is not None else None
     if keys is None or role is None or not isinstance(keys.row[role], str):
         raise LitGPTError(
-            f"a message has `role` and `content`, a turn of ShareGPT `from` and `value`; this one is {quoted(turn)}."
+            "a message has `role` and `content`, a turn of ShareGPT has `from` and `value`; "
+            f"this one is {quoted(turn)}."
         )
     name, content = keys.row[role], keys.take(*CONTENT_KEYS)
     plain_role = ROLES_BY_LETTERS.get(folded(name))

@@ -19,7 +19,12 @@ from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, fi
 COMPRESSIONS = (".gz", ".zst")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """In which a data set's files are looked for."""
-NOT_DATA = frozenset({"dataset_infos.json", "config.json", "package.json", "dataset_info.json", "state.json"})
+NOT_DATA = frozenset(
+    """dataset_infos.json dataset_info.json state.json package.json config.json generation_config.json tokenizer.json
+    tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json adapter_config.json params.json
+    preprocessor_config.json processor_config.json model.safetensors.index.json pytorch_model.bin.index.json""".split()
+)
+"""Files that describe a data set, or belong to a checkpoint."""
 NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 """`mathTest-2_val` has the words math, Test, val."""
 VALIDATION_WORDS = frozenset("val valid validation validate test testing tests dev eval evaluation holdout".split())

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from litgpt.args import plain_class
 from litgpt.errors import LitGPTError, file_error
 from litgpt.prompts.base import public_path
 from litgpt.tokenizer.backends import FOREIGN
@@ -298,7 +299,7 @@ def code_identity(thing: Any) -> bytes:
     from litgpt import __version__
 
     parts: list[str] = [__version__]
-    for cls in getattr(type(thing), "_plain_class", type(thing)).__mro__[:-1]:
+    for cls in plain_class(type(thing)).__mro__[:-1]:
         name = public_path(cls)
         parts.append(EARLIER_NAMES.get(name, name))
         if cls.__module__.partition(".")[0] not in ("litgpt", "abc", "typing"):
