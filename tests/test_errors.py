@@ -56,7 +56,7 @@ RIGHTLY = {
     ("cli/config_files.py", "_opened(place)"): "opens a file or a URL",
     ("cli/config_files.py", "check_yaml(text)"): "raises bare errors, which are told with the place",
     ("checkpoint/fingerprint.py", "archive.read(found[0]).decode(errors='replace')"): "reads a zip",
-    ("prompts/sandbox.py", "respond(answer(source, context))"): "the answer carries it to the other process",
+    ("prompts/sandbox.py", "answer(source, context)"): "the answer carries it to the other process",
     ("training/metrics/machine.py", "gigabytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))"): "a number",
     ("training/metrics/progress.py", "say(text)"): "prints",
     ("training/metrics/progress.py", "self.bar(counters, metrics)"): "makes a text of numbers",
