@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.prompts.base import Message
 from litgpt.prompts.rendering import TemplateFailure, ask
 from litgpt.reading import optional_json, read_text, reading
@@ -65,8 +65,6 @@ class Template:
             raise LitGPTError(f"{self.where} has {len(self.source)} characters, more than any chat template.")
         try:
             _check_syntax(self.source)
-        except LitGPTError:
-            raise
         except TemplateFailure as error:
             raise LitGPTError(f"{self.where} is no Jinja template: {error}.") from None
 
@@ -93,18 +91,16 @@ class Template:
         if not messages:
             raise LitGPTError("A conversation needs at least one message.")
         given = {"tools": None, "documents": None} | variables
-        context = {
-            **self.tokens,
-            **{key: _plain(value) for key, value in given.items()},
-            "messages": [_message(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-        }
         try:
+            context = {
+                **self.tokens,
+                **{key: _plain(value) for key, value in given.items()},
+                "messages": [_message(message) for message in messages],
+                "add_generation_prompt": add_generation_prompt,
+            }
             found = ask(self.source, context)
-        except LitGPTError:
-            raise
-        except TemplateFailure as error:
-            raise LitGPTError(f"{self.where} refuses this conversation: {error}.") from None
+        except (TemplateFailure, RecursionError) as error:
+            raise LitGPTError(f"{self.where} refuses this conversation: {one_line(error)}.") from None
         return found["text"], [(start, end) for start, end in found["spans"]]
 
 

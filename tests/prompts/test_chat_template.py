@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -271,3 +272,12 @@ def test_chat_without_a_template_is_one_sentence(tmp_path):
 
 def test_a_template_from_text():
     assert ChatTemplate.from_source("{{ bos_token }}{{ messages[0].content }}", bos_token="<s>").apply("Hi") == "<s>Hi"
+
+
+def test_what_is_nested_too_deeply_is_refused_in_a_sentence() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(sys.getrecursionlimit()):
+        deep = {"a": deep}
+    style = ChatTemplate.from_source("{{ messages[0].content }}")
+    with pytest.raises(LitGPTError, match="refuses this conversation: it is nested too deeply"):
+        style.apply_messages([{"role": "user", "content": "q"}], tools=[deep])

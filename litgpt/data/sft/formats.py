@@ -23,6 +23,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts.base import Message, join_text, protected_message
+from litgpt.prompts.chat_template import REASONING
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -169,8 +170,9 @@ def parse_conversation(row: Row) -> Conversation:
         if has(*CONVERSATION_KEYS):
             return _conversation(keys, _messages_of(keys))
         if has("instruction"):
-            output = next((key for key in ("output", *COMPLETION_KEYS) if keys.present(key)), None)
-            return _pair(keys, ("instruction",), (output or "output",))
+            outputs = ("output", *COMPLETION_KEYS)
+            found = (key for is_there in (keys.filled, keys.present) for key in outputs if is_there(key))
+            return _pair(keys, ("instruction",), (next(found, "output"),))
         completions = COMPLETION_KEYS if has(*COMPLETION_KEYS) else ("output",)
         prompts = PROMPT_KEYS if has(*PROMPT_KEYS) else ("input",)
         if has(*prompts) and has(*completions):
@@ -329,7 +331,7 @@ def _message(turn: Any) -> Message:
         except (ValueError, RecursionError):
             raise LitGPTError(f"the text of a function_call is JSON, not {quoted(said)}.") from None
         said, others["tool_calls"] = "", calls if isinstance(calls, list) else [calls]
-    if said is None and any(others.get(key) for key in ("tool_calls", "reasoning_content", "thinking")):
+    if said is None and any(others.get(key) for key in ("tool_calls", *REASONING)):
         said = ""
     if not isinstance(said, str | list):
         raise LitGPTError(f"the {name} message has no text under `content` (ShareGPT has `from` and `value`).")
@@ -338,7 +340,7 @@ def _message(turn: Any) -> Message:
 
 def _message_key(key: str) -> str:
     """A key of a message as it is read here."""
-    known = (*TRAIN_KEYS, "tool_calls", "function_call", "reasoning_content")
+    known = (*TRAIN_KEYS, "tool_calls", "function_call", *REASONING)
     return next((name for name in known if folded(name) == folded(key)), key)
 
 
@@ -430,12 +432,13 @@ def _tools(keys: RowKeys) -> Sequence[Any] | None:
 
 
 def _messages_at(row: Row, key: str | None, role: str = "assistant") -> list[Any]:
-    """One side of a prompt–completion pair: a text, or messages, perhaps written as JSON (a cell of a CSV file)."""
-    value = row[str(key)]
+    """One side of a prompt–completion pair: a text, or messages, perhaps written as JSON (a cell of a CSV file); those
+    of an instruction are texts whatever they look like."""
+    value, is_text = row[str(key)], folded(str(key)) in ("instruction", "output")
     if isinstance(value, str):
-        return _written_messages(value) or [{"role": role, "content": value}]
+        return (None if is_text else _written_messages(value)) or [{"role": role, "content": value}]
     if not isinstance(value, list):
-        wanted = "not text" if key in ("instruction", "output") else "neither text nor a list of messages"
+        wanted = "not text" if is_text else "neither text nor a list of messages"
         raise LitGPTError(f"{quoted(key)} is {json_type(value)}, {wanted}.")
     return value
 

@@ -11,6 +11,8 @@ from litgpt.errors import LitGPTError
 
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"name": "f", "arguments": {"x": 1}}
+TURNS_AS_TEXT = '[{"role": "user", "content": "hi"}]'
+"""An answer to "write a dialog as JSON", say."""
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,12 @@ CALL = {"name": "f", "arguments": {"x": 1}}
         ({"messages": None, "instruction": None, "prompt": "q", "completion": "a"}, [ASKED, SAID]),
         ({"system": "s", "messages": [ASKED, SAID]}, [{"role": "system", "content": "s"}, ASKED, SAID]),
         ({"instruction": "q", "output": "a", "sys_prompt": "s"}, [{"role": "system", "content": "s"}, ASKED, SAID]),
+        ({"instruction": "q", "output": "", "response": "a"}, [ASKED, SAID]),
+        ({"instruction": "q", "output": TURNS_AS_TEXT}, [ASKED, {**SAID, "content": TURNS_AS_TEXT}]),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": None, "Reasoning": "r"}]},
+            [ASKED, {"role": "assistant", "content": "", "reasoning": "r"}],
+        ),
     ],
 )
 def test_a_format_is_told_by_its_keys(row: dict[str, Any], expected: list[dict[str, str]]) -> None:
