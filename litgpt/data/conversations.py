@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.data.base import check_val_fraction
 from litgpt.data.sft.data_module import SFTModule
 from litgpt.data.sft.encoding import TokenizedShard
 from litgpt.data.sft.formats import Conversation, Row, parse_conversation, renamed
@@ -64,7 +63,6 @@ class Conversations(SFTModule):
             raise LitGPTError("data.val_path and data.val_split exclude each other: give one of them.")
         if self.turns not in ("all", "last"):
             raise LitGPTError(f"data.turns is all or last, not {quoted(self.turns)}.")
-        check_val_fraction(self.val_split_fraction)
 
     def on_connect(self) -> None:
         self._no_template: LitGPTError | None = None

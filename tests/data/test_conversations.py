@@ -233,17 +233,15 @@ from pathlib import Path
 from litgpt.data import Conversations
 from litgpt.data.sft import encoding
 from litgpt.tokenizer import Tokenizer
-write = encoding.write_samples
-def slowly(writer, samples):
-    def first():
-        for number, sample in enumerate(samples):
-            yield sample
-            if number == 100:
-                writer.file.flush()
-                print("half", flush=True)
-                time.sleep(60)
-    write(writer, first())
-encoding.write_samples = slowly
+add, added = encoding.TokenWriter.add, []
+def slowly(writer, ids):
+    add(writer, ids)
+    added.append(ids)
+    if len(added) == 100:
+        writer.file.flush()
+        print("half", flush=True)
+        time.sleep(60)
+encoding.TokenWriter.add = slowly
 module = Conversations(path=Path(sys.argv[1]))
 module.connect(Tokenizer(sys.argv[2]))
 module.prepare_data()

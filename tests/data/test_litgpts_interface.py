@@ -43,7 +43,7 @@ def test_arguments_by_position_are_litgpts() -> None:
         for argument, value in zip(arguments, typed, strict=True):
             if argument != "prompt_style":
                 assert str(getattr(module, argument)) == str(value), (name, argument)
-    with pytest.raises(TypeError, match="mask_prompt twice"):
+    with pytest.raises(TypeError, match="multiple values for .* 'mask_prompt'"):
         data.Alpaca(True, mask_prompt=False)
     with pytest.raises(TypeError, match="by position"):
         data.Alpaca(*range(20))
@@ -70,6 +70,19 @@ def test_samples_and_batches_count_their_tokens(style: str, tokenizer: Tokenizer
         assert batch["token_counts"]["raw"][number].tolist() == [raw]
         size = len(module.val_dataset[number]["input_ids"])
         assert batch["token_counts"]["raw_plus_prompt_template"][number].tolist() == [size]
+
+
+def test_what_looks_like_a_special_token_is_counted_as_the_text_that_it_is(tokenizer: Tokenizer) -> None:
+    row = {"instruction": f"Say {sorted(tokenizer.special_tokens)[0]}.", "output": "it"}
+    sample = data.SFTDataset([row], tokenizer, "default")[0]
+    assert sample["token_counts"] == {name: len(sample["input_ids"]) for name in ("raw", "raw_plus_prompt_template")}
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 2])
+def test_a_share_to_validate_on_is_checked_before_anything_is_read(fraction: float) -> None:
+    for module in (data.Alpaca, data.LIMA, lambda **given: data.JSON("a.json", **given)):
+        with pytest.raises(LitGPTError, match="val_split_fraction must lie between"):
+            module(val_split_fraction=fraction)
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])

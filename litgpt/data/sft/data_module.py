@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from litgpt.data.base import DataModule, split_indices
+from litgpt.data.base import DataModule, check_val_fraction, split_indices
 from litgpt.data.sft.encoding import Notes, RowRenderer, TokenizedShard, encode_file, end_ids, style_key
 from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
@@ -19,16 +19,11 @@ from litgpt.data.storage.token_cache import cache_folder, canonical_json, code_i
 from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import PromptStyle
 
-OURS = ("too_long", "cache_dir")
-"""Arguments that LitGPT's modules have not."""
-T = TypeVar("T")
-NEUTRAL = frozenset(
-    "mask_prompt prompt_style ignore_index seed num_workers too_long cache_dir val_split_fraction".split()
-)
-"""Arguments that no token depends on, or (the style) that have a key of their own."""
-
-
 COMMON = ("mask_prompt", "val_split_fraction", "prompt_style", "ignore_index", "seed", "num_workers")
+"""Arguments that LitGPT's modules have in common, in its order."""
+OURS = ("too_long", "cache_dir")
+"""Those that it has not. No token depends on any of both, but on the style, which has a hash of its own."""
+T = TypeVar("T")
 
 
 def in_litgpts_order(cls: type[T]) -> type[T]:
@@ -45,8 +40,6 @@ def in_litgpts_order(cls: type[T]) -> type[T]:
     def __init__(self: T, *args: Any, **kwargs: Any) -> None:
         if len(args) > len(names):
             raise TypeError(f"{cls.__name__} takes at most {len(names)} arguments by position, not {len(args)}")
-        if twice := [name for name in names[: len(args)] if name in kwargs]:
-            raise TypeError(f"{cls.__name__} got {twice[0]} twice")
         by_name(self, **dict(zip(names, args, strict=False)), **kwargs)
 
     cls.__init__ = __init__  # type: ignore[method-assign, assignment]
@@ -77,6 +70,8 @@ class SFTModule(DataModule):
             self.prompt_style = PromptStyle.from_name(self.prompt_style)
         if self.too_long not in ("cut", "drop"):
             raise LitGPTError(f"data.too_long is cut or drop, not {quoted(self.too_long)}.")
+        if (fraction := getattr(self, "val_split_fraction", None)) is not None:
+            check_val_fraction(fraction)
         self._row_renderer: RowRenderer | None = None
         self._shards: dict[Path, TokenizedShard] = {}
         self._files: tuple[list[Path], list[Path]] | None = None
@@ -103,7 +98,7 @@ class SFTModule(DataModule):
         """The arguments that `conversation` depends on; of a class of the user's own all that may matter."""
         if type(self).__module__.startswith("litgpt.data."):
             return {}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in NEUTRAL}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in (*COMMON, *OURS)}
 
     def val_fraction(self) -> float:
         """Share of the samples to validate on where there are no files for it."""

@@ -165,11 +165,9 @@ def encode_file(path: Path, row_renderer: RowRenderer, tokenizer: Tokenizer, fol
     key = content_hash(VERSION, fingerprint, parses, row_renderer.key, path.suffix.encode(), file_hash(path))
 
     def write(writer: TokenWriter) -> None:
-        notes = Notes()
-        write_samples(writer, encode(read_rows(path), row_renderer, tokenizer, path, notes))
+        write_rows(writer, read_rows(path), row_renderer, tokenizer, path)
         if not len(writer.arrays["lengths"]):
             raise LitGPTError(f"{path} holds no samples.")
-        writer.arrays["notes"] = notes.to_array()
 
     return TokenizedShard(cached_token_file(key, tokenizer, folder, write), lambda: read_rows(path), path)
 
@@ -179,22 +177,27 @@ def encode_rows(rows: Sequence[Row], row_renderer: RowRenderer, tokenizer: Token
     numbered = list(enumerate(rows))
 
     def write(writer: TokenWriter) -> None:
-        notes = Notes()
-        write_samples(writer, encode(numbered, row_renderer, tokenizer, None, notes))
-        writer.arrays["notes"] = notes.to_array()
+        write_rows(writer, numbered, row_renderer, tokenizer, None)
 
     return TokenizedShard(cached_token_file("", tokenizer, None, write), lambda: numbered)
 
 
-def write_samples(writer: TokenWriter, samples: Iterable[TokenizedSample]) -> None:
-    """Writes tokens, and the arrays `lengths`, `lines`, `raw`, `span_counts`, each `(S,)`, and `span_starts`,
-    `span_ends`, each `(A,)`."""
+def write_rows(
+    writer: TokenWriter,
+    rows: Iterable[tuple[int, Row]],
+    row_renderer: RowRenderer,
+    tokenizer: Tokenizer,
+    path: Path | None,
+) -> None:
+    """Writes the tokens of rows, and the arrays `lengths`, `lines`, `raw`, `span_counts`, each `(S,)`, `span_starts`,
+    `span_ends`, each `(A,)`, and `notes`."""
     import numpy as np
 
+    notes = Notes()
     columns: dict[str, list[int]] = {
         name: [] for name in ("lengths", "lines", "raw", "span_counts", "span_starts", "span_ends")
     }
-    for line, ids, spans, raw in samples:
+    for line, ids, spans, raw in encode(rows, row_renderer, tokenizer, path, notes):
         writer.add(ids)
         columns["lengths"].append(len(ids))
         columns["lines"].append(line)
@@ -203,6 +206,7 @@ def write_samples(writer: TokenWriter, samples: Iterable[TokenizedSample]) -> No
         columns["span_starts"] += [start for start, _ in spans]
         columns["span_ends"] += [end for _, end in spans]
     writer.arrays = {name: np.array(column, dtype="<u4") for name, column in columns.items()}
+    writer.arrays["notes"] = notes.to_array()
 
 
 def encode(
@@ -272,7 +276,8 @@ class Encoder:
 
     def raw_counts(self, samples: Sequence[RenderedSample], encoded: Sequence[Tokens]) -> list[int]:
         """How many tokens each sample has without those of the style, as LitGPT counts them."""
-        asked = iter(self.tokenizer.encode_batch([text for sample in samples for text in sample.asked], bos=False))
+        texts = [text for sample in samples for text in sample.asked]
+        asked = iter(self.tokenizer.encode_batch(texts, bos=False, protected=True))
         return [
             len(self._opening if sample.asked else [])
             + sum(len(next(asked)) for _ in sample.asked)
