@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
-from litgpt.data.storage.blocks import block_length, largest_token
+from litgpt.data.storage.blocks import TokenModule, block_length
 from litgpt.data.storage.token_cache import content_hash
-from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, check_token_ids
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class LitDataBlocks:
             raise MissingPackageError(
                 f"{folder} is read by litdata; install it by: pip install 'litgpt[litdata]'."
             ) from None
-        if not is_remote(folder) and not (Path(folder) / "index.json").is_file():
+        if not has_chunks(folder):
             raise MissingFileError(f"{folder} is no folder of LitData's: it has no index.json.")
         try:
             self.chunks: Any = StreamingDataset(folder, item_loader=TokensLoader(block_size=length + 1), shuffle=False)
@@ -66,29 +66,17 @@ class LitDataBlocks:
         return {"input_ids": ids, "labels": ids}
 
 
-class LitDataModule(DataModule):
-    """A source of LitData's chunks."""
-
-    vocab_size: int | None = None
-
-    def blocks(self, folder: str) -> LitDataBlocks:
-        """The blocks in a folder, of the length that was asked for."""
-        return LitDataBlocks(folder, block_length(self))
-
-    def check_vocabulary(self, size: int) -> None:
-        """Raises a LitGPTError when a token id of the first blocks is `size` or more; the rest is not read."""
-        check_token_ids([largest_token(self.train_dataset)], size, "The data")
+def has_chunks(*folders: str | Path) -> bool:
+    """Whether each folder holds chunks; of one in a store that is not known before it is read."""
+    return all(is_remote(folder) or (Path(folder) / "index.json").is_file() for folder in folders)
 
 
-def prepared_blocks(module: DataModule, train: str | Path, val: str | Path) -> bool:
-    """Whether two folders hold chunks, which LitGPT makes of texts; they become the module's data sets then."""
-    if not all(is_remote(folder) or (Path(folder) / "index.json").is_file() for folder in (train, val)):
-        return False
+def read_chunks(module: DataModule, train: str | Path, val: str | Path) -> None:
+    """Makes the chunks in two folders, which LitGPT prepares of texts, the data sets of a module of texts."""
     module.train_dataset, module.val_dataset = (
         LitDataBlocks(str(folder), block_length(module)) for folder in (train, val)
     )
     module.log(f"{train} and {val} hold tokens that LitData has prepared; they are read as they are.")
-    return True
 
 
 def is_remote(path: str | Path) -> bool:
@@ -102,7 +90,7 @@ def below(path: str | Path, *names: str) -> str:
 
 
 @dataclass
-class LitData(LitDataModule):
+class LitData(TokenModule):
     """Tokens that `litdata.optimize` has prepared."""
 
     data_path: str | Path = Path("data")
@@ -119,8 +107,8 @@ class LitData(LitDataModule):
             raise LitGPTError("data.split_names are two names, of the folder to train on and of that to validate on.")
 
     def setup(self, stage: str = "") -> None:
-        names = self.split_names
-        self.train_dataset = self.blocks(below(self.data_path, names[0]) if names else str(self.data_path))
-        self.val_dataset = self.blocks(below(self.data_path, names[1])) if names else self.train_dataset
+        names, length = self.split_names, block_length(self)
+        self.train_dataset = LitDataBlocks(below(self.data_path, names[0]) if names else str(self.data_path), length)
+        self.val_dataset = LitDataBlocks(below(self.data_path, names[1]), length) if names else self.train_dataset
         if not names:
             self.log(f"The validation data is the training data of {self.data_path} (data.split_names names two).")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import check_val_fraction
-from litgpt.data.lit_data import below, is_remote, prepared_blocks
+from litgpt.data.lit_data import below, has_chunks, read_chunks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.data_files import read_texts
 from litgpt.data.storage.download import fetch_data_set
@@ -40,18 +40,19 @@ class OpenWebText(TokenModule):
         check_val_fraction(self.val_split_fraction)
 
     @property
-    def _is_prepared(self) -> bool:
-        return is_remote(self.data_path) or (Path(self.data_path) / "train" / "index.json").is_file()
+    def _chunks(self) -> list[str]:
+        """Where LitGPT keeps the tokens that it has prepared."""
+        return [below(self.data_path, name) for name in ("train", "val")]
 
     def prepare_data(self) -> None:
-        if not self._is_prepared:
+        if not has_chunks(*self._chunks):
             files = fetch_data_set(REPOSITORY, "train", Path(self.data_path))
             if cache_folder(self.cache_dir) is not None:
                 self._tokens(files)
 
     def setup(self, stage: str = "") -> None:
-        if prepared_blocks(self, *(below(self.data_path, name) for name in ("train", "val"))):
-            return
+        if has_chunks(*self._chunks):
+            return read_chunks(self, *self._chunks)
         tokens = self._tokens(fetch_data_set(REPOSITORY, "train", Path(self.data_path)))
         at = int(len(tokens) * (1 - self.val_split_fraction))
         self.cut(tokens[:at], tokens[at:], Path(self.data_path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.data.base import check_val_fraction
-from litgpt.data.lit_data import prepared_blocks
+from litgpt.data.lit_data import has_chunks, read_chunks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.data_files import read_text
@@ -57,7 +57,7 @@ class TextFiles(TokenModule):
     @property
     def _is_prepared(self) -> bool:
         is_empty = self.train_data_path.is_dir() and not txt_files(self.train_data_path)
-        return is_empty and all((folder / "index.json").is_file() for folder in self._chunks)
+        return is_empty and has_chunks(*self._chunks)
 
     def prepare_data(self) -> None:
         if self._is_prepared:
@@ -70,22 +70,20 @@ class TextFiles(TokenModule):
 
     def setup(self, stage: str = "") -> None:
         if self._is_prepared:
-            prepared_blocks(self, *self._chunks)
-            return
+            return read_chunks(self, *self._chunks)
         self._choose_tokenizer()
         assert self.tokenizer is not None
         self.vocab_size = len(self.tokenizer)
         train_files, val_files, fraction = self._files()
         train = self._tokens(train_files)
         val = self._tokens(val_files) if val_files else None
-        if fraction is not None:
-            if fraction:
-                at = int(len(train) * (1 - fraction))
-                train, val = train[:at], train[at:]
+        if fraction:
+            at = int(len(train) * (1 - fraction))
+            train, val = train[:at], train[at:]
             self.log(
                 f"The last {fraction:.1%} of {self.train_data_path} is kept for validation (data.val_split_fraction)."
             )
-        elif self.val_data_path is None:
+        elif fraction is None and self.val_data_path is None:
             self.log(f"{val_files[0]} is kept for validation (data.val_data_path names other text).")
         for folder in {self.train_data_path, self.val_data_path}:
             if folder is not None and folder.is_dir() and (unread := unread_names(folder, {*train_files, *val_files})):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.data.lit_data import LitDataModule, below, is_remote
+from litgpt.data.lit_data import LitDataBlocks, below, is_remote
+from litgpt.data.storage.blocks import TokenModule, block_length
 from litgpt.data.storage.combined_datasets import MixedDataset
 from litgpt.errors import MissingFolderError
 
@@ -14,7 +15,7 @@ WEIGHTS = (0.693584, 0.306416)
 
 
 @dataclass
-class TinyLlama(LitDataModule):
+class TinyLlama(TokenModule):
     """SlimPajama and StarCoder, mixed as for TinyLlama."""
 
     data_path: str | Path = Path("data")
@@ -36,7 +37,7 @@ class TinyLlama(LitDataModule):
 
     def setup(self, stage: str = "") -> None:
         self.prepare_data()
-        val, *train = (self.blocks(folder) for folder in self._folders())
+        val, *train = (LitDataBlocks(folder, block_length(self)) for folder in self._folders())
         self.val_dataset = val
         self.train_dataset = MixedDataset(train, WEIGHTS, None, self.seed) if len(train) > 1 else train[0]
 

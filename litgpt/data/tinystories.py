@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.data.lit_data import prepared_blocks
+from litgpt.data.lit_data import has_chunks, read_chunks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.data_files import read_texts
 from litgpt.data.storage.download import fetch_file
@@ -43,7 +43,7 @@ class TinyStories(TokenModule):
     @property
     def _is_prepared(self) -> bool:
         stories = any((Path(self.data_path) / FOLDER).glob("*.json"))
-        return not stories and all((folder / "index.json").is_file() for folder in self._chunks)
+        return not stories and has_chunks(*self._chunks)
 
     def prepare_data(self) -> None:
         if self._is_prepared:
@@ -59,11 +59,9 @@ class TinyStories(TokenModule):
 
     def setup(self, stage: str = "") -> None:
         if self._is_prepared:
-            prepared_blocks(self, *self._chunks)
-            return
-        val, train = self._files()
-        tokens = self._tokens(train)
-        self.cut(tokens, self._tokens(val), Path(self.data_path))
+            return read_chunks(self, *self._chunks)
+        val, train = map(self._tokens, self._files())
+        self.cut(train, val, Path(self.data_path))
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         """To validate on, to train on."""

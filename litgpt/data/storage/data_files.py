@@ -61,7 +61,7 @@ def data_files(path: Path, validates: bool = False) -> tuple[list[Path], list[Pa
         if not path.exists():
             raise MissingFileError(f"There is no data file or folder {path}.")
         return [path], []
-    names = [name for name in _files_below(path) if format_suffix(name) in DATA_SUFFIXES and name.name not in NOT_DATA]
+    names = list(filter(is_data, files_below(path)))
     if not names:
         purpose = "validate on" if validates else "train on"
         raise LitGPTError(
@@ -74,10 +74,15 @@ def data_files(path: Path, validates: bool = False) -> tuple[list[Path], list[Pa
 def other_files(path: Path) -> list[Path]:
     """The files in a folder that `data_files` does not take for data, but for what describes them."""
     known = (*DATA_SUFFIXES, ".md")
-    return [path / name for name in _files_below(path) if format_suffix(name) not in known and name.suffix]
+    return [path / name for name in files_below(path) if format_suffix(name) not in known and name.suffix]
 
 
-def _files_below(path: Path) -> list[Path]:
+def is_data(name: Path) -> bool:
+    """Whether a file has rows, by its name."""
+    return format_suffix(name) in DATA_SUFFIXES and name.name not in NOT_DATA
+
+
+def files_below(path: Path) -> list[Path]:
     """The files in a folder and those below it, by their paths from there; hidden ones left out."""
     names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
     return [name for name in names if not any(part.startswith(".") for part in name.parts)]

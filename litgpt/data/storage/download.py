@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.atomic import atomic_file, require_space
-from litgpt.data.storage.data_files import COMPRESSIONS, DATA_SUFFIXES, NOT_DATA, format_suffix
+from litgpt.data.storage.data_files import (
+    COMPRESSIONS,
+    DATA_SUFFIXES,
+    files_below,
+    format_suffix,
+    is_data,
+    is_validation,
+)
 from litgpt.errors import LitGPTError, quoted
 
 TIMEOUT = 60.0
 """Seconds without an answer, or without another byte, after which a download is given up."""
-SPLIT = re.compile(r"[A-Za-z0-9]+")
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
 FOLDERS = ("default", "plain_text", "main", "data", "")
 """Where the files of a data set are, if anywhere else are others."""
@@ -74,8 +80,9 @@ def fetch_data_set(
     from litgpt.hub_client import explain_hub_errors, relative_name
 
     place = folder or Path(repo_id)
-    if folder is not None and (found := _split_files(_relative(folder), split, subset)) and _is_whole(folder, found):
-        return [folder / name for name in found]
+    here = _split_files([name.as_posix() for name in files_below(folder)], split, subset) if folder else []
+    if folder and here and _is_whole(folder, here):
+        return [folder / name for name in here]
     token = access_token or None
     with explain_hub_errors(repo_id, token, place, ()):
         listed = HfApi(token=token).dataset_info(repo_id).siblings or ()
@@ -93,20 +100,15 @@ def fetch_data_set(
     return [Path(root) / name for name in wanted]
 
 
-def _relative(folder: Path) -> list[str]:
-    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    return sorted(file.as_posix() for file in files if not file.parts[0].startswith("."))
-
-
 def _split_files(names: Sequence[str], split: str, subset: str | None) -> list[str]:
     """The data files of a split: those with its name as a word in theirs, of the first kind that there is."""
-    data = [name for name in names if format_suffix(Path(name)) in DATA_SUFFIXES and Path(name).name not in NOT_DATA]
+    data = [name for name in names if is_data(Path(name))]
     if subset is not None:
         data = [name for name in data if name.startswith(f"{subset}/") or f"/{subset}/" in name]
     for kind in DATA_SUFFIXES:
         own = sorted(name for name in data if format_suffix(Path(name)) == kind)
         found = [name for name in own if _is_of(name, split)]
-        if not found and split == "train" and len(own) == 1 and not _words(own[0]) & {"test", "validation", "val"}:
+        if not found and split == "train" and len(own) == 1 and not is_validation(Path(own[0])):
             found = own  # a single file that names no split
         if found:
             return _of_one_folder(found, split)
@@ -144,12 +146,8 @@ def _is_of(name: str, split: str) -> bool:
     )
 
 
-def _words(name: str) -> set[str]:
-    return set(SPLIT.findall(name))
-
-
 def _no_split(repo_id: str, names: Sequence[Any], split: str, subset: str | None) -> str:
-    data = [name for name in names if format_suffix(Path(name)) in DATA_SUFFIXES]
+    data = [name for name in names if is_data(Path(name))]
     where = f" in {subset}" if subset else ""
     found = f"it has {', '.join(data[:5])}" if data else f"it has no files of the kinds {', '.join(DATA_SUFFIXES)}"
     return f"The data set {repo_id} has no files of the split {quoted(split)}{where}; {found}."
