@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from litgpt.errors import LitGPTError, quoted
 from litgpt.reading import reading
-from litgpt.tokenizer.literal import LiteralEncoder, MarkedText
+from litgpt.tokenizer.literal import MARK, LiteralEncoder, MarkedText
 from litgpt.tokenizer.stream import ByteStream, PieceStream, StreamDecoder, byte_level_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ MATCHING = ("special", "lstrip", "rstrip", "single_word", "normalized")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
+PlacedIds = tuple[list[int], list[tuple[int, int]] | None]
+"""The ids of a text, and the characters that each stands for, `[start, end)`; None: that isn't known."""
+
+
 class TokenizerBackend(Protocol):
     """What `Tokenizer` needs of a library."""
 
@@ -49,7 +53,7 @@ class TokenizerBackend(Protocol):
     def largest_id(self) -> int: ...
     def token_to_id(self, token: str) -> int | None: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]: ...
+    def encode_marked(self, texts: Sequence[str]) -> list[PlacedIds]: ...
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
     def stream(self, skip_special_tokens: bool, shown: Collection[int]) -> StreamDecoder: ...
     def token_bytes(self, index: int, skip_special_tokens: bool) -> bytes: ...
@@ -94,9 +98,17 @@ class TokenizersBackend:
         others = [token.content for token in tokens if not (token.special or token.normalized)]
         return MarkedText(special, others, {token.content for token in tokens if token.single_word})
 
-    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """The ids of a text with marks, and where in it each stands; None: that isn't known."""
-        return self._literal.encode(text)
+    def encode_marked(self, texts: Sequence[str]) -> list[PlacedIds]:
+        """The ids of texts with marks, and where in them each stands."""
+        if len(texts) == 1 and MARK not in texts[0]:
+            plain = iter([self.processor.encode(texts[0], add_special_tokens=False)])
+        else:
+            unmarked = [text for text in texts if MARK not in text]
+            plain = iter(self.processor.encode_batch(unmarked, add_special_tokens=False))
+        return [
+            self._literal.encode(text) if MARK in text else ((found := next(plain)).ids, found.offsets)
+            for text in texts
+        ]
 
     @cached_property
     def _literal(self) -> LiteralEncoder:
@@ -141,10 +153,7 @@ class TokenizersBackend:
         """What the post-processor puts before a text."""
         if self.processor.post_processor is None:
             return []
-        text = self.processor.encode("a", add_special_tokens=False).ids
-        whole = self.processor.encode("a", add_special_tokens=True).ids
-        at = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
-        return whole[:at]
+        return before(*(self.processor.encode("a", add_special_tokens=special).ids for special in (False, True)))
 
     def own_ids(self, kind: str) -> list[int]:
         """`tokenizer.json` doesn't say which of its tokens are `bos` and `eos`."""
@@ -255,8 +264,10 @@ class SentencePieceBackend:
         """Finds special tokens in texts."""
         return MarkedText(self._special.values(), self._added.values())
 
-    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """The ids of a text with marks; where they stand in it isn't known."""
+    def encode_marked(self, texts: Sequence[str]) -> list[PlacedIds]:
+        return [(self._encode_marked(text), None) for text in texts]
+
+    def _encode_marked(self, text: str) -> list[int]:
         ids, run = list[int](), ""
         for piece in self.marked.pieces(text):
             if piece.is_token or piece.text in self._ids:
@@ -272,7 +283,7 @@ class SentencePieceBackend:
                     ids.append(index)
             else:
                 run += piece.text
-        return ids + self.processor.encode(run), None
+        return ids + self.processor.encode(run)
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         if skip_special_tokens:
@@ -329,6 +340,12 @@ class SentencePieceBackend:
         return next(filter(is_text, range(self.vocab_size)), None)
 
 
+def before(part: list[int], whole: list[int]) -> list[int]:
+    """What stands before `part` in `whole`."""
+    at = next((at for at in range(len(whole)) if whole[at : at + len(part)] == part), 0)
+    return whole[:at]
+
+
 def byte_of(token: str) -> bytes:
     """The byte that `<0xE2>` stands for."""
     return bytes([int(token[3:-1], 16)])
@@ -376,8 +393,9 @@ class ForeignBackend:
         options = {"skip_special_tokens": skip_special_tokens} if self._skips else {}
         return self.processor.decode(torch.tensor(ids, dtype=torch.long), **options)
 
-    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        return self.encode_batch(["".join(piece.text for piece in self.marked.pieces(text))])[0], None
+    def encode_marked(self, texts: Sequence[str]) -> list[PlacedIds]:
+        bare = ["".join(piece.text for piece in self.marked.pieces(text)) for text in texts]
+        return [(ids, None) for ids in self.encode_batch(bare)]
 
     def stream(self, skip_special_tokens: bool, shown: Collection[int]) -> StreamDecoder:
         return PieceStream(
@@ -392,9 +410,7 @@ class ForeignBackend:
 
     def opening(self) -> list[int]:
         """What it puts before a text when it isn't told."""
-        bare, usual = self.encode_batch(["a"])[0], as_ids(self.processor.encode("a"))
-        at = next((at for at in range(len(usual)) if usual[at : at + len(bare)] == bare), 0)
-        return usual[:at]
+        return before(self.encode_batch(["a"])[0], as_ids(self.processor.encode("a")))
 
     def own_ids(self, kind: str) -> list[int]:
         found = getattr(self.processor, f"{kind}_id", getattr(self.processor, f"{kind}_token_id", None))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, UnsupportedError, one_line, quoted
 from litgpt.reading import is_failure, optional_json, reading
 from litgpt.tokenizer.backends import (
     ForeignBackend,
+    PlacedIds,
     SentencePieceBackend,
     TokenizerBackend,
     TokenizersBackend,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_ID = 2**31
+T = TypeVar("T")
 
 
 class Tokenizer:
@@ -160,17 +162,10 @@ class Tokenizer:
         """The ids of each text, as `encode_ids` gives them; `tokenizers` works on several texts at once."""
         opening = self._opening_for(bos)
         closing = self._closing_for(eos)
-        try:
-            if protected and any(MARK in text for text in texts):
-                rows = [self.encode_protected(text)[0] for text in texts]
-            else:
-                rows = self._backend.encode_batch(texts)
-        except LitGPTError:
-            raise
-        except BaseException as error:  # `tokenizers` raises a bare Exception, or panics
-            if not is_failure(error):
-                raise
-            raise self._cannot_encode(texts, error) from None
+        if protected and any(MARK in text for text in texts):
+            rows = [ids for ids, _ in self.encode_protected(texts)]
+        else:
+            rows = self._explained(self._backend.encode_batch, texts)
         return [
             [
                 *([] if ids[: len(opening)] == opening else opening),
@@ -188,9 +183,9 @@ class Tokenizer:
         """
         return text if self.parse_special_tokens else self._backend.marked.protect(text)
 
-    def encode_protected(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """The ids of a text with parts from `protect`, and the characters each stands for; None: not known."""
-        return self._backend.encode_marked(text)
+    def encode_protected(self, texts: Sequence[str]) -> list[PlacedIds]:
+        """The ids of texts with parts from `protect`, nothing opened or closed, and the characters each stands for."""
+        return self._explained(self._backend.encode_marked, texts)
 
     def decode(self, tensor: torch.Tensor | Sequence[int] | int, skip_special_tokens: bool = True) -> str:
         """The text of some ids: `(T,)`, a list, or a single one. Ids outside the vocabulary show nothing.
@@ -267,9 +262,24 @@ class Tokenizer:
             raise UnsupportedError(f"The tokenizer in {self.checkpoint_dir} has no EOS token to end a text with.")
         return [self.eos_id]
 
+    def _explained(self, encode: Callable[[Sequence[str]], T], texts: Sequence[str]) -> T:
+        """What the backend makes of texts.
+
+        Raises:
+            LitGPTError: It fails, which `tokenizers` tells by a bare Exception, or by a panic.
+        """
+        try:
+            return encode(texts)
+        except LitGPTError:
+            raise
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise self._cannot_encode(texts, error) from None
+
     def _cannot_encode(self, texts: Sequence[str], error: BaseException) -> LitGPTError:
         """What stands in the way, in one sentence."""
-        characters = dict.fromkeys(character for text in texts for character in text)
+        characters = dict.fromkeys(character for text in texts for character in text if character != MARK)
         broken = next((c for c in characters if "\ud800" <= c <= "\udfff"), None)
         if broken is not None:
             return LitGPTError(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from litgpt.tokenizer import Tokenizer
+from litgpt.errors import LitGPTError
+from litgpt.tokenizer import Tokenizer, char_tokenizer, save_tokenizer
 from tests import tokenizers_made_here as made
 
 TOKENS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|new|>", "<tool>", "<|extra|>", "<image>"]
@@ -140,3 +141,16 @@ def test_what_stands_around_a_protected_text_keeps_its_special_tokens(tokenizers
     assert squeezed(tokenizer.decode(middle, skip_special_tokens=False)) == squeezed(user)
     if "<" not in user and "\ufdd0" not in user:
         assert ids == tokenizer.encode_ids(marked, bos=False)
+
+
+def test_marks_of_text_ask_no_token_of_a_vocabulary_that_lacks_characters(tmp_path: Path) -> None:
+    processor = char_tokenizer("Hi <s>?")
+    processor.add_special_tokens(["<s>"])
+    save_tokenizer(processor, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    texts = [tokenizer.protect(text) for text in ("Hi <s>?", "Hi?")]
+    for (ids, places), text in zip(tokenizer.encode_protected(texts), ("Hi <s>?", "Hi?"), strict=True):
+        assert tokenizer.decode(ids) == text and places is not None and len(places) == len(text)
+    assert tokenizer.encode_ids("<s>") != tokenizer.encode_ids(tokenizer.protect("<s>"), protected=True)
+    with pytest.raises(LitGPTError, match="has no token for the character 'x'"):
+        tokenizer.encode_protected([tokenizer.protect("<s>x")])

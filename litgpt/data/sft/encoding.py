@@ -33,7 +33,6 @@ from litgpt.data.storage.token_cache import (
     tokenizer_fingerprint,
 )
 from litgpt.errors import LitGPTError
-from litgpt.tokenizer.literal import MARK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -295,18 +294,10 @@ class Encoder:
         return [(row, [(0, len(row))] if part.target else []) for row, part in zip(ids, parts, strict=True)]
 
     def _with_spans(self, texts: list[str], spans: list[Sequence[CharSpan]]) -> list[Tokens]:
-        if self.tokenizer.backend != "huggingface":
-            return [self._by_prefixes(text, own) for text, own in zip(texts, spans, strict=True)]
-        try:
-            rows = self.tokenizer.processor.encode_batch(texts, add_special_tokens=False)
-        except Exception:  # which `encode_batch` says in a sentence
-            self.tokenizer.encode_batch(texts, bos=False)
-            raise
-        found = []
-        for text, row, own in zip(texts, rows, spans, strict=True):
-            ids, offsets = self.tokenizer.encode_protected(text) if MARK in text else (row.ids, row.offsets)
-            found.append((ids, [_tokens_in(offsets or [], span) for span in own]))
-        return found
+        return [
+            (ids, self._by_prefixes(text, ids, own) if places is None else [_tokens_in(places, span) for span in own])
+            for text, own, (ids, places) in zip(texts, spans, self.tokenizer.encode_protected(texts), strict=True)
+        ]
 
     def _opened(self, ids: list[int], spans: list[TokenSpan]) -> Tokens:
         """With the start token of the tokenizer, where a text gets one."""
@@ -319,16 +310,15 @@ class Encoder:
     def _opening(self) -> list[int]:
         return self.tokenizer.encode_ids("", bos=None)
 
-    def _by_prefixes(self, text: str, spans: Sequence[CharSpan]) -> Tokens:
+    def _by_prefixes(self, text: str, ids: list[int], spans: Sequence[CharSpan]) -> list[TokenSpan]:
         """Without offsets: a place in the text is where the tokens of what stands before it part from the whole's."""
-        ids = self.tokenizer.encode_ids(text, bos=False, protected=True)
 
         def place(at: int) -> int:
             before = self.tokenizer.encode_ids(text[:at], bos=False, protected=True) if at else []
             same = (i for i, (one, other) in enumerate(zip(before, ids, strict=False)) if one != other)
             return next(same, min(len(before), len(ids)))
 
-        return ids, [(place(start), place(end)) for start, end in spans]
+        return [(place(start), place(end)) for start, end in spans]
 
     def _joined(self, sample: RenderedSample, parts: list[Tokens]) -> Tokens:
         ids, targets = list[int](), list[TokenSpan]()
