@@ -32,7 +32,7 @@ class TemplateFailure(Exception):
     """A template did not render, and why."""
 
 
-class Renderer:
+class TemplateProcess:
     """One process that runs templates."""
 
     usable = True
@@ -53,6 +53,11 @@ class Renderer:
             )
         except OSError as error:
             raise LitGPTError(f"No process can be started that runs chat templates ({error.strerror}).") from None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -94,7 +99,7 @@ class Renderer:
         self._process.returncode = 0
 
 
-_idle: list[Renderer] = []
+_idle: list[TemplateProcess] = []
 
 
 def ask(source: str, context: dict[str, Any] | None) -> dict[str, Any]:
@@ -103,17 +108,26 @@ def ask(source: str, context: dict[str, Any] | None) -> dict[str, Any]:
     Raises:
         TemplateFailure: The template failed, or went beyond the limits.
     """
+    process = _take()
     try:
-        renderer = _idle.pop()
-    except IndexError:
-        renderer = Renderer()
-    try:
-        return renderer.ask(source, context)
+        return process.ask(source, context)
     finally:
-        if renderer.usable and len(_idle) < MAX_IDLE:
-            _idle.append(renderer)
+        if process.usable and len(_idle) < MAX_IDLE:
+            _idle.append(process)
         else:
-            renderer.close()
+            process.close()
+
+
+def _take() -> TemplateProcess:
+    """An idle process, else a new one; one that has ended meanwhile (memory ran out, say) is no template's fault."""
+    while True:
+        try:
+            process = _idle.pop()
+        except IndexError:
+            return TemplateProcess()
+        if process.runs:
+            return process
+        process.close()
 
 
 def _close_all() -> None:
@@ -122,8 +136,8 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    for renderer in _idle:
-        renderer.forget()
+    for process in _idle:
+        process.forget()
     _idle.clear()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import threading
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def test_the_limits_are_of_one_rendering(monkeypatch):
 
 def test_a_template_sees_no_token_of_the_user(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    renderer = rendering.Renderer()
+    renderer = rendering.TemplateProcess()
     try:
         environment = Path(f"/proc/{renderer.pid}/environ")
         if not environment.exists():
@@ -180,6 +181,19 @@ def test_a_template_sees_no_token_of_the_user(monkeypatch):
         assert b"hf_secret" not in environment.read_bytes()
     finally:
         renderer.close()
+
+
+def test_a_process_that_was_ended_while_idle_is_replaced():
+    template = Template("{{ messages[0].content }}", {}, "The template")
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    for _ in range(2):
+        assert template.render([{"role": "user", "content": "a"}]) == "a"
+        for child in map(int, children.read_text().split()):
+            if b"sandbox.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
 
 
 def test_threads_and_forked_processes_have_renderers_of_their_own():

@@ -171,8 +171,8 @@ def parse_conversation(row: Row) -> Conversation:
             return _conversation(keys, _messages_of(keys))
         if has("instruction"):
             outputs = ("output", *COMPLETION_KEYS)
-            found = (key for is_there in (keys.filled, keys.present) for key in outputs if is_there(key))
-            return _pair(keys, ("instruction",), (next(found, "output"),))
+            there = (key for is_there in (keys.filled, keys.present) for key in outputs if is_there(key))
+            return _pair(keys, ("instruction",), (next(there, "output"),))
         completions = COMPLETION_KEYS if has(*COMPLETION_KEYS) else ("output",)
         prompts = PROMPT_KEYS if has(*PROMPT_KEYS) else ("input",)
         if has(*prompts) and has(*completions):
