@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from litgpt.data.sft.data_module import SFTModule
-from litgpt.data.sft.encoding import TokenizedShard
+from litgpt.data.sft.encoding import MAX_NAMES, TokenizedShard
 from litgpt.data.sft.formats import Conversation, Row, parse_conversation, renamed
 from litgpt.data.storage.blocks import TokenBlocks, block_length
 from litgpt.data.storage.combined_datasets import ConcatDataset
-from litgpt.data.storage.data_files import data_files, other_files
+from litgpt.data.storage.data_files import data_files, listed, other_files
 from litgpt.data.storage.download import fetch_data_set
 from litgpt.errors import LitGPTError, closest, file_error, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
@@ -53,6 +54,7 @@ class Conversations(SFTModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.path = None if self.path is None else Path(self.path)
         if self.chat_template is not None:
             chat_template_from(Path(self.chat_template))
         if (self.path is None) == (self.repo_id is None):
@@ -74,27 +76,25 @@ class Conversations(SFTModule):
             self._no_template = error
 
     def files(self) -> tuple[list[Path], list[Path]]:
-        if self.repo_id is not None:
-            fetch = dict(subset=self.subset, access_token=self.access_token)
-            train = fetch_data_set(self.repo_id, self.split, **fetch)  # type: ignore[arg-type]
-            val = fetch_data_set(self.repo_id, self.val_split, **fetch) if self.val_split else []  # type: ignore[arg-type]
+        if self.path is not None:
+            train, val = data_files(self.path)
         else:
-            train, val = data_files(Path(str(self.path)))
+            fetch = partial(fetch_data_set, str(self.repo_id), subset=self.subset, access_token=self.access_token)
+            train, val = fetch(self.split), fetch(self.val_split) if self.val_split else []
         unread: list[Path] = []
         if self.val_path is not None:
             train, val, unread = self._with_validation(train, val, Path(self.val_path))
         if not train:
             raise LitGPTError(
-                f"{self.path} has no file to train on, only {', '.join(file.name for file in val[:5])}, kept for "
+                f"{self.path} has no file to train on, only {listed([file.name for file in val], 5)}, kept for "
                 "validation by a word of the name."
             )
-        folder = Path(str(self.path))
-        if self.path is not None and folder.is_dir():
-            tell = {"train": train, "validate": val, "are not read": [*unread, *other_files(folder)]}
+        if self.path is not None and self.path.is_dir():
+            tell = {"train": train, "validate": val, "are not read": [*unread, *other_files(self.path)]}
             for role, files in tell.items():
                 if files:
-                    names = ", ".join(str(file).removeprefix(f"{folder}{os.sep}") for file in files[:8])
-                    self.log(f"Files that {role}: {names}{f' and {len(files) - 8:,} more' if files[8:] else ''}.")
+                    names = [str(file).removeprefix(f"{self.path}{os.sep}") for file in files]
+                    self.log(f"Files that {role}: {listed(names)}.")
         return train, val
 
     def _with_validation(
@@ -104,7 +104,7 @@ class Conversations(SFTModule):
         that are left."""
         others, named = data_files(path, validates=True)
         chosen = {file.resolve(): file for file in named or others}
-        if Path(str(self.path)).is_dir():  # what validates does not train
+        if self.path is not None and self.path.is_dir():  # what validates does not train
             train = [file for file in train if file.resolve() not in chosen]
         taken = {*chosen, *(file.resolve() for file in train)}
         return train, list(chosen.values()), [file for file in [*val, *others] if file.resolve() not in taken]
@@ -123,7 +123,8 @@ class Conversations(SFTModule):
         return found
 
     def check_keys(self, keys: set[str]) -> None:
-        if missing := [name for name in self.columns if name not in keys]:
+        missing = [name for name in self.columns if name not in keys]
+        if missing and len(keys) < MAX_NAMES:  # else they may not be all
             raise LitGPTError(
                 f"data.columns renames {quoted(missing[0])}, which no row has.{closest(missing[0], keys)} The keys of "
                 f"the rows: {', '.join(sorted(keys))[:200]}."

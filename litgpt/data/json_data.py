@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
-from litgpt.data.storage.data_files import DATA_SUFFIXES, format_suffix
+from litgpt.data.storage.data_files import DATA_SUFFIXES, format_suffix, listed
 from litgpt.errors import LitGPTError, MissingFileError
 
 DEFAULT_VAL_FRACTION = 0.05
@@ -36,7 +36,7 @@ class JSON(SFTModule):
             found = {name: self._file_in_folder(name) for name in ("train", "val")}
             unread = [file.name for file in self._candidates() if file not in found.values()]
             if unread:
-                self.log(f"Not read of {self.json_path}: {', '.join(unread[:8])}; --data Conversations reads them.")
+                self.log(f"Not read of {self.json_path}: {listed(unread)}; --data Conversations reads them.")
             return [found["train"]], [found["val"]]
         check_kind(self.json_path)
         return [self.json_path], []

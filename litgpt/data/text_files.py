@@ -11,7 +11,7 @@ from litgpt.data.base import check_val_fraction
 from litgpt.data.lit_data import has_chunks, read_chunks
 from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
-from litgpt.data.storage.data_files import read_text
+from litgpt.data.storage.data_files import listed, read_text
 from litgpt.data.storage.token_cache import cache_folder
 from litgpt.errors import LitGPTError, MissingFileError
 
@@ -87,7 +87,7 @@ class TextFiles(TokenModule):
             self.log(f"{val_files[0]} is kept for validation (data.val_data_path names other text).")
         for folder in {self.train_data_path, self.val_data_path}:
             if folder is not None and folder.is_dir() and (unread := unread_names(folder, {*train_files, *val_files})):
-                self.log(f"Not read of {folder}: {', '.join(unread[:8])}{' …' if unread[8:] else ''}.")
+                self.log(f"Not read of {folder}: {listed(unread)}.")
         self.cut(train, val, self.train_data_path)
 
     def _files(self) -> tuple[list[Path], list[Path], float | None]:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -43,6 +43,11 @@ def format_suffix(path: Path) -> str:
 def location(path: Path, line: int) -> str:
     """Where a row of `read_rows` is, for a message."""
     return f"{path}, {'row' if format_suffix(path) == '.parquet' else 'line'} {line}"
+
+
+def listed(names: Sequence[object], most: int = 8) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def data_files(path: Path, validates: bool = False) -> tuple[list[Path], list[Path]]:

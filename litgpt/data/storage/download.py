@@ -19,6 +19,7 @@ from litgpt.data.storage.data_files import (
     format_suffix,
     is_data,
     is_validation,
+    listed,
 )
 from litgpt.errors import LitGPTError, quoted
 
@@ -124,7 +125,7 @@ def _of_one_folder(names: list[str], split: str) -> list[str]:
         return names
     chosen = next((folder for folder in FOLDERS if folder in folders.values()), None)
     if chosen is None:
-        shown = ", ".join(sorted(set(folders.values()))[:8])
+        shown = listed(sorted(set(folders.values())))
         raise LitGPTError(
             f"The split {quoted(split)} is there in several folders ({shown}); choose one by data.subset."
         )
@@ -149,5 +150,5 @@ def _is_of(name: str, split: str) -> bool:
 def _no_split(repo_id: str, names: Sequence[Any], split: str, subset: str | None) -> str:
     data = [name for name in names if is_data(Path(name))]
     where = f" in {subset}" if subset else ""
-    found = f"it has {', '.join(data[:5])}" if data else f"it has no files of the kinds {', '.join(DATA_SUFFIXES)}"
+    found = f"it has {listed(data, 5)}" if data else f"it has no files of the kinds {', '.join(DATA_SUFFIXES)}"
     return f"The data set {repo_id} has no files of the split {quoted(split)}{where}; {found}."
