@@ -61,6 +61,8 @@ TRAIN_KEYS = ("weight", "train")
 """Keys of a message that say whether it is a target; no template sees them."""
 MEDIA_TYPES = ("image", "image_url", "input_image", "audio", "input_audio", "video")
 """Parts of a message's content that no model here takes."""
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""What a cell of a table holds that is for rows of another format."""
 RESERVED_VARIABLES = ("messages", "add_generation_prompt", "self")
 """Variables that every template is given."""
 RESERVED_FIELDS = ("prompt", "self", "sys_prompt")
@@ -111,7 +113,7 @@ class RowKeys:
 
     def filled(self, *names: str) -> bool:
         """Whether one of the names has a value that is not empty."""
-        return any(self.row[key] != "" for key in self._keys(names))
+        return any(self.row[key] not in EMPTY for key in self._keys(names))
 
     def present(self, *names: str) -> bool:
         """Whether the row has one of the names."""
@@ -127,7 +129,7 @@ class RowKeys:
             LitGPTError: Two are, with different values.
         """
         found = self._keys(names)
-        found = [key for key in found if self.row[key] != ""] or found[:1]
+        found = [key for key in found if self.row[key] not in EMPTY] or found[:1]
         if not found:
             return None
         for other in found[1:]:
@@ -142,7 +144,7 @@ class RowKeys:
     @property
     def unread(self) -> list[str]:
         """The keys that were not taken and hold something."""
-        return [key for key, value in self.row.items() if key not in self._read and value not in ("", [], {})]
+        return [key for key, value in self.row.items() if key not in self._read and value not in EMPTY]
 
     @property
     def shown(self) -> str:
@@ -164,7 +166,7 @@ def parse_conversation(row: Row) -> Conversation:
         LitGPTError: The keys are of no format, or a value is not of the type that belongs there.
     """
     keys = RowKeys(row)
-    for has in (keys.filled, keys.present):  # an empty text is a cell of another format, if one is filled
+    for has in (keys.filled, keys.present):  # what is empty is a cell of another format, if one is filled
         if has("chosen"):
             return _conversation(keys, _preferred_messages(keys))
         if has(*CONVERSATION_KEYS):
@@ -205,7 +207,7 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     origins: dict[str, str] = {}
     for key, value in row.items():
         name = columns.get(key, key)
-        if value is None or value == "":  # a cell of another row's format
+        if value in EMPTY:
             found.setdefault(name, value)
             continue
         other = origins.setdefault(folded(name), key)

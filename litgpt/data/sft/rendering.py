@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, renders_calls
-from litgpt.data.sft.formats import Conversation, with_arguments_as_texts
+from litgpt.data.sft.formats import EMPTY, Conversation, with_arguments_as_texts
 from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
 from litgpt.prompts.base import Message
@@ -143,7 +143,7 @@ class Renderer:
         found = list(conversation.unread)
         if conversation.text is not None:
             return list(map(quoted, found))
-        fields = [key for key, value in conversation.fields.items() if value not in (None, "", [], {})]
+        fields = [key for key, value in conversation.fields.items() if value not in EMPTY]
         given = [*conversation.variables, *(["tools"] if conversation.tools else [])]
         own = sorted({key for message in conversation.messages for key in message} - MESSAGE_KEYS)
         system = list[str]()

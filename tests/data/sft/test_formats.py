@@ -34,6 +34,7 @@ TURNS_AS_TEXT = '[{"role": "user", "content": "hi"}]'
         ({"messages": [{"role": "human", "content": "q"}, {"role": "model", "content": "a"}]}, [ASKED, SAID]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, SAID]}, [ASKED, SAID]),
         ({"messages": None, "instruction": None, "prompt": "q", "completion": "a"}, [ASKED, SAID]),
+        ({"messages": [], "chosen": "", "prompt": "q", "completion": "a"}, [ASKED, SAID]),
         ({"system": "s", "messages": [ASKED, SAID]}, [{"role": "system", "content": "s"}, ASKED, SAID]),
         ({"instruction": "q", "output": "a", "sys_prompt": "s"}, [{"role": "system", "content": "s"}, ASKED, SAID]),
         ({"instruction": "q", "output": "", "response": "a"}, [ASKED, SAID]),
