@@ -82,7 +82,7 @@ class DataModule(ABC):
         largest = getattr(self.tokenizer, "largest_id", None)
         if largest is None or largest >= size:
             for dataset in (self.train_dataset, self.val_dataset):
-                check_token_ids(_largest_ids(dataset, FIRST if largest is None else None), size, "The data")
+                check_token_ids(largest_ids(dataset, FIRST if largest is None else None), size, "The data")
 
     @property
     def test_dataset(self) -> Any:
@@ -124,7 +124,7 @@ FIRST = 64
 """Samples that are looked at where no tokenizer says which ids there can be."""
 
 
-def _largest_ids(dataset: Any, most: int | None) -> Iterator[int]:
+def largest_ids(dataset: Any, most: int | None) -> Iterator[int]:
     """The largest id of each sample, or of the first `most`, of a data set whose length is known."""
     for index in range(len(dataset) if isinstance(dataset, Sized) else 0)[:most]:
         yield int(dataset[index]["input_ids"].max())

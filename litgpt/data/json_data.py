@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.data.sft.data_module import SFTModule, in_litgpts_order
-from litgpt.data.storage.data_files import DATA_SUFFIXES, format_suffix, listed
+from litgpt.data.storage.data_files import DATA_SUFFIXES, check_suffix, format_suffix, listed
 from litgpt.errors import LitGPTError, MissingFileError
 
-DEFAULT_VAL_FRACTION = 0.05
+SUFFIXES = (".json", ".jsonl")
 
 
 @in_litgpts_order
@@ -38,17 +38,16 @@ class JSON(SFTModule):
             if unread:
                 self.log(f"Not read of {self.json_path}: {listed(unread)}; --data Conversations reads them.")
             return [found["train"]], [found["val"]]
-        check_kind(self.json_path)
+        check_suffix(self.json_path, SUFFIXES, "; --data Conversations reads others")
         return [self.json_path], []
 
     def val_fraction(self) -> float:
-        if self.val_split_fraction is not None:
-            return self.val_split_fraction
-        self.log(
-            f"{DEFAULT_VAL_FRACTION:.0%} of {self.json_path.name} is kept for validation "
-            "(data.val_split_fraction changes it)."
-        )
-        return DEFAULT_VAL_FRACTION
+        fraction = super().val_fraction()
+        if self.val_split_fraction is None:
+            self.log(
+                f"{fraction:.0%} of {self.json_path.name} is kept for validation (data.val_split_fraction changes it)."
+            )
+        return fraction
 
     def _candidates(self) -> list[Path]:
         return sorted(file for file in self.json_path.iterdir() if format_suffix(file) in DATA_SUFFIXES)
@@ -56,7 +55,7 @@ class JSON(SFTModule):
     def _file_in_folder(self, name: str) -> Path:
         """The file called `name`, in whatever case, perhaps compressed."""
         own = [file for file in self._candidates() if file.name.casefold().partition(".")[0] == name]
-        found = [file for file in own if format_suffix(file) in (".json", ".jsonl")]
+        found = [file for file in own if format_suffix(file) in SUFFIXES]
         if len(found) > 1:
             raise LitGPTError(f"{self.json_path} has {found[0].name} and {found[1].name}; keep one of them.")
         if found:
@@ -64,11 +63,3 @@ class JSON(SFTModule):
         raise MissingFileError(
             f"{self.json_path} has no {name}.json or {name}.jsonl; give a folder with train and val files, or one file."
         )
-
-
-def check_kind(path: Path) -> None:
-    """Raises a LitGPTError where a file is called neither `.json` nor `.jsonl`."""
-    if format_suffix(path) not in (".json", ".jsonl"):
-        missing = "" if path.exists() else ", and does not exist"
-        error = LitGPTError if path.exists() else MissingFileError
-        raise error(f"{path} is neither a .json nor a .jsonl file{missing}; --data Conversations reads others.")

@@ -89,7 +89,7 @@ GOOD = '{"instruction": "a", "output": "b"}'
         ("data.jsonl", b"\n\n", r"holds no samples"),
         ("data.json", b"[]", r"holds no samples"),
         ("data.json", b"", r"no list of samples"),
-        ("data.csv", b"", r"neither a .json nor a .jsonl file"),
+        ("data.csv", b"", r"none of \.json, \.jsonl; --data Conversations"),
         ("nothing.json", None, r"There is no data file"),
     ],
 )  # fmt: skip

@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from litgpt.data.base import DataModule
+from litgpt.data.base import FIRST, DataModule, largest_ids
 from litgpt.data.storage.fingerprint import array_hash
 from litgpt.data.storage.token_cache import cache_folder, cached_documents
 from litgpt.errors import LitGPTError, check_token_ids
@@ -107,7 +107,9 @@ class TokenModule(DataModule):
         """Raises a LitGPTError when a token id is `size` or more; reads everything, of chunks the first blocks."""
         for dataset in (self.train_dataset, self.val_dataset):
             if dataset is not None:
-                check_token_ids([largest_token(dataset)], size, "The data")
+                whole = isinstance(dataset, TokenBlocks)
+                ids = [max_token(dataset.tokens)] if whole else largest_ids(dataset, FIRST)
+                check_token_ids(ids, size, "The data")
 
 
 def block_length(module: DataModule) -> int:
@@ -119,13 +121,6 @@ def block_length(module: DataModule) -> int:
     if module.max_seq_length < 1:
         raise LitGPTError("How many tokens a block has is not known: call connect(max_seq_length=...) before setup().")
     return module.max_seq_length
-
-
-def largest_token(dataset: Any) -> int:
-    """The largest id of a stream; where there is none but blocks, of the first of them."""
-    if isinstance(dataset, TokenBlocks):
-        return max_token(dataset.tokens)
-    return max(int(dataset[index]["input_ids"].max()) for index in range(min(64, len(dataset))))
 
 
 def max_token(tokens: np.ndarray) -> int:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -38,6 +38,14 @@ PIECE = 1 << 12
 def format_suffix(path: Path) -> str:
     """The suffix of a file's format, without that of a compression: `.jsonl` of `data.jsonl.gz`."""
     return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
+
+
+def check_suffix(path: Path, known: Collection[str], advice: str = "") -> None:
+    """Raises a LitGPTError where a file's format is none of the known ones."""
+    if format_suffix(path) not in known:
+        missing = "" if path.exists() else ", and does not exist"
+        error = LitGPTError if path.exists() else MissingFileError
+        raise error(f"{path} is none of {', '.join(known)}{missing}{advice}.")
 
 
 def location(path: Path, line: int) -> str:
@@ -106,10 +114,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         LitGPTError: No such file, of no known kind, or damaged; says in which line.
     """
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
-    if format_suffix(path) not in readers:
-        missing = "" if path.exists() else ", and does not exist"
-        error = LitGPTError if path.exists() else MissingFileError
-        raise error(f"{path} is none of {', '.join(readers)}{missing}.")
+    check_suffix(path, readers)
     if not path.is_file():
         raise MissingFileError(f"There is no data file {path}.")
     for line, row in readers[format_suffix(path)](path):
