@@ -110,7 +110,8 @@ class Conversations(SFTModule):
         return train, list(chosen.values()), [file for file in [*val, *others] if file.resolve() not in taken]
 
     def val_fraction(self) -> float:
-        self.log(f"{self.val_split_fraction:.1%} of the samples are kept for validation (data.val_split_fraction).")
+        if self.val_split_fraction:
+            self.log(f"{self.val_split_fraction:.1%} of the samples are kept for validation (data.val_split_fraction).")
         return self.val_split_fraction
 
     def options(self) -> dict[str, Any]:

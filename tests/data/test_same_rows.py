@@ -311,6 +311,10 @@ def test_which_files_do_what_is_told_by_name(
     assert said[:2] == ["Files that train: a.jsonl, sub/b.jsonl.", "Files that validate: Validation.jsonl."]
     assert said[2] == "Files that are not read: notes.txt."
     assert (len(module.train_dataset), len(module.val_dataset)) == (6, 3)
+    write(tmp_path / "a\x1b[31m.jsonl", [row])
+    _, said = prepared(Conversations(path=tmp_path), tokenizer)
+    assert said[0] == r"Files that train: a\x1b[31m.jsonl, a.jsonl, sub/b.jsonl."
+    (tmp_path / "a\x1b[31m.jsonl").unlink()
     module, said = prepared(Conversations(path=tmp_path, val_path=tmp_path / "sub" / "b.jsonl"), tokenizer)
     assert (len(module.train_dataset), len(module.val_dataset)) == (3, 3)
     assert "Files that are not read: Validation.jsonl, notes.txt." in said

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from litgpt.data.sft.formats import Row, json_type
-from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, file_error, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, escaped, file_error, quoted
 
 COMPRESSIONS = (".gz", ".zst")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
@@ -55,7 +55,8 @@ def location(path: Path, line: int) -> str:
 
 def listed(names: Sequence[object], most: int = 8) -> str:
     """The first of some names, and how many more there are."""
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    shown = ", ".join(escaped(str(name)) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def data_files(path: Path, validates: bool = False) -> tuple[list[Path], list[Path]]:
