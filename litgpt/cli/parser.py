@@ -60,15 +60,15 @@ def parse(name: str, command: Callable[..., Any], arguments: Sequence[str]) -> d
     parser = build_parser(name, command)
     command_line = CommandLine(name, parameters)
     prepared = command_line.prepare(arguments)
-    parser.overrides = {name: spec.value for name, spec in command_line.specs.items()}
-    parser.shown = {name: spec.with_rate() for name, spec in command_line.specs.items()}
+    parser.overrides = {name: spec.with_rate() for name, spec in command_line.specs.items()}
     try:
         values = parser.instantiate(with_home(parser.parse_args(prepared), command_line))
     except LitGPTError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
         raise mistake_behind(error) or UsageError(explain(str(error), command_line)) from None
-    return {parameter: values[parameter] for parameter in parameters} | parser.overrides
+    chosen = {name: spec.value for name, spec in command_line.specs.items()}
+    return {parameter: values[parameter] for parameter in parameters} | chosen
 
 
 def with_home(parsed: Namespace, command_line: CommandLine) -> Namespace:
@@ -104,18 +104,16 @@ def mistake_behind(error: BaseException | None) -> LitGPTError | None:
 
 
 class CommandParser(ArgumentParser):
-    """A parser that writes no secret out, and in which `overrides` (name -> value) win over what it parsed."""
+    """A parser whose `--print_config` shows no secret, and `overrides` (name -> value) in place of what it parsed."""
 
     overrides: dict[str, Any] = {}
-    shown: dict[str, Any] = {}
-    """The same, as `--print_config` has them."""
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         shown = namespace.clone()
         for key in list(shown.keys()):
             if key.rpartition(".")[2] in SECRETS:
                 shown[key] = None
-        for name, value in self.shown.items():
+        for name, value in self.overrides.items():
             shown[name] = value
         return super().dump(shown, *args, **kwargs)
 

@@ -31,11 +31,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.hub import auto_download
-from litgpt.deploy.access import MAX_HEAD
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.embeddings import embed, score
 from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
-from litgpt.deploy.connections import BoundedProtocol
+from litgpt.deploy.connections import OPTIONS
 from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, load_served_models
 from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Loading, Settings
@@ -377,10 +376,7 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
             num_api_servers=1,
             generate_client_file=False,
             log_level="warning",
-            access_log=False,
-            http=BoundedProtocol,
-            ws="none",
-            h11_max_incomplete_event_size=MAX_HEAD,
+            **OPTIONS,
         )
     except RuntimeError as error:  # a replica didn't start; why, it has said itself
         raise LitGPTError(f"LitServe did not start: {error}. What stands above says why.") from None
