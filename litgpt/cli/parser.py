@@ -249,7 +249,7 @@ class CommandLine:
         elif isinstance(spec, dict):
             if isinstance(spec.get("class_path"), str):
                 self.data_class = import_data_class(spec["class_path"])
-            self.check_init_args(list(spec.get("init_args") or {}), where)
+            self.check_init_args(list(init_args_of(spec, where)), where)
 
     def read_class_spec(self, flag: str, value: str | None) -> None:
         """`--optimizer NAME` and `--optimizer.ARGUMENT VALUE`."""
@@ -278,7 +278,7 @@ class CommandLine:
                 self.read_data_spec(value, where)
             elif name in self.specs:
                 self.specs[name].replace(value)
-            elif isinstance(value, dict) and parameter.group:
+            elif parameter.group and not isinstance(value, str | None):
                 self.check_fields(parameter, value, where)
 
     def check_fields(self, parameter: Parameter, given: Any, where: str) -> None:
@@ -286,7 +286,7 @@ class CommandLine:
         if not isinstance(given, dict):
             raise UsageError(f"{where}: --{parameter.name} takes `name: value` lines, not {type(given).__name__}.")
         known = parameters_of(parameter.group) if parameter.group else {}
-        given = given.get("init_args") or {} if "class_path" in given else given
+        given = init_args_of(given, where) if "class_path" in given else given
         for name in given:
             if name not in known:
                 hint = self.unknown_key(str(name), known, f"{parameter.name}.")
@@ -373,10 +373,25 @@ class ClassSpec:
         if isinstance(value, dict) and "class_path" not in value:
             self.arguments = {**self.arguments, **self.from_flags, **value}
         elif isinstance(value, dict):
-            self.class_path, self.arguments = str(value["class_path"]), dict(value.get("init_args") or {})
+            self.class_path, self.arguments = (
+                str(value["class_path"]),
+                {**init_args_of(value, str(value["class_path"]))},
+            )
         else:
             self.class_path, self.arguments = str(value), {}
         self.from_flags = {}
+
+
+def init_args_of(spec: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The arguments of a class that is chosen by its `class_path`.
+
+    Raises:
+        UsageError: They are something else.
+    """
+    found = spec.get("init_args") or {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{where}: init_args are `name: value` lines, not {type(found).__name__}.")
+    return found
 
 
 def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
