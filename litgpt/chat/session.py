@@ -29,7 +29,7 @@ SETTINGS: dict[str, Callable[[str], float]] = {
     "max_new_tokens": int,
 }
 """What `ChatSession.set` knows, and how each is read."""
-NO_CONVERSATION = {"fault": "no conversation that /save wrote", "advice": "give another file"}
+NO_CONVERSATION, ADVICE = "no conversation that /save wrote", "give another file"
 
 
 @dataclass
@@ -131,8 +131,8 @@ class ChatSession:
             LitGPTError: The file can't be read, or is none; the conversation is as before.
         """
         path = Path(file).expanduser()
-        text = read_text(path, **NO_CONVERSATION)
-        with reading(path, **NO_CONVERSATION):
+        text = read_text(path, NO_CONVERSATION, advice=ADVICE)
+        with reading(path, NO_CONVERSATION, ADVICE):
             content = json.loads(text)
             system, messages = content["system"], content["messages"]
             turns = [(message["role"], message["content"]) for message in messages]
