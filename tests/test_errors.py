@@ -60,7 +60,6 @@ RIGHTLY = {
     ("training/metrics/machine.py", "gigabytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))"): "a number",
     ("training/metrics/progress.py", "say(text)"): "prints",
     ("training/metrics/progress.py", "self.bar(counters, metrics)"): "makes a text of numbers",
-    ("training/optim/optimizers.py", "optimizer.step()"): "torch's; the error is told",
     (
         "training/signals.py",
         r"f'\nStopping: all is saved after this step{again}.\n'.encode()",

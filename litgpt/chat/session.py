@@ -13,8 +13,9 @@ from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, closest, file_error, quoted
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts.base import Message
+from litgpt.reading import read_text, reading
 
 SETTINGS: dict[str, Callable[[str], float]] = {
     "temperature": float,
@@ -28,6 +29,7 @@ SETTINGS: dict[str, Callable[[str], float]] = {
     "max_new_tokens": int,
 }
 """What `ChatSession.set` knows, and how each is read."""
+NO_CONVERSATION, ADVICE = "no conversation that /save wrote", "give another file"
 
 
 @dataclass
@@ -118,7 +120,7 @@ class ChatSession:
         Raises:
             LitGPTError: It can't be written.
         """
-        with atomic_file(file) as temporary:
+        with atomic_file(Path(file).expanduser()) as temporary:
             content = {"system": self.system, "messages": self.messages}
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -128,14 +130,12 @@ class ChatSession:
         Raises:
             LitGPTError: The file can't be read, or is none; the conversation is as before.
         """
-        try:
-            content = json.loads(Path(file).read_text(encoding="utf-8"))
+        path = Path(file).expanduser()
+        text = read_text(path, NO_CONVERSATION, advice=ADVICE)
+        with reading(path, NO_CONVERSATION, ADVICE):
+            content = json.loads(text)
             system, messages = content["system"], content["messages"]
             turns = [(message["role"], message["content"]) for message in messages]
-        except OSError as error:
-            raise file_error(error, f"{file} can't be read: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError):
-            raise LitGPTError(f"{file} is no conversation that /save wrote.") from None
         roles = [role for role, _ in turns]
         texts = [text for _, text in turns] + ([] if system is None else [system])
         if roles != ["user", "assistant"] * (len(roles) // 2) or not all(isinstance(text, str) for text in texts):

@@ -60,15 +60,15 @@ def parse(name: str, command: Callable[..., Any], arguments: Sequence[str]) -> d
     parser = build_parser(name, command)
     command_line = CommandLine(name, parameters)
     prepared = command_line.prepare(arguments)
-    parser.overrides = {name: spec.value for name, spec in command_line.specs.items()}
-    parser.shown = {name: spec.with_rate() for name, spec in command_line.specs.items()}
+    parser.overrides = {name: spec.with_rate() for name, spec in command_line.specs.items()}
     try:
         values = parser.instantiate(with_home(parser.parse_args(prepared), command_line))
     except LitGPTError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
         raise mistake_behind(error) or UsageError(explain(str(error), command_line)) from None
-    return {parameter: values[parameter] for parameter in parameters} | parser.overrides
+    chosen = {name: spec.value for name, spec in command_line.specs.items()}
+    return {parameter: values[parameter] for parameter in parameters} | chosen
 
 
 def with_home(parsed: Namespace, command_line: CommandLine) -> Namespace:
@@ -104,18 +104,16 @@ def mistake_behind(error: BaseException | None) -> LitGPTError | None:
 
 
 class CommandParser(ArgumentParser):
-    """A parser that writes no secret out, and in which `overrides` (name -> value) win over what it parsed."""
+    """A parser whose `--print_config` shows no secret, and `overrides` (name -> value) in place of what it parsed."""
 
     overrides: dict[str, Any] = {}
-    shown: dict[str, Any] = {}
-    """The same, as `--print_config` has them."""
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         shown = namespace.clone()
         for key in list(shown.keys()):
             if key.rpartition(".")[2] in SECRETS:
                 shown[key] = None
-        for name, value in self.shown.items():
+        for name, value in self.overrides.items():
             shown[name] = value
         return super().dump(shown, *args, **kwargs)
 
@@ -251,7 +249,7 @@ class CommandLine:
         elif isinstance(spec, dict):
             if isinstance(spec.get("class_path"), str):
                 self.data_class = import_data_class(spec["class_path"])
-            self.check_init_args(list(spec.get("init_args") or {}), where)
+            self.check_init_args(list(init_args_of(spec, where)), where)
 
     def read_class_spec(self, flag: str, value: str | None) -> None:
         """`--optimizer NAME` and `--optimizer.ARGUMENT VALUE`."""
@@ -280,7 +278,7 @@ class CommandLine:
                 self.read_data_spec(value, where)
             elif name in self.specs:
                 self.specs[name].replace(value)
-            elif isinstance(value, dict) and parameter.group:
+            elif parameter.group and not isinstance(value, str | None):
                 self.check_fields(parameter, value, where)
 
     def check_fields(self, parameter: Parameter, given: Any, where: str) -> None:
@@ -288,7 +286,7 @@ class CommandLine:
         if not isinstance(given, dict):
             raise UsageError(f"{where}: --{parameter.name} takes `name: value` lines, not {type(given).__name__}.")
         known = parameters_of(parameter.group) if parameter.group else {}
-        given = given.get("init_args") or {} if "class_path" in given else given
+        given = init_args_of(given, where) if "class_path" in given else given
         for name in given:
             if name not in known:
                 hint = self.unknown_key(str(name), known, f"{parameter.name}.")
@@ -375,10 +373,25 @@ class ClassSpec:
         if isinstance(value, dict) and "class_path" not in value:
             self.arguments = {**self.arguments, **self.from_flags, **value}
         elif isinstance(value, dict):
-            self.class_path, self.arguments = str(value["class_path"]), dict(value.get("init_args") or {})
+            self.class_path, self.arguments = (
+                str(value["class_path"]),
+                {**init_args_of(value, str(value["class_path"]))},
+            )
         else:
             self.class_path, self.arguments = str(value), {}
         self.from_flags = {}
+
+
+def init_args_of(spec: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The arguments of a class that is chosen by its `class_path`.
+
+    Raises:
+        UsageError: They are something else.
+    """
+    found = spec.get("init_args") or {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{where}: init_args are `name: value` lines, not {type(found).__name__}.")
+    return found
 
 
 def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +20,9 @@ REST_SECONDS = 5.0
 """What a client gets to send the rest of a request that has been answered already."""
 STALL_SECONDS = 60.0
 """How long a client may leave an answer unread."""
+KEEP_ALIVE_SECONDS = 65
+"""How long a connection stays open between requests: longer than proxies keep theirs, so that none writes to a closed
+one."""
 LINGER_SECONDS = 1.0
 """Between a refusal and the end of its connection: closed at once, it might be lost on its way."""
 
@@ -113,3 +117,14 @@ class BoundedProtocol(H11Protocol):
         self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
         self._refused = True
         self._wait("end", LINGER_SECONDS)
+
+
+OPTIONS: dict[str, Any] = {
+    "http": BoundedProtocol,
+    "h11_max_incomplete_event_size": MAX_HEAD,
+    "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+    "access_log": False,  # paths may carry what people should not have put there; `--request_log` writes without
+    "server_header": False,
+    "ws": "none",
+}
+"""Of every uvicorn that the application runs under."""

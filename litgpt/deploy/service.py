@@ -76,8 +76,7 @@ class Service:
         """
         found = self.base if name is None else self.served_models.get(name)
         if found is None:
-            name = str(name)[:100]
-            message = f"There is no model {quoted(name)} here.{closest(name, self.served_models)} See /v1/models."
+            message = f"There is no model {quoted(name)} here.{closest(str(name), self.served_models)} See /v1/models."
             raise APIError(404, message, "model", "model_not_found")
         return found
 

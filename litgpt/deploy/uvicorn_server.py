@@ -11,15 +11,11 @@ from contextlib import suppress
 
 import uvicorn
 
-from litgpt.deploy.access import MAX_HEAD
 from litgpt.deploy.app import make_app
-from litgpt.deploy.connections import BoundedProtocol
+from litgpt.deploy.connections import OPTIONS
 from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
 
-KEEP_ALIVE_SECONDS = 65
-"""How long a connection stays open between requests: longer than proxies keep theirs, so that none writes to a closed
-one."""
 MANY_FILES = 65536
 
 
@@ -88,12 +84,7 @@ def configure(service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(service),
         timeout_graceful_shutdown=service.settings.shutdown_timeout,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        access_log=False,  # paths may carry what people should not have put there; `--request_log` writes without
-        server_header=False,
-        http=BoundedProtocol,
-        ws="none",
-        h11_max_incomplete_event_size=MAX_HEAD,
+        **OPTIONS,
     )
 
 

@@ -108,7 +108,7 @@ class InferenceModel:
             sample = {key: protect(value) if isinstance(value, str) else value for key, value in sample.items()}
         text = self.style.apply_sample(sample)
         if sample.get("sys_prompt") and text == self.style.apply_sample({**sample, "sys_prompt": None}):
-            warn_once(f"{self._no_place}: it is left out.")
+            warn_once(f"{self.no_place}: it is left out.")
         return self.encode_text(text)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
@@ -119,22 +119,30 @@ class InferenceModel:
         """
         messages = [self.protected(_with_one_text(message)) for message in messages]
         text = self.style.apply_messages(messages)
-        first, others = messages[0], messages[1:]
-        if first["role"] == "system" and first.get("content") and others and text == self.style.apply_messages(others):
-            raise LitGPTError(f"{self._no_place}; leave it out.")
+        if messages[0]["role"] == "system" and messages[0].get("content") and not self.places_system_prompt:
+            raise LitGPTError(f"{self.no_place}; leave it out.")
         return self.encode_text(text)
 
     def fitting_system_prompt(self, system: str | None) -> str | None:
         """A system prompt for conversations, or None with a warning where the style has no place for one."""
-        user: Message = {"role": "user", "content": "Hi"}
-        with_system: list[Message] = [{"role": "system", "content": system or ""}, user]
-        if system and self.style.apply_messages(with_system) == self.style.apply_messages([user]):
-            warn_once(f"{self._no_place}: it is left out.")
+        if system and not self.places_system_prompt:
+            warn_once(f"{self.no_place}: it is left out.")
             return None
         return system
 
+    @cached_property
+    def places_system_prompt(self) -> bool:
+        """Whether the style writes the system prompt of a conversation, or refuses it itself."""
+        system: Message = {"role": "system", "content": "Be brief."}
+        user: Message = {"role": "user", "content": "Hi"}
+        try:
+            return self.style.apply_messages([system, user]) != self.style.apply_messages([user])
+        except LitGPTError:
+            return True
+
     @property
-    def _no_place(self) -> str:
+    def no_place(self) -> str:
+        """What is wrong with a system prompt that the style leaves out."""
         return f"The prompt style {type(self.style).__name__} has no place for a system prompt"
 
     def protected(self, message: Message) -> Message:

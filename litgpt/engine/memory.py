@@ -29,17 +29,14 @@ def check_cache_fits(needed: int, slots: int, length: int, devices: Iterable[tor
         )
 
 
-def longest_fit(
-    nbytes: Callable[[int], int], longest: int, slots: int, devices: Iterable[torch.device], share: float = 0.5
-) -> int:
-    """The tokens a sequence can have, up to `longest`, if `slots` take a `share` of the free memory.
+def longest_fit(nbytes: Callable[[int], int], longest: int, slots: int, devices: Iterable[torch.device]) -> int:
+    """The tokens a sequence can have, up to `longest`, if `slots` take half of the free memory.
 
     Args:
         nbytes: What the caches take if a sequence has so many tokens.
         longest: The model's context.
         slots: Sequences.
         devices: Where the caches are.
-        share: Of the free memory.
 
     Raises:
         LitGPTError: Not even one token a slot fits.
@@ -48,7 +45,7 @@ def longest_fit(
     free = _free_on(places)
     if free is None:
         return longest
-    length = max(1, bisect(range(1, longest + 1), free * share, key=nbytes))
+    length = max(1, bisect(range(1, longest + 1), free // 2, key=nbytes))
     check_cache_fits(nbytes(length), slots, length, places)
     return length
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 if TYPE_CHECKING:
     from litgpt.engine.structured import Grammar
@@ -74,7 +74,7 @@ class Sampling:
         )
         for name, holds, what in rules:
             if not holds:
-                raise LitGPTError(f"{name} is {repr(getattr(self, name))[:80]}; it must be {what}.")
+                raise LitGPTError(f"{name} is {quoted(getattr(self, name))}; it must be {what}.")
 
     @property
     def greedy(self) -> bool:

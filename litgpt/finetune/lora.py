@@ -34,7 +34,6 @@ def setup(
     lora_modules_to_save: list[str] | str | None = None,
     log: LogArgs = LogArgs(),
     eval: EvalArgs = EvalArgs(interval=100, max_new_tokens=100, max_iters=100),
-    resume: bool | Literal["auto"] | Path = False,
     **inherited: Any,
 ) -> None:
     """Finetune a model with LoRA: low-rank updates beside frozen weights.

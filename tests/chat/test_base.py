@@ -166,11 +166,12 @@ def test_settings_change_the_answers_to_come(chat, folder):
     assert "\ntop_p is 1.0\n" in err
 
 
-def test_a_saved_conversation_goes_on(chat, folder, tmp_path):
-    file = tmp_path / "talk.json"
-    (first,), _ = chat(f"/system Be brief.\nHello\n/save {file}\n")
+def test_a_saved_conversation_goes_on(chat, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (first,), _ = chat("/system Be brief.\nHello\n/save ~/talk.json\n")
     turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", first)]
-    answers, err = chat(f"/load {file}\nAnd now?\n")
+    answers, err = chat(f"/load {tmp_path / 'talk.json'}\nAnd now?\n")
+    assert chat("/load ~/talk.json\nAnd now?\n")[0] == answers
     assert answers == [alone(folder, *turns, ("user", "And now?"))]
     assert "after 2 messages" in err
 
@@ -178,7 +179,9 @@ def test_a_saved_conversation_goes_on(chat, folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "can't be read"),
+        (None, "There is no file"),
+        ("[" * 100_000, "no conversation that /save wrote"),
+        ("[]", "no conversation that /save wrote"),
         ("{", "no conversation that /save wrote"),
         ('{"system": null, "messages": [{"role": "user"}]}', "no conversation that /save wrote"),
         ('{"system": null, "messages": [{"role": "user", "content": "Hi"}]}', "questions and answers in turns"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from litgpt.cli.config_files import load_yaml, read_config
+from litgpt.cli.parser import parse
 from litgpt.errors import UsageError
+from litgpt.finetune import lora
 
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -37,3 +39,20 @@ def test_aliases_may_be_used():
 def test_a_file_without_end_is_refused():
     with pytest.raises(UsageError, match="larger than"):
         read_config("/dev/zero")
+
+
+@pytest.mark.parametrize("value", ["5", "[1]", "true"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: VALUE", "train takes `name: value` lines"),
+        ("train: {class_path: TrainArgs, init_args: VALUE}", "init_args are `name: value` lines"),
+        ("optimizer: {class_path: AdamW, init_args: VALUE}", "init_args are `name: value` lines"),
+        ("data: {class_path: JSON, init_args: VALUE}", "init_args are `name: value` lines"),
+    ],
+)
+def test_arguments_are_lines_with_names(tmp_path, text, said, value):
+    file = tmp_path / "a.yaml"
+    file.write_text(text.replace("VALUE", value))
+    with pytest.raises(UsageError, match=said):
+        parse("finetune_lora", lora.setup, ["x", "--config", str(file)])

@@ -88,6 +88,15 @@ def test_a_model_that_is_not_there_yet_is_planned_by_its_name(capsys):
     assert "pythia-14m: 14,0" in told
 
 
+@pytest.mark.parametrize("resized", [False, True])
+def test_new_tokens_are_planned(checkpoint, capsys, resized):
+    """LoRA trains embedding and head whole then; where the tokenizer has no new ones, nothing changes."""
+    flags = [*SHORT, "--resize_vocab", str(resized).lower()]
+    expected = "12,902,656 of them trained" if resized else "24,576 of them trained"
+    assert expected in plan(capsys, "finetune_lora", "EleutherAI/pythia-14m", *flags)
+    assert "20,480 of them trained" in plan(capsys, "finetune_lora", str(checkpoint), *flags)
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from litgpt.deploy.routes.predict import Prediction
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
+from litgpt.prompts import PromptStyle
 from tests.deploy.served import alone, asynchronous, make_service
 from tests.generate.folder import make_folder
 
@@ -59,6 +61,21 @@ def test_null_means_all_tokens_for_top_k_and_the_servers_setting_elsewhere(infer
         one = client.post("/predict", json={"prompt": "Hi", "temperature": None, "seed": 1}).json()["output"]
         free = client.post("/predict", json={"prompt": "Hi", "top_k": None, "seed": 1}).json()["output"]
     assert one == alone(inference_model, "Hi") != free
+
+
+@pytest.mark.parametrize("style, warns", [("gemma", True), ("llama3", False)])
+def test_a_system_prompt_that_the_style_has_no_place_for_is_left_out_with_a_warning(inference_model, style, warns):
+    styled = replace(inference_model, style=PromptStyle.from_name(style))
+    user = {"role": "user", "content": "Hi"}
+    with TestClient(make_app(make_service(styled))) as client:
+        answers = [
+            client.post("/v1/chat/completions", json={"model": "tiny", "messages": messages, "max_tokens": 2}).json()
+            for messages in ([{"role": "developer", "content": "Be brief."}, user], [user])
+        ]
+    assert [answer.get("warnings", []) != [] for answer in answers] == [warns, False]
+    assert not warns or answers[0]["warnings"] == [
+        "The prompt style Gemma has no place for a system prompt: it is left out."
+    ]
 
 
 def test_streaming_answers_in_lines(inference_model):

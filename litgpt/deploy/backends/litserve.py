@@ -29,22 +29,19 @@ from litserve.server import ResponseBufferItem
 from litserve.utils import LitAPIStatus, WorkerSetupStatus
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from litgpt.checkpoint.finetuned import Finetuned, find_finetuned
+from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.hub import auto_download
-from litgpt.checkpoint.layout import find_checkpoint
-from litgpt.deploy.access import MAX_HEAD
 from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.embeddings import embed, score
 from litgpt.deploy.backends.task import Backend, Delta, GenerationTask, OutputStream, ResponseStream, submit
-from litgpt.deploy.connections import BoundedProtocol
+from litgpt.deploy.connections import OPTIONS
 from litgpt.deploy.served_models import ServedModel, base_of, find_adapter, load_served_models
 from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Loading, Settings
-from litgpt.engine.inference_model import InferenceModel
+from litgpt.engine.inference_model import InferenceModel, find_source, prompting_of
 from litgpt.engine.sampling import Logprob, Sampling
 from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.model import GPT
-from litgpt.prompts import prompt_style_for
 from litgpt.runtime import pick_device
 from litgpt.tokenizer import Tokenizer
 
@@ -379,10 +376,7 @@ def run_litserve(settings: Settings, host: str, port: int, devices: int, replica
             num_api_servers=1,
             generate_client_file=False,
             log_level="warning",
-            access_log=False,
-            http=BoundedProtocol,
-            ws="none",
-            h11_max_incomplete_event_size=MAX_HEAD,
+            **OPTIONS,
         )
     except RuntimeError as error:  # a replica didn't start; why, it has said itself
         raise LitGPTError(f"LitServe did not start: {error}. What stands above says why.") from None
@@ -426,10 +420,13 @@ def make_server(settings: Settings, devices: int, replicas: int) -> ls.LitServer
 
 def plain_served_models(folder: str, settings: Settings) -> dict[str, ServedModel]:
     """What can be asked for, without weights: what it takes to read requests, not to answer them."""
-    source = find_finetuned(folder) or find_checkpoint(folder)
-    base = source.base if isinstance(source, Finetuned) else source
-    style = source.prompt_style() if isinstance(source, Finetuned) else prompt_style_for(base.dir, base.config)
-    inference_model = InferenceModel(GPT.skeleton(base.config), Tokenizer(base.dir), style)
+    source = find_source(folder)
+    tokenizer_dir, style = prompting_of(source)
+    model = GPT.skeleton(source.base.config if isinstance(source, Finetuned) else source.config)
+    if isinstance(source, Finetuned):
+        source.method.attach(model)  # a vocabulary that has grown, say
+    inference_model = InferenceModel(model, Tokenizer(tokenizer_dir), style)
+    inference_model.tokenizer.parse_special_tokens = settings.loading.parse_special_tokens
     served_models = {settings.model_name: ServedModel(settings.model_name, inference_model, None)}
     for name, place in settings.adapters.items():
         style = find_adapter(name, place, base_of(folder)).prompt_style()

@@ -125,10 +125,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": as_object(call.function.arguments.strip() or "{}"),
-                    },
+                    "function": {"name": call.function.name, "arguments": _given(call.function.arguments)},
                 }
                 for call in message.tool_calls
             ]

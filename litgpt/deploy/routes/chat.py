@@ -176,9 +176,9 @@ def parse(service: Service, body: ChatRequest) -> ParsedChat:
         raise APIError(400, "tool_choice asks for a tool, and there are no tools.", "tool_choice")
     prompt = encode(service, served_model, text + (parsed.forced or ""), "messages")
     parsed.in_channels = channels.SIGN in template_source(served_model)
-    if tools and parsed.tool_format is None and not parsed.in_channels:
-        parsed.warnings = (UNKNOWN_NOTATION,)
-        log.warning("%s: %s", served_model.name, UNKNOWN_NOTATION)
+    parsed.warnings = tuple(warnings_of(parsed, tools))
+    for warning in parsed.warnings:
+        log.warning("%s: %s", served_model.name, warning)
     shown = channels.MARKS if parsed.in_channels else parsed.tool_format.shown if parsed.tool_format is not None else ()
     limit = body.max_completion_tokens or body.max_tokens
     stops = stops_of(body.stop, service)
@@ -186,6 +186,16 @@ def parse(service: Service, body: ChatRequest) -> ParsedChat:
     parsed.n = choices_of(body, service)
     parsed.tasks = tasks_of(task, parsed.n)
     return parsed
+
+
+def warnings_of(parsed: ParsedChat, tools: Sequence[Tool]) -> Iterator[str]:
+    """What a request asks for and the model can't have or do."""
+    inference_model = parsed.served_model.inference_model
+    has_system = any(message.role in ("system", "developer") and message.content for message in parsed.body.messages)
+    if has_system and not inference_model.places_system_prompt:
+        yield f"{inference_model.no_place}: it is left out."
+    if tools and parsed.tool_format is None and not parsed.in_channels:
+        yield UNKNOWN_NOTATION
 
 
 def variables_of(body: ChatRequest, served_model: ServedModel) -> dict[str, Any]:

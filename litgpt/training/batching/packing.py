@@ -35,11 +35,6 @@ class MicroBatch(NamedTuple):
     lengths: tuple[int, ...] | None
     """Of the packed samples, or of the documents in them; None: padded."""
 
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens computed, padding included."""
-        return self.inputs.numel()
-
 
 def plan_packed(lengths: Sequence[int], capacity: int, ranks: int = 1) -> PackingPlan:
     """Spreads samples over as few micro-batches of at most `capacity` tokens as it can, evenly filled, the same

@@ -187,16 +187,13 @@ LOGGERS: dict[str, tuple[tuple[str, ...], Callable[[Path, LogArgs], Any]]] = {
 written."""
 
 
-def named_loggers(
-    name: str, out_dir: Path, log: LogArgs, say: Callable[[str], None] = print, required: bool = True
-) -> list[Logger]:
+def named_loggers(name: str, out_dir: Path, log: LogArgs, required: bool = True) -> list[Logger]:
     """The logger called `name`, besides the CSV file that every run writes; for `csv`, none.
 
     Args:
         name: `csv` or a key of `LOGGERS`.
         out_dir: Of the run; local logs go into `logs/` there.
         log: Names handed on to the logger.
-        say: Gets the sentence that is due where a logger is left out.
         required: False: where the package is absent, say so and log to CSV alone (a command's default that nobody
             asked for).
 
@@ -212,7 +209,7 @@ def named_loggers(
         absent = f"The logger {name} needs the package {packages[0]}, which is not installed"
         if required:
             raise MissingPackageError(f"{absent}: `pip install 'litgpt[log]'`, or use --logger_name csv.")
-        say(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
+        print(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
         return []
     try:
         return [make(out_dir, log)]

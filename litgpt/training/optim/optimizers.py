@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,18 +91,14 @@ def make_optimizer(
     ):
         faster = {"fused": True}
     decay = init_args.get("weight_decay", known["weight_decay"].default if "weight_decay" in known else 0)
-    decaying = [(name, parameter) for name, parameter in named if decay_all or _is_matrix(name, parameter)]
-    others = [(name, parameter) for name, parameter in named if not (decay_all or _is_matrix(name, parameter))]
+    decaying = [one for one in named if decay_all or _is_matrix(*one)]
+    others = [one for one in named if not (decay_all or _is_matrix(*one))]
     if optimizer_class is Muon:
         groups = groups_for_muon(decaying, others, parts or {})
     else:
         groups = _groups(decaying, others) if decay else [{"params": [parameter for _, parameter in named]}]
-    try:
+    with _refusals(class_path, init_args):
         return optimizer_class(groups, **init_args, **faster)
-    except LitGPTError:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise UsageError(f"optimizer: {class_path} refuses its arguments {init_args}: {one_line(error)}.") from None
 
 
 def check_optimizer(spec: str | dict[str, Any]) -> None:
@@ -121,8 +118,16 @@ def check_optimizer(spec: str | dict[str, Any]) -> None:
         return  # another's may want a GPU
     for _, parameter in tried:
         parameter.grad = torch.ones_like(parameter)
-    try:
+    with _refusals(class_path, init_args):
         optimizer.step()
+
+
+@contextmanager
+def _refusals(class_path: str, init_args: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except LitGPTError:
+        raise
     except Exception as error:
         raise UsageError(f"optimizer: {class_path} refuses its arguments {init_args}: {one_line(error)}.") from None
 

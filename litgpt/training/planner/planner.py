@@ -15,12 +15,13 @@ from litgpt.adapter_v2 import AdapterV2
 from litgpt.args import TrainArgs
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import find_finetuned
-from litgpt.checkpoint.layout import find_checkpoint
+from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.config import Config, name_to_config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft import Full, Method
 from litgpt.runtime import free_memory, parameter_dtype, pick_device, product_dtype, quantized_precision
+from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, check_incompatibilities
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
@@ -95,7 +96,10 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         LitGPTError: The command can't run like this.
     """
     train: TrainArgs = arguments["train"]
-    config, method = _model_of(arguments), method_of(command, arguments)
+    checkpoint = _checkpoint_of(arguments)
+    config, method = _model_of(arguments, checkpoint), method_of(command, arguments)
+    if arguments.get("resize_vocab"):
+        method = _resized(method, config, checkpoint)
     length = train.max_seq_length or options.tokens_per_sample or config.block_size
     if train.max_seq_length and command != "pretrain":
         length = min(length, config.block_size)  # where finetuning cuts its samples
@@ -154,15 +158,30 @@ def method_of(command: str, arguments: Mapping[str, Any]) -> Method:
     return Full()
 
 
-def _model_of(arguments: Mapping[str, Any]) -> Config:
+def _checkpoint_of(arguments: Mapping[str, Any]) -> Checkpoint | None:
+    """The model that a finetuning starts from; None: its folder isn't there yet, or it is pretraining."""
+    if "checkpoint_dir" not in arguments:
+        return None
+    place = Path(arguments["checkpoint_dir"])
+    if not place.exists() and not (Path("checkpoints") / place).exists() and place.name in name_to_config:
+        return None
+    update = find_finetuned(place)
+    return find_checkpoint(place) if update is None else update.base
+
+
+def _model_of(arguments: Mapping[str, Any], checkpoint: Checkpoint | None) -> Config:
     """The configuration of the model that a command trains; by its name where its folder isn't there yet."""
     if "checkpoint_dir" not in arguments:
         return choose_config(PretrainArguments.of(arguments))
-    place = Path(arguments["checkpoint_dir"])
-    if not place.exists() and not (Path("checkpoints") / place).exists() and place.name in name_to_config:
-        return Config.from_name(place.name)
-    update = find_finetuned(place)
-    return find_checkpoint(place).config if update is None else update.base.config
+    return Config.from_name(Path(arguments["checkpoint_dir"]).name) if checkpoint is None else checkpoint.config
+
+
+def _resized(method: Method, config: Config, checkpoint: Checkpoint | None) -> Method:
+    """The method with rows for the tokens that the tokenizer has beyond the model's vocabulary; for one more token,
+    where the model's folder isn't there yet."""
+    rows = config.padded_vocab_size or 0
+    needed = rows + 1 if checkpoint is None else Tokenizer(checkpoint.dir).largest_id + 1
+    return method.resized(needed) if needed > rows else method
 
 
 def _merged(spec: RunSpec, estimate: MemoryEstimate, arguments: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,13 +20,16 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+import tokenizers
 from litserve.utils import LitAPIStatus
 
 from litgpt.deploy.backends.embeddings import embed
-from litgpt.deploy.backends.litserve import EngineAPI, EngineCall, Loop, Outcome, QueueBackend
+from litgpt.deploy.backends.litserve import EngineAPI, EngineCall, Loop, Outcome, QueueBackend, plain_served_models
 from litgpt.deploy.backends.task import GenerationTask
-from litgpt.deploy.settings import Loading
+from litgpt.deploy.served_models import load_served_models
+from litgpt.deploy.settings import Loading, Settings
 from litgpt.engine.inference_model import InferenceModel
+from tests.deploy.lora_runs import make_run
 from tests.deploy.served import GREEDY, alone
 from tests.generate.folder import make_folder
 
@@ -82,6 +86,26 @@ def test_litserves_own_loop_drives_the_engine(folder):
     assert "outside 0 ..." in str(told["wrong"])
     assert isinstance(told["task"], Outcome) and len(told["task"].value) == 32
     assert not api.has_active_requests()
+
+
+@pytest.mark.parametrize("parses", [False, True])
+def test_requests_are_read_as_by_the_default_server(folder, tmp_path, parses):
+    """By the HTTP process, which has no weights: with the flag for special tokens, and the run's own tokenizer."""
+    run = make_run(tmp_path / "run", folder, seed=1, r=2)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, run)
+    tokenizer = tokenizers.Tokenizer.from_file(str(run / "tokenizer.json"))
+    tokenizer.add_tokens(["llamas"])
+    tokenizer.save(str(run / "tokenizer.json"))
+    settings = Settings(run, Loading("cpu", "32-true", parse_special_tokens=parses), name="tiny")
+    here = plain_served_models(str(run), settings)["tiny"].inference_model
+    there = load_served_models(run, "tiny", {}, settings.loading, "cpu")["tiny"].inference_model
+    assert here.tokenizer.largest_id == there.tokenizer.largest_id > InferenceModel.load(folder).tokenizer.largest_id
+    assert here.model.transformer.wte.weight.shape == there.model.transformer.wte.weight.shape
+    for prompt in ("Two llamas", "Hi<|im_end|>"):
+        assert here.encode(prompt) == there.encode(prompt)
+    end = here.tokenizer.token_to_id("<|im_end|>")
+    assert here.encode("Hi<|im_end|>").count(end) == here.encode("Hi").count(end) + parses
 
 
 def test_an_answer_that_is_cancelled_is_waited_for_no_longer():

@@ -14,6 +14,8 @@ from litgpt.deploy.app import make_app
 from litgpt.deploy.backends.task import Counts, Delta, ResponseStream
 from litgpt.deploy.protocol.channels import ChannelParser
 from litgpt.deploy.protocol.notations import FORMATS, format_of
+from litgpt.deploy.protocol.parsing import plain_messages
+from litgpt.deploy.protocol.schemas import ChatMessage, FunctionCall, ToolCall
 from litgpt.deploy.protocol.tool_calls import DeltaMessage, ToolCallParser, forced_schema
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
@@ -301,6 +303,15 @@ def test_tools_reach_the_template_and_results_come_back(client, service, scripte
     assert "<call weather Paris>" in text and "<|im_start|>tool\nSunny.<|im_end|>" in text
     ask(client, tool_choice="none")
     assert "What the weather" not in service.base.inference_model.tokenizer.decode(scripted.asked[0].prompt)
+
+
+@pytest.mark.parametrize(
+    "text, given", [("", {}), (" ", {}), ("null", {}), ('{"city": "Rome"}', {"city": "Rome"}), ("[1]", "[1]")]
+)
+def test_a_call_without_arguments_reaches_the_template_as_an_empty_object(text, given):
+    call = ToolCall(id="1", function=FunctionCall(name="weather", arguments=text))
+    (message,) = plain_messages([ChatMessage(role="assistant", tool_calls=[call])])
+    assert message["tool_calls"][0]["function"] == {"name": "weather", "arguments": given}
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
