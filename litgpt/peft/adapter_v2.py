@@ -93,11 +93,7 @@ class AdaptedExperts(WrappedExperts):
             nn.init.zeros_(bias)
             nn.init.ones_(scale)
 
-    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `Experts.forward`."""
-        return self.linear.forward(tokens, weights, chosen, self._part)
-
-    def _part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+    def compute_part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         y = self.linear.linear(part, x, expert, ends)  # (A, out)
         bias, scale = (stacked.to(y.dtype) for stacked in self.part_parameters(part))
         return (y + bias[expert]) * scale[expert]

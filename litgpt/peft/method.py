@@ -139,6 +139,14 @@ class WrappedExperts(Wrapped):
         """The parameters beside a part, in the order of `kinds`, `(E, …)` each."""
         return tuple(getattr(self, f"{part}_{kind}") for kind in self.kinds)
 
+    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """As `Experts.forward`."""
+        return self.linear.forward(tokens, weights, chosen, self.compute_part)
+
+    def compute_part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """As `Experts.linear`, with what is beside it."""
+        raise NotImplementedError(type(self).__name__)
+
     def _names(self, prefix: str) -> dict[str, tuple[str, int]]:
         """Name in a state dict → parameter here, and the number of the expert."""
         own = [(part, kind) for part in self.parts for kind in self.kinds]

@@ -38,7 +38,6 @@ from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Same, Split
 from litgpt.lora import LoRA
 from litgpt.model import GPT
-from litgpt.peft import load_owned
 from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, row_norms, scatter_rows
 from litgpt.prompts.files import PROMPT_STYLE_FILE
 
@@ -66,9 +65,7 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     """
     lora, base, learned = update.method, update.base, update.learned()
     assert isinstance(lora, LoRA)
-    model = GPT.skeleton(base.config)
-    lora.attach(model)
-    load_owned(model, lora.owns, learned, str(update.file))
+    model = update.skeleton(learned)
     table = WeightTable(model.config)
     pieces: dict[str, LowRank] = {}
     for name, module in model.named_modules():
