@@ -301,6 +301,7 @@ GROUPS = {
         ({"rope_indices": [1] * 16}, "need rope_local_base_freq"),
         ({"rope_adjustments": {"factor": 0.0}}, "rope_adjustments needs a size as its factor, and has 0.0"),
         ({"query_tuning": {"scale": 1.0}}, "query_tuning needs a size as its floor, and has None"),
+        ({"query_tuning": {"floor": 1}}, "query_tuning needs floor, offset, scale, unturned_only"),
         ({"shared_attention_norm": True, "parallel_residual": False}, "needs parallel_residual"),
         ({**GROUPS, "n_expert_groups": 3}, "is a multiple of n_expert_groups"),
         ({**GROUPS, "n_topk_groups": None}, "is from 1 to that"),

@@ -46,6 +46,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "rope_adjustments": {"factor": float},
 }
 """What a field consists of that is above 0."""
+QUERY_TUNING = {"scale", "floor", "offset", "unturned_only"}
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -97,6 +98,8 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
     _check_mixture(config)
     if not 0 <= config.rotary_percentage <= 1:
         raise LitGPTError(f"The model setting rotary_percentage is {config.rotary_percentage}, but it is a share.")
+    if config.query_tuning is not None and {*config.query_tuning} != QUERY_TUNING:
+        raise LitGPTError(f"The model setting query_tuning needs {', '.join(sorted(QUERY_TUNING))}, and nothing else.")
     if any(config.rope_indices or ()) and config.rope_local_base_freq is None:
         raise LitGPTError(
             "Layers with local rotary positions (rope_indices) need rope_local_base_freq, which is unset."

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from litgpt.model import GPT
-from litgpt.model.moe import Experts
+from litgpt.model.moe import EXPERT_PARTS, Experts
 from litgpt.peft.adapter import add_prompts
 from litgpt.peft.method import (
-    EXPERT_PARTS,
     Method,
     WrappedExperts,
     WrappedLinear,

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError, UsageError
 from litgpt.model import GPT
-from litgpt.model.moe import Experts
-
-EXPERT_PARTS = ("fc_1", "fc_2", "proj")
+from litgpt.model.moe import EXPERT_PARTS, Experts
 
 
 class Method(ABC):
