@@ -347,4 +347,4 @@ class LoRAExperts(WrappedExperts):
 
     def _merge(self, part: str, update: tuple[Tensor, ...], weight: Tensor) -> Tensor:
         a, b, *magnitude = update
-        return merged(weight, a, b, self.updates[part].scaling, *magnitude)
+        return merged(weight, a, b, self.updates[part].scaling, magnitude[0] if magnitude else None)
