@@ -354,6 +354,8 @@ class LLM(nn.Module):
         Raises:
             LitGPTError: The prompt style can't write this conversation, it is too long, or an argument makes no sense.
         """
+        if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
+            raise LitGPTError(f'A conversation is a list of {{"role": …, "content": …}}, not {quoted(messages)}.')
         prompt = self._inference_model.encode_messages(messages)
         settings |= dict(temperature=temperature, top_k=top_k, top_p=top_p)
         (reply,) = self._submit([prompt], max_new_tokens, **settings)

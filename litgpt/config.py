@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -10,25 +9,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
 
 from litgpt import families
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
 from litgpt.families.base import Family
-from litgpt.families.field_types import as_number, fits
-from litgpt.families.hf_config import MAX_LAYERS, check_layers
+from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
+from litgpt.families.hf_config import check_layers
 from litgpt.hub_client import REPOSITORY_ID, fetch_file
 from litgpt.reading import read_json, read_yaml, reading
 
 CONFIG_FILE = "model_config.yaml"
 HF_CONFIG_FILE = "config.json"
 MODEL_SETTINGS = "not a YAML file of model settings"
-MAX_SIZE = 2**31
-"""Of every size but the number of layers."""
-MAX_EXPERTS = 2**17
-"""In all layers together."""
 CHECKPOINTS = Path("checkpoints")
 """Where `litgpt download` puts folders, and where a path that is none is looked for."""
 
@@ -169,7 +164,7 @@ class Config:
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 
     def __post_init__(self) -> None:
-        self._check_values()
+        check_values(self, _types())
         self.name = self.name or str(self.hf_config.get("name", ""))
         for own, value in self._derived().items():
             if getattr(self, own) is None:
@@ -183,6 +178,9 @@ class Config:
             self.padded_vocab_size = find_multiple(self.vocab_size, self.padding_multiple)
         else:
             self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
+        pairs_in = self.head_size if self.latent_attention is None else self.rope_n_elem
+        if not self.learned_positions and find_multiple(self.rope_n_elem, 2) > pairs_in:
+            raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
         self.n_query_groups = self.n_query_groups or self.n_head
         if self.n_head % self.n_query_groups:
             raise LitGPTError(f"n_head ({self.n_head}) is no multiple of n_query_groups ({self.n_query_groups}).")
@@ -203,38 +201,6 @@ class Config:
             if values is not None and len(values) < self.n_layer:
                 raise LitGPTError(f"{name} has {len(values)} entries for {self.n_layer} layers.")
             setattr(self, name, values and values[: self.n_layer])
-
-    def _check_values(self) -> None:
-        """Refuses what no model can have, by name."""
-        for name, hint in _types().items():
-            value = getattr(self, name)
-            if not fits(value, hint):
-                wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
-                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be of the kind {wanted}.")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise LitGPTError(f"The model setting {name} is {value}; it must be a finite number.")
-        for name in (*SIZES, *COUNTS):
-            value, least, most = getattr(self, name), int(name in SIZES), MAX_LAYERS if name == "n_layer" else MAX_SIZE
-            if value is not None and not least <= value <= most:
-                bound = f"least {least}" if value < least else f"most {most}"
-                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be at {bound}.")
-        if self.n_layer * self.n_expert > MAX_EXPERTS:
-            raise LitGPTError(f"The model has {self.n_layer * self.n_expert} experts, more than any has.")
-        for name, parts in PARTS.items():
-            sizes = getattr(self, name)
-            for part in parts if sizes is not None else ():
-                size = sizes.get(part)
-                if not fits(size, int | None if part == "q_lora_rank" else int) or (
-                    size is not None and not 0 < size <= MAX_SIZE
-                ):
-                    raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
-        if self.mlp_class_name == "LLaMAMoE" and not 0 < self.n_expert_per_token <= self.n_expert:
-            raise LitGPTError(
-                f"A mixture needs n_expert_per_token from 1 to n_expert, and has {self.n_expert_per_token} and "
-                f"{self.n_expert}."
-            )
-        if self.n_shared_expert and self.moe_intermediate_size is None:
-            raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")
 
     # -- derived values
 
@@ -302,7 +268,7 @@ class Config:
         Raises:
             LitGPTError: The name is not known.
         """
-        row = name_to_config.get(name) or _by_hub_name().get(name)
+        row = _named_row(name)
         if row is None:
             raise LitGPTError(
                 f"{quoted(name)} is not a known model name.{closest(name, name_to_config)} "
@@ -355,7 +321,7 @@ class Config:
             rows = found.get("padded_vocab_size")
             found = {"vocab_size": rows, **found, "name": name, "family_name": family.name}
             config = cls(**{**found, **_checked(overrides, cls)})
-        known = (name_to_config.get(name) or _by_hub_name().get(name)) if name else None
+        known = _named_row(name)
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
@@ -380,7 +346,7 @@ class Config:
             return config
         if hf_config is not None:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
-        if path.name in name_to_config or path.name in _by_hub_name():
+        if _named_row(path.name) is not None:
             return cls.from_name(path.name, **overrides)
         raise MissingFileError(
             f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds."
@@ -427,29 +393,6 @@ OWN_DEFAULTS: dict[str, Any] = {
 """The fields LitGPT doesn't have."""
 
 
-SIZES = (
-    *("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padding_multiple"),
-    *("intermediate_size", "moe_intermediate_size"),
-)
-"""Fields that are at least 1 where they are set."""
-COUNTS = (
-    "n_expert",
-    "n_expert_per_token",
-    "n_shared_expert",
-    "n_expert_groups",
-    "n_topk_groups",
-    "first_k_dense_replace",
-)
-"""Fields that are at least 0 where they are set."""
-BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
-"""Fields with an entry for each layer."""
-PARTS = {
-    "latent_attention": ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"),
-    "linear_attention": ("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"),
-}
-"""The sizes that a field consists of."""
-
-
 @cache
 def _types() -> dict[str, Any]:
     return get_type_hints(Config)
@@ -481,6 +424,10 @@ def _hf_config_file(source: str | Path) -> tuple[Path, str]:
             f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
         )
     return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
+
+
+def _named_row(name: str) -> dict[str, Any] | None:
+    return name_to_config.get(name) or _by_hub_name().get(name)
 
 
 def _by_hub_name() -> dict[str, dict[str, Any]]:

@@ -146,8 +146,8 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
-def closest(word: str, options: Iterable[str], n: int = 3) -> str:
-    """` Closest: a, b.` with the `n` best matches for `word` (ignoring case), or an empty string when none is near."""
+def closest(word: str, options: Iterable[str]) -> str:
+    """` Closest: a, b.` with the best matches for `word` (ignoring case), or an empty string when none is near."""
     by_lower = {option.lower(): option for option in options}
-    matches = difflib.get_close_matches(word[:MAX_COMPARED].lower(), by_lower, n=n, cutoff=0.5)
+    matches = difflib.get_close_matches(word[:MAX_COMPARED].lower(), by_lower, n=3, cutoff=0.5)
     return f" Closest: {', '.join(by_lower[match] for match in matches)}." if matches else ""

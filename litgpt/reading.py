@@ -30,6 +30,7 @@ SLOW_PATTERN = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=")
 MAX_PICKLE_BYTES = 200_000_000
 MAX_NESTING = 200
 """Values inside each other. Python's `hash` of a tuple that is nested much deeper ends the process."""
+ZIP_START = b"PK\x03\x04"
 LEGACY_PICKLES = 5
 """A file that is no zip holds so many, one after the other: magic number, protocol, machine, values, storages."""
 LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -197,18 +198,21 @@ def check_pickles(path: Path) -> bool:
         ValueError: Its records are packed, so that they may be larger than the file, or a pickle has no end.
         RecursionError: A pickle is nested too deeply.
     """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        if file.read(len(ZIP_START)) != ZIP_START:  # torch asks no more: a zip may be appended to anything
+            file.seek(0)
             for _ in range(LEGACY_PICKLES):
                 check_nesting(file)
-        return False
+            return False
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
         if packed or sum(record.file_size for record in records) > path.stat().st_size:
             raise ValueError("its records are packed, as torch never does")
         for record in records:
-            if record.filename.endswith("/data.pkl") and record.file_size < MAX_PICKLE_BYTES:
+            if record.filename.endswith("/data.pkl"):
+                if record.file_size > MAX_PICKLE_BYTES:
+                    raise ValueError(f"its pickle is larger than {MAX_PICKLE_BYTES // 1_000_000} MB")
                 with archive.open(record) as file:
                     check_nesting(file)
     return True

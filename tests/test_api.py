@@ -170,6 +170,12 @@ def test_a_conversation(llm, folder):
     assert not isinstance(pieces, str) and "".join(pieces) == expected
 
 
+@pytest.mark.parametrize("messages", ["Hello", {"role": "user"}, [{"content": "Hello"}], [None]], ids=str)
+def test_what_is_no_conversation_is_refused(llm, messages):
+    with pytest.raises(LitGPTError, match="A conversation is a list of"):
+        llm.chat(messages)
+
+
 def test_further_settings(llm):
     whole = llm.generate("Hi", **GREEDY)
     assert llm.generate("Hi", **GREEDY, stop=whole[3:5]) == whole[: whole.index(whole[3:5])]

@@ -270,6 +270,12 @@ def test_a_narrowed_pythia_has_a_narrower_mlp():
     assert Config.from_name("pythia-14m", n_embd=32).intermediate_size == 128
 
 
+GROUPS = {
+    "mlp_class_name": "LLaMAMoE",
+    **dict(n_expert=4, n_expert_per_token=1, n_expert_groups=2, n_topk_groups=1, n_topk_scores_per_group=1),
+}
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -286,6 +292,20 @@ def test_a_narrowed_pythia_has_a_narrower_mlp():
         ({"linear_attention": {"n_key_heads": 0}}, "linear_attention needs a size as its n_key_heads"),
         ({"latent_attention": {"q_lora_rank": -1}}, "latent_attention needs a size as its q_lora_rank, and has -1"),
         ({"intermediate_size": -1}, "intermediate_size is -1"),
+        ({"padded_vocab_size": 0}, "padded_vocab_size is 0"),
+        ({"sliding_window_size": 0}, "sliding_window_size is 0"),
+        ({"final_logit_softcapping": 0.0}, "final_logit_softcapping is 0.0; it must be above 0"),
+        ({"rotary_percentage": 2.0}, "rotary_percentage is 2.0"),
+        ({"head_size": 5, "rotary_percentage": 1.0}, "rotate in pairs, and there are 5"),
+        ({"rope_layers": [2] * 16}, "rope_layers is .*; it must be 0 or 1 for each layer"),
+        ({"rope_indices": [1] * 16}, "need rope_local_base_freq"),
+        ({"rope_adjustments": {"factor": 0.0}}, "rope_adjustments needs a size as its factor, and has 0.0"),
+        ({"query_tuning": {"scale": 1.0}}, "query_tuning needs a size as its floor, and has None"),
+        ({"query_tuning": {"floor": 1}}, "query_tuning needs floor, offset, scale, unturned_only"),
+        ({"shared_attention_norm": True, "parallel_residual": False}, "needs parallel_residual"),
+        ({**GROUPS, "n_expert_groups": 3}, "is a multiple of n_expert_groups"),
+        ({**GROUPS, "n_topk_groups": None}, "is from 1 to that"),
+        ({**GROUPS, "n_topk_scores_per_group": 3}, "a group has 2 experts"),
         (
             {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 1, "n_shared_expert": 1},
             "need moe_intermediate_size",

@@ -19,6 +19,7 @@ from litgpt.checkpoint.layout import (
     find_checkpoint,
     gguf_files,
     hf_weight_files,
+    other_folder,
 )
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
@@ -105,13 +106,12 @@ def to_hf(path: str | Path, output: str | Path) -> Path:
     Raises:
         LitGPTError: The checkpoint can't be read, is not whole, or the folder can't be written.
     """
-    checkpoint, target = find_checkpoint(path), Path(output)
+    checkpoint = find_checkpoint(path)
     if checkpoint.kind == "hf":
         raise MissingFileError(
             f"{checkpoint.dir} is a Hugging Face folder already; there is no {LIT_MODEL} to convert."
         )
-    if target.resolve() == checkpoint.dir.resolve():
-        raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
+    target = other_folder(output, checkpoint.dir)
     weights = open_weights(checkpoint)
     _refuse_adapters(checkpoint.dir, weights.names)
     expected = GPT.skeleton(checkpoint.config).state_dict()
@@ -138,11 +138,10 @@ def to_weights_only(path: str | Path, output: str | Path) -> Path:
     Raises:
         LitGPTError: The checkpoint can't be read, or the folder can't be written.
     """
-    checkpoint, target = find_checkpoint(path), Path(output)
+    checkpoint = find_checkpoint(path)
     if checkpoint.kind != "litgpt":
         raise LitGPTError(f"{path} is not LitGPT's, so it holds no training state to leave out.")
-    if target.resolve() == checkpoint.dir.resolve():
-        raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
+    target = other_folder(output, checkpoint.dir)
     tensors = load_pth(checkpoint.files[0])
     require_space(target, sum(tensor.nbytes for tensor in tensors.values()), f"Converting {checkpoint.dir}")
     with atomic_folder(target) as folder:

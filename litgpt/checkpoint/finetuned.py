@@ -68,6 +68,17 @@ class Finetuned:
             model.config = replace(model.config, tie_embeddings=model.tied)
         return model.eval()
 
+    def skeleton(self, learned: dict[str, Tensor]) -> GPT:
+        """The base on `meta`, with what was learned beside it.
+
+        Raises:
+            LitGPTError: The file is not one of this method and this model.
+        """
+        model = GPT.skeleton(self.base.config)
+        self.method.attach(model)
+        load_owned(model, self.method.owns, learned, str(self.file))
+        return model
+
     def load_into(self, model: GPT) -> None:
         """Puts what was learned into a model that the method is attached to.
 

@@ -86,6 +86,18 @@ def existing_folder(path: str | Path) -> Path:
     )
 
 
+def other_folder(path: str | Path, source: Path) -> Path:
+    """The folder to write a conversion to, which is not the one to convert.
+
+    Raises:
+        LitGPTError: It is.
+    """
+    target = Path(path)
+    if target.resolve() == source.resolve():
+        raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
+    return target
+
+
 def find_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint at `path`, or under `checkpoints/`. A LitGPT model wins over Hugging Face weights beside it.
 

@@ -15,9 +15,7 @@ from litgpt.checkpoint.layout import LIT_MODEL
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, open_weights
 from litgpt.checkpoint.writer import write_lit
 from litgpt.config import Config
-from litgpt.lora import LoRA
-from litgpt.model import GPT
-from litgpt.peft import Wrapped, load_owned, merged_weights
+from litgpt.peft import Wrapped, merged_weights
 
 
 def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> Config:
@@ -34,13 +32,10 @@ def merge(update: Finetuned, folder: Path, dtype: torch.dtype | None = None) -> 
     Raises:
         LitGPTError: The update is not one of this model with these settings.
     """
-    lora, base = update.method, update.base
-    assert isinstance(lora, LoRA)
+    base = update.base
     learned = update.learned()
     weights = open_weights(base)
-    model = GPT.skeleton(base.config)
-    lora.attach(model)
-    load_owned(model, lora.owns, learned, str(update.file))
+    model = update.skeleton(learned)
     tied = bool(base.config.tie_embeddings)
     parts = tied and (isinstance(model.lm_head, Wrapped) or not model.tied)  # head and embedding, from here on
 

@@ -117,6 +117,7 @@ IGNORED_HF_FIELDS = frozenset(
     classifier_dropout cross_attention_hidden_size dtype embd_pdrop finetuning_task gradient_checkpointing
     hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
     keys_to_ignore_at_inference label2id max_sequence_length model_max_length model_type n_ctx n_special num_labels
+    aux_loss_alpha ep_size output_router_logits router_aux_loss_coef router_jitter_noise seq_aux
     output_attentions output_hidden_states output_past predict_special_tokens prefix pretraining_tp problem_type
     resid_pdrop return_dict rope_interleaved summary_activation summary_first_dropout summary_proj_to_labels
     summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript
@@ -306,6 +307,11 @@ def size(
     """A row of a size table; `n_query_groups` is written when it differs from `n_head`."""
     row = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, intermediate_size=intermediate_size, **other)
     return row if n_query_groups is None else {**row, "n_query_groups": n_query_groups}
+
+
+def without(settings: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The settings but for some."""
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 def changed(rules: Sequence[Rule], *new: Rule, without: Sequence[str] = ()) -> tuple[Rule, ...]:

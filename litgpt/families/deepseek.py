@@ -41,9 +41,7 @@ WEIGHTS = changed(
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_silu(left)
-    for key in ("head_dim", "qk_head_dim", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size"):
-        left.pop(key, None)
-    for key in ("num_nextn_predict_layers", "num_mtp_layers", "moe_layer_freq", "mlp_bias"):
+    for key in ("head_dim", "qk_head_dim", "num_nextn_predict_layers", "num_mtp_layers", "moe_layer_freq", "mlp_bias"):
         left.pop(key, None)
     groups = left.pop("num_key_value_heads", None)
     if groups not in (None, left["num_attention_heads"]):

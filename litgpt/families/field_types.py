@@ -1,8 +1,52 @@
-"""Whether what a file says is of the kind that a field of `Config` has."""
+"""What values the fields of `Config` can have."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
+
+from litgpt.errors import LitGPTError, UnsupportedError, quoted
+from litgpt.families.hf_config import MAX_LAYERS
+
+MAX_SIZE = 2**31
+"""Of every size but the number of layers."""
+MAX_EXPERTS = 2**17
+"""In all layers together."""
+SIZES = frozenset(
+    """
+    block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
+    intermediate_size moe_intermediate_size sliding_window_size rope_condense_ratio
+    """.split()
+)
+"""Fields that are at least 1 where they are set."""
+COUNTS = frozenset(
+    """
+    n_expert n_expert_per_token n_shared_expert n_expert_groups n_topk_groups n_topk_scores_per_group
+    first_k_dense_replace
+    """.split()
+)
+"""Fields that are at least 0 where they are set."""
+POSITIVE = frozenset(
+    """
+    norm_eps rope_base rope_local_base_freq attention_scores_scalar attention_logit_softcapping
+    final_logit_softcapping logits_divisor
+    """.split()
+)
+"""Fields that are above 0 where they are set."""
+BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
+"""Fields with an entry for each layer, 0 or 1."""
+PARTS: dict[str, dict[str, Any]] = {
+    "latent_attention": {
+        "q_lora_rank": int | None,
+        **dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), int),
+    },
+    "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
+    "query_tuning": {"floor": float},
+    "rope_adjustments": {"factor": float},
+}
+"""What a field consists of that is above 0."""
+QUERY_TUNING = {"scale", "floor", "offset", "unturned_only"}
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -27,3 +71,59 @@ def as_number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def check_values(config: Any, types: Mapping[str, Any]) -> None:
+    """Refuses what no model can have, by the name of the setting."""
+    for name, hint in types.items():
+        value = getattr(config, name)
+        if not fits(value, hint):
+            wanted = str(hint).removeprefix("typing.").removesuffix(" | None") if get_args(hint) else hint.__name__
+            raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be of the kind {wanted}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise LitGPTError(f"The model setting {name} is {value}; it must be a finite number.")
+        if name in POSITIVE and value is not None and value <= 0:
+            raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be above 0.")
+        if name in BY_LAYER and not {*(value or ())} <= {0, 1}:
+            raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be 0 or 1 for each layer.")
+        if value is not None and name in SIZES | COUNTS:
+            least, most = int(name in SIZES), MAX_LAYERS if name == "n_layer" else MAX_SIZE
+            if not least <= value <= most:
+                bound = f"least {least}" if value < least else f"most {most}"
+                raise LitGPTError(f"The model setting {name} is {quoted(value)}; it must be at {bound}.")
+        for part, kind in PARTS.get(name, {}).items() if value is not None else ():
+            size = value.get(part)
+            if not fits(size, kind) or (size is not None and not 0 < size <= MAX_SIZE):
+                raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
+    _check_mixture(config)
+    if not 0 <= config.rotary_percentage <= 1:
+        raise LitGPTError(f"The model setting rotary_percentage is {config.rotary_percentage}, but it is a share.")
+    if config.query_tuning is not None and {*config.query_tuning} != QUERY_TUNING:
+        raise LitGPTError(f"The model setting query_tuning needs {', '.join(sorted(QUERY_TUNING))}, and nothing else.")
+    if any(config.rope_indices or ()) and config.rope_local_base_freq is None:
+        raise LitGPTError(
+            "Layers with local rotary positions (rope_indices) need rope_local_base_freq, which is unset."
+        )
+    if config.shared_attention_norm and not config.parallel_residual:
+        raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
+
+
+def _check_mixture(config: Any) -> None:
+    experts, used, groups = config.n_expert, config.n_expert_per_token, config.n_expert_groups
+    if config.n_layer * experts > MAX_EXPERTS:
+        raise LitGPTError(f"The model has {config.n_layer * experts} experts, more than any has.")
+    if config.mlp_class_name == "LLaMAMoE" and not 0 < used <= experts:
+        raise LitGPTError(f"A mixture needs n_expert_per_token from 1 to n_expert, and has {used} and {experts}.")
+    if config.n_shared_expert and config.moe_intermediate_size is None:
+        raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")
+    if groups is None:
+        return
+    if not groups or experts % groups or not 0 < (config.n_topk_groups or 0) <= groups:
+        raise LitGPTError(
+            f"A mixture's n_expert ({experts}) is a multiple of n_expert_groups ({groups}), and n_topk_groups "
+            f"({config.n_topk_groups}) is from 1 to that."
+        )
+    if (config.n_topk_scores_per_group or 1) > experts // groups:
+        raise LitGPTError(
+            f"n_topk_scores_per_group is {config.n_topk_scores_per_group}, and a group has {experts // groups} experts."
+        )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Family, Same, changed, named, size
+from litgpt.families.base import Family, Same, changed, named, size, without
 from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, WINDOW, Key
 from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_windows, push_rope, push_windows
 
@@ -74,9 +74,8 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    plain = {key: value for key, value in llama.to_hf(config).items() if key != "mlp_bias"}
     activation = "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
-    return {**plain, "hidden_act": activation, "hidden_activation": activation}
+    return {**without(llama.to_hf(config), "mlp_bias"), "hidden_act": activation, "hidden_activation": activation}
 
 
 def to_hf_2(config: Any) -> dict[str, Any]:
@@ -207,7 +206,7 @@ GEMMA_3 = replace(
     },
     nested="text_config",
     renames=llama.IN_COMPOSITE,
-    not_text=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    not_text=llama.VISION,
 )
 
 

@@ -232,19 +232,8 @@ class GGUF:
             base: The `Config` fields that all of the family share.
 
         Raises:
-            LitGPTError: A key that changes the computation is not known here, a needed one is missing, or one has a
-                value that makes no sense.
+            LitGPTError: A key that changes the computation is not known here, or a needed one is missing.
         """
-        try:
-            return self._read(metadata, shapes, base)
-        except LitGPTError:
-            raise
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise LitGPTError(f"The GGUF file has a value that no {self.arch} model can have ({error}).") from None
-
-    def _read(
-        self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: Mapping[str, Any]
-    ) -> Metadata:
         start = f"{self.arch}."
         left = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
         found = dict(base)

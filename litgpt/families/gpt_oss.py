@@ -21,7 +21,7 @@ from litgpt.families.gguf import (
     Metadata,
     windowed_layers,
 )
-from litgpt.families.hf_config import ROPE_KEYS, pop_rope, pop_silu, pop_windows, push_rope, push_windows
+from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_adjustments, push_rope, push_windows
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "LLaMAMoE"},
@@ -47,17 +47,12 @@ WEIGHTS = changed(
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_silu(left)
-    for key in ("output_router_logits", "router_aux_loss_coef", "initial_context_length", "experts_per_token"):
+    for key in ("initial_context_length", "experts_per_token"):
         left.pop(key, None)
-    bias = bool(left.pop("attention_bias", True))
     return {
         **pop_rope(left),
         **pop_windows(left, every=2),
-        "n_query_groups": left.pop("num_key_value_heads", None),
-        "head_size": left.pop("head_dim", None),
-        "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
-        "attn_bias": bias,
-        "attn_proj_bias": bias,
+        **llama.pop_attention(left),
         "n_expert": left.pop("num_local_experts"),
         "n_expert_per_token": left.pop("num_experts_per_tok"),
         "swiglu_limit": left.pop("swiglu_limit", 7.0),
@@ -77,7 +72,6 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 
 YARN = dict(factor=32.0, beta_fast=32.0, beta_slow=1.0, original_max_seq_len=4096, truncate=False)
-ROPE = {theirs: YARN[ours] for theirs, ours in ROPE_KEYS["yarn"] if ours in YARN}
 
 
 def alternating(n_layer: int, n_expert: int) -> dict[str, Any]:
@@ -106,11 +100,12 @@ FAMILY = replace(
         "max_position_embeddings": 131072,
         "head_dim": 64,
         "num_key_value_heads": 8,
+        "attention_bias": True,
         "sliding_window": 128,
         "num_local_experts": 128,
         "num_experts_per_tok": 4,
         "rope_theta": 150000.0,
-        "rope_parameters": {"rope_type": "yarn", **ROPE},
+        "rope_parameters": push_adjustments("yarn", YARN),
     },
     hf_spellings={"num_experts": "num_local_experts"},
     hf_constants={"swiglu_alpha": 1.702},

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import named, size
+from litgpt.families.base import named, size, without
 from litgpt.families.gguf import UNSET, Key
 
 
@@ -23,7 +23,7 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 def to_hf(config: Any) -> dict[str, Any]:
     return {
-        **{key: value for key, value in llama.to_hf(config).items() if key != "head_dim"},
+        **without(llama.to_hf(config), "head_dim"),
         "attention_multiplier": (config.attention_scores_scalar or config.head_size) ** -0.5,
         "embedding_multiplier": config.embedding_multiplier,
         "residual_multiplier": config.residual_multiplier,

@@ -125,6 +125,12 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
 
 
+def pop_rope_settings(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes RoPE's settings out of a `config.json` as they are."""
+    older, newer = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
+    return dict(older or newer or {})
+
+
 def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
     """Takes RoPE's settings out of a `config.json`, as transformers 4 (`rope_scaling`) or 5 (`rope_parameters`) writes
     them.
@@ -134,8 +140,7 @@ def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
     Raises:
         LitGPTError: A kind of RoPE scaling that is not known here.
     """
-    older, newer = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
-    rope = dict(older or newer or {})
+    rope = pop_rope_settings(left)
     flat = {key: left.pop(key, None) for key in ("rotary_emb_base", "rope_theta", "partial_rotary_factor")}
     base = rope.pop("rope_theta", None) or flat["rotary_emb_base"] or flat["rope_theta"] or 10000
     found: dict[str, Any] = {"rope_base": int(base) if base == int(base) else base}
@@ -168,6 +173,11 @@ def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def push_adjustments(kind: str, adjust: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_adjustments` of a kind by the keys of `config.json`."""
+    return {"rope_type": kind, **{theirs: adjust[ours] for theirs, ours in ROPE_KEYS[kind] if ours in adjust}}
+
+
 def push_rope(config: Any) -> dict[str, Any]:
     """A `Config`'s RoPE settings as the two `config.json` keys that transformers 4 and 5 both read."""
     adjust = config.rope_adjustments or {}
@@ -175,5 +185,7 @@ def push_rope(config: Any) -> dict[str, Any]:
         adjust = {"factor": float(config.rope_condense_ratio)}
     telling = {"low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
     kind = next((kind for key, kind in telling.items() if key in adjust), "linear")
-    scaling = {"rope_type": kind, **{theirs: adjust[ours] for theirs, ours in ROPE_KEYS[kind] if ours in adjust}}
-    return {"rope_theta": float(config.rope_base), "rope_scaling": scaling if adjust else None}
+    return {
+        "rope_theta": float(config.rope_base),
+        "rope_scaling": push_adjustments(kind, adjust) if adjust else None,
+    }

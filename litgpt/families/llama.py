@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.errors import LitGPTError
-from litgpt.families.base import Drop, Family, Join, Same, named, size
+from litgpt.families.base import Drop, Family, Join, Same, named, size, without
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED, WINDOW
 from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope
 
@@ -57,6 +57,8 @@ HF_FIELDS = (
     ("rms_norm_eps", "norm_eps"),
 )
 
+LAYER_NORM_FIELDS = (*HF_FIELDS[:-1], ("layer_norm_eps", "norm_eps"))
+
 
 def pop_attention(left: dict[str, Any]) -> dict[str, Any]:
     """Takes heads, biases and head tying out of a `config.json`."""
@@ -98,7 +100,7 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 
 def mistral_to_hf(config: Any) -> dict[str, Any]:
-    plain = {key: value for key, value in to_hf(config).items() if key not in ("attention_bias", "mlp_bias")}
+    plain = without(to_hf(config), "attention_bias", "mlp_bias")
     return {**plain, "sliding_window": config.sliding_window_size}
 
 
@@ -281,6 +283,8 @@ IN_COMPOSITE = (
     ("model.language_model.", "model."),
 )
 """What tensors of a language model are called inside a model that sees as well."""
+VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+"""And what begin the names of the others."""
 
 MISTRAL = replace(
     FAMILY,
@@ -325,7 +329,7 @@ MISTRAL = replace(
     prompt_styles=((r"M[ix]\w*tral.*-Instruct", "codellama"),),
     nested="text_config",
     renames=IN_COMPOSITE,
-    not_text=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    not_text=VISION,
 )
 
 AS_GGUF = GGUF(

@@ -42,8 +42,6 @@ WEIGHTS = changed(
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     pop_silu(left)
-    for key in ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"):
-        left.pop(key, None)
     n_layer, step = left["num_hidden_layers"], left.pop("interleave_moe_layer_step", 1)
     mixtures = left.pop("moe_layers", None)
     mixtures = range(step - 1, n_layer, step) if mixtures is None else mixtures

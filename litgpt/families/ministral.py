@@ -12,7 +12,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import named, size
 from litgpt.families.gguf import Key, Metadata
-from litgpt.families.hf_config import ROPE_KEYS, push_windows
+from litgpt.families.hf_config import pop_rope_settings, push_adjustments, push_windows
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -20,8 +20,7 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
-    older, newer = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
-    rope = dict(older or newer or {})
+    rope = pop_rope_settings(left)
     scale, floor = rope.pop("llama_4_scaling_beta"), rope["original_max_position_embeddings"]
     left["rope_parameters"] = rope
     return {
@@ -47,8 +46,6 @@ MINISTRAL = replace(
 
 YARN = dict(factor=16.0, beta_fast=32.0, beta_slow=1.0, original_max_seq_len=16384, mscale=1.0, mscale_all_dim=1.0)
 
-ROPE = {theirs: YARN[ours] for theirs, ours in ROPE_KEYS["yarn"] if ours in YARN}
-
 MINISTRAL_3 = replace(
     llama.MISTRAL,
     name="ministral3",
@@ -67,7 +64,7 @@ MINISTRAL_3 = replace(
         "max_position_embeddings": 262144,
         "num_key_value_heads": 8,
         "head_dim": 128,
-        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1000000.0, "llama_4_scaling_beta": 0.1, **ROPE},
+        "rope_parameters": {**push_adjustments("yarn", YARN), "rope_theta": 1000000.0, "llama_4_scaling_beta": 0.1},
     },
 )
 

@@ -11,8 +11,6 @@ from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    for key in ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"):
-        left.pop(key, None)
     return {
         **llama.from_hf(left),
         "n_expert": left.pop("num_local_experts"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from litgpt.families import llama
 from litgpt.families.base import Drop, Family, Interleaved, Same, named
 from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP, Key
 from litgpt.families.hf_config import GELU, pop_choice, pop_rope, push_rope
@@ -108,15 +109,7 @@ FAMILY = Family(
     model_type="gpt_neox",
     base={},
     rows=ROWS,
-    hf_fields=(
-        ("hidden_size", "n_embd"),
-        ("num_hidden_layers", "n_layer"),
-        ("num_attention_heads", "n_head"),
-        ("intermediate_size", "intermediate_size"),
-        ("vocab_size", "padded_vocab_size"),
-        ("max_position_embeddings", "block_size"),
-        ("layer_norm_eps", "norm_eps"),
-    ),
+    hf_fields=llama.LAYER_NORM_FIELDS,
     from_hf=from_hf,
     to_hf=to_hf,
     weights=WEIGHTS,

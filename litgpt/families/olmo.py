@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, changed, named, size
+from litgpt.families.base import Same, changed, named, size, without
 from litgpt.families.gguf import (
     NORMED_HEADS,
     NORMED_OUTPUTS,
@@ -50,12 +50,11 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    plain = {key: value for key, value in llama.to_hf(config).items() if key not in ("mlp_bias", "head_dim")}
-    return {**plain, "clip_qkv": config.qkv_clip}
+    return {**to_hf_2(config), "clip_qkv": config.qkv_clip}
 
 
 def to_hf_2(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in to_hf(config).items() if key != "clip_qkv"}
+    return without(llama.to_hf(config), "mlp_bias", "head_dim")
 
 
 def to_hf_3(config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Family, Join, Same, Split, changed, named, size
+from litgpt.families.base import Family, Join, Same, Split, changed, named, size, without
 from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, WINDOW
 from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_silu, pop_windows, push_rope
 
@@ -43,9 +43,8 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_hf_3(config: Any) -> dict[str, Any]:
-    plain = {key: value for key, value in llama.to_hf(config).items() if key not in ("mlp_bias", "head_dim")}
     return {
-        **plain,
+        **without(llama.to_hf(config), "mlp_bias", "head_dim"),
         "partial_rotary_factor": config.rotary_percentage,
         "original_max_position_embeddings": (config.rope_adjustments or {}).get(
             "original_max_seq_len", config.block_size
@@ -68,9 +67,7 @@ PHI = Family(
         },
         dict(block_size=2048, vocab_size=50257, padded_vocab_size=51200),
     ),
-    hf_fields=tuple(
-        ("layer_norm_eps" if theirs == "rms_norm_eps" else theirs, ours) for theirs, ours in llama.HF_FIELDS
-    ),
+    hf_fields=llama.LAYER_NORM_FIELDS,
     from_hf=from_hf,
     to_hf=to_hf,
     weights=(

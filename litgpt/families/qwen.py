@@ -35,8 +35,6 @@ def from_hf_3_moe(left: dict[str, Any]) -> dict[str, Any]:
 
 def pop_experts(left: dict[str, Any]) -> dict[str, Any]:
     """Takes the settings of a mixture out of a `config.json`."""
-    for key in ("output_router_logits", "router_aux_loss_coef"):
-        left.pop(key, None)
     dense, step = left.pop("mlp_only_layers", None) or (), left.pop("decoder_sparse_step", 1)
     layers = range(left["num_hidden_layers"])
     mixtures = [int(layer not in dense and (layer + 1) % step == 0) for layer in layers]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import named, size
+from litgpt.families.base import named, size, without
 from litgpt.families.hf_config import push_windows
 
 
@@ -25,7 +25,7 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    plain = {key: value for key, value in llama.to_hf(config).items() if key != "head_dim"}
+    plain = without(llama.to_hf(config), "head_dim")
     windowed = config.sliding_window_size is not None
     plain |= {"use_sliding_window": windowed, **(push_windows(config) if windowed else {})}
     return {**plain, "no_rope_layers": config.rope_layers, "pad_token_id": None}

@@ -45,9 +45,7 @@ FAMILY = Family(
         {"stablelm-{3b-4e1t,zephyr-3b}": S_3B, "stable-code-3b": {**S_3B, "block_size": 16384}},
         dict(padded_vocab_size=50304),
     ),
-    hf_fields=tuple(
-        ("layer_norm_eps" if theirs == "rms_norm_eps" else theirs, ours) for theirs, ours in llama.HF_FIELDS
-    ),
+    hf_fields=llama.LAYER_NORM_FIELDS,
     from_hf=from_hf,
     to_hf=to_hf,
     weights=llama.WEIGHTS,

@@ -116,6 +116,10 @@ class GroupedTopkRouter(nn.Module):
         return weights * config.routed_scaling_factor, expert_ids
 
 
+EXPERT_PARTS = ("fc_1", "fc_2", "proj")
+"""The linears of an expert."""
+
+
 class Experts(nn.Module):
     """E gated MLPs, computed together: tokens sorted by expert, then one grouped matrix product a layer of the MLPs.
 
@@ -129,13 +133,13 @@ class Experts(nn.Module):
         self.fc_1 = nn.Parameter(torch.empty(E, width, C))
         self.fc_2 = nn.Parameter(torch.empty(E, width, C))
         self.proj = nn.Parameter(torch.empty(E, C, width))
-        self.parts = {f"{part}.weight": part for part in ("fc_1", "fc_2", "proj")}
+        self.parts = {f"{part}.weight": part for part in EXPERT_PARTS}
         """What a state dict calls the parts of an expert, and what they are here."""
         if config.expert_bias:
             self.fc_1_bias = nn.Parameter(torch.empty(E, width))
             self.fc_2_bias = nn.Parameter(torch.empty(E, width))
             self.proj_bias = nn.Parameter(torch.empty(E, C))
-            self.parts.update({f"{part}.bias": f"{part}_bias" for part in ("fc_1", "fc_2", "proj")})
+            self.parts.update({f"{part}.bias": f"{part}_bias" for part in EXPERT_PARTS})
         self.swiglu_limit = config.swiglu_limit
         self.scales_inputs = config.router_scales_inputs
         self.reset_parameters()

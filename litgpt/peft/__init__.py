@@ -4,7 +4,6 @@ from litgpt.peft.adapter import Adapter as Adapter
 from litgpt.peft.adapter_bank import AdapterBank as AdapterBank
 from litgpt.peft.adapter_v2 import AdapterV2 as AdapterV2
 from litgpt.peft.lora import LoRA as LoRA
-from litgpt.peft.method import EXPERT_PARTS as EXPERT_PARTS
 from litgpt.peft.method import Full as Full
 from litgpt.peft.method import Method as Method
 from litgpt.peft.method import Wrapped as Wrapped

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.peft.lora import LoRA
-from litgpt.peft.lora_layers import LoRALinear, row_norms, scatter_rows, updated_row_norms
+from litgpt.peft.lora_layers import LoRALinear, row_norms, scale_rows, scatter_rows, updated_row_norms
 from litgpt.peft.method import Wrapped, WrappedLinear, load_owned
 from litgpt.quantize import dense_weight
 
@@ -98,10 +98,7 @@ class BankedUpdate:
     def apply(self, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for `x`, given `y`, what it is without the adapter."""
         y = y + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)).to(y.dtype)
-        if self.gains is None:
-            return y
-        gains = self.gains.to(y.dtype)
-        return y * gains if bias is None else torch.addcmul(bias.to(y.dtype) * (1 - gains), y, gains)
+        return y if self.gains is None else scale_rows(y, self.gains, bias)
 
 
 class BankedLinear(WrappedLinear):

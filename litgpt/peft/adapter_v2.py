@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from litgpt.model import GPT
-from litgpt.model.moe import Experts
+from litgpt.model.moe import EXPERT_PARTS, Experts
 from litgpt.peft.adapter import add_prompts
 from litgpt.peft.method import (
-    EXPERT_PARTS,
     Method,
     WrappedExperts,
     WrappedLinear,
@@ -93,11 +92,7 @@ class AdaptedExperts(WrappedExperts):
             nn.init.zeros_(bias)
             nn.init.ones_(scale)
 
-    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `Experts.forward`."""
-        return self.linear.forward(tokens, weights, chosen, self._part)
-
-    def _part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+    def compute_part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         y = self.linear.linear(part, x, expert, ends)  # (A, out)
         bias, scale = (stacked.to(y.dtype) for stacked in self.part_parameters(part))
         return (y + bias[expert]) * scale[expert]

@@ -20,9 +20,9 @@ from torch import nn
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.model import GPT
-from litgpt.model.moe import Experts
+from litgpt.model.moe import EXPERT_PARTS, Experts
 from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
-from litgpt.peft.method import EXPERT_PARTS, Method, Wrapped, freeze_others, resize_vocabulary, wrap_modules
+from litgpt.peft.method import Method, Wrapped, freeze_others, resize_vocabulary, wrap_modules
 from litgpt.reading import check_pattern
 
 SWITCHES = {

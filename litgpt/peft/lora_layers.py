@@ -105,6 +105,12 @@ def scatter_rows(own: Tensor, others: Tensor, rows: Sequence[range] | None) -> T
     return torch.cat((*pieces, others[done:]))
 
 
+def scale_rows(y: Tensor, gains: Tensor, bias: Tensor | None) -> Tensor:
+    """A layer's output `(…, out)` with each row of the weight, but not the bias in it, multiplied by `gains`."""
+    gains = gains.to(y.dtype)
+    return y * gains if bias is None else torch.addcmul(bias.to(y.dtype) * (1 - gains), y, gains)
+
+
 def low_rank_factors(weight: Tensor, r: int, scaling: float, fast: bool) -> tuple[Tensor, Tensor]:
     """A `(…, r, in)` and B `(…, out, r)` such that `s B A` is the best approximation of `weight` of that rank."""
     full = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
@@ -207,8 +213,7 @@ class LoRALinear(WrappedLinear):
             self.squared_norms = row_norms(weight.detach()).square()
         # A constant to the gradients (section 4.3 of the paper).
         norms = updated_row_norms(weight, self.squared_norms, down, up, self.scaling)
-        gains = (scatter_rows(self.lora_magnitude.to(norms.dtype), norms, self.parts) / norms).to(y.dtype)
-        return y * gains if self.bias is None else torch.addcmul(self.bias.to(y.dtype) * (1 - gains), y, gains)
+        return scale_rows(y, scatter_rows(self.lora_magnitude.to(norms.dtype), norms, self.parts) / norms, self.bias)
 
     def merge_into(self, weight: Tensor) -> Tensor:
         """The weight of the plain layer that computes the same, given the frozen `weight` `(out, in)`; in its dtype."""
@@ -303,11 +308,7 @@ class LoRAExperts(WrappedExperts):
             setattr(self, f"start_{own}", copy_like(of_start if own.endswith("A") else -of_start, start))
         super().store(own, stacked, assign)
 
-    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """As `Experts.forward`."""
-        return self.linear.forward(tokens, weights, chosen, self._part)
-
-    def _part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+    def compute_part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         y = self.linear.linear(part, x, expert, ends)
         if part not in self.parts:
             return y
@@ -323,30 +324,27 @@ class LoRAExperts(WrappedExperts):
             self.squared_norms[part] = row_norms(weight.detach()).square()
         scaling = self.updates[part].scaling
         norms = updated_row_norms(weight, self.squared_norms[part], *self.matrices(part), scaling)  # (E, out)
-        gains = (self.part_parameters(part)[2].to(norms.dtype) / norms).to(y.dtype)[expert]
+        gains = self.part_parameters(part)[2].to(norms.dtype) / norms
         bias = getattr(self.linear, f"{part}_bias", None)
-        return y * gains if bias is None else torch.addcmul(bias.to(y.dtype)[expert] * (1 - gains), y, gains)
+        return scale_rows(y, gains[expert], None if bias is None else bias[expert])
 
     def mergers(self, name: str) -> dict[str, Callable[[Tensor], Tensor]]:
         found: dict[str, Callable[[Tensor], Tensor]] = {}
         for part in self.parts:
             for expert, own in enumerate(zip(*self._part_update(part), strict=True)):
-                a, b, *magnitude = own
-                more = {"magnitude": magnitude[0]} if magnitude else {}
-                found[f"{name}.{expert}.{part}.weight"] = partial(
-                    merged, a=a, b=b, scaling=self.updates[part].scaling, **more
-                )
+                found[f"{name}.{expert}.{part}.weight"] = partial(self._merge, part, own)
         return found
+
+    def unwrapped(self) -> nn.Module:
+        for part in self.parts:
+            weight = self._merge(part, self._part_update(part), getattr(self.linear, part))
+            setattr(self.linear, part, nn.Parameter(weight, requires_grad=False))
+        return self.linear
 
     def _part_update(self, part: str) -> tuple[Tensor, ...]:
         """All that makes the update of a part, stacked."""
         return (*self.matrices(part), *self.part_parameters(part)[2:])
 
-    def unwrapped(self) -> nn.Module:
-        for part in self.parts:
-            a, b, *magnitude = self._part_update(part)
-            weight = merged(
-                getattr(self.linear, part), a, b, self.updates[part].scaling, magnitude[0] if magnitude else None
-            )
-            setattr(self.linear, part, nn.Parameter(weight, requires_grad=False))
-        return self.linear
+    def _merge(self, part: str, update: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+        a, b, *magnitude = update
+        return merged(weight, a, b, self.updates[part].scaling, magnitude[0] if magnitude else None)

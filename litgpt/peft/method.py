@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError, UsageError
 from litgpt.model import GPT
-from litgpt.model.moe import Experts
-
-EXPERT_PARTS = ("fc_1", "fc_2", "proj")
+from litgpt.model.moe import EXPERT_PARTS, Experts
 
 
 class Method(ABC):
@@ -138,6 +136,14 @@ class WrappedExperts(Wrapped):
     def part_parameters(self, part: str) -> tuple[Tensor, ...]:
         """The parameters beside a part, in the order of `kinds`, `(E, …)` each."""
         return tuple(getattr(self, f"{part}_{kind}") for kind in self.kinds)
+
+    def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """As `Experts.forward`."""
+        return self.linear.forward(tokens, weights, chosen, self.compute_part)
+
+    def compute_part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """As `Experts.linear`, with what is beside it."""
+        raise NotImplementedError(type(self).__name__)
 
     def _names(self, prefix: str) -> dict[str, tuple[str, int]]:
         """Name in a state dict → parameter here, and the number of the expert."""

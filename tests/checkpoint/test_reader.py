@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,20 @@ def test_a_bare_pickle_is_not_run(lit_folder, monkeypatch):
     with pytest.raises(LitGPTError, match=r"lit_model\.pth"):
         load_model(lit_folder)
     assert not (lit_folder / "pwned").exists()
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["alone", "with a zip behind it"])
+def test_a_pickle_that_is_nested_too_deeply_is_refused_before_torch_reads_it(zipped, tmp_path):
+    path = tmp_path / "lit_model.pth"
+    torch.save({"a": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
+    deep = pickle.PROTO + b"\x02" + pickle.NONE + pickle.TUPLE1 * 1000 + pickle.STOP
+    content = path.read_bytes()
+    path.write_bytes(content.replace(pickle.dumps(1001, 2), pickle.dumps(1001, 2) + deep, 1))
+    if zipped:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("x", "y")
+    with pytest.raises(LitGPTError, match="nested too deeply"):
+        load_pth(path)
 
 
 def test_a_file_of_something_else_is_told(lit_folder):

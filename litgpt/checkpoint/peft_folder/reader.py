@@ -253,7 +253,7 @@ def _import_experts(
     match = re.fullmatch(r"(.+\.layers\.(\d+)\..+\.experts)(\.base_layer)*", module)
     if match is None or not config.n_expert:
         return None
-    a, b = tensors["lora_A"], tensors["lora_B"]
+    a, b = _of_kinds(module, tensors, UPDATES[:2])
     rows, wide = b.size(0), config.moe_intermediate_size or config.intermediate_size
     up = (rows, a.size(1)) == (2 * int(wide or 0), config.n_embd)
     if not up and (rows, a.size(1)) != (config.n_embd, wide):
@@ -277,15 +277,18 @@ def source_names(rule: Rule) -> Iterable[tuple[int, str]]:
 
 def _read_delta(module: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LowRank:
     """An update as PEFT computes it."""
-    dora = bool(settings.get("use_dora"))
-    wanted = UPDATES if dora else UPDATES[:2]
-    if set(tensors) != set(wanted):
-        raise LitGPTError(f"of {module} it holds {', '.join(sorted(tensors))}, not {', '.join(wanted)}.")
-    a, b = tensors["lora_A"], tensors["lora_B"]
+    a, b, *magnitude = _of_kinds(module, tensors, UPDATES if settings.get("use_dora") else UPDATES[:2])
     r = int(_by_pattern("rank", module, settings, settings.get("r", 8)))
     if a.dim() != 2 or b.dim() != 2 or not a.size(0) == b.size(1) == r:
         raise LitGPTError(f"its {module} has the shapes {tuple(a.shape)} and {tuple(b.shape)}, and rank {r} is said.")
-    return LowRank(a, b, _scaling(module, r, settings), tensors.get("lora_magnitude"))
+    return LowRank(a, b, _scaling(module, r, settings), magnitude[0] if magnitude else None)
+
+
+def _of_kinds(module: str, tensors: Mapping[str, Tensor], kinds: tuple[str, ...]) -> list[Tensor]:
+    """The tensors of an update, which are of these kinds and no others."""
+    if set(tensors) != set(kinds):
+        raise LitGPTError(f"of {module} it holds {', '.join(sorted(tensors))}, not {', '.join(kinds)}.")
+    return [tensors[kind] for kind in kinds]
 
 
 def _scaling(module: str, r: int, settings: Mapping[str, Any]) -> float:

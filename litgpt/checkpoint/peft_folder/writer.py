@@ -21,7 +21,7 @@ from torch import Tensor
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.finetuned import Finetuned, find_update
 from litgpt.checkpoint.fingerprint import BASE, saved_base
-from litgpt.checkpoint.layout import CHECKPOINTS, Checkpoint, existing_folder
+from litgpt.checkpoint.layout import CHECKPOINTS, Checkpoint, existing_folder, other_folder
 from litgpt.checkpoint.peft_folder.embeddings import base_tensor
 from litgpt.checkpoint.peft_folder.header import HEADER
 from litgpt.checkpoint.peft_folder.reader import (
@@ -38,7 +38,6 @@ from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Same, Split
 from litgpt.lora import LoRA
 from litgpt.model import GPT
-from litgpt.peft import load_owned
 from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, row_norms, scatter_rows
 from litgpt.prompts.files import PROMPT_STYLE_FILE
 
@@ -49,13 +48,11 @@ def to_peft(path: str | Path, output: str | Path) -> Path:
     Raises:
         LitGPTError: The folder holds no updates, PEFT has no counterpart of them, or they can't be written.
     """
-    source, target = existing_folder(path), Path(output)
+    source = existing_folder(path)
     update = find_update(source) if source.is_dir() else None
     if update is None or not isinstance(update.method, LoRA):
         raise LitGPTError(f"{source} holds no LoRA updates; give the folder of a finetune_lora run (…/final).")
-    if target.resolve() == source.resolve():
-        raise LitGPTError(f"{target} is the folder to convert; give another one to write to.")
-    return write_peft(update, target)
+    return write_peft(update, other_folder(output, source))
 
 
 def write_peft(update: Finetuned, output: Path) -> Path:
@@ -66,9 +63,7 @@ def write_peft(update: Finetuned, output: Path) -> Path:
     """
     lora, base, learned = update.method, update.base, update.learned()
     assert isinstance(lora, LoRA)
-    model = GPT.skeleton(base.config)
-    lora.attach(model)
-    load_owned(model, lora.owns, learned, str(update.file))
+    model = update.skeleton(learned)
     table = WeightTable(model.config)
     pieces: dict[str, LowRank] = {}
     for name, module in model.named_modules():

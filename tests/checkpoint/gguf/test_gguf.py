@@ -555,7 +555,7 @@ def renamed(metadata, tensors):
         (edited("llama.attention.value_length", 4), "values of another size"),
         (edited("llama.attention.causal", False), "not causal"),
         (edited("llama.attention.head_count", [4, 4, 2]), "`llama.attention.head_count` differs between layers"),
-        (edited("llama.rope.freq_base", "high"), "a value that no llama model can have"),
+        (edited("llama.rope.freq_base", "high"), "is no GGUF file of a model"),
         (edited("llama.attention.head_count", 0), "n_head is 0"),
         (dropped("llama.block_count"), "no `llama.block_count`"),
         (dropped("token_embd.weight"), "no tensor 'token_embd.weight'"),

@@ -342,6 +342,17 @@ def test_what_has_no_counterpart_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+def test_magnitudes_of_experts_are_refused_rather_than_left_out(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    peft_folder(bases("qwen3-moe"), tmp_path, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    experts = next(name for name in tensors if name.endswith("experts.lora_A.weight"))
+    magnitude = experts.replace("lora_A.weight", "lora_magnitude_vector")
+    save_file({**tensors, magnitude: torch.ones(1)}, file)
+    with pytest.raises(LitGPTError, match="experts it holds lora_A, lora_B, lora_magnitude, not lora_A, lora_B"):
+        find_finetuned(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("case", "settings", "complaint"),
     [
