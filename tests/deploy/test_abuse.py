@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from litgpt.prompts.rendering import MAX_IDLE
 from tests.deploy.processes import served
 from tests.generate.folder import make_folder
 
@@ -88,7 +89,7 @@ def test_two_hundred_clients_killed_mid_stream(url):
 @pytest.mark.slow
 def test_five_hundred_requests_leave_nothing_behind(server, url):
     process = psutil.Process(server[1].pid)
-    assert process.children() == [] and process.memory_info().rss < 450e6
+    assert len(process.children()) <= MAX_IDLE and process.memory_info().rss < 450e6  # some run chat templates
 
     def ask(client: httpx.Client, numbers: range) -> None:
         for number in numbers:

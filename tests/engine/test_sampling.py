@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litgpt.engine.sampling import Sampling, choose, penalize
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 LOGITS = torch.tensor([2.0, 0.5, 1.5, -1.0, 1.0, 0.0, -3.0, 0.75])
 
@@ -143,7 +143,7 @@ def test_a_temperature_that_float32_rounds_to_nothing_takes_the_best():
     ],
 )
 def test_a_value_out_of_range_is_told(name, value):
-    with pytest.raises(LitGPTError, match=re.escape(f"{name} is {repr(value)[:80]}; it must be ")):
+    with pytest.raises(LitGPTError, match=re.escape(f"{name} is {quoted(value)}; it must be ")):
         Sampling(**{name: value})
 
 
