@@ -38,7 +38,7 @@ def relative_name(name: object, where: str) -> str:
     )
     if not isinstance(name, str) or not is_plain or len(parts) > MAX_NAME_PARTS:
         raise LitGPTError(
-            f"{where} names a file {quoted(name)} that would not lie in its own folder under a plain name; "
+            f"{where} names a file {quoted(name):.150} that would not lie in its own folder under a plain name; "
             "don't use it, get it from a source that you trust."
         )
     return name
