@@ -11,6 +11,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Optional, Union  # noqa: F401  (the golden types are evaluated here)
 
@@ -19,8 +20,7 @@ import pytest
 from litgpt import data
 from litgpt.__main__ import COMMANDS
 from tests.paths import GOLDEN, ROOT
-
-PACKAGE = ROOT / "litgpt"
+from tests.sources import PACKAGE, SOURCES, trees
 
 LAYERS = {
     1: "litgpt config families args errors hub_client reading",
@@ -51,8 +51,6 @@ FAMILY_WORDS = (
     "pythia|gpt-?neox?|stablelm|stablecode|(tiny-?|code-?)?llama|mi[sx]tral|gemma|phi|qwen|qwq|olmo|falcon|gpt-?2|"
     "gpt-?oss|smollm|deepseek|salamandra|granite|platypus|freewilly|mathstral|ministral|nemo"
 )
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.relative_to(PACKAGE).parts)
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
 def module_name(path: Path) -> str:
@@ -107,14 +105,14 @@ def test_every_module_has_a_layer():
 def test_imports_go_downwards_only():
     upwards = [
         f"{path.relative_to(ROOT)}:{line} (layer {layer(module_name(path))}) imports {imported} (layer {layer(own)})"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for line, imported in imports(tree)
         if (own := own_module(imported)) and (layer(own) or 0) > (layer(module_name(path)) or 0)
     ]
     assert not upwards, "\n".join(upwards)
 
 
-def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """The strongly connected parts of a graph that have more than one node (Tarjan, 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -124,7 +122,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     def visit(node: str) -> None:
         index[node] = low[node] = len(index)
         path.append(node)
-        for other in sorted(arrows.get(node, ())):
+        for other in sorted(graph.get(node, ())):
             if other not in index:
                 visit(other)
                 low[node] = min(low[node], low[other])
@@ -135,27 +133,28 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
             del path[path.index(node) :]
             found.extend([part] if len(part) > 1 else [])
 
-    for node in arrows:
+    for node in graph:
         if node not in index:
             visit(node)
     return found
 
 
-ARROWS = {
-    module_name(path): {own for _, imported in imports(tree, for_types=True) if (own := own_module(imported))}
-    - {module_name(path)}
-    for path, tree in TREES.items()
-}
-"""Module -> those it imports, for types too."""
+@cache
+def arrows() -> dict[str, set[str]]:
+    """Module -> those it imports, for types too."""
+    return {
+        name: {own for _, imported in imports(tree, for_types=True) if (own := own_module(imported))} - {name}
+        for name, tree in ((module_name(path), tree) for path, tree in trees().items())
+    }
 
 
 def test_no_imports_go_in_circles():
-    assert circles(ARROWS) == []
+    assert circles(arrows()) == []
 
 
 def test_no_packages_import_each_other():
     between: dict[str, set[str]] = {}
-    for name, others in ARROWS.items():
+    for name, others in arrows().items():
         top = name.partition(".")[0]
         between.setdefault(top, set()).update({other.partition(".")[0] for other in others} - {top})
     del between["litgpt"]  # the version, and public names that are imported when first used
@@ -188,7 +187,7 @@ def test_plain_data_has_no_torch_and_the_model_layer_nothing_but_torch():
     }
     foreign = [
         f"{path.relative_to(ROOT)}:{line} imports {imported}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for line, imported in imports(tree)
         if not (module_name(path) == "hub_client" and imported.startswith("huggingface_hub."))  # `Config.from_hf`
         if imported.partition(".")[0] not in allowed.get(layer(module_name(path)) or 0, {imported.partition(".")[0]})
@@ -199,7 +198,7 @@ def test_plain_data_has_no_torch_and_the_model_layer_nothing_but_torch():
 def test_the_package_imports_no_peer():
     found = [
         f"{path.relative_to(ROOT)}:{line} imports {imported}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for line, imported in imports(tree)
         if imported.partition(".")[0] in PEERS
     ]
@@ -259,7 +258,7 @@ def compared_texts(node: ast.AST) -> Iterator[str]:
 def test_model_names_are_compared_in_families_only():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} decides by {text!r}"  # type: ignore[attr-defined]
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if "families" not in path.parts
         for node in ast.walk(tree)
         for text in compared_texts(node)
@@ -286,7 +285,7 @@ def test_what_counts_as_a_model_name(text, expected):
 def test_pickles_are_loaded_as_weights_only():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) == "torch.load"
@@ -298,7 +297,7 @@ def test_pickles_are_loaded_as_weights_only():
 def test_no_signature_reads_the_environment():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for default in [*node.args.defaults, *node.args.kw_defaults]
@@ -311,7 +310,7 @@ def test_sentences_quote_values_by_one_function():
     """`{value!r}` would write all of a value, gigabytes of it where YAML's aliases are in it."""
     found = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if (isinstance(node, ast.FormattedValue) and node.conversion == ord("r"))
         or (isinstance(node, ast.Call) and ast.unparse(node.func) == "map" and ast.unparse(node.args[0]) == "repr")
@@ -322,7 +321,7 @@ def test_sentences_quote_values_by_one_function():
 def test_only_the_entry_point_exits():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"  # type: ignore[attr-defined]
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if path.name != "__main__.py"
         for node in ast.walk(tree)
         if (isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "exit", "quit", "os._exit"))
@@ -337,7 +336,7 @@ def test_only_the_entry_point_exits():
 def test_functions_fit_on_a_screen():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name} ({size} lines)"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (size := code_lines(node)) > 65
     ]

@@ -6,11 +6,11 @@ import ast
 import builtins
 import pickle
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-import litgpt
 from litgpt import LLM, Config, PromptStyle, Tokenizer, errors
 from litgpt.args import TrainArgs
 from litgpt.checkpoint.finetuned import read_hyperparameters
@@ -19,32 +19,10 @@ from litgpt.data import JSON
 from litgpt.data.storage.data_files import read_rows
 from litgpt.errors import LitGPTError
 from litgpt.scripts.merge_lora import merge_lora
+from tests.sources import PACKAGE, trees
 
-PACKAGE = Path(litgpt.__file__).parent
-TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
-OURS = {
-    node.name
-    for tree in TREES.values()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-} - {
-    "get",
-    "items",
-    "keys",
-    "close",
-    "read",
-    "write",
-    "open",
-    "load",
-    "item",
-    "start",
-    "join",
-    "run",
-    "read_text",
-    "flush",
-    "bind",
-}
-"""Names of the package's functions, methods and classes, less those that files, dictionaries and threads have too."""
+TOO_COMMON = set("get items keys close read write open load item start join run read_text flush bind".split())
+"""Names of the package's that files, dictionaries and threads have too."""
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, LitGPTError)]
 CAUGHT_TOO = {base.__name__ for cls in CLASSES for base in cls.__mro__ if not issubclass(base, LitGPTError)}
 """The builtin exceptions that catch one of the package's: `ValueError`, `OSError`, `Exception`, …"""
@@ -75,6 +53,13 @@ RIGHTLY = {
     ("data/token_files.py", "_PlainUnpickler(file)"): "raises the pickle module's errors",
 }
 """The `try`s that may catch everything, by file and the piece of code in question, and why."""
+
+
+@cache
+def own_names() -> set[str]:
+    """The package's functions, methods and classes."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return {node.name for tree in trees().values() for node in ast.walk(tree) if isinstance(node, kinds)} - TOO_COMMON
 
 
 def names_in(node: ast.expr | None) -> set[str]:
@@ -113,7 +98,7 @@ def runs_our_code(body: list[ast.stmt], foreign: set[str]) -> str | None:
             continue
         if isinstance(function, ast.Attribute):
             own = isinstance(function.value, ast.Name) and name in ("self", "cls")
-            if own or function.attr in OURS:
+            if own or function.attr in own_names():
                 return ast.unparse(node)
         elif not isinstance(function, ast.Name) or not hasattr(builtins, name):
             return ast.unparse(node)
@@ -138,12 +123,14 @@ def swallowers(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield ", ".join(sorted(caught & CAUGHT_TOO)), piece
 
 
-@pytest.mark.parametrize("path", TREES, ids=str)
-def test_no_except_takes_our_sentence_for_another_librarys(path: Path) -> None:
+def test_no_except_takes_our_sentence_for_another_librarys() -> None:
     """`except LitGPTError: raise` comes first, or the `try` holds the other library's call alone."""
-    found = {(path.as_posix(), piece): caught for caught, piece in swallowers(TREES[path])}
-    excused = {(file, piece) for file, piece in RIGHTLY if file == path.as_posix()}
-    assert found.keys() == excused, {place: caught for place, caught in found.items() if place not in excused}
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), piece): caught
+        for path, tree in trees().items()
+        for caught, piece in swallowers(tree)
+    }
+    assert found.keys() == RIGHTLY.keys(), {place: caught for place, caught in found.items() if place not in RIGHTLY}
 
 
 def test_a_swallowed_sentence_is_found() -> None:
