@@ -96,26 +96,23 @@ def test_one_thread_is_given_back():
 
 
 @pytest.mark.slow
-def test_the_demo_runs_offline_from_anywhere_and_twice(tmp_path):
+def test_the_demo_runs_offline_from_anywhere_and_over_a_killed_one(tmp_path):
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "http_proxy": "http://127.0.0.1:9",
         "https_proxy": "http://127.0.0.1:9",
     }
     environment["PYTHONPATH"] = str(Path(demo.__file__).parents[1])
-    outputs = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-m", "litgpt", "demo", "--out_dir", "results"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
+    command = [sys.executable, "-m", "litgpt", "demo", "--out_dir", "results"]
+    given = dict(cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **given) as killed:  # what one that was killed leaves does not hold up the next
+        assert killed.stdout is not None
+        assert any("step 100/" in line for line in killed.stdout)
+        killed.kill()
+    done = subprocess.run(command, **given)
+    assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
-    before, after = outputs[1].split("Finetuning it with LoRA")
+    before, after = done.stdout.split("Finetuning it with LoRA")
     for answer in ("He is a foolish clergyman", "She is handsome, clever, and rich", "She lives at Rosings"):
         assert answer in after and answer not in before
     losses = [float(loss) for loss in re.findall(r"validation loss (\d+\.\d+)", after)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from litgpt.engine import memory
 from litgpt.engine.engine import Engine
-from litgpt.engine.sampling import Sampling
+from litgpt.engine.sampling import Sampling, penalize, probabilities
 from litgpt.engine.speculative import SpeculativeEngine
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
@@ -82,6 +81,24 @@ def test_a_stop_within_a_draft_ends_the_answer(model):
     assert request.finish_reason == "stop"
 
 
+@torch.no_grad()
+def exact_distributions(model: GPT, prompt: list[int], sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probabilities of the second and of the third token, over all that may stand before it."""
+
+    def after(outputs: list[list[int]]) -> torch.Tensor:
+        logits = model(torch.tensor([prompt + output for output in outputs]))[:, -1]
+        if sampling.penalizing:
+            pairs = zip(logits, outputs, strict=True)
+            logits = torch.stack([penalize(row, sampling, prompt, output) for row, output in pairs])
+        return probabilities(logits, sampling)
+
+    n = model.config.padded_vocab_size
+    first = after([[]])[0]
+    second = first[:, None] * after([[token] for token in range(n)])
+    third = second.flatten() @ after([[i, j] for i in range(n) for j in range(n)])
+    return second.sum(0), third
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -93,23 +110,21 @@ def test_a_stop_within_a_draft_ends_the_answer(model):
     ids=["temperature", "top_k", "top_p", "penalty"],
 )
 def test_sampled_text_has_the_distribution_of_the_large_model(model, sampling):
-    """Pearson's chi-squared of the second and third token against the engine without drafts."""
-    n, prompt = 800, prompts(6)[0]
-    drafted, plain = (
-        Counter(
-            tuple(request.result()[1:3])[i]
-            for request in [
-                engine.submit(prompt, replace(sampling, seed=first + number), max_new_tokens=4) for number in range(n)
-            ]
-            for i in (0, 1)
-        )
-        for engine, first in ((SpeculativeEngine(model, draft_of(model, 0.2), 3, slots=50), 0), (Engine(model, 50), n))
-    )
-    frequent = [token for token in {*drafted, *plain} if drafted[token] + plain[token] >= 10]
-    chi_squared = sum((drafted[t] - plain[t]) ** 2 / (drafted[t] + plain[t]) for t in frequent)
-    freedom = len(frequent) - 1
-    assert freedom >= 5
-    assert chi_squared < freedom + 4 * (2 * freedom) ** 0.5  # mean and standard deviation of chi-squared
+    """Pearson's chi-squared of the second and third token against their exact probabilities."""
+    n, prompt = 500, prompts(6)[0]
+    engine = SpeculativeEngine(model, draft_of(model, 0.2), 3, slots=100)
+    requests = [engine.submit(prompt, replace(sampling, seed=number), max_new_tokens=4) for number in range(n)]
+    answers = [request.result() for request in requests]
+    assert 0 < engine.n_accepted < engine.n_drafted
+    for place, expected in enumerate(exact_distributions(model, prompt, sampling), 1):
+        seen = torch.bincount(torch.tensor([answer[place] for answer in answers]), minlength=len(expected))
+        assert not seen[expected == 0].any()
+        frequent = expected * n >= 5
+        seen, expected = (torch.cat([x[frequent], x[~frequent].sum()[None]]) for x in (seen, expected * n))
+        chi_squared = ((seen - expected) ** 2 / expected.clamp(min=1)).sum()
+        freedom = len(seen) - 1
+        assert freedom >= 5
+        assert chi_squared < freedom + 4 * (2 * freedom) ** 0.5  # mean and standard deviation of chi-squared
 
 
 def test_a_seed_gives_the_same_text_in_any_company(model):
