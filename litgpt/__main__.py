@@ -6,83 +6,26 @@ import os
 import sys
 from collections.abc import Sequence
 
+from litgpt.cli.commands import COMMANDS
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
-
-COMMANDS: dict[str, tuple[str | None, str]] = {
-    "download": ("litgpt.scripts.download:download", "Download weights or tokenizer data from the Hugging Face Hub."),
-    "chat": ("litgpt.chat.base:main", "Chat with a model."),
-    "finetune": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (the same as finetune_lora)."),
-    "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA."),
-    "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model."),
-    "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),
-    "finetune_adapter_v2": ("litgpt.finetune.adapter_v2:setup", "Finetune a model with LLaMA-Adapter V2."),
-    "pretrain": ("litgpt.pretrain:setup", "Pretrain a model, from scratch or from a checkpoint."),
-    "generate": ("litgpt.generate.base:main", "Generate text from a prompt."),
-    "generate_full": ("litgpt.generate.full:main", "Generate text with a fully finetuned model."),
-    "generate_adapter": ("litgpt.generate.adapter:main", "Generate text with a model finetuned with LLaMA-Adapter."),
-    "generate_adapter_v2": (
-        "litgpt.generate.adapter_v2:main",
-        "Generate text with a model finetuned with LLaMA-Adapter V2.",
-    ),
-    "generate_sequentially": (
-        "litgpt.generate.sequentially:main",
-        "Generate text with the layers spread over several devices.",
-    ),
-    "generate_speculatively": (
-        "litgpt.generate.speculatively:main",
-        "Generate text with a small model that drafts for a large one.",
-    ),
-    "generate_tp": ("litgpt.generate.tp:main", "Generate text with every layer split over several devices."),
-    "convert_to_litgpt": (
-        "litgpt.scripts.convert_to_litgpt:convert_to_litgpt",
-        "Convert a Hugging Face folder to a LitGPT checkpoint.",
-    ),
-    "convert_from_litgpt": (
-        "litgpt.scripts.convert_from_litgpt:convert_from_litgpt",
-        "Convert a LitGPT checkpoint to a Hugging Face folder.",
-    ),
-    "convert_pretrained_checkpoint": (
-        "litgpt.scripts.convert_pretrained_checkpoint:convert_pretrained_checkpoint",
-        "Strip a pretraining checkpoint of its training state.",
-    ),
-    "merge_lora": ("litgpt.scripts.merge_lora:merge_lora", "Merge LoRA weights into the model they were trained on."),
-    "evaluate": (None, "Evaluate a model on benchmark tasks."),
-    "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
-    "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
-    "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
-    "data preview": (
-        "litgpt.scripts.data_preview:data_preview",
-        "Show what a model would learn from data: samples, lengths, what is cut.",
-    ),
-    "prepare_starcoder": ("litgpt.data.prepare_starcoder:prepare", "Tokenize StarCoder's files for pretraining."),
-    "prepare_slimpajama": ("litgpt.data.prepare_slimpajama:prepare", "Tokenize SlimPajama's files for pretraining."),
-    "demo": ("litgpt.demo:demo", "Pretrain, finetune and talk with a small model in a few minutes."),
-}
-"""Command -> `module:function` (None: not built yet) and a one-line summary. LitGPT's come first, in its order."""
 
 
 def overview() -> str:
     """What `litgpt --help` prints."""
     width = max(map(len, COMMANDS)) + 2
-    rows = [
-        f"    {name:<{width}}{summary}{'' if target else ' (not built yet)'}"
-        for name, (target, summary) in COMMANDS.items()
-    ]
+    rows = [f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         (
-            "usage: litgpt [-h] [--version] {" + ",".join(COMMANDS) + "} ...",
+            "usage: litgpt COMMAND [options]",
             "",
             "Pretrain, finetune, run and serve language models.",
             "",
-            "options:",
-            f"    {'-h, --help':<{width}}Show this help message and exit.",
-            f"    {'--version':<{width}}Show the version and exit.",
-            "",
-            "subcommands:",
-            "  For more details of each subcommand, add it as an argument followed by --help.",
-            "",
-            "  Available subcommands:",
+            "Available subcommands:",
             *rows,
+            "",
+            "Options:",
+            f"  {'-h, --help':<{width}}Show this help and exit; after a command, what it takes.",
+            f"  {'--version':<{width}}Show the version and exit.",
             "",
         )
     )

@@ -263,8 +263,9 @@ def inherits(
 
         main.__signature__ = signature  # type: ignore[attr-defined]
         main.__annotations__ = {name: hints[name] for name in names}
-        description = inspect.cleandoc(command.__doc__ or "").partition("Args:\n")[0].rstrip()
-        main.__doc__ = description + "\n\nArgs:\n" + "".join(meanings[name] for name in names)
+        description, _, rest = inspect.cleandoc(command.__doc__ or "").partition("Args:\n")
+        behind = "\n" + rest.partition("\n\n")[2] if "\n\n" in rest else ""  # `Example:` and the like
+        main.__doc__ = description.rstrip() + "\n\nArgs:\n" + "".join(meanings[name] for name in names) + behind
         return main
 
     return decorate

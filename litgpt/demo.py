@@ -37,6 +37,9 @@ def demo(out_dir: Path = Path("out/demo"), seed: int = 42) -> None:
     Args:
         out_dir: Folder for the models, their logs and the pictures of the loss.
         seed: Of random weights, the order of the data and the answers.
+
+    Example:
+        litgpt demo
     """
     from litgpt.training.retention import output_folder
 

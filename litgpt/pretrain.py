@@ -61,6 +61,10 @@ def setup(
         tokenizer_dir: A folder with the tokenizer that the data needs; it is copied into the checkpoints.
         logger_name: Where metrics go besides the CSV file.
         seed: Of the random weights, the order of the data and dropout.
+
+    Example:
+        litgpt download EleutherAI/pythia-14m --tokenizer_only true
+        litgpt pretrain pythia-14m --tokenizer_dir EleutherAI/pythia-14m --data TextFiles --data.train_data_path texts
     """
     arguments = dict(locals())
     if model_name == "list":

@@ -40,6 +40,9 @@ def main(
         multiline: A prompt may have several lines; the line `!submit` ends it.
         access_token: For repositories on the hub that ask for one.
         sys_prompt: The system prompt, for prompt styles that have one.
+
+    Example:
+        litgpt chat HuggingFaceTB/SmolLM2-135M-Instruct
     """
     from litgpt.chat.session import ChatSession
     from litgpt.chat.terminal import Terminal, prepare_input

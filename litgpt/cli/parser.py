@@ -23,6 +23,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from litgpt import data
 from litgpt.args import SECRETS
 from litgpt.cli.config_files import is_url, load_yaml, read_config
+from litgpt.cli.help import help_text
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
 from litgpt.cli.spellings import ARGUMENTS, spelled_here
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
@@ -104,9 +105,16 @@ def mistake_behind(error: BaseException | None) -> LitGPTError | None:
 
 
 class CommandParser(ArgumentParser):
-    """A parser whose `--print_config` shows no secret, and `overrides` (name -> value) in place of what it parsed."""
+    """A parser of `command` whose `--print_config` shows no secret, and `overrides` (name -> value) in place of what it
+    parsed."""
 
     overrides: dict[str, Any] = {}
+    command: Callable[..., Any] | None = None
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        if self.command is None:  # a group's own, or a class's
+            return super().format_help(*args, **kwargs)
+        return help_text(self.prog.removeprefix("litgpt "), self, self.command)
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         shown = namespace.clone()
@@ -125,7 +133,8 @@ def build_parser(name: str, command: Callable[..., Any]) -> CommandParser:
     resolve_annotations(command)
     description = (inspect.getdoc(command) or "").partition("\n\n")[0]
     parser = CommandParser(prog=f"litgpt {name}", description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="Path or URL of a YAML file with any of the arguments.")
+    parser.command = command
+    parser.add_argument("--config", action="config")
     parser.add_function_arguments(command, as_group=False, as_positional=True)
     if any(parameter.is_data for parameter in parameters_of(command).values()):
         parser.epilog = (

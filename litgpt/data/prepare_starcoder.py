@@ -23,6 +23,9 @@ def prepare(
         tokenizer_path: A folder with a tokenizer.
         chunk_size: Tokens of a chunk, a file of its own.
         fast_dev_run: Write a little of it only, to see that it works.
+
+    Example:
+        litgpt prepare_starcoder --input_dir data/starcoder --output_dir data/chunks --tokenizer_path tokenizer
     """
     write_chunks(input_dir, "*.parquet", content, output_dir, tokenizer_path, chunk_size, fast_dev_run)
 

@@ -105,6 +105,10 @@ def run_server(
         deterministic: Give a request with a seed, or temperature 0, the same answer whatever else is running and was
             asked before; slower among others. null: with --precision 32-true.
         parse_special_tokens: Take special tokens that a message writes out (<|im_end|>) for tokens; else they are text.
+
+    Example:
+        litgpt serve HuggingFaceTB/SmolLM2-135M-Instruct
+        curl http://127.0.0.1:8000/v1/models
     """
     import sys
 

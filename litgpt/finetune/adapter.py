@@ -22,6 +22,9 @@ def setup(
     Args:
         quantize: Keep the frozen weights in 4 or 8 bits, by bitsandbytes.
         seed: Of the start of the prompts and the order of the samples.
+
+    Example:
+        litgpt finetune_adapter HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl
     """
     arguments = arguments_of(setup, locals())
     from litgpt.adapter import Adapter

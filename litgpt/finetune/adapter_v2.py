@@ -15,7 +15,11 @@ def setup(
     resume: bool | Literal["auto"] | Path | None = False,
     **inherited: Any,
 ) -> None:
-    """Finetune a model with LLaMA-Adapter V2: learned prompts, norms, and a scale and a bias on every linear layer."""
+    """Finetune a model with LLaMA-Adapter V2: learned prompts, norms, and a scale and a bias on every linear layer.
+
+    Example:
+        litgpt finetune_adapter_v2 HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl
+    """
     arguments = {**arguments_of(setup, locals()), "resume": resume or False}
     from litgpt.adapter_v2 import AdapterV2
     from litgpt.finetune.base import finetune

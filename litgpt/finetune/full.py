@@ -52,6 +52,9 @@ def setup(
         logger_name: Where metrics go besides the CSV file.
         seed: Of the order of the samples and dropout.
         access_token: For checkpoints on the hub that ask for one.
+
+    Example:
+        litgpt finetune_full HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl
     """
     arguments = dict(locals())
     from litgpt.finetune.base import finetune

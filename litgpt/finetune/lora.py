@@ -61,6 +61,10 @@ def setup(
         lora_plus_ratio: Learning rate of B, as a multiple of A's (LoRA+), such as 16.
         lora_modules_to_save: Train the modules that these patterns match whole, such as `lm_head,wte,norm_*`.
         seed: Of the start of the updates, the order of the samples and dropout.
+
+    Example:
+        litgpt finetune_lora HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl
+        litgpt chat out/finetune/lora/final
     """
     arguments = arguments_of(setup, locals())
     from litgpt.finetune.base import finetune

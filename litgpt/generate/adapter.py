@@ -21,6 +21,9 @@ def main(
 
     Args:
         adapter_path: The adapter, or the folder it is in.
+
+    Example:
+        litgpt generate_adapter HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Name three rivers."
     """
     from litgpt.adapter import Adapter
     from litgpt.generate.answer import answer_finetuned

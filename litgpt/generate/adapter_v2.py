@@ -20,6 +20,9 @@ def main(
 
     Args:
         adapter_path: The adapter, or the folder it is in.
+
+    Example:
+        litgpt generate_adapter_v2 HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Name three rivers."
     """
     from litgpt.adapter_v2 import AdapterV2
     from litgpt.generate.answer import answer_finetuned

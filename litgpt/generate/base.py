@@ -22,6 +22,9 @@ def main(checkpoint_dir: Path, **flags: Any) -> None:
 
     Args:
         checkpoint_dir: The checkpoint folder, LitGPT's or Hugging Face's.
+
+    Example:
+        litgpt generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Name three rivers."
     """
     from functools import partial
 

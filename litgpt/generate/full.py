@@ -21,6 +21,9 @@ def main(
 
     Args:
         finetuned_path: The finetuned weights, or the folder they are in.
+
+    Example:
+        litgpt generate_full HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Name three rivers."
     """
     from litgpt.generate.answer import answer_finetuned
     from litgpt.peft import Full

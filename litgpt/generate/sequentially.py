@@ -21,6 +21,9 @@ def main(
     Args:
         quantize: Keep the weights in 4 bits (bitsandbytes).
         compile: Compile the model first; on one device alone.
+
+    Example:
+        litgpt generate_sequentially HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Name three rivers."
     """
     from functools import partial
 

@@ -34,6 +34,9 @@ def main(
         speculative_k: How many tokens to draft at a time.
         quantize: Keep the weights of both in 4 or 8 bits: bnb.* by bitsandbytes; int8 and int4 are faster on CPUs.
         compile: Not for drafted tokens, whose number changes from step to step.
+
+    Example:
+        litgpt generate_speculatively HuggingFaceTB/SmolLM2-135M-Instruct HuggingFaceTB/SmolLM2-1.7B-Instruct
     """
     import sys
     from dataclasses import replace

@@ -23,6 +23,9 @@ def convert_from_litgpt(
         output_dir: The folder to write.
         output_format: `hf`, or `model-TYPE.gguf` in the folder: `gguf-f16` has 16 bits a weight, `gguf-q8_0` 8.5; or
             `peft`, the updates alone.
+
+    Example:
+        litgpt convert_from_litgpt out/finetune/lora/final out/mine-hf
     """
     if output_format == "hf":
         from litgpt.checkpoint.convert import to_hf

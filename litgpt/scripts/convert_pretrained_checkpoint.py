@@ -14,6 +14,9 @@ def convert_pretrained_checkpoint(checkpoint_dir: Path, output_dir: Path) -> Non
     Args:
         checkpoint_dir: A folder that `litgpt pretrain` saved.
         output_dir: The folder to write.
+
+    Example:
+        litgpt convert_pretrained_checkpoint out/pretrain/final out/pretrained
     """
     from litgpt.checkpoint.convert import to_weights_only
 

@@ -20,6 +20,9 @@ def convert_to_litgpt(
         model_name: The known model it is; unset: what its `config.json` says.
         dtype: Type to convert weights to: float32, float16, bfloat16 or float64; unset: as stored.
         debug_mode: Print each tensor as it is converted.
+
+    Example:
+        litgpt convert_to_litgpt HuggingFaceTB/SmolLM2-135M-Instruct
     """
     from litgpt.checkpoint.convert import to_litgpt
     from litgpt.checkpoint.dtypes import dtype_of

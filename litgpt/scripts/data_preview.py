@@ -28,6 +28,9 @@ def data_preview(
         color: Show what is learned in green: auto (on a screen), always, or never (then it stands between ⟦ and ⟧).
         pretraining: Show the data as `litgpt pretrain` reads it, in blocks of max_seq_length tokens.
         access_token: For checkpoints on the hub that ask for one.
+
+    Example:
+        litgpt data preview HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl
     """
     from litgpt.data.sft.preview import Preview
     from litgpt.errors import LitGPTError

@@ -37,6 +37,9 @@ def download(
         dtype: Type to convert weights to: float32, float16, bfloat16 or float64; unset: as downloaded.
         checkpoint_dir: The folder that `ORG/NAME` is put in.
         model_name: The known model whose configuration to convert by; unset: the repository's `config.json`.
+
+    Example:
+        litgpt download HuggingFaceTB/SmolLM2-135M-Instruct
     """
     if repo_id == "list":
         print("\n".join(known_ids()))

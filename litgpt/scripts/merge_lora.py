@@ -17,6 +17,9 @@ def merge_lora(
             `lit_model.pth`.
         pretrained_checkpoint_dir: Folder of the model that was finetuned; null: as the folder itself says.
         precision: What the result is kept in, such as 32-true or bf16-true; null: as the finetuned model.
+
+    Example:
+        litgpt merge_lora out/finetune/lora/final
     """
     from litgpt.checkpoint.finetuned import find_update, has_lora
     from litgpt.checkpoint.layout import LIT_MODEL, complete_folder, existing_folder

@@ -143,6 +143,9 @@ def validate(
         model_filename: The file with LitGPT weights.
         dtype: Type of the weights that memory is counted for: float32, float16, bfloat16 or float64.
         training: Count gradients and optimizer state as well.
+
+    Example:
+        litgpt validate HuggingFaceTB/SmolLM2-135M-Instruct
     """
     check_dtype(dtype)
     subject = _CheckpointChecks(existing_folder(checkpoint_dir), model_filename, dtype, training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -104,9 +105,8 @@ def test_help_lists_the_commands_in_litgpts_order():
     golden = list(json.loads((GOLDEN / "commands.json").read_text()))
     assert done.returncode == 0
     assert done.stdout.startswith("usage: litgpt ")
-    assert "{" + ",".join(golden) in done.stdout
-    assert "Available subcommands:" in done.stdout
-    assert all(f"    {name} " in done.stdout for name in golden)
+    rows = re.findall(r"^  (\w+(?: \w+)?)  ", done.stdout.partition("Available subcommands:\n")[2], re.MULTILINE)
+    assert [name for name in rows if name in golden] == golden
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["finetune_lroa"], ["evaluate"]], ids=" ".join)
@@ -116,11 +116,15 @@ def test_what_needs_no_command_answers_at_once_and_imports_nothing(arguments):
 
 
 @pytest.mark.parametrize("name", [name for name, (target, _) in entry.COMMANDS.items() if target])
-def test_help_of_a_command_imports_no_torch(name):
+def test_help_of_a_command_imports_no_torch_and_shows_no_token_of_the_environment(name):
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "litgpt", name, "--help"], capture_output=True, text=True
+        [sys.executable, "-X", "importtime", "-m", "litgpt", *name.split(), "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN},
     )
     assert done.returncode == 0, done.stderr[-500:]
+    assert TOKEN not in done.stdout + done.stderr
     assert done.stdout.startswith(f"usage: litgpt {name} ")
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "lightning", "numpy", "litserve", "huggingface_hub", "matplotlib"}
@@ -350,17 +354,6 @@ def test_an_access_token_reaches_the_command_but_not_what_is_written(folder, run
     assert code == 0 and "access_token: null" in printed and TOKEN not in printed
     code, printed, _ = run("finetune", "ck", *arguments)
     assert code == 0 and TOKEN not in printed
-
-
-@pytest.mark.parametrize("name", [name for name, (target, _) in entry.COMMANDS.items() if target])
-def test_help_shows_no_token_of_the_environment(name):
-    done = subprocess.run(
-        [sys.executable, "-m", "litgpt", name, "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN},
-    )
-    assert done.returncode == 0 and TOKEN not in done.stdout + done.stderr
 
 
 def test_print_config_is_a_configuration(folder, run):
