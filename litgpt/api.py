@@ -26,7 +26,7 @@ from litgpt.engine.metrics import benchmark_dict_to_markdown_table as benchmark_
 from litgpt.engine.placement import Placement, Strategy
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, UnsupportedError, closest, quoted
+from litgpt.errors import LitGPTError, UnsupportedError, check_token_ids, closest, quoted
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, prompt_style_for, save_prompt_style
@@ -267,6 +267,8 @@ class LLM(nn.Module):
             target_ids: The same ids `(B, T)`, not shifted, -100 where there is nothing to learn.
             loss_fn: Of the logits `(B, T - 1, V)` and the targets that follow them `(B, T - 1)`; None: cross-entropy.
         """
+        if input_ids.device.type == "cpu":  # elsewhere looking at the ids would wait for the device
+            check_token_ids(input_ids.flatten().tolist(), self.model.transformer.wte.num_embeddings, "The input")
         logits = self.model(input_ids)
         if target_ids is None:
             return logits

@@ -50,8 +50,8 @@ def reading(path: str | Path, fault: str, advice: str = "download it again") -> 
     """
     name = _name(path)
     try:
-        if isinstance(path, Path) and not is_plain(path):
-            raise LitGPTError(f"{name} is a pipe or a device, not a file; put a file in its place.")
+        if isinstance(path, Path):
+            check_plain(path)
         yield
     except LitGPTError:
         raise
@@ -81,6 +81,12 @@ def is_plain(path: Path) -> bool:
     except FileNotFoundError:
         return True
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def check_plain(path: Path) -> None:
+    """Raises a LitGPTError where `path` is a pipe, a socket or a device."""
+    if not is_plain(path):
+        raise LitGPTError(f"{_name(path)} is a pipe or a device, not a file; put a file in its place.")
 
 
 def read_text(path: Path, fault: str, most: int = MAX_TEXT_BYTES, advice: str = "download it again") -> str:

@@ -268,10 +268,14 @@ class CommandLine:
             self.specs[head].choose(loaded)
         else:
             name = rest.removeprefix("init_args.")
-            ours = spelled_here(f"{head}.{name}", self, ()).removeprefix(f"{head}.")
-            if ours != name and ours in ARGUMENTS:
-                raise UsageError(f"`litgpt {self.name}` has no flag --{flag}. Here it is --{head}.{ours}.")
+            self.check_spelling(head, name, f"`litgpt {self.name}` has no flag --{flag}. Here it is --")
             self.specs[head].set(name, loaded)
+
+    def check_spelling(self, head: str, name: str, refusal: str) -> None:
+        """Refuses an argument of a class (`optimizer`) under a name that other tools give it."""
+        ours = spelled_here(f"{head}.{name}", self, ()).removeprefix(f"{head}.")
+        if ours != name and ours in ARGUMENTS:
+            raise UsageError(f"{refusal}{head}.{ours}.")
 
     def read_config(self, text: str, where: str) -> None:
         """Checks the keys of a configuration, imports the data module it names, and remembers its optimizer."""
@@ -287,6 +291,9 @@ class CommandLine:
                 self.read_data_spec(value, where)
             elif name in self.specs:
                 self.specs[name].replace(value)
+                for argument in self.specs[name].arguments:
+                    refusal = f"{where}: {name} has no argument {quoted(argument)}. Here it is "
+                    self.check_spelling(name, str(argument), refusal)
             elif parameter.group and not isinstance(value, str | None):
                 self.check_fields(parameter, value, where)
 

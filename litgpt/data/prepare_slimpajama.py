@@ -30,13 +30,13 @@ def prepare(
     Example:
         litgpt prepare_slimpajama --input_dir data/slimpajama/train --output_dir data/chunks --tokenizer_path tokenizer
     """
-    write_chunks(input_dir, "*.zst", text, output_dir, tokenizer_path, chunk_size, fast_dev_run)
+    write_chunks(input_dir, "*.zst", "text", output_dir, tokenizer_path, chunk_size, fast_dev_run, is_code)
 
 
-def text(row: Row) -> str | None:
-    """The text of a row that is no source code."""
-    meta = row.get("meta") or {}
-    return None if meta.get("redpajama_set_name") == CODE else str(row["text"])
+def is_code(row: Row) -> bool:
+    """Whether a row is source code, which StarCoder has better."""
+    meta = row.get("meta")
+    return isinstance(meta, dict) and meta.get("redpajama_set_name") == CODE
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litgpt.data.sft.formats import Row
 from litgpt.data.storage.litdata_chunks import write_chunks
 
 
@@ -27,12 +26,7 @@ def prepare(
     Example:
         litgpt prepare_starcoder --input_dir data/starcoder --output_dir data/chunks --tokenizer_path tokenizer
     """
-    write_chunks(input_dir, "*.parquet", content, output_dir, tokenizer_path, chunk_size, fast_dev_run)
-
-
-def content(row: Row) -> str | None:
-    """The source text of a row."""
-    return str(row["content"])
+    write_chunks(input_dir, "*.parquet", "content", output_dir, tokenizer_path, chunk_size, fast_dev_run)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.data_files import listed, read_text
 from litgpt.data.storage.token_cache import cache_folder
 from litgpt.errors import LitGPTError, MissingFileError
+from litgpt.reading import check_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,7 @@ def text_files(path: Path) -> list[Path]:
     Raises:
         LitGPTError: There is none.
     """
+    check_plain(path)
     if path.is_file():
         return [path]
     if not path.is_dir():

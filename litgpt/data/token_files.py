@@ -11,6 +11,7 @@ from litgpt.data.storage.blocks import TokenModule
 from litgpt.data.storage.character_tokenizer import character_tokenizer
 from litgpt.data.storage.token_cache import cache_folder
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError
+from litgpt.reading import check_plain
 
 
 @dataclass
@@ -47,6 +48,7 @@ class TokenFiles(TokenModule):
         import numpy as np
 
         path, dtype = self.data_path / name, np.dtype(self.dtype).newbyteorder("<")
+        check_plain(path)
         if not path.is_file():
             return None
         size = path.stat().st_size

@@ -37,7 +37,7 @@ def texts_of(documents: FileTokens, file: Path, tokenizer: Path) -> list[str]:
 
 def test_every_document_of_starcoder_ends_with_the_end_token(tmp_path: Path, tokenizer: Path) -> None:
     file = write_starcoder(tmp_path / "python" / "a.parquet", ["def f(): pass", "x = 1"])
-    assert texts_of(FileTokens(tokenizer, prepare_starcoder.content), file, tokenizer) == [
+    assert texts_of(FileTokens(tokenizer, "content"), file, tokenizer) == [
         "def f(): pass</s>",
         "x = 1</s>",
     ]
@@ -49,7 +49,7 @@ def test_slimpajamas_code_is_left_out(tmp_path: Path, tokenizer: Path) -> None:
     rows = [json.dumps({"text": text, "meta": {"redpajama_set_name": part}}) for text, part in parts.items()]
     file = tmp_path / "chunk.jsonl.zst"
     file.write_bytes(zstandard.compress("\n".join(rows).encode()))
-    documents = FileTokens(tokenizer, prepare_slimpajama.text)
+    documents = FileTokens(tokenizer, "text", prepare_slimpajama.is_code)
     assert texts_of(documents, file, tokenizer) == ["Once.</s>", "Twice.</s>"]
 
 
@@ -63,6 +63,18 @@ def test_mistakes_are_told(tmp_path: Path, tokenizer: Path) -> None:
         prepare_starcoder.prepare(tmp_path, tmp_path, tokenizer)
     with pytest.raises(FileNotFoundError):
         prepare_starcoder.prepare(tmp_path, tmp_path / "out", tmp_path / "no-tokenizer")
+
+
+@pytest.mark.slow
+def test_a_row_without_a_text_is_one_sentence(tmp_path: Path, tokenizer: Path) -> None:
+    pytest.importorskip("litdata")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    for name, column in {"other-key": {"text": ["x"]}, "no-text": {"content": ["x", None]}}.items():
+        (tmp_path / name).mkdir()
+        parquet.write_table(arrow.table(column), tmp_path / name / "a.parquet")
+        with pytest.raises(LitGPTError, match=r"a\.parquet, row [12]: there is no text under the key 'content'"):
+            prepare_starcoder.prepare(tmp_path / name, tmp_path / f"{name}-out", tokenizer)
 
 
 @pytest.mark.slow

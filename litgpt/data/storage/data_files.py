@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from litgpt.data.sft.formats import Row, json_type
 from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError, escaped, file_error, quoted
+from litgpt.reading import check_plain
 
 COMPRESSIONS = (".gz", ".zst")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
@@ -74,6 +75,7 @@ def data_files(path: Path, validates: bool = False) -> tuple[list[Path], list[Pa
     if not path.is_dir():
         if not path.exists():
             raise MissingFileError(f"There is no data file or folder {path}.")
+        check_plain(path)
         return [path], []
     names = list(filter(is_data, files_below(path)))
     if not names:
@@ -116,6 +118,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     check_suffix(path, readers)
+    check_plain(path)
     if not path.is_file():
         raise MissingFileError(f"There is no data file {path}.")
     for line, row in readers[format_suffix(path)](path):
@@ -131,9 +134,19 @@ def read_texts(path: Path, key: str) -> Iterator[str]:
         LitGPTError: The file is damaged, or a row has no text; names the line.
     """
     for line, row in read_rows(path):
-        if not isinstance(row.get(key), str):
-            raise LitGPTError(f"{location(path, line)}: there is no text under the key {quoted(key)}.")
-        yield row[key]
+        yield text_in(row, key, path, line)
+
+
+def text_in(row: Row, key: str, path: Path, line: int) -> str:
+    """The text under a key of a row.
+
+    Raises:
+        LitGPTError: There is none.
+    """
+    text = row.get(key)
+    if not isinstance(text, str):
+        raise LitGPTError(f"{location(path, line)}: there is no text under the key {quoted(key)}.")
+    return text
 
 
 def read_text(path: Path) -> str:
