@@ -488,5 +488,5 @@ def test_benchmark_takes_what_generate_takes(llm):
 def test_ids_beyond_the_vocabulary_are_named(llm):
     size = llm.model.transformer.wte.num_embeddings
     for token in (size, -1):
-        with pytest.raises(LitGPTError, match=rf"The input has the token id {token}, which is outside 0 ... {size - 1}"):
+        with pytest.raises(LitGPTError, match=rf"The input has the token id {token}, .* 0 ... {size - 1}"):
             llm(torch.tensor([[1, token]]))

@@ -143,13 +143,18 @@ class Conversations(SFTModule):
         self.log(f"{self.path or self.repo_id}: {tokens[0]:,} tokens, {shown}.")
 
     def _blocks(self, train: list[TokenizedShard], val: list[TokenizedShard]) -> tuple[Any, Any]:
-        """Blocks of `max_seq_length` tokens; without files to validate on, of the end of the last file."""
+        """Blocks of `max_seq_length` tokens; without files to validate on, of the end of the last files."""
         length = block_length(self)
         streams = [shard.tokens.ids for shard in train]
         rest = [shard.tokens.ids for shard in val]
         if not val and self.val_split_fraction:
-            at = max(1, int(len(streams[-1]) - sum(map(len, streams)) * self.val_split_fraction))
-            streams[-1], rest = streams[-1][:at], [streams[-1][at:]]
+            left = int(sum(map(len, streams)) * self.val_split_fraction)
+            while left:
+                last = streams.pop()
+                kept = max(0, len(last) - left)
+                streams += [last[:kept]] if kept else []
+                rest.insert(0, last[kept:])
+                left -= len(last) - kept
         blocks = [TokenBlocks(tokens, length, self.seed) for tokens in streams if len(tokens) > length]
         if not blocks:
             found = f"{self.path or self.repo_id} has {sum(map(len, streams)):,} training tokens"

@@ -373,3 +373,22 @@ def test_the_last_answer_has_a_question_to_show(tokenizer: Tokenizer, tmp_path: 
         "<s>[user]Say one.\n[assistant]one</s>\n[user]Say two.\n[assistant]",
     )
     assert module.train_dataset.question(1) is None
+
+
+def test_pretraining_keeps_the_share_to_validate_on_from_the_ends_of_many_files(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    for number, count in enumerate((40, 2, 1)):
+        rows = [{"prompt": f"{number} {row}", "completion": "yes"} for row in range(count)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    module = Conversations(path=tmp_path, val_split_fraction=0.3)
+    module.pretraining = True
+    module.connect(tokenizer, 1, 8)
+    module.prepare_data()
+    module.setup()
+
+    def targets(dataset: Any) -> int:
+        return sum(int((dataset[index]["labels"] != -100).sum()) for index in range(len(dataset)))
+
+    train, val = targets(module.train_dataset), targets(module.val_dataset)
+    assert val / (train + val) == pytest.approx(0.3, abs=0.03)
