@@ -117,9 +117,9 @@ class _Loop:
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         self.optimizer_step = OptimizerStep(run, self.objective, self.optimizer, self.metrics.print)
         self.rates = GroupRates.of(optimizer)
-        self.schedule, notice = make_schedule(
-            run.train, len(run.train_dataset), self._expected_steps(), self.rates.full
-        )
+        steps = self._expected_steps()
+        self.metrics.screen.n_steps = steps if self.limits.max_tokens is None else None  # by tokens it is a guess
+        self.schedule, notice = make_schedule(run.train, len(run.train_dataset), steps, self.rates.full)
         if notice:
             self.metrics.print(notice)
         if saved is not None:
@@ -306,7 +306,7 @@ class _Loop:
         count = len(val) if whole and val is not None else usual
         if val is None or not count or (found.step, found.samples) == (step, count):
             return
-        loss = validate(self.fabric, self.objective, val, self.batching, count)
+        loss = validate(self.fabric, self.objective, val, self.batching, count, self.metrics.screen.validating)
         best = found.note(step, count, loss, compared=count == usual)
         self.metrics.log_validation(step, loss, math.exp(min(loss, 700.0)))
         if best and run.train.keep_best:

@@ -105,7 +105,8 @@ class RunMetrics:
                     logger.log_metrics({**metrics, "step": step}, step=step)
 
     def close(self, status: str) -> None:
-        """Closes the loggers, once, with the status `success` or `failed`."""
+        """Ends the bar and closes the loggers, once, with the status `success` or `failed`."""
+        self.screen.close()
         for logger in self.run.loggers if self.fabric.is_global_zero and not self.closed else ():
             logger.finalize(status)
         self.closed = True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from litgpt.training.schedule import Counters, RunLimits
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 BAR = 20
 """Width of the bar, columns."""
@@ -16,14 +19,17 @@ BAR = 20
 
 @dataclass
 class Screen:
-    """One line for each logged step; on a terminal it is a bar, written over the one before until something else is
-    printed."""
+    """One line for each logged step; on a terminal it is a bar below everything else that is printed."""
 
     say: Callable[[str], None]
     limits: RunLimits
     in_place: bool = False
-    open_line: bool = False
+    n_steps: int | None = None
+    """How many optimizer steps the run is expected to have."""
     val_loss: float | None = None
+    _live: Live | None = field(default=None, repr=False)
+    _share: float = 0.0
+    _text: str = ""
 
     @classmethod
     def on(cls, say: Callable[[str], None], limits: RunLimits, first_rank: bool) -> Screen:
@@ -38,13 +44,44 @@ class Screen:
     def step(self, counters: Counters, metrics: Mapping[str, float]) -> None:
         """A training step, with the metrics that the CSV file gets."""
         if self.in_place:
-            columns = shutil.get_terminal_size().columns
-            with suppress(OSError):
-                sys.stdout.write(f"\r\x1b[K{self.bar(counters, metrics)[: max(1, columns - 1)]}")
-                sys.stdout.flush()
-            self.open_line = True
+            self._share, self._text = self.limits.progress(counters), self.line(counters, metrics)
+            self._show(self._text)
         else:
             self.say(self.plain(counters, metrics))
+
+    def validating(self, done: int, count: int) -> None:
+        """A validation that has come to sample `done` of `count`."""
+        if self.in_place:
+            self._show(" | ".join(filter(None, (self._text, f"validating {done:,}/{count:,}"))))
+
+    def print(self, text: str) -> None:
+        """Prints any other line, above the bar."""
+        if self._live is not None:
+            self._show(self._text)  # whatever was under way is over
+        self.say(text)
+
+    def close(self) -> None:
+        """Leaves the bar as it is; the cursor goes below it."""
+        if self._live is not None:
+            with suppress(OSError):
+                self._live.stop()
+            self._live = None
+
+    def _show(self, text: str) -> None:
+        """Draws the bar and what stands beside it, over several lines where the terminal is narrow."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(total=1.0, completed=self._share, width=BAR), Text(f"{self._share:4.0%} {text}"))
+        with suppress(OSError):
+            if self._live is None:
+                self._live = Live(console=Console(highlight=False, markup=False), auto_refresh=False)
+                self._live.start()
+            self._live.update(row, refresh=True)
 
     def plain(self, counters: Counters, metrics: Mapping[str, float]) -> str:
         """The line of a step where output is not a terminal."""
@@ -53,13 +90,10 @@ class Screen:
             f"| lr {metrics['learning_rate']:.2e} | {_speeds(metrics)} | {_left(metrics)}"
         )
 
-    def bar(self, counters: Counters, metrics: Mapping[str, float]) -> str:
-        """The line of a step on a terminal; what matters most comes first, as a narrow one cuts it off."""
-        full, empty = ("━", "─") if _shows("━─") else ("#", ".")
-        share = self.limits.progress(counters)
-        done = round(BAR * share)
+    def line(self, counters: Counters, metrics: Mapping[str, float]) -> str:
+        """What stands beside the bar, what matters most first."""
         parts = (
-            f"{full * done}{empty * (BAR - done)} {share:4.0%} step {counters.step}{self._of_steps()}",
+            f"step {counters.step}{self._of_steps()}",
             self._losses(metrics),
             _left(metrics),
             _speeds(metrics),
@@ -67,19 +101,12 @@ class Screen:
         )
         return " | ".join(parts)
 
-    def print(self, text: str) -> None:
-        """Prints any other line."""
-        if self.open_line:
-            sys.stdout.write("\n")
-            self.open_line = False
-        self.say(text)
-
     def _losses(self, metrics: Mapping[str, float]) -> str:
         val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
         return f"loss {metrics['loss']:.4f}{val}"
 
     def _of_steps(self) -> str:
-        return f"/{self.limits.max_steps}" if self.limits.max_steps is not None else ""
+        return "" if self.n_steps is None else f"/{self.n_steps}"
 
 
 def _speeds(metrics: Mapping[str, float]) -> str:
@@ -92,15 +119,6 @@ def _speeds(metrics: Mapping[str, float]) -> str:
 
 def _left(metrics: Mapping[str, float]) -> str:
     return f"{duration(metrics['remaining_time'])} left" if "remaining_time" in metrics else "? left"
-
-
-def _shows(text: str) -> bool:
-    """Whether the standard output can write these characters."""
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeError:
-        return False
-    return True
 
 
 def duration(seconds: float) -> str:

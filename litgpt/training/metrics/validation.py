@@ -4,6 +4,7 @@ ranks; and what a run makes of it: which weights are the best, and whether more 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,10 +73,15 @@ def example_index(choice: EvalArgs, size: int, seed: int, step: int) -> int:
 
 @torch.no_grad()
 def validate(
-    fabric: Fabric, objective: nn.Module, dataset: Samples, batching: Batching, max_samples: int | None = None
+    fabric: Fabric,
+    objective: nn.Module,
+    dataset: Samples,
+    batching: Batching,
+    max_samples: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """The mean loss per target token, in nats, over the first `max_samples` of `dataset` (None: all); NaN if none has
-    a target.
+    a target. `on_progress` learns how many samples were read, of how many.
 
     Leaves the model in the mode, training or evaluation, that it was in.
     """
@@ -90,6 +96,8 @@ def validate(
             [dataset[index] for index in range(start, min(start + per_plan, count))], fabric.world_size
         )
         targets += batch.targets
+        if on_progress is not None:
+            on_progress(start, count)
         for micro_batch in batch.of_rank(fabric.global_rank):
             inputs, wanted = fabric.to_device((micro_batch.inputs, micro_batch.targets))
             loss += objective(inputs, wanted, micro_batch.lengths).double().cpu()
