@@ -97,24 +97,27 @@ def test_the_requests_are_answered(server):
         for line in block.splitlines()
         if line.startswith("$ curl")
     ]
-    assert len(requests) == 5
+    assert len(requests) == 7
     answers = {}
     for line in requests:
         command = shlex.split(line.replace(":8000", f":{server}"))
         answers[line] = subprocess.run(
             [*command, "--fail-with-body"], capture_output=True, text=True, check=True
         ).stdout
-    models, completion, chat, prediction, metrics = answers.values()
+    models, completion, chat, response, message, prediction, metrics = answers.values()
     assert json.loads(models)["data"][0]["id"] == "austen-2m"
     assert json.loads(completion)["choices"][0]["text"]
     assert chat.count("data: ") > 5 and chat.rstrip().endswith("data: [DONE]")
+    assert "event: response.output_text.delta" in response and '"type":"response.incomplete"' in response
+    assert json.loads(message)["content"][0]["text"]
     assert json.loads(prediction)["output"]
     assert "# TYPE" in metrics
 
 
-def test_openais_client_is_answered(server):
-    pytest.importorskip("openai")
-    (program,) = fences(PAGE, "python")
+@pytest.mark.parametrize("package", ["openai", "anthropic"])
+def test_the_official_clients_are_answered(server, package):
+    pytest.importorskip(package)
+    (program,) = (block for block in fences(PAGE, "python") if f"from {package} " in block)
     done = subprocess.run(
         [sys.executable, "-c", program.replace(":8000", f":{server}")], capture_output=True, text=True, check=True
     )

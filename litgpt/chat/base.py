@@ -59,7 +59,7 @@ def main(
     inference_model = InferenceModel.load(folder, precision=precision, quantize=quantize, compile=compile)
     engine = inference_model.engine(log=print_status)
     print_status(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
-    prepare_input()
     session = ChatSession(inference_model, engine, sampling, max_new_tokens)
+    prepare_input(lambda: session.settings)
     session.set_system_prompt(inference_model.fitting_system_prompt(sys_prompt))
     Terminal(session, multiline).run()

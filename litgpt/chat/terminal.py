@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
+from litgpt.chat.line_editing import edit_lines
 from litgpt.chat.session import ChatSession
 from litgpt.chat.style import BOLD, RESET, MarkdownStyle, wants_colour
 from litgpt.engine.detokenizer import TextStream
@@ -30,15 +30,18 @@ COMMANDS = {
 }
 
 
-def prepare_input() -> None:
-    """Gives a terminal line editing, and lets input that is not text through as replacement characters."""
+def prepare_input(settings: Callable[[], Iterable[str]]) -> None:
+    """Gives a terminal line editing, and lets input that is not text through as replacement characters.
+
+    Args:
+        settings: The names that `/set` knows.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may have characters that the terminal hasn't
         sys.stdout.reconfigure(errors="replace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
         if sys.stdin.isatty():
-            with suppress(ImportError):
-                importlib.import_module("readline")  # input() uses it once it is imported
+            edit_lines(COMMANDS, settings)
 
 
 class Terminal:

@@ -58,10 +58,10 @@ class Keys:
     def admit(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request carries one of the keys; takes the same time whatever it carries."""
         bearer = headers.get(b"authorization", b"")
-        sent = bearer[7:].strip() if bearer[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
-        digest = sha256(sent).digest()
+        sent = [bearer[7:].strip() if bearer[:7].lower() == b"bearer " else b"", headers.get(b"x-api-key", b"")]
+        digests = [sha256(key).digest() for key in sent]
         # Every key is compared, so that the time shows neither which one it was nor whether there was one.
-        matches = [hmac.compare_digest(digest, known) for known in self._hashes]
+        matches = [hmac.compare_digest(digest, known) for digest in digests for known in self._hashes]
         return not self._hashes or any(matches)
 
 
@@ -177,7 +177,7 @@ class Gate:
             return
         error = self._refusal(scope)
         if error is not None:
-            await error.response(scope["path"] == self.detail)(scope, receive, send)
+            await error.response(scope["path"], self.detail)(scope, receive, send)
             return
         measured, started = _Measured(receive, self.limits, self._take), False
 
@@ -194,7 +194,7 @@ class Gate:
             # Answered here and not by the framework, which is further out, where no origin is allowed.
             log.error("A request failed.", exc_info=failure)
             scope["state"]["record"].failure = model_failed().label
-            await model_failed().response(scope["path"] == self.detail)(scope, receive, send)
+            await model_failed().response(scope["path"], self.detail)(scope, receive, send)
         finally:
             self._bodies -= measured.received
 
@@ -220,7 +220,7 @@ class Gate:
             message = f"This server doesn't answer to the name {quoted(hosts[0])}; allow it by --allowed_hosts NAME."
             return APIError(403, message, code="invalid_host")
         if scope["path"] not in PUBLIC and not self.keys.admit(headers):
-            message = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."
+            message = "The API key is missing or wrong; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
             return APIError(401, message, code="invalid_api_key")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.body:

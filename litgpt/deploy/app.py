@@ -18,13 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from litgpt import __version__
 from litgpt.deploy.access import Gate
 from litgpt.deploy.metrics import Metrics
-from litgpt.deploy.protocol.errors import APIError, explain
+from litgpt.deploy.protocol.errors import AnthropicErrorAnswer, APIError, ErrorAnswer, explain, is_anthropic
 from litgpt.deploy.request_log import RequestLog, RequestRecord
 from litgpt.deploy.routes import chat as chat_route
 from litgpt.deploy.routes import completions as completions_route
+from litgpt.deploy.routes import messages as messages_route
 from litgpt.deploy.routes import others as other_routes
 from litgpt.deploy.routes import page as page_route
 from litgpt.deploy.routes import predict as predict_route
+from litgpt.deploy.routes import responses as responses_route
 from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
 
@@ -34,7 +36,7 @@ PRIVATE_NETWORK: dict[str, Any] = (
 """Lets pages from the internet ask a server in the local network, where Starlette is new enough to know of that."""
 GONE = 499
 """The status of a request whose client went away, as nginx has it."""
-ROUTES = (page_route, predict_route, chat_route, completions_route, other_routes)
+ROUTES = (page_route, predict_route, chat_route, completions_route, messages_route, responses_route, other_routes)
 WORDS = {
     400: "The body can't be read as JSON.",
     404: "There is nothing at this path.",
@@ -59,18 +61,20 @@ def make_app(service: Service) -> FastAPI:
     known: set[str] = set()
     for module in ROUTES:
         router = module.make_router(service)
-        known |= {route.path for route in router.routes if isinstance(route, APIRoute)}
-        app.include_router(router)
+        paths = {route.path for route in router.routes if isinstance(route, APIRoute)}
+        known |= paths
+        refusal = AnthropicErrorAnswer if any(map(is_anthropic, paths)) else ErrorAnswer
+        app.include_router(router, responses={"4XX": {"model": refusal}, "5XX": {"model": refusal}})
     install_error_handlers(app, service)
     app.add_middleware(Gate, limits=settings.limits, keys=settings.keys, detail=settings.api_path, hosts=settings.hosts)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # clients send some of their own; what is allowed is the origin, and no cookie opens
             **PRIVATE_NETWORK,
-            expose_headers=["retry-after", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id", "request-id"],
         )
     app.add_middleware(RequestRecorder, metrics=service.metrics, paths=frozenset(known), log=settings.log)
     return app
@@ -81,7 +85,7 @@ def install_error_handlers(app: FastAPI, service: Service) -> None:
 
     def respond(http: Request, error: APIError) -> Response:
         http.state.record.failure = error.label
-        return error.response(http.url.path == service.settings.api_path)
+        return error.response(http.url.path, service.settings.api_path)
 
     @app.exception_handler(APIError)
     async def of_ours(http: Request, error: APIError) -> Response:
@@ -139,7 +143,8 @@ class RequestRecorder:
             nonlocal complete
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", record.id.encode())]
+                names = (b"x-request-id", b"request-id")  # OpenAI's clients read the one, Anthropic's the other
+                message["headers"] = [*message.get("headers", []), *((name, record.id.encode()) for name in names)]
             await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 

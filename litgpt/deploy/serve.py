@@ -58,9 +58,9 @@ def run_server(
     """Serve a model over HTTP.
 
     `POST {api_path}` with `{"prompt": text}` answers `{"output": text}`. The body may also have max_new_tokens,
-    temperature, top_k, top_p, seed and stop (a text or a list of texts). OpenAI's routes are always there:
-    `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/models`; besides, `/tokenize`, `/detokenize`,
-    `/health` and `/metrics`.
+    temperature, top_k, top_p, seed and stop (a text or a list of texts). OpenAI's and Anthropic's routes are always
+    there: `/v1/chat/completions`, `/v1/responses`, `/v1/completions`, `/v1/embeddings`, `/v1/models`, `/v1/messages`;
+    besides, `/tokenize`, `/detokenize`, `/health` and `/metrics`.
 
     Args:
         checkpoint_dir: The checkpoint folder, LitGPT's or Hugging Face's; a name on the hub (ORG/NAME) is downloaded.

@@ -250,6 +250,16 @@ class InFlightRequest:
         Raises:
             APIError: The model failed, or it takes too long.
         """
+        async for delta in self.deltas_or_silence(None):
+            if delta is not None:
+                yield delta
+
+    async def deltas_or_silence(self, quiet: float | None) -> AsyncIterator[Delta | None]:
+        """What comes out, and None whenever nothing came for `quiet` seconds; None: say nothing of that.
+
+        Raises:
+            APIError: The model failed, or it takes too long.
+        """
         assert self._stream is not None
         left = self._n
         try:
@@ -263,8 +273,10 @@ class InFlightRequest:
                     yield delta
                 if self._failure is not None:
                     raise self._failure
-                if left and not await self._changed(None):
-                    self._raise_late(in_queue=False)
+                if left and not await self._changed(None if quiet is None else perf_counter() + quiet):
+                    if self._deadline is not None and perf_counter() >= self._deadline:
+                        self._raise_late(in_queue=False)
+                    yield None
         except APIError as error:
             self.record.failure = error.label
             raise

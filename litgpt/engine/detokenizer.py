@@ -44,18 +44,19 @@ class TextStream:
         self._stops = stop_strings(stop)
         self._held = ""
         """Text that may turn out to begin a stop string."""
-        self._stopped = False
+        self.stopped_by: str | None = None
+        """The stop string that ended the answer."""
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the answer ended; None: it hasn't."""
-        return "stop" if self._stopped else self.request.finish_reason
+        return "stop" if self.stopped_by is not None else self.request.finish_reason
 
     def __iter__(self) -> Iterator[str]:
         for token in self.request:
             if piece := self.push([token]):
                 yield piece
-            if self._stopped:
+            if self.stopped_by is not None:
                 return
         if piece := self.close():
             yield piece
@@ -71,13 +72,14 @@ class TextStream:
         return piece
 
     def _cut(self, text: str) -> str:
-        if self._stopped:
+        if self.stopped_by is not None:
             return ""
         text = self._held + text
-        if found := [at for stop in self._stops if (at := text.find(stop)) >= 0]:
-            self._stopped, self._held = True, ""
+        if found := [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]:
+            at, self.stopped_by = min(found)
+            self._held = ""
             self.request.cancel()
-            return text[: min(found)]
+            return text[:at]
         held = partial_match(text, self._stops)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -14,14 +14,36 @@ import httpx
 
 from litgpt.deploy.access import Keys
 from litgpt.deploy.backends.local import LocalBackend
+from litgpt.deploy.backends.task import Counts, Delta, ResponseStream
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.deploy.settings import Settings
 from litgpt.deploy.uvicorn_server import Server, bind, configure
 from litgpt.engine.inference_model import InferenceModel
+from litgpt.engine.request import FinishReason
 from litgpt.engine.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
+
+
+class Script(ResponseStream):
+    """An answer that is known beforehand, a few characters at a time."""
+
+    begun = True
+
+    def __init__(self, text: str, size: int = 4, reason: FinishReason = "stop") -> None:
+        self._pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        self._reason = reason
+
+    async def change(self) -> None:
+        return
+
+    def take(self) -> list[Delta]:
+        piece = self._pieces.pop(0) if self._pieces else ""
+        return [Delta(0, piece, finish_reason=None if self._pieces else self._reason, counts=Counts(3, 0, 5))]
+
+    def cancel(self) -> None:
+        return
 
 
 def make_service(inference_model: InferenceModel, slots: int = 4, keys: Sequence[str] = (), **settings: Any) -> Service:

@@ -21,17 +21,22 @@ from tests.deploy.served import make_service, running
 from tests.generate.folder import make_folder
 
 OF_THE_PROMPT = {"prompt", "input", "content", "text", "arguments", "reasoning_content", "refusal", "description"}
+OF_THE_PROMPT |= {"system", "thinking", "instructions", "output"}
 """Texts whose length is checked against the model's context."""
-ROUTES = ("/predict", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 MESSAGE = {"role": "user", "content": "Hi"}
 WHOLE = {
     "/predict": {"prompt": "Hi"},
     "/v1/chat/completions": {"model": "tiny", "messages": [MESSAGE], "max_tokens": 2},
     "/v1/completions": {"model": "tiny", "prompt": "Hi", "max_tokens": 2},
+    "/v1/messages": {"model": "tiny", "messages": [MESSAGE], "max_tokens": 2},
+    "/v1/messages/count_tokens": {"model": "tiny", "messages": [MESSAGE]},
+    "/v1/responses": {"model": "tiny", "input": [MESSAGE], "max_output_tokens": 2},
+    "/v1/responses/input_tokens": {"model": "tiny", "input": [MESSAGE]},
     "/v1/embeddings": {"model": "tiny", "input": "Hi"},
     "/tokenize": {"prompt": "Hi"},
     "/detokenize": {"tokens": [1]},
 }
+ROUTES = tuple(WHOLE)
 NESTED: Any = 1
 for _ in range(300):
     NESTED = [NESTED]
@@ -78,7 +83,7 @@ def unbounded(schema: dict[str, Any], name: str, place: str) -> Iterator[str]:
 
 def test_every_list_and_text_of_a_body_has_a_bound(client):
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    own = {name: schema for name, schema in schemas.items() if "ValidationError" not in name}
+    own = {name: schema for name, schema in schemas.items() if not name.endswith(("Answer", "Detail"))}
     assert len(own) > 10
     assert [place for name, schema in own.items() for place in unbounded(schema, name, name)] == []
 

@@ -109,13 +109,14 @@ CLIENTS = {
     "openai": "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-package-version,"
     "x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout",
     "openai, streaming": "authorization,x-stainless-helper-method,openai-organization,openai-project,idempotency-key",
+    "anthropic": "anthropic-version,anthropic-dangerous-direct-browser-access,content-type,x-api-key,x-stainless-os",
     "azure": "api-key,content-type,x-ms-useragent",
     "openrouter": "authorization,content-type,http-referer,x-title",
     "none": "",
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/predict"])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/models", "/predict"])
 @pytest.mark.parametrize("named", [*CLIENTS])
 def test_a_clients_preflight_is_answered_from_an_allowed_origin_alone(client, named, path):
     asked = {"access-control-request-method": "GET" if path == "/v1/models" else "POST"}

@@ -69,6 +69,8 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     """Not None in the last delta of an answer."""
+    stopped_by: str | None = None
+    """The stop string that ended the answer, in its last delta."""
     counts: Counts = field(default_factory=Counts)
     error: str | None = None
     """What the model failed with; the finish reason is `error`."""
@@ -212,6 +214,7 @@ class OutputStream(TextStream):
             text,
             logprobs,
             self.finish_reason if self.closed else None,
+            self.stopped_by,
             Counts(len(request.prompt), request.n_shared, request.n_generated, waited),
             None if error is None else str(error),
             "request" if request.at_fault else "server",

@@ -1,13 +1,14 @@
-"""What is wrong with a request, in the shape that OpenAI's clients know."""
+"""What is wrong with a request, in the shape that the clients of its path know: OpenAI's, or Anthropic's."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
+from pydantic import BaseModel
 
 from litgpt.errors import closest, sentence
 
@@ -18,6 +19,39 @@ KINDS = {
     429: "rate_limit_error",
 }
 """Status -> `type`; every other 4xx is an `invalid_request_error`, every 5xx a `server_error`."""
+ANTHROPIC_KINDS = KINDS | {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
+"""The same in Anthropic's words, where every other 5xx is an `api_error`."""
+ANTHROPIC_PATH = "/v1/messages"
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, as OpenAI's API says it."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field of the request that is meant."""
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorDetail
+
+
+class AnthropicDetail(BaseModel):
+    """What is wrong, as Anthropic's API says it."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorAnswer(BaseModel):
+    """The body of every refusal at Anthropic's paths."""
+
+    type: Literal["error"]
+    error: AnthropicDetail
 
 
 class APIError(Exception):
@@ -53,12 +87,29 @@ class APIError(Exception):
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self, detail: bool = False) -> JSONAnswer:
-        """The response; `detail`: with the field that `/predict` has it in, too."""
+    def anthropic_body(self) -> dict[str, Any]:
+        """`{"type": "error", "error": {…}}`."""
+        kind = ANTHROPIC_KINDS.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str, detailed: str) -> JSONAnswer:
+        """The response.
+
+        Args:
+            path: The path of the request, whose clients know a shape.
+            detailed: LitGPT's own path, whose errors have a `detail`, too.
+        """
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONAnswer(self.body() | ({"detail": self.message} if detail else {}), self.status, headers)
+        if is_anthropic(path):
+            return JSONAnswer(self.anthropic_body(), self.status, headers)
+        return JSONAnswer(self.body() | ({"detail": self.message} if path == detailed else {}), self.status, headers)
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether the clients of a path are Anthropic's."""
+    return path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/")
 
 
 def model_failed() -> APIError:

@@ -10,7 +10,15 @@ from typing import Any
 from litgpt.data.sft.formats import as_object
 from litgpt.deploy.backends.task import GenerationTask, json_schema_grammar
 from litgpt.deploy.protocol.errors import APIError
-from litgpt.deploy.protocol.schemas import ChatMessage, JSONObject, JSONSchema, PlainText, SamplingFields, Tool
+from litgpt.deploy.protocol.schemas import (
+    ChatMessage,
+    CompletionFields,
+    JSONObject,
+    JSONSchema,
+    PlainText,
+    SamplingFields,
+    Tool,
+)
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import Service
 from litgpt.engine.sampling import Sampling
@@ -61,7 +69,7 @@ def stops_of(given: str | list[str] | None, service: Service) -> tuple[str, ...]
     return tuple(stops)
 
 
-def choices_of(body: SamplingFields, service: Service) -> int:
+def choices_of(body: CompletionFields, service: Service) -> int:
     """How many answers are asked for.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What chat and completions have in common when they answer, whole or as server-sent events."""
+"""What the routes have in common when they answer, whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -13,22 +13,35 @@ from fastapi.responses import StreamingResponse
 
 from litgpt.deploy.backends.task import Delta, GenerationTask
 from litgpt.deploy.protocol.errors import APIError, JSONAnswer, dumps
-from litgpt.deploy.protocol.schemas import SamplingFields
+from litgpt.deploy.protocol.schemas import CompletionFields
 from litgpt.deploy.request_log import RequestRecord
 from litgpt.deploy.served_models import ServedModel
 from litgpt.deploy.service import InFlightRequest, Service
+
+KEEP_ALIVE_SECONDS = 10.0
+"""After so long a silence, while a long prompt is computed say, a stream says that it is alive."""
+
+
+STREAMABLE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Whole, or as it comes", "content": {"application/json": {}, "text/event-stream": {}}}
+}
+"""What the description of a route says of its answers."""
 
 
 class Choice(ABC):
     """One answer of a response, as it comes."""
 
     @abstractmethod
-    def opening(self) -> Iterator[dict[str, Any]]:
-        """What a stream has of it before the first delta."""
-
-    @abstractmethod
     def push(self, delta: Delta) -> Any:
         """Takes a delta in."""
+
+
+class ChunkedChoice(Choice):
+    """One answer, as the APIs have it that number several answers to one request."""
+
+    @abstractmethod
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """What a stream has of it before the first delta."""
 
     @abstractmethod
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
@@ -39,17 +52,36 @@ class Choice(ABC):
         """All of it."""
 
 
+class EventStream(ABC):
+    """A response as server-sent events, in the words of one protocol."""
+
+    keep_alive: ClassVar[bytes] = b": keep-alive\n\n"
+    """What is sent while nothing happens, so that no proxy takes the connection for dead."""
+
+    @abstractmethod
+    def opening(self) -> Iterator[bytes]:
+        """What is sent before the first delta."""
+
+    @abstractmethod
+    def push(self, delta: Delta) -> Iterator[bytes]:
+        """Takes a delta in; what is sent of it."""
+
+    @abstractmethod
+    def closing(self) -> Iterator[bytes]:
+        """What is sent after the last delta."""
+
+    @abstractmethod
+    def failure(self, error: APIError) -> bytes:
+        """What is sent where an answer fails, for the status has long been sent."""
+
+
 @dataclass
 class ParsedRequest(ABC):
     """A request, parsed."""
 
     id_prefix: ClassVar[str]
-    kind: ClassVar[str]
-    """What OpenAI calls the response."""
-    chunk_kind: ClassVar[str]
-    """What OpenAI calls a piece of it in a stream."""
 
-    body: SamplingFields
+    body: CompletionFields
     served_model: ServedModel
     tasks: list[GenerationTask]
     n: int
@@ -63,10 +95,37 @@ class ParsedRequest(ABC):
     def choices(self) -> Sequence[Choice]:
         """The answers, before anything has come of them."""
 
+    @abstractmethod
+    def whole(self, choices: Sequence[Any], usage: Usage) -> dict[str, Any]:
+        """The response, once its answers are complete."""
+
+    @abstractmethod
+    def stream(self) -> EventStream:
+        """The response as events."""
+
     def identify(self, record: RequestRecord) -> None:
         """Takes the request's id, and notes whether it streams."""
         self.id = self.id_prefix + record.id
         record.stream = bool(self.body.stream)
+
+
+class ParsedChunked(ParsedRequest):
+    """A request to an API that numbers several answers, and streams them in chunks of one kind."""
+
+    kind: ClassVar[str]
+    """What OpenAI calls the response."""
+    chunk_kind: ClassVar[str]
+    """What OpenAI calls a piece of it in a stream."""
+
+    @abstractmethod
+    def choices(self) -> Sequence[ChunkedChoice]: ...
+
+    def whole(self, choices: Sequence[ChunkedChoice], usage: Usage) -> dict[str, Any]:
+        formatted = [choice.format() for choice in choices]
+        return {**self.head(self.kind), "choices": formatted, "usage": usage.format(), **self.notes()}
+
+    def stream(self) -> EventStream:
+        return ChunkStream(self)
 
     def head(self, kind: str) -> dict[str, Any]:
         """What every response, and every piece of one, begins with."""
@@ -87,7 +146,7 @@ class Usage:
     def __init__(self, n: int) -> None:
         self._n = n
         self._prompts: dict[int, tuple[int, int]] = {}
-        self._generated = 0
+        self.generated = 0
 
     def push(self, delta: Delta) -> None:
         """Counts an answer that is done."""
@@ -95,23 +154,60 @@ class Usage:
             prompt = delta.choice // self._n
             if prompt not in self._prompts or delta.choice % self._n == 0:
                 self._prompts[prompt] = (delta.counts.prompt, delta.counts.shared)
-            self._generated += delta.counts.generated
+            self.generated += delta.counts.generated
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompts."""
+        return sum(n for n, _ in self._prompts.values())
+
+    @property
+    def shared(self) -> int:
+        """Those that were computed before."""
+        return sum(n for _, n in self._prompts.values())
 
     def format(self) -> dict[str, Any]:
         """As OpenAI's API has it."""
-        prompt = sum(n for n, _ in self._prompts.values())
-        shared = sum(n for _, n in self._prompts.values())
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": self._generated,
-            "total_tokens": prompt + self._generated,
-            "prompt_tokens_details": {"cached_tokens": shared},
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": self.prompt + self.generated,
+            "prompt_tokens_details": {"cached_tokens": self.shared},
         }
 
 
-def finish_reason(reason: str) -> str:
+def finish_reason(reason: str | None) -> str:
     """OpenAI's word for why an answer ended."""
     return "length" if reason == "length" else "stop"
+
+
+class ChunkStream(EventStream):
+    """The chunks of a response of several answers."""
+
+    def __init__(self, parsed: ParsedChunked) -> None:
+        options = parsed.body.stream_options
+        self._wants_usage = options is not None and options.include_usage
+        self._head = parsed.head(parsed.chunk_kind) | ({"usage": None} if self._wants_usage else {})
+        self._choices, self._usage, self._notes = parsed.choices(), Usage(parsed.n), parsed.notes()
+
+    def opening(self) -> Iterator[bytes]:
+        for choice in self._choices:
+            for chunk in choice.opening():
+                yield event({**self._head, "choices": [chunk], **self._notes})
+                self._notes = {}
+
+    def push(self, delta: Delta) -> Iterator[bytes]:
+        self._usage.push(delta)
+        for chunk in self._choices[delta.choice].chunks(delta):
+            yield event({**self._head, "choices": [chunk]})
+
+    def closing(self) -> Iterator[bytes]:
+        if self._wants_usage:
+            yield event({**self._head, "choices": [], "usage": self._usage.format()})
+        yield b"data: [DONE]\n\n"
+
+    def failure(self, error: APIError) -> bytes:
+        return event(error.body())
 
 
 async def respond(service: Service, http: Request, parsed: ParsedRequest) -> Response:
@@ -127,7 +223,7 @@ async def respond(service: Service, http: Request, parsed: ParsedRequest) -> Res
         return JSONAnswer(await _whole(parsed, request))
     # Proxies must not hold the events back.
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(parsed, request), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(parsed.stream(), request), media_type="text/event-stream", headers=headers)
 
 
 async def _whole(parsed: ParsedRequest, request: InFlightRequest) -> dict[str, Any]:
@@ -136,34 +232,28 @@ async def _whole(parsed: ParsedRequest, request: InFlightRequest) -> dict[str, A
     async for delta in request.deltas():
         choices[delta.choice].push(delta)
         usage.push(delta)
-    formatted = [choice.format() for choice in choices]
-    return {**parsed.head(parsed.kind), "choices": formatted, "usage": usage.format(), **parsed.notes()}
+    return parsed.whole(choices, usage)
 
 
-async def _events(parsed: ParsedRequest, request: InFlightRequest) -> AsyncIterator[bytes]:
+async def _events(stream: EventStream, request: InFlightRequest) -> AsyncIterator[bytes]:
     """The response as it comes; a failure is an event too, because the status has long been sent."""
-    options = parsed.body.stream_options
-    wants_usage = options is not None and options.include_usage
-    head = parsed.head(parsed.chunk_kind) | ({"usage": None} if wants_usage else {})
-    choices, usage, notes = parsed.choices(), Usage(parsed.n), parsed.notes()
     try:
-        for choice in choices:
-            for chunk in choice.opening():
-                yield _event({**head, "choices": [chunk], **notes})
-                notes = {}
-        async for delta in request.deltas():
-            usage.push(delta)
-            for chunk in choices[delta.choice].chunks(delta):
-                yield _event({**head, "choices": [chunk]})
-        if wants_usage:
-            yield _event({**head, "choices": [], "usage": usage.format()})
-        yield b"data: [DONE]\n\n"
+        for piece in stream.opening():
+            yield piece
+        async for delta in request.deltas_or_silence(KEEP_ALIVE_SECONDS):
+            if delta is None:
+                yield stream.keep_alive
+                continue
+            for piece in stream.push(delta):
+                yield piece
+        for piece in stream.closing():
+            yield piece
     except APIError as error:
-        yield _event(error.body())
+        yield stream.failure(error)
     finally:
         request.end()
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def event(content: dict[str, Any], name: str | None = None) -> bytes:
     """A server-sent event."""
-    return b"data: " + dumps(content) + b"\n\n"
+    return (b"" if name is None else b"event: " + name.encode() + b"\n") + b"data: " + dumps(content) + b"\n\n"

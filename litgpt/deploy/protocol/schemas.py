@@ -6,6 +6,7 @@ refused by name.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,6 +49,7 @@ def _few(given: Any) -> Any:
 
 
 NAME = Annotated[str, Field(max_length=1024)]
+FUNCTION_NAME = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 STOP = Annotated[str, Field(max_length=STOP_CHARACTERS)]
 BIAS = Annotated[NUMBER, Field(ge=-100, le=100)]
 BIAS_BY_TOKEN = Annotated[dict[NAME, BIAS], Field(max_length=BIASES), BeforeValidator(_few)]
@@ -105,15 +107,9 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class SamplingFields(IgnoredFields):
-    """What chat and completions share."""
+class SamplingFields(Body):
+    """How tokens are drawn, in the words that all routes take."""
 
-    model: NAME
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    stop: STOP | MANY_STOPS | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     temperature: NUMBER | None = None
     top_p: NUMBER | None = None
     top_k: int | None = None
@@ -131,6 +127,34 @@ class SamplingFields(IgnoredFields):
         if given is not None and not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
             raise ValueError("its keys are token ids")
         return given
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """Those of them that were given."""
+        return {name: getattr(self, name) for name in SamplingFields.model_fields if name in self.model_fields_set}
+
+
+class CompletionFields(SamplingFields, IgnoredFields):
+    """What chat and completions share."""
+
+    model: NAME
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: STOP | MANY_STOPS | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+def _no_media(given: Any) -> Any:
+    """Refuses what is no text, in words that say so."""
+    if isinstance(given, dict) and isinstance(kind := given.get("type"), str) and MEDIA.search(kind):
+        raise ValueError("pictures, files, audio and video are not read here; send text")
+    return given
+
+
+MEDIA = re.compile("image|audio|video|file|document|container_upload")
+"""In the types of parts of messages that are no text."""
+READ = BeforeValidator(_no_media)
+"""Of a part of a message."""
 
 
 class TextPart(Body):
@@ -160,7 +184,7 @@ class ChatMessage(Body):
     """A message of a conversation; an answer's own fields are taken back as they were given."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | MANY_PARTS[TextPart] | None = None
+    content: str | MANY_PARTS[Annotated[TextPart, READ]] | None = None
     name: NAME | None = None
     tool_calls: MANY_PARTS[ToolCall] | None = None
     tool_call_id: NAME | None = None
@@ -174,7 +198,7 @@ class ChatMessage(Body):
 class Function(Body):
     """What a tool is for and what it takes."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: FUNCTION_NAME
     description: str | None = None
     parameters: OBJECT | None = None
     strict: bool | None = None
@@ -228,7 +252,7 @@ class JSONSchema(Body):
     json_schema: NamedSchema
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(CompletionFields):
     """The body of `/v1/chat/completions`."""
 
     messages: MANY_MESSAGES
@@ -244,7 +268,7 @@ class ChatRequest(SamplingFields):
     modalities: MANY_PARTS[Literal["text"]] | None = None
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(CompletionFields):
     """The body of `/v1/completions`."""
 
     prompt: str | MANY_TEXTS[str] | MANY_TOKENS | MANY_TEXTS[MANY_TOKENS]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from litgpt.deploy.protocol.notations import NO_CALL, Call, ToolFormat, Unfinished
 from litgpt.engine.detokenizer import partial_match
@@ -15,15 +15,52 @@ MAX_READ = 20_000_000
 
 
 @dataclass(frozen=True)
-class DeltaMessage:
-    """A piece of an answer, its kinds parted."""
+class Text:
+    """Text of one kind."""
 
-    content: str = ""
-    calls: tuple[Call, ...] = ()
-    reasoning: str = ""
+    kind: Literal["content", "reasoning"]
+    text: str
+
+
+class DeltaMessage:
+    """A piece of an answer, its kinds parted, in the order in which they came."""
+
+    def __init__(self, content: str = "", calls: Iterable[Call] = (), reasoning: str = "") -> None:
+        texts = (Text("reasoning", reasoning), Text("content", content))
+        self.parts: list[Text | Call] = [*(text for text in texts if text.text), *calls]
+
+    @property
+    def content(self) -> str:
+        """What is said."""
+        return self._text("content")
+
+    @property
+    def reasoning(self) -> str:
+        """What is thought."""
+        return self._text("reasoning")
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """What is called."""
+        return tuple(part for part in self.parts if isinstance(part, Call))
 
     def __add__(self, other: DeltaMessage) -> DeltaMessage:
-        return DeltaMessage(self.content + other.content, self.calls + other.calls, self.reasoning + other.reasoning)
+        message = DeltaMessage()
+        message.parts = [*self.parts]
+        for part in other.parts:
+            message.put(part)
+        return message
+
+    def put(self, part: Text | Call) -> None:
+        """Takes a part in; text of the kind that came last goes on with it."""
+        last = self.parts[-1] if self.parts else None
+        if isinstance(part, Text) and isinstance(last, Text) and last.kind == part.kind:
+            self.parts[-1] = Text(part.kind, last.text + part.text)
+        else:
+            self.parts.append(part)
+
+    def _text(self, kind: str) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text) and part.kind == kind)
 
 
 class ToolCallParser:

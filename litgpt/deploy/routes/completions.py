@@ -19,7 +19,7 @@ from litgpt.deploy.protocol.parsing import (
     stops_of,
     tasks_of,
 )
-from litgpt.deploy.protocol.responses import Choice, ParsedRequest, finish_reason, respond
+from litgpt.deploy.protocol.responses import STREAMABLE, ChunkedChoice, ParsedChunked, finish_reason, respond
 from litgpt.deploy.protocol.schemas import CompletionRequest
 from litgpt.deploy.service import Service
 
@@ -34,7 +34,7 @@ class Echo:
 
 
 @dataclass
-class ParsedCompletion(ParsedRequest):
+class ParsedCompletion(ParsedChunked):
     """A completion request, parsed; without tasks where the prompts alone are to be given back."""
 
     id_prefix = "cmpl-"
@@ -49,7 +49,7 @@ class ParsedCompletion(ParsedRequest):
         return [CompletionChoice(self, index) for index in range(len(self.prompts) * self.n)]
 
 
-class CompletionChoice(Choice):
+class CompletionChoice(ChunkedChoice):
     """One text as it comes, and how likely each token was."""
 
     def __init__(self, parsed: ParsedCompletion, index: int) -> None:
@@ -89,7 +89,7 @@ def make_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=STREAMABLE)
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """What follows a text, or each of several."""
         parsed = await service.prepare(parse, service, body)

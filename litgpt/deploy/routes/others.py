@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
@@ -45,6 +46,9 @@ def make_router(service: Service) -> APIRouter:
             {
                 "object": "list",
                 "data": [_describe(service, served_model) for served_model in service.served_models.values()],
+                "has_more": False,
+                "first_id": next(iter(service.served_models)),
+                "last_id": [*service.served_models][-1],
             }
         )
 
@@ -78,12 +82,15 @@ def make_router(service: Service) -> APIRouter:
 
 
 def _describe(service: Service, served_model: ServedModel) -> dict[str, Any]:
-    """A model as OpenAI's API describes one, with what clients want to know before they use it."""
+    """A model as OpenAI's API and Anthropic's describe one, with what clients want to know before they use it."""
     base, usual = service.base.name, service.settings.sampling
     return {
         "id": served_model.name,
         "object": "model",
         "created": served_model.created,
+        "type": "model",  # from here to the date: Anthropic's words
+        "display_name": served_model.name,
+        "created_at": datetime.fromtimestamp(served_model.created, UTC).isoformat(),
         "owned_by": "litgpt",
         "root": base,
         "parent": None if served_model.adapter is None else base,

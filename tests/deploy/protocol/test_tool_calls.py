@@ -11,7 +11,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from litgpt.deploy.app import make_app
-from litgpt.deploy.backends.task import Counts, Delta, ResponseStream
 from litgpt.deploy.protocol.channels import ChannelParser
 from litgpt.deploy.protocol.notations import FORMATS, format_of
 from litgpt.deploy.protocol.parsing import plain_messages
@@ -19,7 +18,7 @@ from litgpt.deploy.protocol.schemas import ChatMessage, FunctionCall, ToolCall
 from litgpt.deploy.protocol.tool_calls import DeltaMessage, ToolCallParser, forced_schema
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
-from tests.deploy.served import make_service, running
+from tests.deploy.served import Script, make_service, running
 from tests.generate.folder import make_folder
 
 SIGNS = {
@@ -212,25 +211,6 @@ TOOLS = [
         },
     }
 ]
-
-
-class Script(ResponseStream):
-    """Answers that are known beforehand, a few characters at a time."""
-
-    begun = True
-
-    def __init__(self, text: str) -> None:
-        self._pieces = [text[at : at + 4] for at in range(0, len(text), 4)]
-
-    async def change(self) -> None:
-        return
-
-    def take(self) -> list[Delta]:
-        piece = self._pieces.pop(0) if self._pieces else ""
-        return [Delta(0, piece, finish_reason=None if self._pieces else "stop", counts=Counts(3, 0, 5))]
-
-    def cancel(self) -> None:
-        return
 
 
 @pytest.fixture(scope="module")

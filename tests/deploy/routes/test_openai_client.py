@@ -229,8 +229,8 @@ def schema(content: dict) -> dict:
         (
             dict(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
             "BadRequestError",
-            "messages[0].content[0].type",
-            "input should be 'text'",
+            "messages[0].content[0]",
+            "pictures, files, audio and video are not read here; send text",
         ),
         (
             dict(response_format=schema({"type": "objekt"})),

@@ -1,4 +1,4 @@
-"""Clients of other people, unmodified: `langchain-openai`, and the `openai` package of npm."""
+"""Clients of other people, unmodified: `langchain-openai`, and the `openai` and `@anthropic-ai/sdk` packages of npm."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from litgpt.engine.inference_model import InferenceModel
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
 
+PACKAGES = ("openai", "@anthropic-ai/sdk")
 NODE = """
 import OpenAI from 'openai'
+import Anthropic from '@anthropic-ai/sdk'
 const client = new OpenAI({ baseURL: process.argv[2] + '/v1', apiKey: 's3cret', maxRetries: 0 })
 const base = { model: 'tiny', messages: [{ role: 'user', content: 'Hi' }], max_tokens: 12 }
 const told = {}
@@ -41,6 +43,19 @@ try { await client.chat.completions.create({ ...base, temperature: -1 }) } catch
 try { await client.models.retrieve('no') } catch (error) { told.missing = error.constructor.name }
 try { await new OpenAI({ baseURL: process.argv[2] + '/v1', apiKey: 'x', maxRetries: 0 }).models.list() }
 catch (error) { told.key = error.constructor.name }
+const asked = { model: 'tiny', max_output_tokens: 12, input: 'Hi' }
+told.response = (await client.responses.create(asked)).output_text
+told.events = ''
+for await (const event of await client.responses.create({ ...asked, stream: true }))
+  if (event.type === 'response.output_text.delta') told.events += event.delta
+const other = new Anthropic({ baseURL: process.argv[2], apiKey: 's3cret', maxRetries: 0 })
+const { max_tokens, messages, model } = base
+told.message = (await other.messages.create({ max_tokens, messages, model })).content[0].text
+told.blocks = await other.messages.stream({ max_tokens, messages, model }).finalText()
+told.counted = (await other.messages.countTokens({ messages, model })).input_tokens
+try { await other.messages.create({ max_tokens, messages, model: 'no' }) } catch (error) {
+  told.lost = [error.constructor.name, error.error.error.type]
+}
 told.vector = (await client.embeddings.create({ model: 'tiny', input: 'Hi' })).data[0].embedding.length
 console.log(JSON.stringify(told))
 """
@@ -59,13 +74,13 @@ def url(inference_model) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_npms_openai(url, inference_model, tmp_path):
+def test_npms_clients(url, inference_model, tmp_path):
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm here")
-    done = subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=tmp_path, timeout=240)
+    done = subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", *PACKAGES], cwd=tmp_path, timeout=240)
     if done.returncode:
-        pytest.skip("npm can't install openai here")
+        pytest.skip("npm can't install the clients here")
     (tmp_path / "client.mjs").write_text(NODE)
     command = ["node", "client.mjs", url]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -78,6 +93,8 @@ def test_npms_openai(url, inference_model, tmp_path):
     assert json.loads(told["json"])["a"] in ("x", "y")
     assert told["error"] == ["BadRequestError", 400, "temperature"]
     assert (told["missing"], told["key"]) == ("NotFoundError", "AuthenticationError")
+    assert {told[name] for name in ("response", "events", "message", "blocks")} == {expected}
+    assert told["counted"] == len(inference_model.encode("Hi")) and told["lost"] == ["NotFoundError", "not_found_error"]
     assert told["vector"] == 32
 
 
