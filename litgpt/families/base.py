@@ -60,6 +60,18 @@ class Interleaved:
 
     theirs: str
     ours: str
+    groups: int = 0
+    """Groups of heads, where they are others than those that share keys and values."""
+    order: str = "qkv"
+    """Of the parts in a group."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Several of their vectors are the rows of one of ours: the norms of each head."""
+
+    theirs: tuple[str, ...]
+    ours: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Absorbed | Drop
+Rule = Same | Join | Split | Stacked | Interleaved | Rows | Dealt | Absorbed | Drop
 
 
 def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:

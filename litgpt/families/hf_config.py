@@ -103,6 +103,44 @@ GELU = {
 }
 """`hidden_act` ↔ `gelu_approximate`."""
 
+ACTIVATIONS: dict[str, str] = {
+    **{kind: kind for kind in "silu gelu gelu_tanh gelu_10 quick_gelu relu relu2 relu6 leaky_relu".split()},
+    **{kind: kind for kind in "hardswish laplace linear mish sigmoid sqrtsoftplus tanh xielu".split()},
+}
+"""`Config.activation` ↔ the `hidden_act` it is written as."""
+ACTIVATIONS["gelu_tanh"] = "gelu_pytorch_tanh"
+ACTIVATION_NAMES = {
+    **{theirs: ours for ours, theirs in ACTIVATIONS.items()},
+    **{name: "gelu" if kind == "none" else "gelu_tanh" for name, kind in GELU.items()},
+    "swish": "silu",
+}
+"""And back, with other names of the same."""
+
+
+def pop_activation(left: dict[str, Any], default: str, key: str = "hidden_act", gated: bool = False) -> dict[str, Any]:
+    """Takes the activation of the MLP out of a `config.json`.
+
+    Returns:
+        `mlp_class_name` where it is another, `gelu_approximate` and `activation`, as far as they are needed.
+
+    Raises:
+        LitGPTError: It is not known here.
+    """
+    kind = pop_choice(left, key, ACTIVATION_NAMES, default)
+    if kind in ("gelu", "gelu_tanh"):
+        found = {"gelu_approximate": "tanh" if kind == "gelu_tanh" else "none"}
+        return {**found, "mlp_class_name": "GemmaMLP"} if gated else found
+    return {} if gated and kind == "silu" else {"activation": kind}
+
+
+def push_activation(config: Any, tanh: str = "gelu_pytorch_tanh") -> str:
+    """And back: the name of what a `Config` has; `tanh`: that of the GELU with one, which has several."""
+    if config.activation is not None:
+        return ACTIVATIONS[config.activation]
+    if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
+        return "silu"
+    return "gelu" if config.gelu_approximate == "none" else tanh
+
 
 FACTOR = ("factor", "factor")
 ORIGINAL = ("original_max_position_embeddings", "original_max_seq_len")

@@ -130,6 +130,7 @@ class RopeTable:
             positions = torch.arange(rows, device=device, dtype=torch.float32) / self.config.rope_condense_ratio
             angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device, extent))
             factor = attention_factor(self.config) if self.base is None else 1.0
+            angles = -angles if self.config.rope_reversed else angles
             cos, sin, self.beyond = angles.cos() * factor, angles.sin() * factor, beyond
             if self.config.rope_interleave:
                 self.cos, self.sin = cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
