@@ -79,7 +79,8 @@ class Config:
     rope_condense_ratio: int = 1
     rope_adjustments: dict[str, Any] | None = None
     """`{factor}`: linear; `{factor, low_freq_factor, high_freq_factor, original_max_seq_len}`: Llama 3; `{factor,
-    beta_fast, beta_slow, original_max_seq_len[, mscale, mscale_all_dim, attention_factor, truncate]}`: YaRN."""
+    beta_fast, beta_slow, original_max_seq_len[, mscale, mscale_all_dim, attention_factor, truncate]}`: YaRN;
+    `{factor, dynamic_beyond}`: a base that grows with sequences longer than that."""
     rope_interleave: bool = False
     """Neighbouring dimensions rotate together, rather than those half a head apart."""
     # -- MLP

@@ -234,6 +234,8 @@ class Family:
         try:
             pop_quantization(left)
             kwargs.update(self._whole_heads(self.from_hf(left)))
+            if self.base.get("mlp_class_name") == "LLaMAMoE" and kwargs["mlp_class_name"] == "GemmaMLP":
+                raise LitGPTError("config.json has `hidden_act`: GELU, which no mixture of experts here has.")
         except LitGPTError:
             raise
         except KeyError as missing:

@@ -109,6 +109,8 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError(
             f"The model setting activation is {quoted(config.activation)}.{closest(config.activation, ACTIVATIONS)}"
         )
+    if config.activation is not None and config.mlp_class_name == "LLaMAMoE":
+        raise UnsupportedError(f"Experts have SiLU here; the model's activation is {config.activation}.")
     if sum((config.learned_positions, config.sinusoidal_span is not None, config.alibi is not None)) > 1:
         raise LitGPTError("A model has one of learned_positions, sinusoidal_span and alibi.")
     if config.norm_after_residual and config.parallel_residual:

@@ -158,6 +158,7 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
         ("attention_factor",) * 2,
         ("truncate",) * 2,
     ),
+    "dynamic": (FACTOR, ("original_max_position_embeddings", "dynamic_beyond")),
     "longrope": (FACTOR, ("short_factor",) * 2, ("long_factor",) * 2, ORIGINAL, ("attention_factor",) * 2),
 }
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
@@ -187,6 +188,9 @@ def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
         found["rotary_percentage"] = partial
     kind = rope.get("rope_type") or rope.get("type") or "default"
     kind = "longrope" if kind == "su" else kind
+    if kind == "dynamic":  # the context is what it is stretched to
+        original = rope[ORIGINAL[0]] = rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
+        found["block_size"] = int(original * rope["factor"])
     if ORIGINAL in ROPE_KEYS.get(kind, ()):
         outside = left.pop(ORIGINAL[0], None)  # which counts, where a file has both
         rope[ORIGINAL[0]] = outside or rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
@@ -221,9 +225,13 @@ def push_rope(config: Any) -> dict[str, Any]:
     adjust = config.rope_adjustments or {}
     if config.rope_condense_ratio != 1:
         adjust = {"factor": float(config.rope_condense_ratio)}
-    telling = {"low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
+    said = {}
+    if "dynamic_beyond" in adjust:
+        said["max_position_embeddings"] = adjust["dynamic_beyond"]
+    telling = {"dynamic_beyond": "dynamic", "low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
     kind = next((kind for key, kind in telling.items() if key in adjust), "linear")
     return {
+        **said,
         "rope_theta": float(config.rope_base),
         "rope_scaling": push_adjustments(kind, adjust) if adjust else None,
     }
