@@ -170,7 +170,7 @@ class WeightTable:
             columns = of_expert[..., part::parts] if rule.by_turns else of_expert.chunk(parts, dim=-1)[part]
             return columns.t() if columns.dim() == 2 else columns
         if isinstance(rule, Interleaved):
-            return deinterleave_qkv(tensors[0], self.config, rule)
+            return deinterleave_qkv(tensors[0], self.config, rule.groups, rule.order)
         transposed = isinstance(rule, Same) and rule.transpose and tensors[0].dim() == 2
         return tensors[0].t().contiguous() if transposed else tensors[0]
 
@@ -225,7 +225,7 @@ class WeightTable:
             keys, values = of_heads.split((sizes["qk_nope_head_dim"], sizes["v_head_dim"]), dim=1)
             return values if part else keys.mT
         if isinstance(rule, Interleaved):
-            return interleave_qkv(tensor, self.config, rule)
+            return interleave_qkv(tensor, self.config, rule.groups, rule.order)
         return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor
 
 
@@ -246,20 +246,20 @@ def group_rows(rule: Dealt, tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1).flatten(0, 1)
 
 
-def deinterleave_qkv(tensor: Tensor, config: Config, rule: Interleaved) -> Tensor:
+def deinterleave_qkv(tensor: Tensor, config: Config, groups: int = 0, order: str = "qkv") -> Tensor:
     """Rows `q… k v` of one group of heads after another → `[Q | K | V]`; GPT-NeoX has one query head a group."""
-    groups = rule.groups or config.n_query_groups
+    groups = groups or config.n_query_groups or config.n_head
     rows = dict(zip("qkv", config.qkv_rows(), strict=True))
-    grouped = tensor.unflatten(0, (groups, -1)).split([rows[part] // groups for part in rule.order], dim=1)
-    parts = dict(zip(rule.order, grouped, strict=True))
+    grouped = tensor.unflatten(0, (groups, -1)).split([rows[part] // groups for part in order], dim=1)
+    parts = dict(zip(order, grouped, strict=True))
     return torch.cat([parts[part].flatten(0, 1) for part in "qkv"])
 
 
-def interleave_qkv(tensor: Tensor, config: Config, rule: Interleaved) -> Tensor:
+def interleave_qkv(tensor: Tensor, config: Config, groups: int = 0, order: str = "qkv") -> Tensor:
     """The inverse of `deinterleave_qkv`."""
-    groups = rule.groups or config.n_query_groups
+    groups = groups or config.n_query_groups or config.n_head
     parts = dict(zip("qkv", tensor.split(config.qkv_rows()), strict=True))
-    return torch.cat([parts[part].unflatten(0, (groups, -1)) for part in rule.order], dim=1).flatten(0, 1)
+    return torch.cat([parts[part].unflatten(0, (groups, -1)) for part in order], dim=1).flatten(0, 1)
 
 
 def lazy(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -187,9 +187,9 @@ class Ranks:
         attention.first_head = attention.config.n_head // self.count * self.number
         if attention.config.norm_inner:
             attention.norm_inner = _NormOverRanks(attention.norm_inner, self)
-        for norm in (getattr(attention, name, None) for name in ("norm_q", "norm_k")):
-            if isinstance(norm, HeadNorm):
-                norm.weight = _frozen(self.part(norm.weight))
+        for of_heads in (getattr(attention, name, None) for name in ("norm_q", "norm_k")):
+            if isinstance(of_heads, HeadNorm):
+                of_heads.weight = _frozen(self.part(of_heads.weight))
         if attention.config.norm_qk and attention.config.norm_qk_type == "olmo2":
             attention.norm_q, attention.norm_k = (
                 _NormOverRanks(norm, self) for norm in (attention.norm_q, attention.norm_k)

@@ -123,10 +123,11 @@ class CausalSelfAttention(Attention):
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
         if config.norm_inner:
             self.norm_inner = make_norm(config, width)
+        self.norm_q: nn.Module
+        self.norm_k: nn.Module
         if config.norm_qk and config.norm_qk_type == "by_head":
-            self.norm_q, self.norm_k = (
-                HeadNorm(heads, config.head_size, config.norm_eps) for heads in (config.n_head, config.n_query_groups)
-            )
+            self.norm_q = HeadNorm(config.n_head, config.head_size, config.norm_eps)
+            self.norm_k = HeadNorm(config.n_query_groups, config.head_size, config.norm_eps)
         elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
             self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))

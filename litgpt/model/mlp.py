@@ -90,6 +90,9 @@ class GemmaMLP(LLaMAMLP):
 class XIELU(nn.Module):
     """Quadratic above zero, exponential below, both as steep as was learned (https://arxiv.org/abs/2411.13010)."""
 
+    beta: Tensor
+    eps: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p = nn.Parameter(torch.empty(1))
