@@ -53,7 +53,8 @@ class Config:
     norm_class_name: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
     norm_eps: float = 1e-5
     norm_qk: bool = False
-    norm_qk_type: Literal["default", "olmo2"] = "default"
+    norm_qk_type: Literal["default", "olmo2", "by_head"] = "default"
+    """One norm that every head shares; one over all heads; one a head, without biases."""
     post_attention_norm: bool = False
     post_mlp_norm: bool = False
     parallel_residual: bool = True
@@ -78,7 +79,8 @@ class Config:
     rope_condense_ratio: int = 1
     rope_adjustments: dict[str, Any] | None = None
     """`{factor}`: linear; `{factor, low_freq_factor, high_freq_factor, original_max_seq_len}`: Llama 3; `{factor,
-    beta_fast, beta_slow, original_max_seq_len[, mscale, mscale_all_dim, attention_factor, truncate]}`: YaRN."""
+    beta_fast, beta_slow, original_max_seq_len[, mscale, mscale_all_dim, attention_factor, truncate]}`: YaRN;
+    `{factor, dynamic_beyond}`: a base that grows with sequences longer than that."""
     rope_interleave: bool = False
     """Neighbouring dimensions rotate together, rather than those half a head apart."""
     # -- MLP
@@ -113,14 +115,35 @@ class Config:
     """The head is the embedding. Unset: as the named size says, else not. Not written: the weights tell."""
     learned_positions: bool = False
     """`transformer.wpe` instead of rotary positions."""
+    positions_offset: int = 0
+    """The row of `transformer.wpe`, or of the sinusoids, that the first position has."""
+    sinusoidal_span: float | None = None
+    """Instead of rotary positions, sines and cosines of position · 10000^(-i / this) are added to the embeddings."""
+    alibi: dict[str, Any] | None = None
+    """`{max_bias[, in_bfloat16]}`: instead of rotary positions, scores fall with distance, down to 2^-max_bias a token
+    (https://arxiv.org/abs/2108.12409); `in_bfloat16`: by values rounded so, and scaled as queries and keys are."""
+    padding_row: int | None = None
+    """Of the embedding: zero whatever a file says, as it is in transformers' class."""
+    norm_embeddings: bool = False
+    """`transformer.ln_e` norms what the first block gets."""
+    norm_after_residual: bool = False
+    """A block's norms come after each half is added to the residual stream, not before it."""
+    final_norm: bool = True
+    """There is `transformer.ln_f`."""
+    norm_inner: bool = False
+    """RMSNorms before `attn.proj` and `mlp.proj`, over all heads and over the hidden units."""
     norm_bias: bool = True
     """LayerNorm has a bias."""
     norm_affine: bool | None = None
     """The norms have weights. Unset: as the family says, else they do."""
     norm_unit_offset: bool | None = None
-    """RMSNorm scales by `1 + weight`. Unset: as the family says, else by `weight`."""
+    """A norm scales by `1 + weight`. Unset: as the family says, else by `weight`."""
     attn_proj_bias: bool = False
     """A bias on `attn.proj` even where `bias` is off."""
+    mlp_bias: bool = False
+    """Biases in the MLP even where `bias` is off."""
+    activation: str | None = None
+    """Of the MLP, one of `litgpt.families.hf_config.ACTIVATIONS`. Unset: SiLU in a LLaMAMLP, else GELU."""
     expert_bias: bool = False
     """The router and the experts have biases."""
     swiglu_limit: float | None = None
@@ -140,6 +163,10 @@ class Config:
     """Queries, keys and values are clamped to ± this."""
     rope_layers: list[int] | None = None
     """Per layer: 0 where nothing rotates (NoPE). Unset: every layer rotates."""
+    rope_reversed: bool = False
+    """Dimensions rotate the other way round."""
+    norm_qk_rotated: bool = False
+    """The norms of queries and keys come after they rotate."""
     norm_turned: bool = False
     """Where queries and keys rotate, they are normed afterwards, without weights."""
     query_tuning: dict[str, Any] | None = None
@@ -179,7 +206,7 @@ class Config:
         else:
             self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
         pairs_in = self.head_size if self.latent_attention is None else self.rope_n_elem
-        if not self.learned_positions and find_multiple(self.rope_n_elem, 2) > pairs_in:
+        if self.rotates and find_multiple(self.rope_n_elem, 2) > pairs_in:
             raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
         self.n_query_groups = self.n_query_groups or self.n_head
         if self.n_head % self.n_query_groups:
@@ -211,6 +238,11 @@ class Config:
             return int(self.latent_attention["qk_rope_head_dim"])
         assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether positions are rotary."""
+        return not self.learned_positions and self.sinusoidal_span is None and self.alibi is None
 
     @property
     def mlp_class(self) -> type[Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from litgpt.families.base import without
 
 NEOX_LIKE = dict(
     vocab_size=96,
@@ -239,6 +242,118 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
 }
+
+
+BIGCODE = dict(**GPT2_LIKE, n_inner=48)
+NEO = dict(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    max_position_embeddings=64,
+    attention_types=[[["global", "local", "global"], 1]],
+    window_size=7,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+OPT_LIKE = dict(**without(NEOX_LIKE, "intermediate_size"), ffn_dim=48, pad_token_id=None)
+LATENT = without(
+    DEEPSEEK,
+    *("n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size"),
+    *("first_k_dense_replace", "routed_scaling_factor"),
+)
+MULTIPLIED = dict(embedding_multiplier=3.0, attention_multiplier=0.5, residual_multiplier=0.7, logits_scaling=4.0)
+NO_PAD = dict(pad_token_id=None)
+DYNAMIC_ROPE = dict(rope_type="dynamic", rope_theta=10000.0)
+
+# The same, of families whose structure others have as well: one test of each is fast, the rest are slow.
+WIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("CohereConfig", {**LLAMA_LIKE, **NO_PAD, "logit_scale": 0.25}),
+    "llama-dynamic-rope": (
+        "LlamaConfig",
+        {**LLAMA_LIKE, "max_position_embeddings": 16, "rope_parameters": {**DYNAMIC_ROPE, "factor": 4.0}},
+    ),
+    "llama-biased-mlp": ("LlamaConfig", {**LLAMA_LIKE, "mlp_bias": True}),
+    "llama-gelu": ("LlamaConfig", {**LLAMA_LIKE, "hidden_act": "gelu"}),
+    "qwen3-relu": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 8, "hidden_act": "relu"}),
+    "gemma2-mish": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 16, "sliding_window": 7, "hidden_activation": "mish"}),
+    "stablelm-12b-like": ("StableLmConfig", {**LLAMA_LIKE, "qk_layernorm": True, "use_parallel_residual": True}),
+    "phi-normed": ("PhiConfig", {**NEOX_LIKE, "qk_layernorm": True, "num_key_value_heads": 2}),
+    "neox-unbiased-attention": ("GPTNeoXConfig", {**NEOX_LIKE, "attention_bias": False, "hidden_act": "quick_gelu"}),
+    "falcon-rw-like": (
+        "FalconConfig",
+        {**FALCON_LIKE, "alibi": True, "parallel_attn": False, "bias": True, "multi_query": False},
+    ),
+    "cohere-normed": ("CohereConfig", {**LLAMA_LIKE, **NO_PAD, "use_qk_norm": True}),
+    "cohere2": ("Cohere2Config", {**LLAMA_LIKE, **NO_PAD, "num_hidden_layers": 5, "sliding_window": 7}),
+    "seed-oss": ("SeedOssConfig", {**LLAMA_LIKE, **NO_PAD, "head_dim": 8}),
+    "seed-oss-biased": ("SeedOssConfig", {**LLAMA_LIKE, **NO_PAD, "head_dim": 8, "attention_out_bias": True}),
+    "ernie": ("Ernie4_5Config", {**LLAMA_LIKE, **NO_PAD, "head_dim": 16}),
+    "ernie-biased": ("Ernie4_5Config", {**LLAMA_LIKE, **NO_PAD, "head_dim": 8, "use_bias": True}),
+    "hunyuan": ("HunYuanDenseV1Config", {**LLAMA_LIKE, "head_dim": 16}),
+    "hunyuan-alpha": (
+        "HunYuanDenseV1Config",
+        {**LLAMA_LIKE, "head_dim": 8, "rope_parameters": {**DYNAMIC_ROPE, "alpha": 100.0, "factor": 1.0}},
+    ),
+    "exaone4": ("Exaone4Config", {**LLAMA_LIKE, "num_hidden_layers": 5, "sliding_window": 7}),
+    "exaone4-without-windows": (
+        "Exaone4Config",
+        {**LLAMA_LIKE, "sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "apertus": ("ApertusConfig", {**LLAMA_LIKE, **NO_PAD}),
+    "arcee": ("ArceeConfig", LLAMA_LIKE),
+    "arcee-biased": ("ArceeConfig", {**LLAMA_LIKE, "mlp_bias": True}),
+    "helium": ("HeliumConfig", {**LLAMA_LIKE, **NO_PAD, "head_dim": 8, "rms_norm_eps": 1e-5}),
+    "nemotron": ("NemotronConfig", {**LLAMA_LIKE, **NO_PAD}),
+    "jais2": ("Jais2Config", LLAMA_LIKE),
+    "starcoder": ("GPTBigCodeConfig", BIGCODE),
+    "starcoder-all-heads": ("GPTBigCodeConfig", {**BIGCODE, "multi_query": False}),
+    "starcoder2": ("Starcoder2Config", {**LLAMA_LIKE, "sliding_window": 7}),
+    "starcoder2-unbiased": ("Starcoder2Config", {**LLAMA_LIKE, "use_bias": False}),
+    "gptj": ("GPTJConfig", {**GPT2_LIKE, "rotary_dim": 4}),
+    "codegen": ("CodeGenConfig", {**GPT2_LIKE, "rotary_dim": 4, "n_inner": 48}),
+    "gpt-neo": ("GPTNeoConfig", NEO),
+    "opt": ("OPTConfig", OPT_LIKE),
+    "opt-350m-like": ("OPTConfig", {**OPT_LIKE, "do_layer_norm_before": False, "enable_bias": False}),
+    "biogpt": ("BioGptConfig", {**NEOX_LIKE, **NO_PAD}),
+    "xglm": ("XGLMConfig", dict(vocab_size=96, d_model=32, ffn_dim=48, num_layers=3, attention_heads=4)),
+    "bloom": ("BloomConfig", dict(vocab_size=96, hidden_size=36, n_layer=3, n_head=6)),
+    "mpt": (
+        "MptConfig",
+        dict(vocab_size=96, d_model=32, n_layers=3, n_heads=4, max_seq_len=64, attn_config={"clip_qkv": 2.0}),
+    ),
+    "nanochat": ("NanoChatConfig", {**LLAMA_LIKE, **NO_PAD}),
+    "minicpm3": ("MiniCPM3Config", {**LATENT, **NO_PAD, "dim_model_base": 16}),
+    "youtu": ("YoutuConfig", {**LATENT, **NO_PAD}),
+    "bitnet": ("BitNetConfig", {**LLAMA_LIKE, **NO_PAD}),
+    "vaultgemma": (
+        "VaultGemmaConfig",
+        {**LLAMA_LIKE, **NO_PAD, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 12},
+    ),
+    "glm": (
+        "GlmConfig",
+        {**LLAMA_LIKE, **NO_PAD, "head_dim": 8, "rope_parameters": {**PARTIAL, "partial_rotary_factor": 0.5}},
+    ),
+    "granite-swa": (
+        "GraniteSWAConfig",
+        {**LLAMA_LIKE, **NO_PAD, **MULTIPLIED, "sliding_window": 7, "layer_rope_theta": [10000.0, 0.0, 500.0]},
+    ),
+    "hyperclovax": ("HyperCLOVAXConfig", {**LLAMA_LIKE, **MULTIPLIED, "logits_scaling": 0.25}),
+    "hyperclovax-prenormed": ("HyperCLOVAXConfig", {**LLAMA_LIKE, "use_post_norm": False}),
+    "cwm": ("CwmConfig", {**LLAMA_LIKE, **NO_PAD, "head_dim": 8, "sliding_window": 7}),
+    "persimmon": ("PersimmonConfig", {**NEOX_LIKE, **NO_PAD}),
+    "openai-gpt": ("OpenAIGPTConfig", GPT2_LIKE),
+    "ctrl": ("CTRLConfig", {**GPT2_LIKE, "dff": 48}),
+}
+CASES |= WIDE
+BY_LENGTH = {"llama-dynamic-rope"}
+"""A token's position is another in a longer sequence, so that no cache or pack has what each has by itself."""
+
+
+def wide_ones_slow(names: Iterable[str], kinds: Collection[str] = frozenset(WIDE)) -> list[Any]:
+    """Parameters of tests that take long for each of so many families."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in kinds else ()) for name in names]
 
 
 AROUND_ZERO = dict.fromkeys(

@@ -13,7 +13,20 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest, quoted
-from litgpt.families.base import Absorbed, Dealt, Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked, spelled
+from litgpt.families.base import (
+    Absorbed,
+    Dealt,
+    Drop,
+    Family,
+    Interleaved,
+    Join,
+    Rows,
+    Rule,
+    Same,
+    Split,
+    Stacked,
+    spelled,
+)
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -98,6 +111,9 @@ class WeightTable:
                 raise LitGPTError(
                     f"The checkpoint's {found} can't be {ours}{needed}; its configuration says other sizes."
                 )
+            if ours == "transformer.wte.weight" and self.config.padding_row is not None:
+                tensor = tensor.clone()
+                tensor[self.config.padding_row] = 0
             return tensor
 
         return Tensors(tuple(sources), fetch)
@@ -132,7 +148,7 @@ class WeightTable:
     def sources(self, ours: str) -> tuple[str, ...]:
         """Their tensors that one of ours is made of."""
         rule = self._rule(ours)
-        theirs = rule.theirs if isinstance(rule, Join | Absorbed) else (rule.theirs,)
+        theirs = rule.theirs if isinstance(rule, Join | Rows | Absorbed) else (rule.theirs,)
         parameter = "" if ours in self.rules else "." + ours.rpartition(".")[2]
         return tuple(name + parameter for name in theirs)
 
@@ -140,6 +156,8 @@ class WeightTable:
         rule = self._rule(ours)
         if isinstance(rule, Join):
             return torch.cat(tensors)
+        if isinstance(rule, Rows):
+            return torch.stack(tensors)
         if isinstance(rule, Absorbed):
             return torch.cat((tensors[0].mT, tensors[1]), dim=1).flatten(0, 1)
         if isinstance(rule, Split):
@@ -152,7 +170,7 @@ class WeightTable:
             columns = of_expert[..., part::parts] if rule.by_turns else of_expert.chunk(parts, dim=-1)[part]
             return columns.t() if columns.dim() == 2 else columns
         if isinstance(rule, Interleaved):
-            return deinterleave_qkv(tensors[0], self.config)
+            return deinterleave_qkv(tensors[0], self.config, rule.groups, rule.order)
         transposed = isinstance(rule, Same) and rule.transpose and tensors[0].dim() == 2
         return tensors[0].t().contiguous() if transposed else tensors[0]
 
@@ -198,6 +216,8 @@ class WeightTable:
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
             return tensor.split(self.config.qkv_rows())[part]
+        if isinstance(rule, Rows):
+            return tensor[part]
         if isinstance(rule, Absorbed):
             sizes = self.config.latent_attention
             assert sizes is not None
@@ -205,7 +225,7 @@ class WeightTable:
             keys, values = of_heads.split((sizes["qk_nope_head_dim"], sizes["v_head_dim"]), dim=1)
             return values if part else keys.mT
         if isinstance(rule, Interleaved):
-            return interleave_qkv(tensor, self.config)
+            return interleave_qkv(tensor, self.config, rule.groups, rule.order)
         return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor
 
 
@@ -226,22 +246,20 @@ def group_rows(rule: Dealt, tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1).flatten(0, 1)
 
 
-def deinterleave_qkv(tensor: Tensor, config: Config) -> Tensor:
-    """Rows `q… k v` of one key-value head after another → `[Q | K | V]`; GPT-NeoX has one query head a group."""
-    assert config.head_size is not None and config.n_query_groups is not None
-    per_group = config.n_head // config.n_query_groups
-    grouped = tensor.view(config.n_query_groups, per_group + 2, config.head_size, -1)
-    parts = [part.reshape(-1, *tensor.shape[1:]) for part in grouped.split((per_group, 1, 1), dim=1)]
-    return torch.cat(parts)
+def deinterleave_qkv(tensor: Tensor, config: Config, groups: int = 0, order: str = "qkv") -> Tensor:
+    """Rows `q… k v` of one group of heads after another → `[Q | K | V]`; GPT-NeoX has one query head a group."""
+    groups = groups or config.n_query_groups or config.n_head
+    rows = dict(zip("qkv", config.qkv_rows(), strict=True))
+    grouped = tensor.unflatten(0, (groups, -1)).split([rows[part] // groups for part in order], dim=1)
+    parts = dict(zip(order, grouped, strict=True))
+    return torch.cat([parts[part].flatten(0, 1) for part in "qkv"])
 
 
-def interleave_qkv(tensor: Tensor, config: Config) -> Tensor:
+def interleave_qkv(tensor: Tensor, config: Config, groups: int = 0, order: str = "qkv") -> Tensor:
     """The inverse of `deinterleave_qkv`."""
-    parts = [
-        part.view(config.n_query_groups, -1, config.head_size, *tensor.shape[1:])
-        for part in tensor.split(config.qkv_rows())
-    ]
-    return torch.cat(parts, dim=1).reshape(tensor.shape)
+    groups = groups or config.n_query_groups or config.n_head
+    parts = dict(zip("qkv", tensor.split(config.qkv_rows()), strict=True))
+    return torch.cat([parts[part].unflatten(0, (groups, -1)) for part in order], dim=1).flatten(0, 1)
 
 
 def lazy(tensors: Mapping[str, Tensor]) -> Tensors:

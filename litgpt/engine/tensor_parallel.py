@@ -25,6 +25,7 @@ from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention, MultiheadLatentAttention
 from litgpt.model.mlp import GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts
+from litgpt.model.norm import HeadNorm
 from litgpt.runtime import leave_processes
 
 
@@ -49,9 +50,9 @@ def split_over_ranks(model: GPT) -> None:
             ranks.split_attention(block.attn)
         for module in list(model.modules()):
             if isinstance(module, GptNeoxMLP):
-                ranks.split_mlp([module.fc], module.proj)
+                ranks.split_mlp([module.fc], module)
             elif isinstance(module, LLaMAMLP):
-                ranks.split_mlp([module.fc_1, module.fc_2], module.proj)
+                ranks.split_mlp([module.fc_1, module.fc_2], module)
             elif isinstance(module, Experts):
                 ranks.split_experts(module)
         if not model.tied:
@@ -72,6 +73,11 @@ def check_divides(model: GPT, ranks: int) -> None:
         raise LitGPTError(
             f"{ranks} devices can't share {config.n_query_groups} key-value groups; use a number that divides them,"
             " or generate_sequentially."
+        )
+    if config.norm_inner and (config.intermediate_size or 0) % ranks:
+        raise LitGPTError(
+            f"{ranks} devices can't share {config.intermediate_size} hidden units that are normed together; use a"
+            " number that divides them."
         )
     if config.n_head % ranks:
         raise LitGPTError(
@@ -137,11 +143,13 @@ class Ranks:
         linear.in_features = linear.weight.size(1)
         linear.register_forward_hook(self.sum)
 
-    def split_mlp(self, ups: list[nn.Linear], down: nn.Linear) -> None:
+    def split_mlp(self, ups: list[nn.Linear], mlp: GptNeoxMLP | LLaMAMLP) -> None:
         """By hidden units."""
         for linear in ups:
             self.split_rows(linear)
-        self.split_columns(down)
+        self.split_columns(mlp.proj)
+        if mlp.norm_inner is not None:
+            mlp.norm_inner = _NormOverRanks(mlp.norm_inner, self)
 
     def split_experts(self, experts: Experts) -> None:
         """Each expert by its hidden units: all ranks take part in every token, whatever the router says."""
@@ -176,6 +184,12 @@ class Ranks:
             qkv.bias = _frozen(self.part_of_heads(qkv.bias, heads, size))
         qkv.out_features = qkv.weight.size(0)
         attention.heads = (heads[0] // self.count, heads[1] // self.count, heads[2] // self.count)
+        attention.first_head = attention.config.n_head // self.count * self.number
+        if attention.config.norm_inner:
+            attention.norm_inner = _NormOverRanks(attention.norm_inner, self)
+        for of_heads in (getattr(attention, name, None) for name in ("norm_q", "norm_k")):
+            if isinstance(of_heads, HeadNorm):
+                of_heads.weight = _frozen(self.part(of_heads.weight))
         if attention.config.norm_qk and attention.config.norm_qk_type == "olmo2":
             attention.norm_q, attention.norm_k = (
                 _NormOverRanks(norm, self) for norm in (attention.norm_q, attention.norm_k)
@@ -197,7 +211,7 @@ class Ranks:
 
 
 class _NormOverRanks(nn.Module):
-    """A norm over all heads (OLMo 2), of which each rank has some."""
+    """A norm over all heads (OLMo 2) or all hidden units, of which each rank has some."""
 
     def __init__(self, norm: nn.Module, ranks: Ranks) -> None:
         super().__init__()
@@ -205,7 +219,7 @@ class _NormOverRanks(nn.Module):
         self.ranks = ranks
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(…, share of heads · H)` → the same."""
+        """`(…, share of what is normed)` → the same."""
         share, number = x.size(-1), self.ranks.number
         whole = self.norm(self.ranks.gathered(x, share * self.ranks.count))
         return whole[..., share * number : share * (number + 1)]

@@ -7,24 +7,48 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.families import (
+    apertus,
+    arcee,
+    bitnet,
+    bloom,
+    cohere,
+    cwm,
     deepseek,
+    ernie,
+    exaone,
     falcon,
     gemma,
     glm,
     gpt2,
+    gpt_neo,
     gpt_oss,
+    gptj,
     granite,
+    granite_swa,
+    helium,
+    hunyuan,
+    hyperclovax,
+    jais,
     llama,
     llama4,
+    minicpm,
     ministral,
     mixtral,
+    nanochat,
+    nemotron,
     neox,
     olmo,
+    openai_gpt,
+    opt,
+    persimmon,
     phi,
     qwen,
     qwen_next,
+    seed_oss,
     smollm3,
     stablelm,
+    starcoder,
+    vaultgemma,
 )
 from litgpt.families.base import Family
 from litgpt.families.gguf import GGUF
@@ -59,9 +83,43 @@ FAMILIES: tuple[Family, ...] = (
     deepseek.V2,
     deepseek.V3,
     gpt2.FAMILY,
+    cohere.COHERE,
+    cohere.COHERE_2,
+    seed_oss.FAMILY,
+    ernie.FAMILY,
+    hunyuan.FAMILY,
+    exaone.EXAONE_3,
+    exaone.EXAONE_4,
+    apertus.FAMILY,
+    arcee.FAMILY,
+    helium.FAMILY,
+    nemotron.FAMILY,
+    jais.FAMILY,
+    starcoder.BIGCODE,
+    starcoder.STARCODER_2,
+    gptj.GPT_J,
+    gptj.CODEGEN,
+    gpt_neo.FAMILY,
+    opt.OPT,
+    opt.BIOGPT,
+    opt.XGLM,
+    bloom.BLOOM,
+    bloom.MPT,
+    nanochat.FAMILY,
+    minicpm.MINICPM_3,
+    minicpm.YOUTU,
+    bitnet.FAMILY,
+    vaultgemma.FAMILY,
+    glm.EARLIER,
+    granite_swa.FAMILY,
+    hyperclovax.FAMILY,
+    cwm.FAMILY,
+    persimmon.FAMILY,
+    openai_gpt.GPT,
+    openai_gpt.CTRL,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
-BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
+BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}
 
 AS_GGUF: dict[str, GGUF] = {
     "neox": neox.AS_GGUF,
@@ -123,9 +181,10 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise LitGPTError(f"config.json has `architectures`: {quoted(architectures)}, which is no list of names.")
     by_type = {family.model_type: family for family in FAMILIES}
+    kin = by_type.get(str(hf_config.get("model_type")))
     for architecture in architectures:
-        if architecture in BY_ARCHITECTURE:
-            family = BY_ARCHITECTURE[architecture]
+        if architecture in BY_ARCHITECTURE:  # of two that share a class, the model type tells which
+            family = kin if kin and architecture in kin.architectures else BY_ARCHITECTURE[architecture]
             text = hf_config.get(family.nested) if family.nested else None  # the language model inside may be another
             kind = str(text.get("model_type", family.model_type)) if isinstance(text, dict) else family.model_type
             if kind in by_type:
@@ -136,6 +195,4 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     if not architectures and model_type in by_type:
         return by_type[model_type]
     what = escaped(", ".join(architectures)) or f"model_type {quoted(model_type)}"
-    raise LitGPTError(
-        f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"
-    )
+    raise LitGPTError(f"No model family here reads {what}.{closest(what, BY_ARCHITECTURE)}")

@@ -60,6 +60,18 @@ class Interleaved:
 
     theirs: str
     ours: str
+    groups: int = 0
+    """Groups of heads, where they are others than those that share keys and values."""
+    order: str = "qkv"
+    """Of the parts in a group."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Several of their vectors are the rows of one of ours: the norms of each head."""
+
+    theirs: tuple[str, ...]
+    ours: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Absorbed | Drop
+Rule = Same | Join | Split | Stacked | Interleaved | Rows | Dealt | Absorbed | Drop
 
 
 def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:
@@ -222,6 +234,8 @@ class Family:
         try:
             pop_quantization(left)
             kwargs.update(self._whole_heads(self.from_hf(left)))
+            if self.base.get("mlp_class_name") == "LLaMAMoE" and kwargs["mlp_class_name"] == "GemmaMLP":
+                raise LitGPTError("config.json has `hidden_act`: GELU, which no mixture of experts here has.")
         except LitGPTError:
             raise
         except KeyError as missing:

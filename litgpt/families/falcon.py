@@ -11,9 +11,10 @@ from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Interleaved, Rule, Same, changed, named, size
 from litgpt.families.gguf import COMMON as COMMON_GGUF
 from litgpt.families.gguf import FUSED_QKV, GGUF, PLAIN_MLP
-from litgpt.families.hf_config import GELU, pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_activation, pop_rope, push_activation, push_rope
 
-# The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`).
+# The 7B norms once for both halves (`input_layernorm`); the larger ones norm for each (`ln_attn`, `ln_mlp`); RW has one
+# half after the other.
 COMMON = (
     Same("transformer.word_embeddings", "transformer.wte"),
     Interleaved("transformer.h.{i}.self_attention.query_key_value", "transformer.h.{i}.attn.qkv"),
@@ -26,9 +27,14 @@ COMMON = (
 )
 
 
+FIRST = Same("transformer.h.{i}.input_layernorm", "transformer.h.{i}.norm_1")
+
+
 def weights(config: Any) -> tuple[Rule, ...]:
     if config.shared_attention_norm:
-        return (*COMMON, Same("transformer.h.{i}.input_layernorm", "transformer.h.{i}.norm_1"))
+        return (*COMMON, FIRST)
+    if not config.parallel_residual:
+        return (*COMMON, FIRST, Same("transformer.h.{i}.post_attention_layernorm", "transformer.h.{i}.norm_2"))
     return (
         *COMMON,
         Same("transformer.h.{i}.ln_attn", "transformer.h.{i}.norm_1"),
@@ -43,31 +49,35 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         raise LitGPTError(f"config.json has `num_ln_in_parallel_attn`: {norms}, which Falcon models here don't know.")
     groups = left.pop("num_kv_heads", None)
     left.pop("apply_residual_connection_post_layernorm", None)
+    sequential = not new and not left.pop("parallel_attn", True)
+    left.pop("parallel_attn", None)
+    alibi, rope = bool(left.pop("alibi", False)), pop_rope(left)
     return {
-        **pop_rope(left),
+        **({"alibi": {"max_bias": 8, "in_bfloat16": True}} if alibi else rope),
+        "parallel_residual": not sequential,
         "bias": bool(left.pop("bias", False)),
         "n_query_groups": groups if new else 1 if multi_query else None,
         "intermediate_size": left.pop("ffn_hidden_size", None),
-        "gelu_approximate": pop_choice(left, "activation", GELU, "gelu"),
+        **pop_activation(left, "gelu", "activation"),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", True)),
-        "shared_attention_norm": norms == 1,
+        "shared_attention_norm": norms == 1 and not sequential,
     }
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    norms = 1 if config.shared_attention_norm else 2
+    norms = 1 if config.shared_attention_norm or not config.parallel_residual else 2
     new = norms == 2 or config.n_query_groups not in (1, config.n_head)
     return {
         **push_rope(config),
-        "alibi": False,
+        "alibi": config.alibi is not None,
         "bias": config.bias,
-        "parallel_attn": True,
+        "parallel_attn": config.parallel_residual,
         "new_decoder_architecture": new,
         "num_ln_in_parallel_attn": norms if new else None,
         "multi_query": config.n_query_groups == 1,
         "num_kv_heads": config.n_query_groups,
         "ffn_hidden_size": config.intermediate_size,
-        "activation": "gelu" if config.gelu_approximate == "none" else "gelu_new",
+        "activation": push_activation(config, "gelu_new"),
         "tie_word_embeddings": config.tie_embeddings,
     }
 
@@ -100,7 +110,7 @@ FAMILY = Family(
     prefix="transformer.",
     prompt_styles=((r"falcon.*-instruct", "falcon"),),
     hf_defaults={"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048},
-    hf_constants={"alibi": False, "parallel_attn": True, "ff_factor": 4},
+    hf_constants={"ff_factor": 4},
 )
 
 

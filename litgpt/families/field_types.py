@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from litgpt.errors import LitGPTError, UnsupportedError, quoted
-from litgpt.families.hf_config import MAX_LAYERS
+from litgpt.errors import LitGPTError, UnsupportedError, closest, quoted
+from litgpt.families.hf_config import ACTIVATIONS, MAX_LAYERS
 
 MAX_SIZE = 2**31
 """Of every size but the number of layers."""
@@ -23,14 +23,14 @@ SIZES = frozenset(
 COUNTS = frozenset(
     """
     n_expert n_expert_per_token n_shared_expert n_expert_groups n_topk_groups n_topk_scores_per_group
-    first_k_dense_replace
+    first_k_dense_replace positions_offset
     """.split()
 )
 """Fields that are at least 0 where they are set."""
 POSITIVE = frozenset(
     """
     norm_eps rope_base rope_local_base_freq attention_scores_scalar attention_logit_softcapping
-    final_logit_softcapping logits_divisor
+    final_logit_softcapping logits_divisor sinusoidal_span
     """.split()
 )
 """Fields that are above 0 where they are set."""
@@ -44,6 +44,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
     "query_tuning": {"floor": float},
     "rope_adjustments": {"factor": float},
+    "alibi": {"max_bias": float},
 }
 """What a field consists of that is above 0."""
 QUERY_TUNING = {"scale", "floor", "offset", "unturned_only"}
@@ -104,6 +105,16 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError(
             "Layers with local rotary positions (rope_indices) need rope_local_base_freq, which is unset."
         )
+    if config.activation not in (None, *ACTIVATIONS):
+        raise LitGPTError(
+            f"The model setting activation is {quoted(config.activation)}.{closest(config.activation, ACTIVATIONS)}"
+        )
+    if config.activation is not None and config.mlp_class_name == "LLaMAMoE":
+        raise UnsupportedError(f"Experts have SiLU here; the model's activation is {config.activation}.")
+    if sum((config.learned_positions, config.sinusoidal_span is not None, config.alibi is not None)) > 1:
+        raise LitGPTError("A model has one of learned_positions, sinusoidal_span and alibi.")
+    if config.norm_after_residual and config.parallel_residual:
+        raise UnsupportedError("norm_after_residual needs parallel_residual to be off.")
     if config.shared_attention_norm and not config.parallel_residual:
         raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
 

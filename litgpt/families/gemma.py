@@ -12,7 +12,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Family, Same, changed, named, size, without
 from litgpt.families.gguf import NORMED_HEADS, NORMED_OUTPUTS, WINDOW, Key
-from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_windows, push_rope, push_windows
+from litgpt.families.hf_config import pop_activation, pop_rope, pop_windows, push_activation, push_rope, push_windows
 
 BASE = dict(
     **{**llama.BASE, "mlp_class_name": "GemmaMLP"},
@@ -40,7 +40,7 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     return {
         **pop_rope(left),
         **llama.pop_attention(left),
-        "gelu_approximate": pop_choice(left, "hidden_act", GELU, "gelu_pytorch_tanh"),
+        **pop_activation(left, "gelu_pytorch_tanh"),
     }
 
 
@@ -74,7 +74,7 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    activation = "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+    activation = push_activation(config)
     return {**without(llama.to_hf(config), "mlp_bias"), "hidden_act": activation, "hidden_activation": activation}
 
 

@@ -306,10 +306,13 @@ class GGUF:
 
         layer = "transformer.h.{i}"
         mlp = has(f"{layer}.mlp.proj")
+        qkv, proj = has(f"{layer}.attn.qkv"), has(f"{layer}.attn.proj")
+        everywhere = mlp and qkv and proj
         biases = {
-            "bias": mlp,
-            "attn_bias": has(f"{layer}.attn.qkv") and not mlp,
-            "attn_proj_bias": has(f"{layer}.attn.proj") and not mlp,
+            "bias": everywhere,
+            "mlp_bias": mlp and not everywhere,
+            "attn_bias": qkv and not everywhere,
+            "attn_proj_bias": proj and not everywhere,
             "lm_head_bias": has("lm_head"),
         }
         if found.get("norm_class_name", "LayerNorm") == "LayerNorm":

@@ -1,4 +1,7 @@
-"""GLM-4 (0414): sandwich norms, neighbouring dimensions of half of each head rotate, fused gate (https://arxiv.org/abs/2406.12793)."""
+"""GLM-4: neighbouring dimensions of half of each head rotate, fused gate, and, from 0414 on, sandwich norms.
+
+https://arxiv.org/abs/2406.12793.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Same, Split, changed, named, size
 from litgpt.families.gguf import COMMON, FUSED_GATE, NORMED_OUTPUTS, SPLIT_QKV
-from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
+from litgpt.families.hf_config import pop_activation, pop_rope, push_activation, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_silu(left)
+    activation = pop_activation(left, "silu", gated=True)
     bias = bool(left.pop("attention_bias", False))  # on queries, keys and values only
-    return {"rotary_percentage": 0.5, **pop_rope(left), **llama.pop_attention(left), "attn_bias": bias}
+    rope = {"rotary_percentage": 0.5, **pop_rope(left)}
+    return {**rope, **llama.pop_attention(left), **activation, "attn_bias": bias, "attn_proj_bias": False}
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def to_hf(config: Any) -> dict[str, Any]:
             "partial_rotary_factor": config.rotary_percentage,
         },
         "partial_rotary_factor": config.rotary_percentage,
-        "hidden_act": "silu",
+        "hidden_act": push_activation(config),
         "num_key_value_heads": config.n_query_groups,
         "head_dim": config.head_size,
         "attention_bias": config.attn_bias,
@@ -36,6 +40,12 @@ def to_hf(config: Any) -> dict[str, Any]:
         "pad_token_id": None,
     }
 
+
+FUSED_GATE_MLP = changed(
+    llama.WEIGHTS,
+    Split("model.layers.{i}.mlp.gate_up_proj", ("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2")),
+    without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
+)
 
 FAMILY = replace(
     llama.FAMILY,
@@ -61,12 +71,10 @@ FAMILY = replace(
     to_hf=to_hf,
     prompt_styles=(),
     weights=changed(
-        llama.WEIGHTS,
+        FUSED_GATE_MLP,
         Same("model.layers.{i}.post_self_attn_layernorm", "transformer.h.{i}.post_attention_norm"),
         Same("model.layers.{i}.post_attention_layernorm", "transformer.h.{i}.norm_2"),
         Same("model.layers.{i}.post_mlp_layernorm", "transformer.h.{i}.post_mlp_norm"),
-        Split("model.layers.{i}.mlp.gate_up_proj", ("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2")),
-        without=("transformer.h.{i}.mlp.fc_1", "transformer.h.{i}.mlp.fc_2"),
     ),
     hf_defaults={
         "rms_norm_eps": 1.5625e-07,
@@ -76,6 +84,22 @@ FAMILY = replace(
         "attention_bias": True,
     },
     rotates_part=True,
+)
+
+EARLIER = replace(
+    FAMILY,
+    name="glm",
+    architectures=("GlmForCausalLM",),
+    model_type="glm",
+    base={**llama.BASE, "rotary_percentage": 0.5, "rope_interleave": True},
+    rows=named(
+        "zai-org",
+        {
+            "glm-4-9b{,-chat}-hf": size(40, 32, 4096, 13696, 2, attn_bias=True, block_size=131072),
+        },
+        dict(vocab_size=151552, padded_vocab_size=151552),
+    ),
+    weights=FUSED_GATE_MLP,
 )
 
 AS_GGUF = replace(

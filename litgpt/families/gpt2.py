@@ -10,7 +10,7 @@ from typing import Any
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Same, named, size
 from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP
-from litgpt.families.hf_config import GELU, pop_choice
+from litgpt.families.hf_config import pop_activation, push_activation
 
 WEIGHTS = (
     Same("transformer.wte", "transformer.wte"),
@@ -31,7 +31,7 @@ WEIGHTS = (
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     left.pop("reorder_and_upcast_attn", None)  # the same numbers in a wider type
     return {
-        "gelu_approximate": pop_choice(left, "activation_function", GELU, "gelu_new"),
+        **pop_activation(left, "gelu_new", "activation_function"),
         "intermediate_size": left.pop("n_inner", None),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", True)),
     }
@@ -44,7 +44,7 @@ def to_hf(config: Any) -> dict[str, Any]:
         )
     return {
         "n_inner": config.intermediate_size,
-        "activation_function": "gelu" if config.gelu_approximate == "none" else "gelu_new",
+        "activation_function": push_activation(config, "gelu_new"),
         "tie_word_embeddings": config.tie_embeddings,
     }
 

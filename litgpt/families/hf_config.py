@@ -103,6 +103,44 @@ GELU = {
 }
 """`hidden_act` ↔ `gelu_approximate`."""
 
+ACTIVATIONS: dict[str, str] = {
+    **{kind: kind for kind in "silu gelu gelu_tanh gelu_10 quick_gelu relu relu2 relu6 leaky_relu".split()},
+    **{kind: kind for kind in "hardswish laplace linear mish sigmoid sqrtsoftplus tanh xielu".split()},
+}
+"""`Config.activation` ↔ the `hidden_act` it is written as."""
+ACTIVATIONS["gelu_tanh"] = "gelu_pytorch_tanh"
+ACTIVATION_NAMES = {
+    **{theirs: ours for ours, theirs in ACTIVATIONS.items()},
+    **{name: "gelu" if kind == "none" else "gelu_tanh" for name, kind in GELU.items()},
+    "swish": "silu",
+}
+"""And back, with other names of the same."""
+
+
+def pop_activation(left: dict[str, Any], default: str, key: str = "hidden_act", gated: bool = False) -> dict[str, Any]:
+    """Takes the activation of the MLP out of a `config.json`.
+
+    Returns:
+        `mlp_class_name` where it is another, `gelu_approximate` and `activation`, as far as they are needed.
+
+    Raises:
+        LitGPTError: It is not known here.
+    """
+    kind = pop_choice(left, key, ACTIVATION_NAMES, default)
+    if kind in ("gelu", "gelu_tanh"):
+        found = {"gelu_approximate": "tanh" if kind == "gelu_tanh" else "none"}
+        return {**found, "mlp_class_name": "GemmaMLP"} if gated else found
+    return {} if gated and kind == "silu" else {"activation": kind}
+
+
+def push_activation(config: Any, tanh: str = "gelu_pytorch_tanh") -> str:
+    """And back: the name of what a `Config` has; `tanh`: that of the GELU with one, which has several."""
+    if config.activation is not None:
+        return ACTIVATIONS[config.activation]
+    if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
+        return "silu"
+    return "gelu" if config.gelu_approximate == "none" else tanh
+
 
 FACTOR = ("factor", "factor")
 ORIGINAL = ("original_max_position_embeddings", "original_max_seq_len")
@@ -120,6 +158,7 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
         ("attention_factor",) * 2,
         ("truncate",) * 2,
     ),
+    "dynamic": (FACTOR, ("original_max_position_embeddings", "dynamic_beyond")),
     "longrope": (FACTOR, ("short_factor",) * 2, ("long_factor",) * 2, ORIGINAL, ("attention_factor",) * 2),
 }
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
@@ -149,6 +188,9 @@ def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
         found["rotary_percentage"] = partial
     kind = rope.get("rope_type") or rope.get("type") or "default"
     kind = "longrope" if kind == "su" else kind
+    if kind == "dynamic":  # the context is what it is stretched to
+        original = rope[ORIGINAL[0]] = rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
+        found["block_size"] = int(original * rope["factor"])
     if ORIGINAL in ROPE_KEYS.get(kind, ()):
         outside = left.pop(ORIGINAL[0], None)  # which counts, where a file has both
         rope[ORIGINAL[0]] = outside or rope.get(ORIGINAL[0]) or left["max_position_embeddings"]
@@ -183,9 +225,13 @@ def push_rope(config: Any) -> dict[str, Any]:
     adjust = config.rope_adjustments or {}
     if config.rope_condense_ratio != 1:
         adjust = {"factor": float(config.rope_condense_ratio)}
-    telling = {"low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
+    said = {}
+    if "dynamic_beyond" in adjust:
+        said["max_position_embeddings"] = adjust["dynamic_beyond"]
+    telling = {"dynamic_beyond": "dynamic", "low_freq_factor": "llama3", "beta_fast": "yarn", "long_factor": "longrope"}
     kind = next((kind for key, kind in telling.items() if key in adjust), "linear")
     return {
+        **said,
         "rope_theta": float(config.rope_base),
         "rope_scaling": push_adjustments(kind, adjust) if adjust else None,
     }

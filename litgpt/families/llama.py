@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from litgpt.errors import LitGPTError
 from litgpt.families.base import Drop, Family, Join, Same, named, size, without
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, PAIRED_HEADS, SPLIT_QKV, STRETCHED, WINDOW
-from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope
+from litgpt.families.hf_config import pop_activation, pop_rope, pop_windows, push_activation, push_rope
 
 BASE = dict(
     rotary_percentage=1.0,
@@ -63,13 +62,12 @@ LAYER_NORM_FIELDS = (*HF_FIELDS[:-1], ("layer_norm_eps", "norm_eps"))
 def pop_attention(left: dict[str, Any]) -> dict[str, Any]:
     """Takes heads, biases and head tying out of a `config.json`."""
     attention_bias, mlp_bias = bool(left.pop("attention_bias", False)), bool(left.pop("mlp_bias", False))
-    if mlp_bias and not attention_bias:
-        raise LitGPTError("config.json has `mlp_bias` without `attention_bias`, which no model here can hold.")
     return {
         "n_query_groups": left.pop("num_key_value_heads", None),
         "head_size": left.pop("head_dim", None),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
-        "bias": mlp_bias,
+        "bias": mlp_bias and attention_bias,
+        "mlp_bias": mlp_bias and not attention_bias,
         "attn_bias": attention_bias and not mlp_bias,
         "attn_proj_bias": attention_bias and not mlp_bias,
     }
@@ -86,16 +84,16 @@ def push_attention(config: Any) -> dict[str, Any]:
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_silu(left)
-    return {**pop_rope(left), **pop_attention(left), **pop_windows(left)}
+    activation = pop_activation(left, "silu", gated=True)
+    return {**pop_rope(left), **pop_attention(left), **pop_windows(left), **activation}
 
 
 def to_hf(config: Any) -> dict[str, Any]:
     return {
         **push_rope(config),
-        "hidden_act": "silu",
+        "hidden_act": push_activation(config),
         **push_attention(config),
-        "mlp_bias": config.bias,
+        "mlp_bias": config.bias or config.mlp_bias,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Drop, Family, Interleaved, Same, named
 from litgpt.families.gguf import COMMON, FUSED_QKV, GGUF, PLAIN_MLP, Key
-from litgpt.families.hf_config import GELU, pop_choice, pop_rope, push_rope
+from litgpt.families.hf_config import pop_activation, pop_rope, push_activation, push_rope
 
 WEIGHTS = (
     Same("gpt_neox.embed_in", "transformer.wte"),
@@ -31,15 +31,15 @@ WEIGHTS = (
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     percentage = left.pop("rotary_pct", None)
     rope = pop_rope(left)
-    gelu = pop_choice(left, "hidden_act", GELU, "gelu")
+    activation = pop_activation(left, "gelu")
     bias = bool(left.pop("attention_bias", True))
-    if not bias:  # the MLP has biases all the same
-        left["attention_bias"] = "false"
     return {
+        "bias": bias,
+        "mlp_bias": not bias,  # which are there all the same
         "rotary_percentage": percentage if percentage is not None else 0.25,
         **rope,
         "parallel_residual": bool(left.pop("use_parallel_residual", True)),
-        "gelu_approximate": gelu,
+        **activation,
         "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
     }
 
@@ -52,9 +52,9 @@ def to_hf(config: Any) -> dict[str, Any]:
         "rotary_pct": config.rotary_percentage,
         "partial_rotary_factor": config.rotary_percentage,
         "use_parallel_residual": config.parallel_residual,
-        "hidden_act": "gelu" if config.gelu_approximate == "none" else "gelu_new",
+        "hidden_act": push_activation(config, "gelu_new"),
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": True,
+        "attention_bias": config.bias,
     }
 
 

@@ -19,7 +19,7 @@ from litgpt.families.gguf import (
     Metadata,
     windowed_layers,
 )
-from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope, push_windows
+from litgpt.families.hf_config import pop_activation, pop_rope, pop_windows, push_rope, push_windows
 
 BASE = {**llama.BASE, "norm_class_name": "LayerNorm", "norm_affine": False}
 BASE_2 = dict(
@@ -34,8 +34,8 @@ BASE_2 = dict(
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_silu(left)
-    return {**pop_rope(left), **llama.pop_attention(left), "qkv_clip": left.pop("clip_qkv", None)}
+    activation, clip = pop_activation(left, "silu", gated=True), left.pop("clip_qkv", None)
+    return {**pop_rope(left), **llama.pop_attention(left), **activation, "qkv_clip": clip}
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:

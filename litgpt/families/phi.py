@@ -11,7 +11,12 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Family, Join, Same, Split, changed, named, size, without
 from litgpt.families.gguf import COMMON, FUSED_GATE, FUSED_QKV, GGUF, PLAIN_MLP, SPLIT_QKV, WINDOW
-from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_silu, pop_windows, push_rope
+from litgpt.families.hf_config import pop_activation, pop_rope, pop_windows, push_activation, push_rope
+
+NORMED_QK = (
+    Same("model.layers.{i}.self_attn.q_layernorm", "transformer.h.{i}.attn.norm_q"),
+    Same("model.layers.{i}.self_attn.k_layernorm", "transformer.h.{i}.attn.norm_k"),
+)
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
@@ -20,7 +25,8 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         "rotary_percentage": 0.5,
         **pop_rope(left),
         "n_query_groups": left.pop("num_key_value_heads", None),
-        "gelu_approximate": pop_choice(left, "hidden_act", GELU, "gelu_new"),
+        **pop_activation(left, "gelu_new"),
+        "norm_qk": bool(left.pop("qk_layernorm", False)),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
     }
 
@@ -30,16 +36,17 @@ def to_hf(config: Any) -> dict[str, Any]:
         **push_rope(config),
         "partial_rotary_factor": config.rotary_percentage,
         "num_key_value_heads": config.n_query_groups,
-        "hidden_act": "gelu" if config.gelu_approximate == "none" else "gelu_new",
+        "hidden_act": push_activation(config, "gelu_new"),
+        "qk_layernorm": config.norm_qk,
         "tie_word_embeddings": config.tie_embeddings,
     }
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
-    pop_silu(left)
+    activation = pop_activation(left, "silu", gated=True)
     rope = pop_rope(left)
     left.pop("original_max_position_embeddings", None)  # it is said where nothing is stretched as well
-    return {**rope, **llama.pop_attention(left), **pop_windows(left)}
+    return {**rope, **llama.pop_attention(left), **pop_windows(left), **activation}
 
 
 def to_hf_3(config: Any) -> dict[str, Any]:
@@ -84,13 +91,13 @@ PHI = Family(
         Same("model.layers.{i}.self_attn.dense", "transformer.h.{i}.attn.proj"),
         Same("model.layers.{i}.mlp.fc1", "transformer.h.{i}.mlp.fc"),
         Same("model.layers.{i}.mlp.fc2", "transformer.h.{i}.mlp.proj"),
+        *NORMED_QK,
         Same("model.final_layernorm", "transformer.ln_f"),
         Same("lm_head", "lm_head"),
     ),
     prefix="model.",
     prompt_styles=((r"phi-1", "phi-1"), (r"phi-2", "phi-2")),
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 2048},
-    hf_constants={"qk_layernorm": False},
     rotates_part=True,
 )
 

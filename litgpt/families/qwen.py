@@ -11,7 +11,7 @@ from typing import Any
 from litgpt.families import llama
 from litgpt.families.base import Family, Same, changed, named, size
 from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS, Key
-from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope, push_windows
+from litgpt.families.hf_config import pop_activation, pop_rope, pop_windows, push_activation, push_rope, push_windows
 
 BASE = dict(**llama.BASE, attn_bias=True)
 BASE_3 = dict(**llama.BASE, norm_qk=True)
@@ -23,9 +23,9 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
-    pop_silu(left)
+    activation = pop_activation(left, "silu", gated=True)
     left.setdefault("use_sliding_window", False)
-    return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left)}
+    return {**pop_rope(left), **pop_windows(left), **llama.pop_attention(left), **activation}
 
 
 def from_hf_3_moe(left: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def to_hf(config: Any) -> dict[str, Any]:
     windowed = config.sliding_window_size is not None
     return {
         **push_rope(config),
-        "hidden_act": "silu",
+        "hidden_act": push_activation(config),
         "num_key_value_heads": config.n_query_groups,
         "tie_word_embeddings": config.tie_embeddings,
         "use_sliding_window": windowed,

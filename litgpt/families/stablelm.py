@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Family, named, size
+from litgpt.families.base import Family, Rows, Rule, named, size
 from litgpt.families.gguf import COMMON, GATED_MLP, GGUF, SPLIT_QKV, Key
-from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
+from litgpt.families.hf_config import pop_activation, pop_rope, push_activation, push_rope
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    pop_silu(left)
+    parallel, normed = bool(left.pop("use_parallel_residual", False)), bool(left.pop("qk_layernorm", False))
     return {
+        **pop_activation(left, "silu", gated=True),
+        "parallel_residual": parallel,
+        "shared_attention_norm": parallel,
+        "norm_qk": normed,
+        "norm_qk_type": "by_head" if normed else "default",
         "rotary_percentage": 0.25,
         **pop_rope(left),
         "n_query_groups": left.pop("num_key_value_heads", None),
@@ -26,11 +31,23 @@ def to_hf(config: Any) -> dict[str, Any]:
     return {
         **rope,
         "partial_rotary_factor": config.rotary_percentage,
-        "hidden_act": "silu",
+        "hidden_act": push_activation(config),
+        "qk_layernorm": config.norm_qk,
+        "use_parallel_residual": config.parallel_residual,
         "num_key_value_heads": config.n_query_groups,
         "use_qkv_bias": config.attn_bias,
         "tie_word_embeddings": config.tie_embeddings,
     }
+
+
+def weights(config: Any) -> tuple[Rule, ...]:
+    if not config.norm_qk:
+        return llama.WEIGHTS
+    layer = "model.layers.{i}.self_attn"
+    queries = tuple(f"{layer}.q_layernorm.norms.{head}" for head in range(config.n_head))
+    keys = tuple(f"{layer}.k_layernorm.norms.{head}" for head in range(config.n_query_groups))
+    norms = Rows(queries, "transformer.h.{i}.attn.norm_q"), Rows(keys, "transformer.h.{i}.attn.norm_k")
+    return (*llama.WEIGHTS, *norms)
 
 
 S_3B = size(32, 32, 2560, 6912)
@@ -48,11 +65,10 @@ FAMILY = Family(
     hf_fields=llama.LAYER_NORM_FIELDS,
     from_hf=from_hf,
     to_hf=to_hf,
-    weights=llama.WEIGHTS,
+    weights=weights,
     prefix="model.",
     prompt_styles=((r"stablelm-zephyr", "stablelm-zephyr"),),
     hf_defaults={"layer_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_key_value_heads": 32},
-    hf_constants={"qk_layernorm": False, "use_parallel_residual": False},
     rotates_part=True,
 )
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from litgpt.config import Config
 from litgpt.kernels import varlen
 from litgpt.model.cache import Span
-from litgpt.model.norm import RMSNorm, make_norm, rms_norm
+from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm
+from litgpt.model.positions import alibi_bias
 from litgpt.model.rope import apply_rope, attention_scale
 
 
@@ -27,7 +28,8 @@ class AttentionContext:
     ropes: tuple[tuple[Tensor, Tensor], ...]
     """`cos` and `sin`, `(T, R)` or `(B, 1, T, R)`, for global and for local layers; none with learned positions."""
     masks: dict[int | None, Tensor | None]
-    """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: plain causal."""
+    """By window size (None: no window): True where a query sees a key, `(B or 1, 1, T, S)`; None: plain causal. Where
+    scores fall with distance, what is added to them, `(B or 1, N, T, S)`."""
     lengths: tuple[int, ...] | None = None
     """Packed documents: attention stays inside each."""
     span: Span | None = None
@@ -53,9 +55,9 @@ class Attention(nn.Module):
         self.layer = layer
         self.window = config.window(layer)
         self.scale = scale
-        self.uses_rope = not config.learned_positions and (
-            config.rope_layers is None or bool(config.rope_layers[layer])
-        )
+        self.uses_rope = config.rotates and (config.rope_layers is None or bool(config.rope_layers[layer]))
+        self.first_head = 0
+        """Of those that this process has."""
         tuning = config.query_tuning
         self.scales_queries = tuning is not None and not (tuning["unturned_only"] and self.uses_rope)
         self.rope_index = config.rope_indices[layer] if config.rope_indices else 0
@@ -71,19 +73,19 @@ class Attention(nn.Module):
         if context.lengths is None:
             return self.attend_masked(q, k, v, context.masks[self.window])
         plain = self.window is None and self.config.attention_logit_softcapping is None and self.sinks is None
-        if plain and varlen.applies(q, k, v):
+        if plain and self.config.alibi is None and varlen.applies(q, k, v):
             return varlen.attend(q, k, v, context.lengths, self.scale)
         # Document by document: the work grows with the square of each, not of all.
         documents = zip(
             q.split(context.lengths, 2), k.split(context.lengths, 2), v.split(context.lengths, 2), strict=True
         )
-        chunked = self.config.chunked_windows
-        return torch.cat(
-            [self.attend_masked(*document, causal_mask(document[0], self.window, chunked)) for document in documents], 2
-        )
+        masks = (document_mask(self.config, length, self.window, q.device) for length in context.lengths)
+        return torch.cat([self.attend_masked(*document, next(masks)) for document in documents], 2)
 
     def attend_masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """As `attend`, with a mask, or causal without one."""
+        if mask is not None and mask.is_floating_point():
+            mask = mask.narrow(1, self.first_head, q.size(1)).to(q.dtype)
         causal = mask is None and q.size(2) > 1
         if self.config.attention_logit_softcapping is None and self.sinks is None:
             if trains_faster_in_float32(q, k):
@@ -98,7 +100,7 @@ class Attention(nn.Module):
         if causal:
             mask = attention_mask(torch.arange(q.size(2), device=q.device), k.size(2), None, always=True)
         if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf)
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -math.inf)
         dtype = torch.promote_types(scores.dtype, torch.float32)
         if self.sinks is None:
             return scores.softmax(dim=-1, dtype=dtype).to(q.dtype) @ v
@@ -119,7 +121,14 @@ class CausalSelfAttention(Attention):
         rows, width = sum(self.heads) * config.head_size, config.n_head * config.head_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
-        if config.norm_qk:
+        if config.norm_inner:
+            self.norm_inner = make_norm(config, width)
+        self.norm_q: nn.Module
+        self.norm_k: nn.Module
+        if config.norm_qk and config.norm_qk_type == "by_head":
+            self.norm_q = HeadNorm(config.n_head, config.head_size, config.norm_eps)
+            self.norm_k = HeadNorm(config.n_query_groups, config.head_size, config.norm_eps)
+        elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
             self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))
             self.norm_k = make_norm(config, config.head_size * (config.n_query_groups if whole else 1))
@@ -132,6 +141,8 @@ class CausalSelfAttention(Attention):
             q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
             if self.config.norm_turned:
                 q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
+        if self.config.norm_qk_rotated:
+            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
         if self.scales_queries:
             assert context.query_factors is not None
             q = (q * context.query_factors).to(q.dtype)
@@ -140,7 +151,8 @@ class CausalSelfAttention(Attention):
         y = self.attend(q, k, v, context)
         if gate is not None:
             y = y * gate.sigmoid()
-        return self.proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, N, T, H) → (B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, N, T, H) → (B, T, N · H)
+        return self.proj(self.norm_inner(y) if self.config.norm_inner else y)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
@@ -153,13 +165,13 @@ class CausalSelfAttention(Attention):
         gate = None
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
-        if self.config.norm_qk:
+        if self.config.norm_qk and not self.config.norm_qk_rotated:
             q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
         return q, k, v, gate
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
         """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
-        if self.config.norm_qk_type == "default":
+        if self.config.norm_qk_type != "olmo2":
             return norm(x)
         B, heads, T, H = x.shape
         return norm(x.transpose(1, 2).reshape(B, T, heads * H)).view(B, T, heads, H).transpose(1, 2)
@@ -249,11 +261,23 @@ def query_factors(config: Config, positions: Tensor) -> Tensor | None:
     return factors if positions.dim() == 1 else factors[:, None]
 
 
-def causal_mask(q: Tensor, window: int | None, chunked: bool = False) -> Tensor | None:
+def document_mask(config: Config, length: int, window: int | None, device: torch.device) -> Tensor | None:
     """The mask of a whole document seen from its start; None where plain causal attention does."""
-    if window is None:
+    if window is None and config.alibi is None:
         return None
-    return attention_mask(torch.arange(q.size(2), device=q.device), q.size(2), window, chunked=chunked)
+    return model_mask(config, torch.arange(length, device=device), length, window)
+
+
+def model_mask(
+    config: Config, positions: Tensor, end: int, window: int | None, key_positions: Tensor | None = None
+) -> Tensor | None:
+    """What `AttentionContext.masks` holds; the arguments are those of `attention_mask`."""
+    alibi = config.alibi is not None
+    seen = attention_mask(positions, end, window, alibi, config.chunked_windows, key_positions)
+    if seen is None or not alibi:
+        return seen
+    keys = torch.arange(end, device=positions.device) if key_positions is None else key_positions
+    return alibi_bias(config, positions, keys, seen)
 
 
 def attention_mask(

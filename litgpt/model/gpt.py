@@ -19,7 +19,7 @@ from litgpt.model.attention import (
     AttentionContext,
     CausalSelfAttention,
     MultiheadLatentAttention,
-    attention_mask,
+    model_mask,
     query_factors,
     softcap,
 )
@@ -28,6 +28,7 @@ from litgpt.model.delta_net import GatedDeltaNet
 from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts, LLaMAMoE
 from litgpt.model.norm import make_norm
+from litgpt.model.positions import sinusoids
 from litgpt.model.rope import RopeTable
 from litgpt.reading import reading
 
@@ -47,7 +48,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         self.transformer = Backbone(config)
         self.tie()
-        bases: list[float | None] = [] if config.learned_positions else [None]
+        bases: list[float | None] = [None] if config.rotates else []
         if config.rope_local_base_freq is not None:
             bases.append(config.rope_local_base_freq)
         self.ropes = [RopeTable(config, base) for base in bases]
@@ -196,8 +197,10 @@ class GPT(nn.Module):
         elif self.config.embedding_multiplier != 1:
             x = x * self.config.embedding_multiplier
         if self.config.learned_positions:
-            x = x + self.transformer.wpe(positions)
-        return x
+            x = x + self.transformer.wpe(positions + self.config.positions_offset)
+        if self.config.sinusoidal_span is not None:
+            x = x + sinusoids(self.config, positions).to(x.dtype)
+        return self.transformer.ln_e(x) if self.config.norm_embeddings else x
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states `(…, C)` → logits `(…, V)`."""
@@ -229,10 +232,9 @@ class GPT(nn.Module):
             ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         masks = {}
         if lengths is None:
-            chunked = self.config.chunked_windows
             for window in {self.config.window(layer) for layer in range(self.config.n_layer)}:
                 keys = None if span is None else span.key_positions(window, positions.size(-1))
-                masks[window] = attention_mask(positions, longest, window, chunked=chunked, key_positions=keys)
+                masks[window] = model_mask(self.config, positions, longest, window, keys)
         factors = query_factors(self.config, positions)
         return AttentionContext(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, factors)
 
@@ -301,9 +303,11 @@ class Backbone(nn.Module):
         assert config.padded_vocab_size is not None
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.learned_positions:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wpe = nn.Embedding(config.block_size + config.positions_offset, config.n_embd)
+        if config.norm_embeddings:
+            self.ln_e = make_norm(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = make_norm(config)
+        self.ln_f = make_norm(config) if config.final_norm else nn.Identity()
 
 
 class Block(nn.Module):
@@ -324,6 +328,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
+        if self.config.norm_after_residual:
+            assert self.norm_2 is not None
+            x = self.norm_1(self.attn(x, context) + x)
+            return self.norm_2(self.mlp(x) + x)
         normed = self.norm_1(x)
         attended = self.post_attention_norm(self.attn(normed, context))
         if self.config.parallel_residual:

@@ -16,16 +16,22 @@ from litgpt.errors import LitGPTError
 class RMSNorm(nn.Module):
     """Scales by the root mean square, in float32 at least (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, size: int, dim: int = -1, eps: float = 1e-6, add_unit_offset: bool = False) -> None:
+    def __init__(
+        self, size: int, dim: int = -1, eps: float = 1e-6, add_unit_offset: bool = False, affine: bool = True
+    ) -> None:
         super().__init__()
         if dim != -1:
             raise LitGPTError(f"An RMSNorm is over the last dimension here, not over {dim}.")
-        self.weight = nn.Parameter(torch.zeros(size) if add_unit_offset else torch.ones(size))
+        self.weight: nn.Parameter | None = None
+        if affine:
+            self.weight = nn.Parameter(torch.zeros(size) if add_unit_offset else torch.ones(size))
         self.eps = eps
         self.unit_offset = add_unit_offset
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, size)` → `(…, size)`."""
+        if self.weight is None:
+            return rms_norm(x, self.eps)
         if not self.unit_offset:  # Llama rounds before it multiplies, Gemma after
             return rms_norm(x, self.eps) * self.weight
         normed = rms_norm(upcast(x), self.eps)
@@ -46,6 +52,34 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+class OffsetLayerNorm(nn.LayerNorm):
+    """A LayerNorm that scales by `1 + weight`."""
+
+    def reset_parameters(self) -> None:
+        """To where it changes nothing."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, size)` → `(…, size)`."""
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over each head, by weights of its own."""
+
+    def __init__(self, heads: int, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, heads, T, size)` → the same."""
+        normed = F.layer_norm(upcast(x), (x.size(-1),), eps=self.eps)
+        return (normed * self.weight[:, None]).to(x.dtype)
+
+
 def make_norm(config: Config, size: int | None = None) -> nn.Module:
     """The norm over `size` (`n_embd`) values that this config asks for."""
     return norm_class(config)(config.n_embd if size is None else size, eps=config.norm_eps)
@@ -54,6 +88,7 @@ def make_norm(config: Config, size: int | None = None) -> nn.Module:
 def norm_class(config: Config) -> Callable[..., nn.Module]:
     """What makes the norms that this config asks for, of a size and an epsilon."""
     if config.norm_class_name == "RMSNorm":
-        return partial(RMSNorm, add_unit_offset=bool(config.norm_unit_offset))
+        return partial(RMSNorm, add_unit_offset=bool(config.norm_unit_offset), affine=bool(config.norm_affine))
     affine = bool(config.norm_affine)
-    return partial(nn.LayerNorm, elementwise_affine=affine, bias=affine and config.norm_bias)
+    kind = OffsetLayerNorm if config.norm_unit_offset else nn.LayerNorm
+    return partial(kind, elementwise_affine=affine, bias=affine and config.norm_bias)

@@ -19,6 +19,7 @@ LLAMA_3_KEYS = {"factor", "low_freq_factor", "high_freq_factor", "original_max_s
 YARN_KEYS = {"factor", "beta_fast", "beta_slow", "original_max_seq_len"}
 LONGROPE_KEYS = {"factor", "short_factor", "long_factor", "original_max_seq_len"}
 """Ding et al. 2024, https://arxiv.org/abs/2402.13753."""
+DYNAMIC_KEYS = {"factor", "dynamic_beyond"}
 YARN_OPTIONAL_KEYS = {"mscale", "mscale_all_dim", "attention_factor", "truncate"}
 
 
@@ -32,10 +33,12 @@ def inverse_frequencies(
     Raises:
         LitGPTError: `rope_adjustments` of a kind that is not known here.
     """
-    n = config.rope_n_elem
+    n, adjust = config.rope_n_elem, config.rope_adjustments
+    if base is None and adjust is not None and set(adjust) == DYNAMIC_KEYS:
+        stretch = adjust["factor"] * max(extent / adjust["dynamic_beyond"], 1) - (adjust["factor"] - 1)
+        base = config.rope_base * stretch ** (n / (n - 2))
     powers = (base or config.rope_base) ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n)
     theta = 1.0 / powers
-    adjust = config.rope_adjustments
     if adjust is None or base is not None:
         return theta
     if set(adjust) == {"factor"}:
@@ -114,7 +117,8 @@ class RopeTable:
         self.base = base
         self.original = (config.rope_adjustments or {}).get("original_max_seq_len", 0)
         self.cos = self.sin = torch.empty(0, 0)  # (T, R) each
-        self.beyond = False
+        self.dynamic = "dynamic_beyond" in (config.rope_adjustments or {})
+        self.beyond: bool | int = False
 
     def cos_sin(self, length: int, device: torch.device, extent: int) -> tuple[Tensor, Tensor]:
         """What `apply_rope` takes of positions 0 … at least `length` - 1, `(≥ length, R)` each, float32.
@@ -124,12 +128,13 @@ class RopeTable:
             device: Where they are needed.
             extent: Positions that the sequence will have in the end.
         """
-        beyond = extent > self.original
+        beyond = extent if self.dynamic else extent > self.original
         if self.cos.size(0) < length or self.cos.device != device or self.beyond != beyond:
             rows = max(64, 1 << (length - 1).bit_length())
             positions = torch.arange(rows, device=device, dtype=torch.float32) / self.config.rope_condense_ratio
             angles = torch.outer(positions, inverse_frequencies(self.config, self.base, device, extent))
             factor = attention_factor(self.config) if self.base is None else 1.0
+            angles = -angles if self.config.rope_reversed else angles
             cos, sin, self.beyond = angles.cos() * factor, angles.sin() * factor, beyond
             if self.config.rope_interleave:
                 self.cos, self.sin = cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)

@@ -15,12 +15,20 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families import FAMILIES
 from tests.parity.test_families import relative
-from tests.tiny import CASES, hf_model
+from tests.tiny import CASES, WIDE, hf_model, wide_ones_slow
 
 BY_CLASS = {kind: case for case, (kind, _) in reversed(CASES.items())}
+WIDE_KINDS = {kind for kind, _ in WIDE.values()}
+KINDS = wide_ones_slow(BY_CLASS, WIDE_KINDS)
+UNTURNED = """
+GPT2Config GPTBigCodeConfig GPTNeoConfig OPTConfig BioGptConfig XGLMConfig BloomConfig MptConfig OpenAIGPTConfig
+CTRLConfig GPTJConfig CodeGenConfig
+""".split()
+"""Those without rotary positions, or which say in another way how much rotates."""
 SIZES = frozenset(
     "hidden_size intermediate_size num_attention_heads num_hidden_layers vocab_size n_embd n_layer n_head n_positions "
-    "num_experts_per_tok linear_num_key_heads linear_num_value_heads".split()
+    "num_experts_per_tok linear_num_key_heads linear_num_value_heads num_layers num_heads n_inner d_model n_layers "
+    "n_heads attention_heads ffn_dim dff".split()
 )
 """Keys that every file has; without them a sentence says what is missing."""
 
@@ -52,7 +60,7 @@ def whole(kind: str) -> dict[str, Any]:
     return {**config.to_dict(), "architectures": [architecture]}
 
 
-@pytest.mark.parametrize("kind", BY_CLASS)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_is_left_out_or_null_is_what_their_class_says(kind, data):
@@ -79,7 +87,7 @@ def test_every_single_key_left_out_is_what_their_class_says(kind):
             assert read(said) == expected, key
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BY_CLASS if kind != "GPT2Config"])
+@pytest.mark.parametrize("kind", wide_ones_slow([kind for kind in BY_CLASS if kind not in UNTURNED], WIDE_KINDS))
 def test_a_share_of_heads_is_heeded_where_their_class_heeds_it(kind, tmp_path):
     _, said = CASES[BY_CLASS[kind]]
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}

@@ -12,15 +12,17 @@ from torch.overrides import TorchFunctionMode
 
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.weights import WeightTable, lazy
+from litgpt.config import Config
 from litgpt.model.cache import KVCache, Span
-from tests.tiny import CASES, hf_model
+from tests.tiny import BY_LENGTH, CASES, WIDE, hf_model, wide_ones_slow
 
-COMPLEX = {"deepseek_v2", "llama4_text"}
-"""Theirs rotate by complex numbers, whose float32 parts are rounded in other places than cosines and sines."""
+COMPLEX = {"deepseek_v2", "llama4_text", "ctrl"}
+"""Theirs rotate by complex numbers, whose float32 parts are rounded in other places than cosines and sines; or make
+sinusoids in another order."""
 LENGTH = 40  # longer than every sliding window of the cases
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=wide_ones_slow(case for case in CASES if case not in BY_LENGTH))
 def pair(request, tmp_path_factory):
     """A random `transformers` model, and the folder it was saved to."""
     model = hf_model(request.param)
@@ -57,9 +59,26 @@ def test_logits_at_all_positions(pair, tokens):
     assert relative(load_model(folder)(tokens), model(tokens).logits) < 1e-5
 
 
+@pytest.mark.parametrize("case", WIDE)
+@torch.inference_mode()
+def test_a_rarer_family_computes_the_same_and_goes_back_unchanged(case, tokens, tmp_path):
+    model = hf_model(case)
+    model.save_pretrained(tmp_path)
+    ours, saved = load_model(tmp_path), load_file(tmp_path / "model.safetensors")
+    assert relative(ours(tokens), model(tokens).logits) < 1e-5
+    back = dict(WeightTable(ours.config).export_from(lazy(ours.state_dict())))
+    assert back.keys() == saved.keys()
+    assert all(torch.equal(back[name], saved[name]) for name in saved)
+    again = Config.from_hf(ours.config.family.write_hf(ours.config))
+    for name, value in ours.config.computation().items():
+        assert again.computation()[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
 @torch.inference_mode()
 def test_logits_in_float64(pair, tokens):
     _, folder = pair
+    if pair[0].config.model_type == "xglm":
+        pytest.skip("their mask has the least float64, which is not one of float32")
     exact = type(pair[0]).from_pretrained(folder, dtype=torch.float64, experts_implementation="eager")
     with Exactly():
         theirs = exact(tokens).logits

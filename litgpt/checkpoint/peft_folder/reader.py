@@ -312,8 +312,9 @@ def _import_delta(rule: Rule, part: int, ours: str, piece: LowRank, config: Conf
         size = piece.b.size(0) // len(rule.ours)
         return {name: piece.rows(slice(i * size, (i + 1) * size)) for i, name in enumerate(rule.ours)}
     if isinstance(rule, Interleaved):
-        magnitude = None if piece.magnitude is None else deinterleave_qkv(piece.magnitude, config)
-        return {ours: replace(piece, b=deinterleave_qkv(piece.b, config), magnitude=magnitude)}
+        order = rule.groups, rule.order
+        magnitude = None if piece.magnitude is None else deinterleave_qkv(piece.magnitude, config, *order)
+        return {ours: replace(piece, b=deinterleave_qkv(piece.b, config, *order), magnitude=magnitude)}
     if isinstance(rule, Same):
         return {ours: piece}
     raise LitGPTError(f"it updates the layer that holds {ours} among others, which is not known here.")

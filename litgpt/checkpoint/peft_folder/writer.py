@@ -135,8 +135,9 @@ def _export_linear(
         return _export_split(rule, model, base)
     whole = _whole_delta(name, module, base)
     if isinstance(rule, Interleaved):
-        magnitude = None if whole.magnitude is None else interleave_qkv(whole.magnitude, table.config)
-        return {rule.theirs: replace(whole, b=interleave_qkv(whole.b, table.config), magnitude=magnitude)}
+        order = rule.groups, rule.order
+        magnitude = None if whole.magnitude is None else interleave_qkv(whole.magnitude, table.config, *order)
+        return {rule.theirs: replace(whole, b=interleave_qkv(whole.b, table.config, *order), magnitude=magnitude)}
     if isinstance(rule, Same):
         return {rule.theirs: whole}
     raise LitGPTError(f"The update of {name} has no counterpart in PEFT: there, the layer is a part of a larger one.")

@@ -1,0 +1,40 @@
+"""The skeleton of a new family's file names every tensor, and is a family."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from litgpt.families.base import Family
+from tests import new_family
+
+
+@pytest.mark.parametrize("kind", ["helium", "jais2", "gptj"])
+def test_a_skeleton_is_a_family_whose_table_has_every_tensor(kind):
+    text = new_family.skeleton(kind)
+    module: dict[str, object] = {"__name__": "skeleton"}
+    exec(compile(text, "skeleton", "exec"), module)
+    family = module["FAMILY"]
+    assert isinstance(family, Family)
+    architecture, modules = new_family.their_modules(new_family.their_config(kind))
+    assert family.architectures == (architecture,)
+    named = {name for parts in new_family.modules_of(family).values() for name in parts}
+    assert modules - {"lm_head"} <= named
+    missing = re.findall(r"Same\('(.+?)'", text)
+    assert not set(missing) - modules
+
+
+def test_what_the_nearest_family_does_not_know_is_listed():
+    assert "attention_out_bias = False" in new_family.skeleton("seed_oss")
+
+
+def test_a_file_that_exists_is_left_alone(tmp_path, capsys):
+    file = tmp_path / "helium.py"
+    assert new_family.main(["helium", str(file)]) == 0
+    written = file.read_text()
+    file.write_text("mine")
+    assert new_family.main(["helium", str(file)]) == 1
+    assert file.read_text() == "mine"
+    assert "exists" in capsys.readouterr().err
+    assert "helium" in written
