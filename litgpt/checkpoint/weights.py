@@ -51,6 +51,16 @@ class WeightTable:
             for ours in rule.ours if isinstance(rule, Split | Stacked | Dealt) else (rule.ours,):
                 self.rules[ours] = rule
 
+    def _add_alternatives(self, present: Iterable[str]) -> None:
+        """Rules that the checkpoint has the tensors of, in the place of those it lacks them of."""
+        present = set(present)
+        for rule in self.family.alternatives:
+            for layer in range(self.config.n_layer):
+                first = spelled(rule, layer)
+                if not isinstance(first, Drop) and first.theirs in present:
+                    for expert in range(self.config.n_expert) if "{e}" in str(rule) else (0,):
+                        self._add(spelled(rule, layer, expert))
+
     # -- theirs → ours
 
     def import_from(self, theirs: Tensors, wanted: Iterable[str]) -> Tensors:
@@ -65,6 +75,7 @@ class WeightTable:
             LitGPTError: A tensor is missing, or there is one that no rule uses; on reading: one has another shape.
         """
         present = self.present(theirs.names)
+        self._add_alternatives(present)
         sources = {name: self.sources(name) for name in wanted if not self._is_tied_head(name)}
         for ours, names in sources.items():
             for name in names:
@@ -86,6 +97,7 @@ class WeightTable:
 
         def fetch(ours: str) -> Tensor:
             parts = [theirs.fetch(present[name]) for name in sources[ours]]
+            parts = self._upright(ours, parts, shapes.get(ours))
             try:
                 tensor = self._combine(ours, parts)
             except (RuntimeError, IndexError, ValueError):  # parts that don't even fit together
@@ -136,6 +148,14 @@ class WeightTable:
         parameter = "" if ours in self.rules else "." + ours.rpartition(".")[2]
         return tuple(name + parameter for name in theirs)
 
+    def _upright(self, ours: str, tensors: list[Tensor], shape: torch.Size | None) -> list[Tensor]:
+        """Stacked experts that may lie either way round, as ours do."""
+        rule = self._rule(ours)
+        if not isinstance(rule, Stacked) or not rule.rows or shape is None or len(shape) < 2:
+            return tensors
+        fits = tensors[0].shape[1:] == (shape[0] * len(rule.ours), shape[1])
+        return tensors if fits else [tensors[0].mT]
+
     def _combine(self, ours: str, tensors: list[Tensor]) -> Tensor:
         rule = self._rule(ours)
         if isinstance(rule, Join):
@@ -149,6 +169,8 @@ class WeightTable:
         if isinstance(rule, Stacked):
             part, parts = rule.ours.index(ours), len(rule.ours)
             of_expert = tensors[0][rule.expert]
+            if rule.rows:
+                return of_expert.chunk(parts)[part]
             columns = of_expert[..., part::parts] if rule.by_turns else of_expert.chunk(parts, dim=-1)[part]
             return columns.t() if columns.dim() == 2 else columns
         if isinstance(rule, Interleaved):
@@ -191,6 +213,9 @@ class WeightTable:
         experts = []
         for rule in sorted(rules, key=lambda rule: rule.expert):
             parts = [ours.fetch(name) for name in rule.ours]
+            if rule.rows:
+                experts.append(torch.cat(parts))
+                continue
             columns = [part.t() if part.dim() == 2 else part for part in parts]  # (in, out) or (out,)
             experts.append(torch.stack(columns, dim=-1).flatten(-2) if rule.by_turns else torch.cat(columns, dim=-1))
         return torch.stack(experts)

@@ -27,6 +27,7 @@ from litgpt.families import (
     stablelm,
 )
 from litgpt.families.base import Family
+from litgpt.families.composites import is_composite, text_settings
 from litgpt.families.gguf import GGUF
 
 FAMILIES: tuple[Family, ...] = (
@@ -62,6 +63,9 @@ FAMILIES: tuple[Family, ...] = (
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
+BY_TYPE: dict[str, Family] = {  # the first that has a name: families made of it have the name of their parent too
+    name: family for family in reversed(FAMILIES) for name in (*family.inside, family.model_type)
+}
 
 AS_GGUF: dict[str, GGUF] = {
     "neox": neox.AS_GGUF,
@@ -122,19 +126,18 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     architectures = hf_config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise LitGPTError(f"config.json has `architectures`: {quoted(architectures)}, which is no list of names.")
-    by_type = {family.model_type: family for family in FAMILIES}
-    for architecture in architectures:
-        if architecture in BY_ARCHITECTURE:
-            family = BY_ARCHITECTURE[architecture]
-            text = hf_config.get(family.nested) if family.nested else None  # the language model inside may be another
-            kind = str(text.get("model_type", family.model_type)) if isinstance(text, dict) else family.model_type
-            if kind in by_type:
-                return by_type[kind] if isinstance(text, dict) else family
-            architecture = f"{architecture} around a {escaped(kind)}"
-            raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, by_type)}")
+    if is_composite(hf_config):
+        kind = str(text_settings(hf_config)["model_type"])
+        if kind in BY_TYPE:
+            return BY_TYPE[kind]
+        architecture = f"{escaped(', '.join(architectures))} around a {escaped(kind)}"
+        raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, BY_TYPE)}")
+    found = next((BY_ARCHITECTURE[name] for name in architectures if name in BY_ARCHITECTURE), None)
+    if found is not None:
+        return found
     model_type = str(hf_config.get("model_type"))
-    if not architectures and model_type in by_type:
-        return by_type[model_type]
+    if not architectures and model_type in BY_TYPE:
+        return BY_TYPE[model_type]
     what = escaped(", ".join(architectures)) or f"model_type {quoted(model_type)}"
     raise LitGPTError(
         f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"

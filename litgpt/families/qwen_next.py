@@ -116,13 +116,6 @@ def from_hf_next(left: dict[str, Any]) -> dict[str, Any]:
     return {**from_hf(left), **qwen.pop_experts(left), "n_shared_expert": shared // width}
 
 
-def from_hf_text(left: dict[str, Any]) -> dict[str, Any]:
-    pictures = ("mrope_section", "mrope_interleaved")  # a text has one position a token
-    for key in ("rope_parameters", "rope_scaling"):
-        left[key] = {name: value for name, value in (left.get(key) or {}).items() if name not in pictures}
-    return from_hf(left)
-
-
 def to_hf_next(config: Any) -> dict[str, Any]:
     shared = config.n_shared_expert * config.moe_intermediate_size
     return {**to_hf(config), **qwen.push_experts(config), "shared_expert_intermediate_size": shared}
@@ -140,7 +133,7 @@ DEFAULTS = {
     **LINEAR,
     "linear_conv_kernel_dim": 4,
 }
-GATED = {"attn_output_gate": True}
+GATED = {"attn_output_gate": True, "output_gate_type": ("silu", "swish")}
 
 NEXT = replace(
     qwen.QWEN_3_MOE,
@@ -179,17 +172,15 @@ NEXT = replace(
 TEXT = replace(
     qwen.QWEN_3,
     name="qwen3_5",
-    architectures=("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    architectures=("Qwen3_5ForCausalLM",),
     model_type="qwen3_5_text",
     base=BASE,
     rows={},
-    from_hf=from_hf_text,
+    inside={},
+    from_hf=from_hf,
     to_hf=to_hf,
     weights=separate_weights,
     hf_defaults={**DEFAULTS, "max_position_embeddings": 32768, "num_key_value_heads": 4},
     hf_constants=GATED,
     rotates_part=True,
-    nested="text_config",
-    renames=llama.IN_COMPOSITE,
-    not_text=("model.visual.", "visual."),
 )
