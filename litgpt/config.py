@@ -153,6 +153,10 @@ class Config:
     logits_divisor: float = 1.0
     attention_gate: bool = False
     """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    router_bias: bool | None = None
+    """A bias has a say in the choice of experts (in groups). Unset: where sigmoids score them."""
+    shared_intermediate_size: int | None = None
+    """Width of what all tokens share. Unset: `n_shared_expert` times an expert's."""
     shared_expert_gate: bool = False
     """What the shared expert adds is scaled by the sigmoid of one more score of the token."""
     linear_attention: dict[str, Any] | None = None
@@ -377,6 +381,7 @@ class Config:
         return {own: row.get(own, value) for own, value in values.items()} | {
             "family_name": family_name,
             "router_scores": scores,
+            "router_bias": (self.router_scores or scores) == "sigmoid",
         }
 
     def computation(self) -> dict[str, Any]:

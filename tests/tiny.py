@@ -101,6 +101,66 @@ def long_rope(original: int) -> dict[str, Any]:
     return dict(original_max_position_embeddings=original, rope_parameters=rope)
 
 
+TWO_LAYERS = {**LLAMA_LIKE, "num_hidden_layers": 2}
+SOME_EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
+ROUTED = dict(
+    **TWO_LAYERS,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_shared_experts=1,
+    moe_intermediate_size=24,
+    first_k_dense_replace=1,
+    routed_scaling_factor=1.5,
+)
+LATENT = {**DEEPSEEK, "num_hidden_layers": 2}
+GRANITE_LIKE = dict(
+    **TWO_LAYERS,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    embedding_multiplier=3.0,
+    attention_multiplier=0.5,
+    residual_multiplier=0.7,
+    logits_scaling=4.0,
+)
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-moe": ("Qwen2MoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen2-moe-window": (
+        "Qwen2MoeConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "use_sliding_window": True, "sliding_window": 7, "qkv_bias": False},
+    ),
+    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**QWEN_NEXT, "num_hidden_layers": 3, "full_attention_interval": 2}),
+    "glm4-moe": ("Glm4MoeConfig", {**ROUTED, "use_qk_norm": True, "attention_bias": True, "head_dim": 16}),
+    "solar-open": ("SolarOpenConfig", {**ROUTED, "head_dim": 16}),
+    "glm4-moe-lite": ("Glm4MoeLiteConfig", LATENT),
+    "mistral4": (
+        "Mistral4Config",
+        {**LATENT, "n_group": 2, "topk_group": 1, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    ),
+    "minimax-m2": (
+        "MiniMaxM2Config",
+        {**TWO_LAYERS, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": PARTIAL},
+    ),
+    "olmoe": ("OlmoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "clip_qkv": 0.8}),
+    "flex-olmo": ("FlexOlmoConfig", {**TWO_LAYERS, **SOME_EXPERTS}),
+    "granite-moe": ("GraniteMoeConfig", GRANITE_LIKE),
+    "granite-moe-shared": ("GraniteMoeSharedConfig", {**GRANITE_LIKE, "shared_intermediate_size": 40}),
+    "dots1": ("Dots1Config", {**ROUTED, "head_dim": 8, "sliding_window": 7, "max_window_layers": 1}),
+    "exaone-moe": (
+        "ExaoneMoeConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": "LG"},
+    ),
+    "ernie4.5-moe": (
+        "Ernie4_5_MoeConfig",
+        {**TWO_LAYERS, "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24, "moe_num_shared_experts": 2},
+    ),
+    "afmoe": (
+        "AfmoeConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 16, "sliding_window": 7, "mup_enabled": True}
+        | dict(global_attn_every_n_layers=2, num_shared_experts=2, route_scale=1.5),
+    ),
+}
+"""Mixtures of experts, of two layers each."""
+
 # Case name → (class in transformers, settings).
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA_LIKE),
@@ -238,11 +298,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss": ("GptOssConfig", GPT_OSS),
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
+    **MIXTURES,
 }
 
 
 AROUND_ZERO = dict.fromkeys(
-    ("qwen3_next", "qwen3_5_text"), ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight", "A_log")
+    ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight", "A_log"),
 )
 """By model type: parameters without dimensions to multiply in that are logarithms, or what a scale is more than one."""
 
@@ -253,7 +315,10 @@ def hf_model(case: str, seed: int = 0) -> Any:
 
     name, settings = CASES[case]
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**settings)).eval()
+    config = getattr(transformers, name)(**settings)
+    alone = getattr(transformers, f"{name.removesuffix('Config')}ForCausalLM", None)  # in no list of theirs
+    listed = type(config) in transformers.AutoModelForCausalLM._model_mapping or alone is None
+    model = (transformers.AutoModelForCausalLM.from_config(config) if listed else alone(config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)

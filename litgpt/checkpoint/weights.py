@@ -13,7 +13,20 @@ from torch import Tensor
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest, quoted
-from litgpt.families.base import Absorbed, Dealt, Drop, Family, Interleaved, Join, Rule, Same, Split, Stacked, spelled
+from litgpt.families.base import (
+    Absorbed,
+    Dealt,
+    Drop,
+    Family,
+    GatedJoin,
+    Interleaved,
+    Join,
+    Rule,
+    Same,
+    Split,
+    Stacked,
+    spelled,
+)
 
 Fetch = Callable[[str], Tensor]
 """A tensor by name, read when called."""
@@ -144,7 +157,7 @@ class WeightTable:
     def sources(self, ours: str) -> tuple[str, ...]:
         """Their tensors that one of ours is made of."""
         rule = self._rule(ours)
-        theirs = rule.theirs if isinstance(rule, Join | Absorbed) else (rule.theirs,)
+        theirs = rule.theirs if isinstance(rule, Join | GatedJoin | Absorbed) else (rule.theirs,)
         parameter = "" if ours in self.rules else "." + ours.rpartition(".")[2]
         return tuple(name + parameter for name in theirs)
 
@@ -160,6 +173,11 @@ class WeightTable:
         rule = self._rule(ours)
         if isinstance(rule, Join):
             return torch.cat(tensors)
+        if isinstance(rule, GatedJoin):
+            gates, queries = (tensor.unflatten(0, (self.config.n_head, -1)) for tensor in tensors[:2])
+            return torch.cat((torch.stack((queries, gates), dim=1).flatten(0, 2), *tensors[2:]))
+        if isinstance(rule, Same) and rule.row:
+            return tensors[0].flatten()
         if isinstance(rule, Absorbed):
             return torch.cat((tensors[0].mT, tensors[1]), dim=1).flatten(0, 1)
         if isinstance(rule, Split):
@@ -223,6 +241,12 @@ class WeightTable:
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
             return tensor.split(self.config.qkv_rows())[part]
+        if isinstance(rule, GatedJoin):
+            queries, *others = tensor.split(self.config.qkv_rows())
+            both = queries.unflatten(0, (self.config.n_head, 2, -1))
+            return both[:, 1 - part].flatten(0, 1) if part < 2 else others[part - 2]
+        if isinstance(rule, Same) and rule.row:
+            return tensor[None]
         if isinstance(rule, Absorbed):
             sizes = self.config.latent_attention
             assert sizes is not None

@@ -20,11 +20,13 @@ from litgpt.families.hf_config import pop_quantization
 
 @dataclass(frozen=True)
 class Same:
-    """One tensor under two names; `transpose` where theirs is stored `(in, out)` (GPT-2's Conv1D)."""
+    """One tensor under two names; `transpose` where theirs is stored `(in, out)` (GPT-2's Conv1D), `row` where theirs
+    is `(1, n)` and ours `(n,)`."""
 
     theirs: str
     ours: str
     transpose: bool = False
+    row: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ class Interleaved:
 
 
 @dataclass(frozen=True)
+class GatedJoin:
+    """As `Join`, of gates, queries, keys, values: the gates of a query head stand after it, `[q0 g0 q1 g1 … K V]`."""
+
+    theirs: tuple[str, str, str, str]
+    ours: str
+
+
+@dataclass(frozen=True)
 class Dealt:
     """One tensor of theirs is several of ours, its rows dealt out by `groups`: of each group first the rows of the
     first of ours, in the parts it consists of, then those of the next."""
@@ -93,7 +103,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Dealt | Absorbed | Drop
+Rule = Same | Join | GatedJoin | Split | Stacked | Interleaved | Dealt | Absorbed | Drop
 
 
 def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:

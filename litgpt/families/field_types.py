@@ -16,7 +16,7 @@ MAX_EXPERTS = 2**17
 SIZES = frozenset(
     """
     block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
-    intermediate_size moe_intermediate_size sliding_window_size rope_condense_ratio
+    intermediate_size moe_intermediate_size shared_intermediate_size sliding_window_size rope_condense_ratio
     """.split()
 )
 """Fields that are at least 1 where they are set."""
@@ -114,7 +114,7 @@ def _check_mixture(config: Any) -> None:
         raise LitGPTError(f"The model has {config.n_layer * experts} experts, more than any has.")
     if config.mlp_class_name == "LLaMAMoE" and not 0 < used <= experts:
         raise LitGPTError(f"A mixture needs n_expert_per_token from 1 to n_expert, and has {used} and {experts}.")
-    if config.n_shared_expert and config.moe_intermediate_size is None:
+    if config.n_shared_expert and config.moe_intermediate_size is config.shared_intermediate_size is None:
         raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")
     if groups is None:
         return

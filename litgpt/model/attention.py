@@ -145,16 +145,15 @@ class CausalSelfAttention(Attention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
         their positions; and the queries' gates, `(B, N, T, H)`."""
-        qkv = self.qkv(x)
-        if self.config.qkv_clip is not None:
-            qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
-        qkv = qkv.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
+        qkv = self.qkv(x).view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
         q, k, v = qkv.split(self.heads, dim=1)
         gate = None
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
         if self.config.norm_qk:
             q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
+        if (bound := self.config.qkv_clip) is not None:
+            q, k, v = (part.clamp(-bound, bound) for part in (q, k, v))
         return q, k, v, gate
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
@@ -201,6 +200,9 @@ class MultiheadLatentAttention(Attention):
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_rank, self.rope_dim), dim=-1)
         q_rope = self.apply_rope(q_rope, context)
         k_rope = self.apply_rope(k_rope[:, None], context)  # (B, 1, T, R)
+        if self.scales_queries:
+            assert context.query_factors is not None
+            q_nope, q_rope = ((part * context.query_factors).to(part.dtype) for part in (q_nope, q_rope))
         kv = torch.cat((self.kv_a_norm(latent)[:, None], k_rope), dim=-1)  # (B, 1, T, L + R)
         if context.span is not None:
             kv, _ = context.span.extend(self.layer, kv)  # (B, 1, S, L + R)

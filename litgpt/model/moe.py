@@ -31,8 +31,8 @@ class LLaMAMoE(nn.Module):
         self.experts = Experts(config)
         self.shared_experts: nn.Module | None = None
         if config.n_shared_expert:
-            assert config.moe_intermediate_size is not None
-            self.shared_experts = LLaMAMLP(config, config.moe_intermediate_size * config.n_shared_expert)
+            width = config.shared_intermediate_size or (config.moe_intermediate_size or 0) * config.n_shared_expert
+            self.shared_experts = LLaMAMLP(config, width)
         # No linear layer: of one row, it is nothing to quantize or to have a low rank.
         self.shared_gate = nn.Parameter(torch.empty(1, config.n_embd)) if config.shared_expert_gate else None
         self.config = config
@@ -83,13 +83,14 @@ class GroupedTopkRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.uses_sigmoid = config.router_scores == "sigmoid"
-        if self.uses_sigmoid:
+        self.uses_bias = bool(config.router_bias)
+        if self.uses_bias:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
         self.config = config
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""
-        bias = self.e_score_correction_bias if self.uses_sigmoid else None
+        bias = self.e_score_correction_bias if self.uses_bias else None
         super()._apply(fn, recurse)
         if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:
             self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
@@ -103,12 +104,12 @@ class GroupedTopkRouter(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):  # which would multiply in 16 bits all the same
             logits = F.linear(tokens.to(dtype), self.weight.to(dtype))
         scores = logits.sigmoid() if self.uses_sigmoid else logits.softmax(dim=-1)
-        choice_scores = scores + self.e_score_correction_bias if self.uses_sigmoid else scores
+        choice_scores = scores + self.e_score_correction_bias if self.uses_bias else scores
         grouped = choice_scores.view(len(tokens), config.n_expert_groups, -1)
         group_scores = grouped.topk(config.n_topk_scores_per_group or 1, dim=-1).values.sum(dim=-1)
         best = group_scores.topk(config.n_topk_groups, dim=-1).indices
         outside = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, best, False)[..., None]
-        nothing = -torch.inf if self.uses_sigmoid else 0.0
+        nothing = -torch.inf if self.uses_bias else 0.0
         expert_ids = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
         weights = scores.gather(1, expert_ids)
         if config.norm_topk_prob:
