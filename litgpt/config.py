@@ -153,6 +153,8 @@ class Config:
     logits_divisor: float = 1.0
     attention_gate: bool = False
     """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    mixture_beside_mlp: bool = False
+    """Every layer has experts beside its MLP, on the same tokens; a router of normed tokens chooses among them."""
     router_bias: bool | None = None
     """A bias has a say in the choice of experts (in groups). Unset: where sigmoids score them."""
     shared_intermediate_size: int | None = None
@@ -164,6 +166,18 @@ class Config:
     place of keys and values (gated delta rule)."""
     linear_attention_indices: list[int] | None = None
     """Per layer: 0 where attention is over keys and values all the same. Unset: nowhere."""
+    global_heads: dict[str, Any] | None = None
+    """`{head_size, n_query_groups, keys_are_values}` of layers without a window, where they are others."""
+    shared_kv_layers: int = 0
+    """So many last layers attend to the keys and values of the last layer of their kind before them."""
+    wide_sharing_mlp: bool = False
+    """These layers have MLPs twice as wide."""
+    norm_values: bool = False
+    """Values are normed, without weights."""
+    layer_inputs: dict[str, Any] | None = None
+    """`{size, vocab_size}` of what each layer is given of each token besides (per-layer embeddings)."""
+    layer_scalars: bool = False
+    """What a layer gives is multiplied with one number of its own."""
     family_name: str | None = None
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 
@@ -246,6 +260,19 @@ class Config:
         """Whether layer number `layer` keeps one matrix a head in the place of keys and values."""
         return self.linear_attention is not None and bool((self.linear_attention_indices or [1])[layer])
 
+    def shares_kv(self, layer: int) -> bool:
+        """Whether layer number `layer` attends to the keys and values of one before it."""
+        return layer >= self.n_layer - self.shared_kv_layers
+
+    def kv_heads(self, layer: int) -> tuple[int, int, int]:
+        """Heads of keys and of values that layer number `layer` makes, and the size of its heads."""
+        assert self.head_size is not None and self.n_query_groups is not None
+        groups, size, values = self.n_query_groups, self.head_size, self.n_query_groups
+        if self.global_heads is not None and self.window(layer) is None:
+            groups, size = self.global_heads["n_query_groups"], self.global_heads["head_size"]
+            values = 0 if self.global_heads["keys_are_values"] else groups
+        return (0, 0, size) if self.shares_kv(layer) else (groups, values, size)
+
     def qkv_rows(self, layer: int | None = None) -> tuple[int, int, int]:
         """Rows of queries (with their gates), keys and values in `attn.qkv` of a layer, or of those that hold keys."""
         if layer is not None and self.linear(layer):
@@ -253,9 +280,8 @@ class Config:
             assert sizes is not None
             keys = sizes["n_key_heads"] * sizes["key_size"]
             return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
-        assert self.head_size is not None and self.n_query_groups is not None
-        q, kv = self.n_head * self.head_size, self.n_query_groups * self.head_size
-        return q * 2 if self.attention_gate else q, kv, kv
+        keys, values, size = self.kv_heads(layer or 0)
+        return (2 if self.attention_gate else 1) * self.n_head * size, keys * size, values * size
 
     def dense(self, layer: int) -> bool:
         """Whether layer number `layer` of a mixture has an MLP in the place of experts."""

@@ -122,6 +122,30 @@ GRANITE_LIKE = dict(
     residual_multiplier=0.7,
     logits_scaling=4.0,
 )
+GEMMA_4 = dict(
+    **{**LLAMA_LIKE, "num_hidden_layers": 4},
+    head_dim=8,
+    global_head_dim=16,
+    sliding_window=7,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    hidden_size_per_layer_input=6,
+    vocab_size_per_layer_input=96,
+    final_logit_softcapping=3.0,
+    rms_norm_eps=1e-2,
+)
+GEMMAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4-shared-keys": (
+        "Gemma4TextConfig",
+        {**GEMMA_4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "tie_word_embeddings": False},
+    ),
+    "gemma4-experts": (
+        "Gemma4TextConfig",
+        {**GEMMA_4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | dict(enable_moe_block=True, num_experts=5, top_k_experts=2, moe_intermediate_size=24, num_hidden_layers=2)
+        | dict(layer_types=["sliding_attention", "full_attention"]),
+    ),
+    "gemma4-unified": ("Gemma4UnifiedTextConfig", {key: GEMMA_4[key] for key in GEMMA_4 if "per_layer" not in key}),
+}
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe": ("Qwen2MoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "shared_expert_intermediate_size": 40}),
     "qwen2-moe-window": (
@@ -299,6 +323,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
     **MIXTURES,
+    **GEMMAS,
 }
 
 

@@ -240,7 +240,8 @@ class WeightTable:
 
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
-            return tensor.split(self.config.qkv_rows())[part]
+            rows = self.config.qkv_rows(int(rule.ours.split(".")[2]))
+            return tensor.split([size for size in rows if size])[part]
         if isinstance(rule, GatedJoin):
             queries, *others = tensor.split(self.config.qkv_rows())
             both = queries.unflatten(0, (self.config.n_head, 2, -1))

@@ -13,6 +13,7 @@ from litgpt.families import (
     ernie_moe,
     falcon,
     gemma,
+    gemma4,
     glm,
     glm_moe,
     gpt2,
@@ -84,6 +85,8 @@ FAMILIES: tuple[Family, ...] = (
     ernie_moe.FAMILY,
     afmoe.FAMILY,
     mistral4.FAMILY,
+    gemma4.FAMILY,
+    gemma4.UNIFIED,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}

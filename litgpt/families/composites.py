@@ -10,6 +10,8 @@ from typing import Any
 
 COMPOSITES: dict[str, str] = {
     "Gemma3ForConditionalGeneration": "gemma3_text",
+    "Gemma4ForConditionalGeneration": "gemma4_text",
+    "Gemma4UnifiedForConditionalGeneration": "gemma4_unified_text",
     "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe_text",
     "GotOcr2ForConditionalGeneration": "qwen2",
     "Idefics2ForConditionalGeneration": "mistral",

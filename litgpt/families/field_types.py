@@ -23,7 +23,7 @@ SIZES = frozenset(
 COUNTS = frozenset(
     """
     n_expert n_expert_per_token n_shared_expert n_expert_groups n_topk_groups n_topk_scores_per_group
-    first_k_dense_replace
+    first_k_dense_replace shared_kv_layers
     """.split()
 )
 """Fields that are at least 0 where they are set."""
@@ -43,6 +43,8 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
     "query_tuning": {"floor": float},
+    "global_heads": dict.fromkeys(("head_size", "n_query_groups"), int),
+    "layer_inputs": dict.fromkeys(("size", "vocab_size"), int),
     "rope_adjustments": {"factor": float},
 }
 """What a field consists of that is above 0."""
@@ -104,6 +106,10 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError(
             "Layers with local rotary positions (rope_indices) need rope_local_base_freq, which is unset."
         )
+    if config.shared_kv_layers:
+        own, kinds = config.n_layer - config.shared_kv_layers, [config.window(layer) for layer in range(config.n_layer)]
+        if own < 1 or not {*kinds[own:]} <= {*kinds[:own]}:
+            raise LitGPTError("shared_kv_layers leaves no layer of their kind whose keys the last layers could share.")
     if config.shared_attention_norm and not config.parallel_residual:
         raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
 
@@ -112,7 +118,7 @@ def _check_mixture(config: Any) -> None:
     experts, used, groups = config.n_expert, config.n_expert_per_token, config.n_expert_groups
     if config.n_layer * experts > MAX_EXPERTS:
         raise LitGPTError(f"The model has {config.n_layer * experts} experts, more than any has.")
-    if config.mlp_class_name == "LLaMAMoE" and not 0 < used <= experts:
+    if (config.mlp_class_name == "LLaMAMoE" or config.mixture_beside_mlp) and not 0 < used <= experts:
         raise LitGPTError(f"A mixture needs n_expert_per_token from 1 to n_expert, and has {used} and {experts}.")
     if config.n_shared_expert and config.moe_intermediate_size is config.shared_intermediate_size is None:
         raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from litgpt.config import Config
 from litgpt.model.mlp import LLaMAMLP, swiglu
+from litgpt.model.norm import make_norm, rms_norm
 
 ExpertLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 """The type of `Experts.linear`."""
@@ -67,6 +68,34 @@ class LLaMAMoE(nn.Module):
             if not self.config.router_softmax_over_all:
                 weights = weights / weights.sum(dim=-1, keepdim=True)
             weights = weights * self.config.routed_scaling_factor
+        return weights.to(tokens.dtype), expert_ids
+
+
+class MixtureBesideMLP(nn.Module):
+    """Experts that add to what an MLP makes of the same token (Gemma 4); each sum's part has norms of its own."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.input_scale = nn.Parameter(torch.ones(config.n_embd))
+        self.expert_scale = nn.Parameter(torch.ones(config.n_expert))
+        self.experts = Experts(config)
+        self.norm, self.post_norm, self.mlp_norm = (make_norm(config) for _ in range(3))
+
+    def forward(self, x: Tensor, mlp: Tensor) -> Tensor:
+        """Tokens and what the MLP made of them, `(B, T, C)` both → `(B, T, C)`."""
+        tokens = x.reshape(-1, x.size(-1))
+        weights, expert_ids = self.route(tokens)
+        y = self.experts(self.norm(tokens), weights, expert_ids).view_as(x)
+        return self.mlp_norm(mlp) + self.post_norm(y)
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
+        logits = self.gate(rms_norm(tokens, self.config.norm_eps) * self.input_scale * tokens.size(-1) ** -0.5)
+        shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        weights, expert_ids = shares.topk(self.config.n_expert_per_token, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True) * self.expert_scale[expert_ids]
         return weights.to(tokens.dtype), expert_ids
 
 
@@ -142,6 +171,7 @@ class Experts(nn.Module):
             self.proj_bias = nn.Parameter(torch.empty(E, C))
             self.parts.update({f"{part}.bias": f"{part}_bias" for part in EXPERT_PARTS})
         self.swiglu_limit = config.swiglu_limit
+        self.gelu = config.gelu_approximate if config.mlp_class_name == "GemmaMLP" else None
         self.scales_inputs = config.router_scales_inputs
         self.reset_parameters()
 
@@ -178,7 +208,9 @@ class Experts(nn.Module):
         return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
-        """SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        """GeGLU, SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        if self.gelu is not None:
+            return F.gelu(gate, approximate=self.gelu) * up
         if self.swiglu_limit is None:
             return swiglu(gate, up)
         gate, up = gate.clamp(max=self.swiglu_limit), up.clamp(-self.swiglu_limit, self.swiglu_limit)

@@ -32,12 +32,14 @@ def inverse_frequencies(
     Raises:
         LitGPTError: `rope_adjustments` of a kind that is not known here.
     """
-    n = config.rope_n_elem
+    n = rotating(config, base)
     powers = (base or config.rope_base) ** (torch.arange(0, n, 2, device=device, dtype=torch.int64).float() / n)
     theta = 1.0 / powers
     adjust = config.rope_adjustments
     if adjust is None or base is not None:
         return theta
+    if set(adjust) == {"factor", "share"}:  # the first pairs only, at the speeds they have among all
+        return theta * (torch.arange(n // 2, device=device) < int(adjust["share"] * n // 2)) / adjust["factor"]
     if set(adjust) == {"factor"}:
         return theta / adjust["factor"]
     if set(adjust) == LLAMA_3_KEYS:
@@ -48,6 +50,12 @@ def inverse_frequencies(
         factors = adjust["long_factor" if extent > adjust["original_max_seq_len"] else "short_factor"]
         return 1.0 / (torch.tensor(factors, device=device, dtype=torch.float32) * powers)
     raise LitGPTError(f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here.")
+
+
+def rotating(config: Config, base: float | None) -> int:
+    """Dimensions of a head that rotate; those of layers without a window have no `base` of their own."""
+    heads = config.global_heads if base is None else None
+    return config.rope_n_elem if heads is None else int(config.rotary_percentage * heads["head_size"])
 
 
 def attention_factor(config: Config) -> float:
