@@ -153,6 +153,11 @@ class Config:
     logits_divisor: float = 1.0
     attention_gate: bool = False
     """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    router_eps: float = 1e-20
+    """Added to the sum that the chosen experts' weights are divided by."""
+    router_margin: float | None = None
+    """Experts are chosen one after the other; each counts by its share among those not further below it than twice
+    this, relatively (SparseMixer)."""
     mixture_beside_mlp: bool = False
     """Every layer has experts beside its MLP, on the same tokens; a router of normed tokens chooses among them."""
     router_bias: bool | None = None
@@ -164,6 +169,11 @@ class Config:
     linear_attention: dict[str, Any] | None = None
     """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size}` of layers that keep one matrix a head in the
     place of keys and values (gated delta rule)."""
+    state_space: dict[str, Any] | None = None
+    """`{n_heads, head_size, n_groups, state_size, kernel_size, bias, conv_bias[, least_time, most_time]}` of layers of
+    Mamba 2."""
+    short_conv: dict[str, Any] | None = None
+    """`{kernel_size, bias}` of layers that mix by a gated convolution over a few tokens."""
     linear_attention_indices: list[int] | None = None
     """Per layer: 0 where attention is over keys and values all the same. Unset: nowhere."""
     global_heads: dict[str, Any] | None = None
@@ -210,10 +220,13 @@ class Config:
             self.intermediate_size = 4 * self.n_embd
         if self.sliding_window_size is not None:
             self.sliding_window_indices = self.sliding_window_indices or [1] * self.n_layer
-        if self.linear_attention is not None:
+        if self.recurrent is not None:
             self.linear_attention_indices = self.linear_attention_indices or [1] * self.n_layer
-            if self.linear_attention["n_value_heads"] % self.linear_attention["n_key_heads"]:
-                raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
+        sizes = self.linear_attention
+        if sizes is not None and sizes["n_value_heads"] % sizes["n_key_heads"]:
+            raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
+        if self.state_space is not None and self.state_space["n_heads"] % self.state_space["n_groups"]:
+            raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
         for name in BY_LAYER:
             values = getattr(self, name)
             if values is not None and len(values) < self.n_layer:
@@ -256,9 +269,14 @@ class Config:
         """How many tokens back (itself included) layer number `layer` sees; None: all."""
         return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
 
+    @property
+    def recurrent(self) -> dict[str, Any] | None:
+        """The settings of layers that keep a state in the place of keys and values, of whatever kind."""
+        return self.linear_attention or self.state_space or self.short_conv
+
     def linear(self, layer: int) -> bool:
-        """Whether layer number `layer` keeps one matrix a head in the place of keys and values."""
-        return self.linear_attention is not None and bool((self.linear_attention_indices or [1])[layer])
+        """Whether layer number `layer` keeps a state in the place of keys and values."""
+        return self.recurrent is not None and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
 
     def shares_kv(self, layer: int) -> bool:
         """Whether layer number `layer` attends to the keys and values of one before it."""
@@ -277,7 +295,8 @@ class Config:
         """Rows of queries (with their gates), keys and values in `attn.qkv` of a layer, or of those that hold keys."""
         if layer is not None and self.linear(layer):
             sizes = self.linear_attention
-            assert sizes is not None
+            if sizes is None:
+                return 0, 0, 0
             keys = sizes["n_key_heads"] * sizes["key_size"]
             return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
         keys, values, size = self.kv_heads(layer or 0)

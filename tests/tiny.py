@@ -146,6 +146,30 @@ GEMMAS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma4-unified": ("Gemma4UnifiedTextConfig", {key: GEMMA_4[key] for key in GEMMA_4 if "per_layer" not in key}),
 }
+STATES = dict(mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=3)
+GRANITE_HYBRID = dict(**{**GRANITE_LIKE, "num_hidden_layers": 3}, **STATES, shared_intermediate_size=40)
+GRANITE_HYBRID |= dict(layer_types=["linear_attention", "full_attention", "linear_attention"], rms_norm_eps=1e-2)
+RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": (
+        "Lfm2Config",
+        {**LLAMA_LIKE, "layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_multiple_of": 8},
+    ),
+    "lfm2-moe": (
+        "Lfm2MoeConfig",
+        {**LLAMA_LIKE, **SOME_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}
+        | dict(routed_scaling_factor=1.5, conv_L_cache=4),
+    ),
+    "granite-hybrid": ("GraniteMoeHybridConfig", GRANITE_HYBRID),
+    "granite-hybrid-dense": (
+        "GraniteMoeHybridConfig",
+        {**GRANITE_HYBRID, "num_local_experts": 0, "position_embedding_type": "rope", "time_step_limit": (0.1, 2.0)},
+    ),
+    "bamba": (
+        "BambaConfig",
+        {**LLAMA_LIKE, **STATES, "attn_layer_indices": [1], "rms_norm_eps": 1e-2, "mamba_proj_bias": True},
+    ),
+}
+"""Layers that keep a state, and a convolution's last inputs."""
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe": ("Qwen2MoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "shared_expert_intermediate_size": 40}),
     "qwen2-moe-window": (
@@ -163,6 +187,11 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax-m2": (
         "MiniMaxM2Config",
         {**TWO_LAYERS, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": PARTIAL},
+    ),
+    "phimoe": (
+        "PhimoeConfig",
+        {**TWO_LAYERS, "num_local_experts": 5, "sliding_window": 7, "attention_bias": True, "lm_head_bias": True}
+        | dict(router_jitter_noise=0.3),
     ),
     "olmoe": ("OlmoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "clip_qkv": 0.8}),
     "flex-olmo": ("FlexOlmoConfig", {**TWO_LAYERS, **SOME_EXPERTS}),
@@ -324,6 +353,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
     **MIXTURES,
     **GEMMAS,
+    **RECURRENT,
 }
 
 

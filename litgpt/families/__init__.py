@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest, escaped, quoted
+from litgpt.errors import LitGPTError, UnsupportedError, closest, escaped, quoted
 from litgpt.families import (
     afmoe,
     deepseek,
@@ -20,8 +20,10 @@ from litgpt.families import (
     gpt_oss,
     granite,
     granite_moe,
+    lfm,
     llama,
     llama4,
+    mamba_hybrids,
     minimax,
     ministral,
     mistral4,
@@ -30,6 +32,7 @@ from litgpt.families import (
     olmo,
     olmoe,
     phi,
+    phimoe,
     qwen,
     qwen_moe,
     qwen_next,
@@ -39,6 +42,7 @@ from litgpt.families import (
 from litgpt.families.base import Family
 from litgpt.families.composites import is_composite, text_settings
 from litgpt.families.gguf import GGUF
+from litgpt.families.missing import missing
 
 FAMILIES: tuple[Family, ...] = (
     neox.FAMILY,
@@ -87,6 +91,11 @@ FAMILIES: tuple[Family, ...] = (
     mistral4.FAMILY,
     gemma4.FAMILY,
     gemma4.UNIFIED,
+    phimoe.FAMILY,
+    lfm.DENSE,
+    lfm.MOE,
+    mamba_hybrids.GRANITE,
+    mamba_hybrids.BAMBA,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
@@ -158,7 +167,9 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
         if kind in BY_TYPE:
             return BY_TYPE[kind]
         architecture = f"{escaped(', '.join(architectures))} around a {escaped(kind)}"
-        raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, BY_TYPE)}")
+        if (need := missing(kind)) is not None:
+            raise UnsupportedError(f"{architecture} needs {need}, which no layer here has.")
+        raise UnsupportedError(f"No model family here reads {architecture}.{closest(kind, BY_TYPE)}")
     found = next((BY_ARCHITECTURE[name] for name in architectures if name in BY_ARCHITECTURE), None)
     if found is not None:
         return found
@@ -166,6 +177,7 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     if not architectures and model_type in BY_TYPE:
         return BY_TYPE[model_type]
     what = escaped(", ".join(architectures)) or f"model_type {quoted(model_type)}"
-    raise LitGPTError(
-        f"No model family here reads {what}; known: {', '.join(BY_ARCHITECTURE)}.{closest(what, BY_ARCHITECTURE)}"
-    )
+    need = next((need for name in (*architectures, model_type) if (need := missing(name))), None)
+    if need is not None:
+        raise UnsupportedError(f"{what} needs {need}, which no layer here has.")
+    raise UnsupportedError(f"No model family here reads {what}.{closest(what, BY_ARCHITECTURE)}")

@@ -67,7 +67,13 @@ FAMILY = replace(
         qwen.WEIGHTS_3,
         *deepseek.MIXTURE,
         GatedJoin(
-            tuple(f"{THEIRS}.self_attn.{name}" for name in ("gate_proj", "q_proj", "k_proj", "v_proj")), f"{ATTN}.qkv"
+            (
+                f"{THEIRS}.self_attn.gate_proj",
+                f"{THEIRS}.self_attn.q_proj",
+                f"{THEIRS}.self_attn.k_proj",
+                f"{THEIRS}.self_attn.v_proj",
+            ),
+            f"{ATTN}.qkv",
         ),
         Same(f"{THEIRS}.post_attention_layernorm", "transformer.h.{i}.post_attention_norm"),
         Same(f"{THEIRS}.pre_mlp_layernorm", "transformer.h.{i}.norm_2"),

@@ -19,6 +19,7 @@ COMPOSITES: dict[str, str] = {
     "InternVLChatModel": "qwen2",
     "InternVLForConditionalGeneration": "qwen2",
     "Kimi_K25ForConditionalGeneration": "deepseek_v3",
+    "Lfm2VlForConditionalGeneration": "lfm2",
     "Llama4ForConditionalGeneration": "llama4_text",
     "LlavaForConditionalGeneration": "llama",
     "LlavaNextForConditionalGeneration": "llama",

@@ -42,6 +42,8 @@ PARTS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), int),
     },
     "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
+    "state_space": dict.fromkeys(("n_heads", "head_size", "n_groups", "state_size", "kernel_size"), int),
+    "short_conv": {"kernel_size": int},
     "query_tuning": {"floor": float},
     "global_heads": dict.fromkeys(("head_size", "n_query_groups"), int),
     "layer_inputs": dict.fromkeys(("size", "vocab_size"), int),

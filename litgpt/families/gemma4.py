@@ -48,13 +48,15 @@ EXPERTS = (
 QUERY, KEY = (f"{THEIRS}.self_attn.{name}_proj" for name in "qk")
 OF_KEYS = tuple(Drop(f"{THEIRS}.self_attn.{name}.weight") for name in ("k_proj", "v_proj", "k_norm", "v_norm"))
 
+SHARING: tuple[Rule, ...] = (Same(QUERY, f"{OURS}.attn.qkv"), *OF_KEYS)
+
 
 def weights(config: Any) -> tuple[Rule, ...]:
     special: list[Rule] = []
     for layer in range(config.n_layer):
         _, keys, values = config.qkv_rows(layer)
         if config.shares_kv(layer):  # files may have weights that make keys for nobody
-            special += (spelled(rule, layer) for rule in (Same(QUERY, f"{OURS}.attn.qkv"), *OF_KEYS))
+            special += (spelled(rule, layer) for rule in SHARING)
         elif keys and not values:
             special.append(spelled(Join((QUERY, KEY), f"{OURS}.attn.qkv"), layer))
     return (*ALWAYS, *(EXPERTS if config.mixture_beside_mlp else ()), *special)

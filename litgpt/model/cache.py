@@ -50,11 +50,11 @@ class KVCache:
         devices = device if isinstance(device, Sequence) and not isinstance(device, str) else [device] * config.n_layer
         sizes = [cached_positions(config, layer, length, max_chunk) for layer in range(config.n_layer)]
         shapes = [kv_shape(config, ranks, layer) for layer in range(config.n_layer)]
-        layers = [(groups, L, *last, on) for (groups, *last), L, on in zip(shapes, sizes, devices, strict=True)]
+        layers = list(zip(shapes, sizes, devices, strict=True))
         # One tensor a layer: compilers copy a single stacked one whole at each write.
-        self.keys = [_zeros((slots, groups, L, key_size), on, dtype) for groups, L, key_size, _, on in layers]
+        self.keys = [_zeros((slots, groups, L, size), on, dtype) for (groups, size, _), L, on in layers]
         if config.latent_attention is None:
-            self.values = [_zeros((slots, groups, L, value_size), on, dtype) for groups, L, _, value_size, on in layers]
+            self.values = [_zeros((slots, groups, L, size), on, dtype) for (groups, _, size), L, on in layers]
         else:
             self.values = [keys[..., : shapes[0][2]] for keys in self.keys]  # the latent is both
         self.kv_tensors = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
@@ -157,11 +157,18 @@ def kv_shape(config: Config, ranks: int, layer: int) -> tuple[int, int, int]:
 def state_shapes(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """Shape and type of what a layer of linear attention keeps of a sequence: its convolution's last inputs, and the
     recurrent state, which is a sum over all tokens, in float32 at least."""
+    dtype = dtype or torch.get_default_dtype()
+    if (sizes := config.short_conv) is not None:
+        return (((config.n_embd, sizes["kernel_size"] - 1), dtype),)
+    if (sizes := config.state_space) is not None:
+        channels = sizes["n_heads"] * sizes["head_size"] + 2 * sizes["n_groups"] * sizes["state_size"]
+        recurrent = sizes["n_heads"], sizes["state_size"], sizes["head_size"]
+        wide = torch.promote_types(dtype, torch.float32)
+        return ((channels, sizes["kernel_size"] - 1), dtype), (recurrent, wide)
     sizes = config.linear_attention
     assert sizes is not None
     channels = 2 * sizes["n_key_heads"] * sizes["key_size"] + sizes["n_value_heads"] * sizes["value_size"]
     recurrent = sizes["n_value_heads"], sizes["key_size"], sizes["value_size"]
-    dtype = dtype or torch.get_default_dtype()
     return ((channels, sizes["kernel_size"] - 1), dtype), (recurrent, torch.promote_types(dtype, torch.float32))
 
 

@@ -27,6 +27,7 @@ from litgpt.model.attention import (
 )
 from litgpt.model.cache import KVCache, Span
 from litgpt.model.delta_net import GatedDeltaNet
+from litgpt.model.mamba import Mamba2, ShortConv
 from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts, LLaMAMoE, MixtureBesideMLP
 from litgpt.model.norm import make_norm
@@ -315,6 +316,13 @@ class Backbone(nn.Module):
         self.ln_f = make_norm(config)
 
 
+def recurrent_class(config: Config) -> type[nn.Module]:
+    """The class of layers that keep a state in the place of keys and values."""
+    if config.linear_attention is not None:
+        return GatedDeltaNet
+    return Mamba2 if config.state_space is not None else ShortConv
+
+
 class LayerInputs(nn.Module):
     """What each layer is given of each token besides: an embedding of its own, and a share of the common one.
 
@@ -357,12 +365,14 @@ class LayerInput(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, one after the other or side by side (`parallel_residual`)."""
 
+    layer_scalar: Tensor
+
     def __init__(self, config: Config, block_idx: int) -> None:
         super().__init__()
         self.config = config
         self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = GatedDeltaNet(config, block_idx) if config.linear(block_idx) else attention(config, block_idx)
+        self.attn = (recurrent_class(config) if config.linear(block_idx) else attention)(config, block_idx)
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:

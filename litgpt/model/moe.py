@@ -60,6 +60,8 @@ class LLaMAMoE(nn.Module):
             weights, expert_ids = self.gate(tokens)
         else:
             logits = self.gate(tokens)
+            if self.config.router_margin is not None:
+                return sparse_mixer(logits, self.config.n_expert_per_token, self.config.router_margin)
             if self.config.router_scores == "sigmoid":
                 best, expert_ids = logits.topk(self.config.n_expert_per_token, dim=-1)
                 return best.sigmoid() * self.config.routed_scaling_factor, expert_ids
@@ -69,6 +71,19 @@ class LLaMAMoE(nn.Module):
                 weights = weights / weights.sum(dim=-1, keepdim=True)
             weights = weights * self.config.routed_scaling_factor
         return weights.to(tokens.dtype), expert_ids
+
+
+def sparse_mixer(scores: Tensor, n_chosen: int, margin: float) -> tuple[Tensor, Tensor]:
+    """Weights and ids `(A, K)` of experts with scores `(A, E)`, by the router of Phi 3.5
+    (https://arxiv.org/abs/2409.12136) as it answers; training it here draws nothing at random."""
+    left, weights, chosen = scores, [], []
+    for _ in range(n_chosen):
+        best, expert = left.max(dim=-1, keepdim=True)
+        far = (best - scores) / torch.maximum(scores.abs(), best) > 2 * margin
+        weights.append(left.masked_fill(far, -torch.inf).softmax(dim=-1).gather(-1, expert))
+        chosen.append(expert)
+        left = left.scatter(-1, expert, -torch.inf)
+    return torch.cat(weights, dim=-1), torch.cat(chosen, dim=-1)
 
 
 class MixtureBesideMLP(nn.Module):
@@ -142,7 +157,7 @@ class GroupedTopkRouter(nn.Module):
         expert_ids = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
         weights = scores.gather(1, expert_ids)
         if config.norm_topk_prob:
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + config.router_eps)
         return weights * config.routed_scaling_factor, expert_ids
 
 
