@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.weights import WeightTable, lazy
+from litgpt.checkpoint.writer import hf_config_of
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families import BY_TYPE, FAMILIES
@@ -147,7 +148,7 @@ def test_the_language_model_is_written_alone(case, tmp_path):
     _build(case, tmp_path / "whole")
     ours = load_model(tmp_path / "whole")
     weights = dict(WeightTable(ours.config).export_from(lazy(ours.state_dict())))
-    (tmp_path / "config.json").write_text(json.dumps(ours.config.family.write_hf(ours.config)))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config_of(ours.config, tmp_path / "whole")))
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     tokens = torch.randint(0, 96, (1, 20))
