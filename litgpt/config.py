@@ -180,13 +180,41 @@ class Config:
     logits_divisor: float = 1.0
     attention_gate: bool = False
     """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    router_eps: float = 1e-20
+    """Added to the sum that the chosen experts' weights are divided by."""
+    router_margin: float | None = None
+    """Experts are chosen one after the other; each counts by its share among those not further below it than twice
+    this, relatively (SparseMixer)."""
+    mixture_beside_mlp: bool = False
+    """Every layer has experts beside its MLP, on the same tokens; a router of normed tokens chooses among them."""
+    router_bias: bool | None = None
+    """A bias has a say in the choice of experts (in groups). Unset: where sigmoids score them."""
+    shared_intermediate_size: int | None = None
+    """Width of what all tokens share. Unset: `n_shared_expert` times an expert's."""
     shared_expert_gate: bool = False
     """What the shared expert adds is scaled by the sigmoid of one more score of the token."""
     linear_attention: dict[str, Any] | None = None
     """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size}` of layers that keep one matrix a head in the
     place of keys and values (gated delta rule)."""
+    state_space: dict[str, Any] | None = None
+    """`{n_heads, head_size, n_groups, state_size, kernel_size, bias, conv_bias[, least_time, most_time]}` of layers of
+    Mamba 2."""
+    short_conv: dict[str, Any] | None = None
+    """`{kernel_size, bias}` of layers that mix by a gated convolution over a few tokens."""
     linear_attention_indices: list[int] | None = None
     """Per layer: 0 where attention is over keys and values all the same. Unset: nowhere."""
+    global_heads: dict[str, Any] | None = None
+    """`{head_size, n_query_groups, keys_are_values}` of layers without a window, where they are others."""
+    shared_kv_layers: int = 0
+    """So many last layers attend to the keys and values of the last layer of their kind before them."""
+    wide_sharing_mlp: bool = False
+    """These layers have MLPs twice as wide."""
+    norm_values: bool = False
+    """Values are normed, without weights."""
+    layer_inputs: dict[str, Any] | None = None
+    """`{size, vocab_size}` of what each layer is given of each token besides (per-layer embeddings)."""
+    layer_scalars: bool = False
+    """What a layer gives is multiplied with one number of its own."""
     family_name: str | None = None
     """Which file of `litgpt.families` holds its tables. Unset: by name, else by structure."""
 
@@ -219,10 +247,13 @@ class Config:
             self.intermediate_size = 4 * self.n_embd
         if self.sliding_window_size is not None:
             self.sliding_window_indices = self.sliding_window_indices or [1] * self.n_layer
-        if self.linear_attention is not None:
+        if self.recurrent is not None:
             self.linear_attention_indices = self.linear_attention_indices or [1] * self.n_layer
-            if self.linear_attention["n_value_heads"] % self.linear_attention["n_key_heads"]:
-                raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
+        sizes = self.linear_attention
+        if sizes is not None and sizes["n_value_heads"] % sizes["n_key_heads"]:
+            raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
+        if self.state_space is not None and self.state_space["n_heads"] % self.state_space["n_groups"]:
+            raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
         for name in BY_LAYER:
             values = getattr(self, name)
             if values is not None and len(values) < self.n_layer:
@@ -270,20 +301,38 @@ class Config:
         """How many tokens back (itself included) layer number `layer` sees; None: all."""
         return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
 
+    @property
+    def recurrent(self) -> dict[str, Any] | None:
+        """The settings of layers that keep a state in the place of keys and values, of whatever kind."""
+        return self.linear_attention or self.state_space or self.short_conv
+
     def linear(self, layer: int) -> bool:
-        """Whether layer number `layer` keeps one matrix a head in the place of keys and values."""
-        return self.linear_attention is not None and bool((self.linear_attention_indices or [1])[layer])
+        """Whether layer number `layer` keeps a state in the place of keys and values."""
+        return self.recurrent is not None and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
+
+    def shares_kv(self, layer: int) -> bool:
+        """Whether layer number `layer` attends to the keys and values of one before it."""
+        return layer >= self.n_layer - self.shared_kv_layers
+
+    def kv_heads(self, layer: int) -> tuple[int, int, int]:
+        """Heads of keys and of values that layer number `layer` makes, and the size of its heads."""
+        assert self.head_size is not None and self.n_query_groups is not None
+        groups, size, values = self.n_query_groups, self.head_size, self.n_query_groups
+        if self.global_heads is not None and self.window(layer) is None:
+            groups, size = self.global_heads["n_query_groups"], self.global_heads["head_size"]
+            values = 0 if self.global_heads["keys_are_values"] else groups
+        return (0, 0, size) if self.shares_kv(layer) else (groups, values, size)
 
     def qkv_rows(self, layer: int | None = None) -> tuple[int, int, int]:
         """Rows of queries (with their gates), keys and values in `attn.qkv` of a layer, or of those that hold keys."""
         if layer is not None and self.linear(layer):
             sizes = self.linear_attention
-            assert sizes is not None
+            if sizes is None:
+                return 0, 0, 0
             keys = sizes["n_key_heads"] * sizes["key_size"]
             return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
-        assert self.head_size is not None and self.n_query_groups is not None
-        q, kv = self.n_head * self.head_size, self.n_query_groups * self.head_size
-        return q * 2 if self.attention_gate else q, kv, kv
+        keys, values, size = self.kv_heads(layer or 0)
+        return (2 if self.attention_gate else 1) * self.n_head * size, keys * size, values * size
 
     def dense(self, layer: int) -> bool:
         """Whether layer number `layer` of a mixture has an MLP in the place of experts."""
@@ -409,6 +458,7 @@ class Config:
         return {own: row.get(own, value) for own, value in values.items()} | {
             "family_name": family_name,
             "router_scores": scores,
+            "router_bias": (self.router_scores or scores) == "sigmoid",
         }
 
     def computation(self) -> dict[str, Any]:

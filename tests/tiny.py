@@ -104,6 +104,119 @@ def long_rope(original: int) -> dict[str, Any]:
     return dict(original_max_position_embeddings=original, rope_parameters=rope)
 
 
+TWO_LAYERS = {**LLAMA_LIKE, "num_hidden_layers": 2}
+SOME_EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
+ROUTED = dict(
+    **TWO_LAYERS,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_shared_experts=1,
+    moe_intermediate_size=24,
+    first_k_dense_replace=1,
+    routed_scaling_factor=1.5,
+)
+LATENT = {**DEEPSEEK, "num_hidden_layers": 2}
+GRANITE_LIKE = dict(
+    **TWO_LAYERS,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    embedding_multiplier=3.0,
+    attention_multiplier=0.5,
+    residual_multiplier=0.7,
+    logits_scaling=4.0,
+)
+GEMMA_4 = dict(
+    **{**LLAMA_LIKE, "num_hidden_layers": 4},
+    head_dim=8,
+    global_head_dim=16,
+    sliding_window=7,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    hidden_size_per_layer_input=6,
+    vocab_size_per_layer_input=96,
+    final_logit_softcapping=3.0,
+    rms_norm_eps=1e-2,
+)
+GEMMAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4-shared-keys": (
+        "Gemma4TextConfig",
+        {**GEMMA_4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "tie_word_embeddings": False},
+    ),
+    "gemma4-experts": (
+        "Gemma4TextConfig",
+        {**GEMMA_4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | dict(enable_moe_block=True, num_experts=5, top_k_experts=2, moe_intermediate_size=24, num_hidden_layers=2)
+        | dict(layer_types=["sliding_attention", "full_attention"]),
+    ),
+    "gemma4-unified": ("Gemma4UnifiedTextConfig", {key: GEMMA_4[key] for key in GEMMA_4 if "per_layer" not in key}),
+}
+STATES = dict(mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2, mamba_d_state=8, mamba_d_conv=3)
+GRANITE_HYBRID = dict(**{**GRANITE_LIKE, "num_hidden_layers": 3}, **STATES, shared_intermediate_size=40)
+GRANITE_HYBRID |= dict(layer_types=["linear_attention", "full_attention", "linear_attention"], rms_norm_eps=1e-2)
+RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": (
+        "Lfm2Config",
+        {**LLAMA_LIKE, "layer_types": ["conv", "full_attention", "conv"], "conv_bias": True, "block_multiple_of": 8},
+    ),
+    "lfm2-moe": (
+        "Lfm2MoeConfig",
+        {**LLAMA_LIKE, **SOME_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}
+        | dict(routed_scaling_factor=1.5, conv_L_cache=4),
+    ),
+    "granite-hybrid": ("GraniteMoeHybridConfig", GRANITE_HYBRID),
+    "granite-hybrid-dense": (
+        "GraniteMoeHybridConfig",
+        {**GRANITE_HYBRID, "num_local_experts": 0, "position_embedding_type": "rope", "time_step_limit": (0.1, 2.0)},
+    ),
+    "bamba": (
+        "BambaConfig",
+        {**LLAMA_LIKE, **STATES, "attn_layer_indices": [1], "rms_norm_eps": 1e-2, "mamba_proj_bias": True},
+    ),
+}
+"""Layers that keep a state, and a convolution's last inputs."""
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-moe": ("Qwen2MoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen2-moe-window": (
+        "Qwen2MoeConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "use_sliding_window": True, "sliding_window": 7, "qkv_bias": False},
+    ),
+    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**QWEN_NEXT, "num_hidden_layers": 3, "full_attention_interval": 2}),
+    "glm4-moe": ("Glm4MoeConfig", {**ROUTED, "use_qk_norm": True, "attention_bias": True, "head_dim": 16}),
+    "solar-open": ("SolarOpenConfig", {**ROUTED, "head_dim": 16}),
+    "glm4-moe-lite": ("Glm4MoeLiteConfig", LATENT),
+    "mistral4": (
+        "Mistral4Config",
+        {**LATENT, "n_group": 2, "topk_group": 1, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    ),
+    "minimax-m2": (
+        "MiniMaxM2Config",
+        {**TWO_LAYERS, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": PARTIAL},
+    ),
+    "phimoe": (
+        "PhimoeConfig",
+        {**TWO_LAYERS, "num_local_experts": 5, "sliding_window": 7, "attention_bias": True, "lm_head_bias": True}
+        | dict(router_jitter_noise=0.3),
+    ),
+    "olmoe": ("OlmoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "clip_qkv": 0.8}),
+    "flex-olmo": ("FlexOlmoConfig", {**TWO_LAYERS, **SOME_EXPERTS}),
+    "granite-moe": ("GraniteMoeConfig", GRANITE_LIKE),
+    "granite-moe-shared": ("GraniteMoeSharedConfig", {**GRANITE_LIKE, "shared_intermediate_size": 40}),
+    "dots1": ("Dots1Config", {**ROUTED, "head_dim": 8, "sliding_window": 7, "max_window_layers": 1}),
+    "exaone-moe": (
+        "ExaoneMoeConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": "LG"},
+    ),
+    "ernie4.5-moe": (
+        "Ernie4_5_MoeConfig",
+        {**TWO_LAYERS, "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24, "moe_num_shared_experts": 2},
+    ),
+    "afmoe": (
+        "AfmoeConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 16, "sliding_window": 7, "mup_enabled": True}
+        | dict(global_attn_every_n_layers=2, num_shared_experts=2, route_scale=1.5),
+    ),
+}
+"""Mixtures of experts, of two layers each."""
+
 # Case name → (class in transformers, settings).
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA_LIKE),
@@ -241,6 +354,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss": ("GptOssConfig", GPT_OSS),
     "gpt2": ("GPT2Config", GPT2_LIKE),
     "gpt2-untied": ("GPT2Config", {**GPT2_LIKE, "tie_word_embeddings": False}),
+    **MIXTURES,
+    **GEMMAS,
+    **RECURRENT,
 }
 
 
@@ -357,7 +473,8 @@ def wide_ones_slow(names: Iterable[str], kinds: Collection[str] = frozenset(WIDE
 
 
 AROUND_ZERO = dict.fromkeys(
-    ("qwen3_next", "qwen3_5_text"), ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight", "A_log")
+    ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight", "A_log"),
 )
 """By model type: parameters without dimensions to multiply in that are logarithms, or what a scale is more than one."""
 
@@ -368,7 +485,10 @@ def hf_model(case: str, seed: int = 0) -> Any:
 
     name, settings = CASES[case]
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**settings)).eval()
+    config = getattr(transformers, name)(**settings)
+    alone = getattr(transformers, f"{name.removesuffix('Config')}ForCausalLM", None)  # in no list of theirs
+    listed = type(config) in transformers.AutoModelForCausalLM._model_mapping or alone is None
+    model = (transformers.AutoModelForCausalLM.from_config(config) if listed else alone(config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +164,22 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
     theirs = read_files(checkpoint.files)
     wanted = GPT.skeleton(config).state_dict()
     table = WeightTable(config)
+    left_out = sum(name.startswith(table.family.not_text) for name in theirs.names)
+    if left_out:
+        _tell_left_out(checkpoint.dir, left_out)
     if config.tie_embeddings and table.head_name() in theirs.names:
         embedding = table.import_from(theirs, [name for name in wanted if name != HEAD]).fetch(EMBEDDING)
         config.tie_embeddings = torch.equal(theirs.fetch(table.head_name()), embedding)
     return WeightTable(config).import_from(theirs, wanted)
+
+
+@cache
+def _tell_left_out(folder: Path, n_tensors: int) -> None:
+    """Once a process."""
+    print(
+        f"{folder}: {n_tensors} tensors for other inputs are left out; its language model is read.",
+        file=sys.stderr,
+    )
 
 
 def read_files(files: Iterable[Path]) -> Tensors:

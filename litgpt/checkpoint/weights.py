@@ -18,6 +18,7 @@ from litgpt.families.base import (
     Dealt,
     Drop,
     Family,
+    GatedJoin,
     Interleaved,
     Join,
     Rows,
@@ -64,6 +65,16 @@ class WeightTable:
             for ours in rule.ours if isinstance(rule, Split | Stacked | Dealt) else (rule.ours,):
                 self.rules[ours] = rule
 
+    def _add_alternatives(self, present: Iterable[str]) -> None:
+        """Rules that the checkpoint has the tensors of, in the place of those it lacks them of."""
+        present = set(present)
+        for rule in self.family.alternatives:
+            for layer in range(self.config.n_layer):
+                first = spelled(rule, layer)
+                if not isinstance(first, Drop) and first.theirs in present:
+                    for expert in range(self.config.n_expert) if "{e}" in str(rule) else (0,):
+                        self._add(spelled(rule, layer, expert))
+
     # -- theirs → ours
 
     def import_from(self, theirs: Tensors, wanted: Iterable[str]) -> Tensors:
@@ -78,6 +89,7 @@ class WeightTable:
             LitGPTError: A tensor is missing, or there is one that no rule uses; on reading: one has another shape.
         """
         present = self.present(theirs.names)
+        self._add_alternatives(present)
         sources = {name: self.sources(name) for name in wanted if not self._is_tied_head(name)}
         for ours, names in sources.items():
             for name in names:
@@ -99,6 +111,7 @@ class WeightTable:
 
         def fetch(ours: str) -> Tensor:
             parts = [theirs.fetch(present[name]) for name in sources[ours]]
+            parts = self._upright(ours, parts, shapes.get(ours))
             try:
                 tensor = self._combine(ours, parts)
             except (RuntimeError, IndexError, ValueError):  # parts that don't even fit together
@@ -148,9 +161,17 @@ class WeightTable:
     def sources(self, ours: str) -> tuple[str, ...]:
         """Their tensors that one of ours is made of."""
         rule = self._rule(ours)
-        theirs = rule.theirs if isinstance(rule, Join | Rows | Absorbed) else (rule.theirs,)
+        theirs = rule.theirs if isinstance(rule, Join | GatedJoin | Rows | Absorbed) else (rule.theirs,)
         parameter = "" if ours in self.rules else "." + ours.rpartition(".")[2]
         return tuple(name + parameter for name in theirs)
+
+    def _upright(self, ours: str, tensors: list[Tensor], shape: torch.Size | None) -> list[Tensor]:
+        """Stacked experts that may lie either way round, as ours do."""
+        rule = self._rule(ours)
+        if not isinstance(rule, Stacked) or not rule.rows or shape is None or len(shape) < 2:
+            return tensors
+        fits = tensors[0].shape[1:] == (shape[0] * len(rule.ours), shape[1])
+        return tensors if fits else [tensors[0].mT]
 
     def _combine(self, ours: str, tensors: list[Tensor]) -> Tensor:
         rule = self._rule(ours)
@@ -158,6 +179,11 @@ class WeightTable:
             return torch.cat(tensors)
         if isinstance(rule, Rows):
             return torch.stack(tensors)
+        if isinstance(rule, GatedJoin):
+            gates, queries = (tensor.unflatten(0, (self.config.n_head, -1)) for tensor in tensors[:2])
+            return torch.cat((torch.stack((queries, gates), dim=1).flatten(0, 2), *tensors[2:]))
+        if isinstance(rule, Same) and rule.row:
+            return tensors[0].flatten()
         if isinstance(rule, Absorbed):
             return torch.cat((tensors[0].mT, tensors[1]), dim=1).flatten(0, 1)
         if isinstance(rule, Split):
@@ -167,6 +193,8 @@ class WeightTable:
         if isinstance(rule, Stacked):
             part, parts = rule.ours.index(ours), len(rule.ours)
             of_expert = tensors[0][rule.expert]
+            if rule.rows:
+                return of_expert.chunk(parts)[part]
             columns = of_expert[..., part::parts] if rule.by_turns else of_expert.chunk(parts, dim=-1)[part]
             return columns.t() if columns.dim() == 2 else columns
         if isinstance(rule, Interleaved):
@@ -209,15 +237,25 @@ class WeightTable:
         experts = []
         for rule in sorted(rules, key=lambda rule: rule.expert):
             parts = [ours.fetch(name) for name in rule.ours]
+            if rule.rows:
+                experts.append(torch.cat(parts))
+                continue
             columns = [part.t() if part.dim() == 2 else part for part in parts]  # (in, out) or (out,)
             experts.append(torch.stack(columns, dim=-1).flatten(-2) if rule.by_turns else torch.cat(columns, dim=-1))
         return torch.stack(experts)
 
     def _take_apart(self, rule: Rule, part: int, tensor: Tensor) -> Tensor:
         if isinstance(rule, Join):
-            return tensor.split(self.config.qkv_rows())[part]
+            rows = self.config.qkv_rows(int(rule.ours.split(".")[2]))
+            return tensor.split([size for size in rows if size])[part]
         if isinstance(rule, Rows):
             return tensor[part]
+        if isinstance(rule, GatedJoin):
+            queries, *others = tensor.split(self.config.qkv_rows())
+            both = queries.unflatten(0, (self.config.n_head, 2, -1))
+            return both[:, 1 - part].flatten(0, 1) if part < 2 else others[part - 2]
+        if isinstance(rule, Same) and rule.row:
+            return tensor[None]
         if isinstance(rule, Absorbed):
             sizes = self.config.latent_attention
             assert sizes is not None

@@ -26,6 +26,7 @@ from litgpt.checkpoint.reader import EMBEDDING
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import HF_CONFIG_FILE, Config
 from litgpt.errors import LitGPTError
+from litgpt.families.composites import is_composite, text_settings
 from litgpt.reading import read_json
 
 ALIGNMENT = 64
@@ -250,6 +251,9 @@ def hf_config_of(config: Config, source: Path | None = None) -> dict[str, Any]:
     """
     written = config.family.write_hf(config)
     found = read_json(source / HF_CONFIG_FILE) if source is not None and (source / HF_CONFIG_FILE).is_file() else {}
+    if is_composite(found):  # the language model alone is written
+        text = text_settings(found)
+        found = {key: text[key] for key in ("bos_token_id", "eos_token_id") if key in text}
     found.pop("quantization_config", None)
     if "tie_word_embeddings" in written:
         found["tie_word_embeddings"] = written["tie_word_embeddings"]

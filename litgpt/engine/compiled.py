@@ -37,6 +37,8 @@ class CompiledStep:
         check_compiler(device)
         if cache.states:
             raise LitGPTError("--compile true is not for models with linear attention; leave it out.")
+        if model.config.shared_kv_layers:
+            raise LitGPTError("--compile true is not for models whose layers share keys and values; leave it out.")
         if len({keys.device for keys in cache.keys}) > 1:
             raise LitGPTError("--compile true is for one device; leave it out.")
         self._model = model
@@ -73,6 +75,7 @@ class CompiledStep:
         x = self._model.embed(idx, positions)
         span = _Columns(self._cache, slice(0, idx.size(0)), [0] * idx.size(0), places, end)
         context = self._model.context(positions, end, span=span)
+        context = replace(context, layer_inputs=self._model.layer_inputs(idx, x))
         for number, block in enumerate(self._model.transformer.h):
             keys, values = self._cache.keys[number], self._cache.values[number]
             x = self._block(block, x, replace(context, span=cast(Span, _Layer(keys, values, places, end))))

@@ -69,9 +69,12 @@ def check_divides(model: GPT, ranks: int) -> None:
                 f"Layers of the kind {type(block.attn).__name__} can't be split over devices; use one device, or"
                 " generate_sequentially."
             )
-    if config.latent_attention is None and config.n_query_groups is not None and config.n_query_groups % ranks:
+    if config.mixture_beside_mlp:
+        raise LitGPTError("Experts beside an MLP can't be split over devices; use one, or generate_sequentially.")
+    groups = {config.kv_heads(layer)[0] for layer in range(config.n_layer)}
+    if config.latent_attention is None and (odd := [number for number in groups if number % ranks]):
         raise LitGPTError(
-            f"{ranks} devices can't share {config.n_query_groups} key-value groups; use a number that divides them,"
+            f"{ranks} devices can't share {odd[0]} key-value groups; use a number that divides them,"
             " or generate_sequentially."
         )
     if config.norm_inner and (config.intermediate_size or 0) % ranks:
@@ -177,8 +180,7 @@ class Ranks:
 
     def split_qkv(self, attention: CausalSelfAttention) -> None:
         """The packed rows `[Q | K | V]`, each part by itself."""
-        assert attention.config.head_size is not None
-        qkv, heads, size = attention.qkv, attention.heads, attention.config.head_size
+        qkv, heads, size = attention.qkv, attention.heads, attention.head_size
         qkv.weight = _frozen(self.part_of_heads(qkv.weight, heads, size))
         if qkv.bias is not None:
             qkv.bias = _frozen(self.part_of_heads(qkv.bias, heads, size))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import LitGPTError, closest, escaped, quoted
+from litgpt.errors import LitGPTError, UnsupportedError, closest, escaped, quoted
 from litgpt.families import (
+    afmoe,
     apertus,
     arcee,
     bitnet,
@@ -14,35 +15,47 @@ from litgpt.families import (
     cohere,
     cwm,
     deepseek,
+    dots,
     ernie,
+    ernie_moe,
     exaone,
     falcon,
     gemma,
+    gemma4,
     glm,
+    glm_moe,
     gpt2,
     gpt_neo,
     gpt_oss,
     gptj,
     granite,
+    granite_moe,
     granite_swa,
     helium,
     hunyuan,
     hyperclovax,
     jais,
+    lfm,
     llama,
     llama4,
+    mamba_hybrids,
     minicpm,
+    minimax,
     ministral,
+    mistral4,
     mixtral,
     nanochat,
     nemotron,
     neox,
     olmo,
+    olmoe,
     openai_gpt,
     opt,
     persimmon,
     phi,
+    phimoe,
     qwen,
+    qwen_moe,
     qwen_next,
     seed_oss,
     smollm3,
@@ -51,7 +64,9 @@ from litgpt.families import (
     vaultgemma,
 )
 from litgpt.families.base import Family
+from litgpt.families.composites import is_composite, text_settings
 from litgpt.families.gguf import GGUF
+from litgpt.families.missing import missing
 
 FAMILIES: tuple[Family, ...] = (
     neox.FAMILY,
@@ -117,9 +132,34 @@ FAMILIES: tuple[Family, ...] = (
     persimmon.FAMILY,
     openai_gpt.GPT,
     openai_gpt.CTRL,
+    qwen_moe.FAMILY,
+    qwen_next.TEXT_MOE,
+    glm_moe.MOE,
+    glm_moe.SOLAR,
+    glm_moe.LITE,
+    minimax.FAMILY,
+    olmoe.OLMOE,
+    olmoe.FLEX,
+    granite_moe.MOE,
+    granite_moe.SHARING,
+    dots.DOTS,
+    dots.EXAONE,
+    ernie_moe.FAMILY,
+    afmoe.FAMILY,
+    mistral4.FAMILY,
+    gemma4.FAMILY,
+    gemma4.UNIFIED,
+    phimoe.FAMILY,
+    lfm.DENSE,
+    lfm.MOE,
+    mamba_hybrids.GRANITE,
+    mamba_hybrids.BAMBA,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}
+BY_TYPE: dict[str, Family] = {  # the first that has a name: families made of it have the name of their parent too
+    name: family for family in reversed(FAMILIES) for name in (*family.inside, family.model_type)
+}
 
 AS_GGUF: dict[str, GGUF] = {
     "neox": neox.AS_GGUF,
@@ -180,19 +220,23 @@ def by_architecture(hf_config: Mapping[str, Any]) -> Family:
     architectures = hf_config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise LitGPTError(f"config.json has `architectures`: {quoted(architectures)}, which is no list of names.")
-    by_type = {family.model_type: family for family in FAMILIES}
-    kin = by_type.get(str(hf_config.get("model_type")))
-    for architecture in architectures:
-        if architecture in BY_ARCHITECTURE:  # of two that share a class, the model type tells which
-            family = kin if kin and architecture in kin.architectures else BY_ARCHITECTURE[architecture]
-            text = hf_config.get(family.nested) if family.nested else None  # the language model inside may be another
-            kind = str(text.get("model_type", family.model_type)) if isinstance(text, dict) else family.model_type
-            if kind in by_type:
-                return by_type[kind] if isinstance(text, dict) else family
-            architecture = f"{architecture} around a {escaped(kind)}"
-            raise LitGPTError(f"No model family here reads {architecture}.{closest(kind, by_type)}")
+    if is_composite(hf_config):
+        kind = str(text_settings(hf_config)["model_type"])
+        if kind in BY_TYPE:
+            return BY_TYPE[kind]
+        architecture = f"{escaped(', '.join(architectures))} around a {escaped(kind)}"
+        if (need := missing(kind)) is not None:
+            raise UnsupportedError(f"{architecture} needs {need}, which no layer here has.")
+        raise UnsupportedError(f"No model family here reads {architecture}.{closest(kind, BY_TYPE)}")
     model_type = str(hf_config.get("model_type"))
-    if not architectures and model_type in by_type:
-        return by_type[model_type]
+    kin = BY_TYPE.get(model_type)
+    for name in architectures:
+        if name in BY_ARCHITECTURE:  # of two that share a class, the model type tells which
+            return kin if kin and name in kin.architectures else BY_ARCHITECTURE[name]
+    if not architectures and model_type in BY_TYPE:
+        return BY_TYPE[model_type]
     what = escaped(", ".join(architectures)) or f"model_type {quoted(model_type)}"
-    raise LitGPTError(f"No model family here reads {what}.{closest(what, BY_ARCHITECTURE)}")
+    need = next((need for name in (*architectures, model_type) if (need := missing(name))), None)
+    if need is not None:
+        raise UnsupportedError(f"{what} needs {need}, which no layer here has.")
+    raise UnsupportedError(f"No model family here reads {what}.{closest(what, BY_ARCHITECTURE)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litgpt.errors import LitGPTError, escaped, quoted
+from litgpt.families.composites import NOT_TEXT, RENAMES, is_composite, text_settings
 from litgpt.families.hf_config import pop_quantization
 
 # -- Tensor names: theirs (Hugging Face) on the left, ours on the right. `{i}` is a layer, `{e}` an expert.
@@ -19,11 +20,13 @@ from litgpt.families.hf_config import pop_quantization
 
 @dataclass(frozen=True)
 class Same:
-    """One tensor under two names; `transpose` where theirs is stored `(in, out)` (GPT-2's Conv1D)."""
+    """One tensor under two names; `transpose` where theirs is stored `(in, out)` (GPT-2's Conv1D), `row` where theirs
+    is `(1, n)` and ours `(n,)`."""
 
     theirs: str
     ours: str
     transpose: bool = False
+    row: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,13 @@ class Split:
 class Stacked:
     """One tensor of theirs holds all experts, `(E, in, n·out)` or `(E, n·out)`, the columns of n tensors of ours by
     turns, or one after the other: `gate_up_proj` → `experts.{e}.fc_1.weight`, `experts.{e}.fc_2.weight`. These are
-    names of parameters."""
+    names of parameters. With `rows` it is `(E, n·out, in)`, one after the other; read either way round."""
 
     theirs: str
     ours: tuple[str, ...]
     by_turns: bool = True
     expert: int = 0
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Rows:
     """Several of their vectors are the rows of one of ours: the norms of each head."""
 
     theirs: tuple[str, ...]
+    ours: str
+
+
+@dataclass(frozen=True)
+class GatedJoin:
+    """As `Join`, of gates, queries, keys, values: the gates of a query head stand after it, `[q0 g0 q1 g1 … K V]`."""
+
+    theirs: tuple[str, str, str, str]
     ours: str
 
 
@@ -103,7 +115,7 @@ class Drop:
     theirs: str
 
 
-Rule = Same | Join | Split | Stacked | Interleaved | Rows | Dealt | Absorbed | Drop
+Rule = Same | Join | GatedJoin | Split | Stacked | Interleaved | Rows | Dealt | Absorbed | Drop
 
 
 def spelled(rule: Rule, layer: int, expert: int = 0) -> Rule:
@@ -188,12 +200,14 @@ class Family:
     rotates_part: bool = False
     """Its class acts on `partial_rotary_factor`; others rotate whole heads whatever it says."""
     hf_constants: Mapping[str, Any] = field(default_factory=dict)
-    """`config.json` keys that have one value only in the models that are known here."""
-    nested: str | None = None
-    """The `config.json` key that holds the language model's settings in a model of several kinds of input."""
-    renames: tuple[tuple[str, str], ...] = ()
+    """`config.json` keys that have one value only (or one of several names of it) in the models that are known here."""
+    inside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Other `model_type`s that are this one inside a model of several kinds of input, each with its `hf_defaults`."""
+    alternatives: tuple[Rule, ...] = ()
+    """Rules that count in the place of the table's where a checkpoint has their tensors; never written."""
+    renames: tuple[tuple[str, str], ...] = RENAMES
     """Other beginnings of tensor names, and what the weight table calls them."""
-    not_text: tuple[str, ...] = ()
+    not_text: tuple[str, ...] = NOT_TEXT
     """Beginnings of the names of tensors that serve other inputs than text; they are left alone."""
 
     def rules(self, config: Any) -> tuple[Rule, ...]:
@@ -210,26 +224,21 @@ class Family:
         Raises:
             LitGPTError: A key that changes the computation is not known here, or a needed one is missing.
         """
-        top = dict(hf_config)
-        if self.nested is not None and isinstance(top.get(self.nested), dict):
-            whole: dict[str, Any] = {
-                key: top[key] for key in ("tie_word_embeddings", "quantization_config") if key in top
-            }
-            # Where nothing is said of head tying, the weights tell.
-            top = {**top[self.nested], "tie_word_embeddings": True, **whole}
+        top = text_settings(hf_config) if is_composite(hf_config) else dict(hf_config)
         for key in ("rope_parameters", "rope_theta"):  # where null is what is left out
             if top.get(key) is None:
                 top.pop(key, None)
         spelled = {self.hf_spellings[key]: top.pop(key) for key in self.hf_spellings if key in top}
-        left = {**self.hf_defaults, **spelled, **top}
+        left = {**self.inside.get(str(top.get("model_type")), self.hf_defaults), **spelled, **top}
         kwargs = dict(self.base)
         for theirs, ours in self.hf_fields:
             kwargs[ours] = self._number(left, theirs)
         for key, value in self.hf_constants.items():
             found = left.pop(key, None)
-            if found not in (None, value):
+            values = value if isinstance(value, tuple) else (value,)
+            if found not in (None, *values):
                 raise LitGPTError(
-                    f"config.json has `{key}`: {quoted(found)}; {self.name} models here have {quoted(value)} only."
+                    f"config.json has `{key}`: {quoted(found)}; {self.name} models here have {quoted(values[0])} only."
                 )
         try:
             pop_quantization(left)

@@ -11,13 +11,23 @@ from typing import Any
 
 from litgpt.errors import LitGPTError
 from litgpt.families import llama
-from litgpt.families.base import Absorbed, Drop, Family, Same, changed, named, size
+from litgpt.families.base import Absorbed, Drop, Family, Rule, Same, changed, named, size
 from litgpt.families.gguf import COMMON, EXPERT_FIELDS, EXPERTS, GATED_MLP, GGUF, SHARED_EXPERTS, Key, Metadata
 from litgpt.families.hf_config import pop_choice, pop_needed, pop_rope, pop_silu, push_rope
 
 BASE = {**llama.BASE, "mlp_class_name": "LLaMAMoE", "rope_interleave": True, "norm_eps": 1e-6}
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 
+MIXTURE: tuple[Rule, ...] = (
+    Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
+    Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
+    Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
+    Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
+    Same("model.layers.{i}.mlp.shared_experts.gate_proj", "transformer.h.{i}.mlp.shared_experts.fc_1"),
+    Same("model.layers.{i}.mlp.shared_experts.up_proj", "transformer.h.{i}.mlp.shared_experts.fc_2"),
+    Same("model.layers.{i}.mlp.shared_experts.down_proj", "transformer.h.{i}.mlp.shared_experts.proj"),
+    Drop("model.layers.{n}.*"),  # V3's extra layer, which predicts the token after the next
+)
 WEIGHTS = changed(
     llama.WEIGHTS,
     Same("model.layers.{i}.self_attn.q_proj", "transformer.h.{i}.attn.q_proj"),
@@ -27,14 +37,7 @@ WEIGHTS = changed(
     Same("model.layers.{i}.self_attn.kv_a_proj_with_mqa", "transformer.h.{i}.attn.kv_a_proj_with_mqa"),
     Same("model.layers.{i}.self_attn.kv_a_layernorm", "transformer.h.{i}.attn.kv_a_norm"),
     Same("model.layers.{i}.self_attn.kv_b_proj", "transformer.h.{i}.attn.kv_b_proj"),
-    Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
-    Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
-    Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
-    Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
-    Same("model.layers.{i}.mlp.shared_experts.gate_proj", "transformer.h.{i}.mlp.shared_experts.fc_1"),
-    Same("model.layers.{i}.mlp.shared_experts.up_proj", "transformer.h.{i}.mlp.shared_experts.fc_2"),
-    Same("model.layers.{i}.mlp.shared_experts.down_proj", "transformer.h.{i}.mlp.shared_experts.proj"),
-    Drop("model.layers.{n}.*"),  # V3's extra layer, which predicts the token after the next
+    *MIXTURE,
     without=("transformer.h.{i}.attn.qkv",),
 )
 
@@ -53,12 +56,34 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         "latent_attention": {key: left.pop(key) for key in LATENT},
         "attn_bias": bool(left.pop("attention_bias", False)),
         "tie_embeddings": bool(left.pop("tie_word_embeddings", False)),
+        **pop_experts(left),
+    }
+
+
+def pop_experts(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes the settings of a mixture out of a `config.json`, but for its router's."""
+    kinds, first = left.pop("mlp_layer_types", None), left.pop("first_k_dense_replace", None)
+    return {
         "n_expert": left.pop("n_routed_experts"),
         "n_expert_per_token": pop_needed(left, "num_experts_per_tok"),
         "n_shared_expert": left.pop("n_shared_experts"),
         "moe_intermediate_size": left.pop("moe_intermediate_size"),
-        "first_k_dense_replace": left.pop("first_k_dense_replace"),
+        "first_k_dense_replace": first if kinds is None else None,
+        "moe_layers": kinds and [int(kind == "sparse") for kind in kinds],
         "routed_scaling_factor": left.pop("routed_scaling_factor"),
+    }
+
+
+def pop_router(left: dict[str, Any]) -> dict[str, Any]:
+    """Takes the settings of a router that scores by sigmoid, and groups of experts first, out of a `config.json`."""
+    pop_choice(left, "topk_method", {"noaux_tc": None}, "noaux_tc")
+    pop_choice(left, "scoring_func", {"sigmoid": None}, "sigmoid")
+    return {
+        "n_expert_groups": left.pop("n_group"),
+        "n_topk_groups": left.pop("topk_group"),
+        "n_topk_scores_per_group": 2,
+        "norm_topk_prob": bool(left.pop("norm_topk_prob", True)),
+        "router_scores": "sigmoid",
     }
 
 
@@ -77,16 +102,7 @@ def from_hf_2(left: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
-    pop_choice(left, "topk_method", {"noaux_tc": None}, "noaux_tc")
-    pop_choice(left, "scoring_func", {"sigmoid": None}, "sigmoid")
-    return {
-        "rope_interleave": bool(left.pop("rope_interleave", True)),
-        **from_hf(left),
-        "n_expert_groups": left.pop("n_group"),
-        "n_topk_groups": left.pop("topk_group"),
-        "n_topk_scores_per_group": 2,
-        "norm_topk_prob": bool(left.pop("norm_topk_prob", True)),
-    }
+    return {"rope_interleave": bool(left.pop("rope_interleave", True)), **from_hf(left), **pop_router(left)}
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -97,15 +113,28 @@ def to_hf(config: Any) -> dict[str, Any]:
         "num_key_value_heads": config.n_head,
         "attention_bias": config.attn_bias,
         "tie_word_embeddings": config.tie_embeddings,
+        **push_experts(config),
+    }
+
+
+def push_experts(config: Any) -> dict[str, Any]:
+    """And back, the router's too, but for `norm_topk_prob`."""
+    return {
         "n_routed_experts": config.n_expert,
         "num_experts_per_tok": config.n_expert_per_token,
         "n_shared_experts": config.n_shared_expert,
         "moe_intermediate_size": config.moe_intermediate_size,
         "first_k_dense_replace": config.first_k_dense_replace or 0,
+        **({"mlp_layer_types": layer_types(config)} if config.moe_layers else {}),
         "routed_scaling_factor": config.routed_scaling_factor,
         "n_group": config.n_expert_groups,
         "topk_group": config.n_topk_groups,
     }
+
+
+def layer_types(config: Any) -> list[str]:
+    """`mlp_layer_types`."""
+    return ["dense" if config.dense(layer) else "sparse" for layer in range(config.n_layer)]
 
 
 def to_hf_2(config: Any) -> dict[str, Any]:

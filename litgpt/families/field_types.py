@@ -16,14 +16,14 @@ MAX_EXPERTS = 2**17
 SIZES = frozenset(
     """
     block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
-    intermediate_size moe_intermediate_size sliding_window_size rope_condense_ratio
+    intermediate_size moe_intermediate_size shared_intermediate_size sliding_window_size rope_condense_ratio
     """.split()
 )
 """Fields that are at least 1 where they are set."""
 COUNTS = frozenset(
     """
     n_expert n_expert_per_token n_shared_expert n_expert_groups n_topk_groups n_topk_scores_per_group
-    first_k_dense_replace positions_offset
+    first_k_dense_replace positions_offset shared_kv_layers
     """.split()
 )
 """Fields that are at least 0 where they are set."""
@@ -42,7 +42,11 @@ PARTS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), int),
     },
     "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
+    "state_space": dict.fromkeys(("n_heads", "head_size", "n_groups", "state_size", "kernel_size"), int),
+    "short_conv": {"kernel_size": int},
     "query_tuning": {"floor": float},
+    "global_heads": dict.fromkeys(("head_size", "n_query_groups"), int),
+    "layer_inputs": dict.fromkeys(("size", "vocab_size"), int),
     "rope_adjustments": {"factor": float},
     "alibi": {"max_bias": float},
 }
@@ -115,6 +119,10 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError("A model has one of learned_positions, sinusoidal_span and alibi.")
     if config.norm_after_residual and config.parallel_residual:
         raise UnsupportedError("norm_after_residual needs parallel_residual to be off.")
+    if config.shared_kv_layers:
+        own, kinds = config.n_layer - config.shared_kv_layers, [config.window(layer) for layer in range(config.n_layer)]
+        if own < 1 or not {*kinds[own:]} <= {*kinds[:own]}:
+            raise LitGPTError("shared_kv_layers leaves no layer of their kind whose keys the last layers could share.")
     if config.shared_attention_norm and not config.parallel_residual:
         raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
 
@@ -123,9 +131,9 @@ def _check_mixture(config: Any) -> None:
     experts, used, groups = config.n_expert, config.n_expert_per_token, config.n_expert_groups
     if config.n_layer * experts > MAX_EXPERTS:
         raise LitGPTError(f"The model has {config.n_layer * experts} experts, more than any has.")
-    if config.mlp_class_name == "LLaMAMoE" and not 0 < used <= experts:
+    if (config.mlp_class_name == "LLaMAMoE" or config.mixture_beside_mlp) and not 0 < used <= experts:
         raise LitGPTError(f"A mixture needs n_expert_per_token from 1 to n_expert, and has {used} and {experts}.")
-    if config.n_shared_expert and config.moe_intermediate_size is None:
+    if config.n_shared_expert and config.moe_intermediate_size is config.shared_intermediate_size is None:
         raise LitGPTError("Experts that all tokens share need moe_intermediate_size, which is not set.")
     if groups is None:
         return

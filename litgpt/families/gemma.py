@@ -171,7 +171,7 @@ SHORT = dict(sliding_window_size=512, block_size=32768)
 GEMMA_3 = replace(
     GEMMA_2,
     name="gemma3",
-    architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    architectures=("Gemma3ForCausalLM",),
     model_type="gemma3_text",
     base=dict(**LATER, norm_qk=True),
     rows=named(
@@ -204,9 +204,6 @@ GEMMA_3 = replace(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
-    nested="text_config",
-    renames=llama.IN_COMPOSITE,
-    not_text=llama.VISION,
 )
 
 

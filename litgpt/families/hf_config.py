@@ -164,10 +164,15 @@ ROPE_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
 """By kind of RoPE scaling: keys of `config.json` ↔ keys of `rope_adjustments`."""
 
 
+PICTURE_POSITIONS = ("mrope_section", "mrope_interleaved")
+"""Keys of RoPE that tell the rows and columns of a picture apart; a text has one position a token."""
+
+
 def pop_rope_settings(left: dict[str, Any]) -> dict[str, Any]:
     """Takes RoPE's settings out of a `config.json` as they are."""
     older, newer = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
-    return dict(older or newer or {})
+    rope = {key: value for key, value in (older or newer or {}).items() if key not in PICTURE_POSITIONS}
+    return {key: "default" if value == "mrope" else value for key, value in rope.items()}
 
 
 def pop_rope(left: dict[str, Any]) -> dict[str, Any]:

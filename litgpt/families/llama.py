@@ -275,19 +275,10 @@ V3 = dict(vocab_size=32768, padded_vocab_size=32768)
 FAR = dict(block_size=32768, rope_base=1000000)
 SMALL_3 = size(40, 32, 5120, 32768, 8)
 
-IN_COMPOSITE = (
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.language_model.", "model."),
-)
-"""What tensors of a language model are called inside a model that sees as well."""
-VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-"""And what begin the names of the others."""
-
 MISTRAL = replace(
     FAMILY,
     name="mistral",
-    architectures=("MistralForCausalLM", "Mistral3ForConditionalGeneration"),
+    architectures=("MistralForCausalLM",),
     model_type="mistral",
     to_hf=mistral_to_hf,
     hf_defaults={
@@ -325,9 +316,6 @@ MISTRAL = replace(
         **named("unsloth", {"Mistral-7B-v0.2": {**S_8B, **FAR}}, PLAIN),
     },
     prompt_styles=((r"M[ix]\w*tral.*-Instruct", "codellama"),),
-    nested="text_config",
-    renames=IN_COMPOSITE,
-    not_text=VISION,
 )
 
 AS_GGUF = GGUF(

@@ -90,7 +90,7 @@ def to_hf(config: Any) -> dict[str, Any]:
 FAMILY = replace(
     llama.FAMILY,
     name="llama4",
-    architectures=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
+    architectures=("Llama4ForCausalLM",),
     model_type="llama4_text",
     base=BASE,
     rows={},
@@ -113,9 +113,6 @@ FAMILY = replace(
         "num_experts_per_tok": 1,
         "rope_theta": 500000.0,
     },
-    nested="text_config",
-    renames=llama.IN_COMPOSITE,
-    not_text=("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector."),
 )
 
 CHUNK = 8192

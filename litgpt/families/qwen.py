@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Family, Same, changed, named, size
+from litgpt.families.base import Family, Same, Stacked, changed, named, size
 from litgpt.families.gguf import EXPERT_FIELDS, EXPERTS, NORMED_HEADS, Key
 from litgpt.families.hf_config import pop_activation, pop_rope, pop_windows, push_activation, push_rope, push_windows
 
@@ -90,6 +90,21 @@ S_32B = size(64, 40, 5120, 27648, 8, **LARGE)
 S_72B = size(80, 64, 8192, 29568, 8, **LARGE)
 SHORT, LONG = dict(block_size=32768), dict(block_size=131072)
 
+DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+DEFAULTS_SEEING = {
+    **DEFAULTS,
+    "rms_norm_eps": 1e-5,
+    "num_key_value_heads": 8,
+    "max_window_layers": 80,
+    "rope_theta": 1000000.0,
+}
+
 QWEN_2 = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
@@ -150,13 +165,8 @@ QWEN_2 = Family(
         (r"Qwen2\.5", "qwen2.5"),
         (r"QwQ", "qwq"),
     ),
-    hf_defaults={
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-    },
+    hf_defaults=DEFAULTS,
+    inside={"qwen2_vl_text": DEFAULTS_SEEING, "qwen2_5_vl_text": DEFAULTS_SEEING},
 )
 
 S3_4B = size(36, 32, 2560, 9728, 8, head_size=128, tie_embeddings=True)
@@ -189,8 +199,28 @@ QWEN_3 = replace(
     weights=WEIGHTS_3,
     prompt_styles=((r"Qwen3", "qwen3"),),
     hf_defaults={**QWEN_2.hf_defaults, "head_dim": 128},
+    inside={
+        "qwen3_vl_text": {
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 128000,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "rope_theta": 500000.0,
+        }
+    },
 )
 
+EXPERT = "transformer.h.{i}.mlp.experts.{e}"
+STACKED = (
+    Stacked(
+        "model.layers.{i}.mlp.experts.gate_up_proj",
+        (f"{EXPERT}.fc_1.weight", f"{EXPERT}.fc_2.weight"),
+        by_turns=False,
+        rows=True,
+    ),
+    Stacked("model.layers.{i}.mlp.experts.down_proj", (f"{EXPERT}.proj.weight",), rows=True),
+)
+"""Mixtures as some checkpoints hold them: all experts in one tensor."""
 WEIGHTS_3_MOE = changed(
     WEIGHTS_3,
     Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
@@ -230,8 +260,20 @@ QWEN_3_MOE = replace(
         "moe_intermediate_size": 768,
     },
     hf_spellings={"num_local_experts": "num_experts"},
+    alternatives=STACKED,
+    inside={
+        "qwen3_vl_moe_text": {
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 128000,
+            "num_key_value_heads": 16,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "rope_theta": 500000.0,
+            "norm_topk_prob": True,
+        }
+    },
 )
-
 AS_GGUF_2 = replace(llama.AS_GGUF, arch="qwen2", paired=())
 AS_GGUF_3 = replace(AS_GGUF_2, arch="qwen3", weights=(*AS_GGUF_2.weights, *NORMED_HEADS))
 AS_GGUF_3_MOE = replace(

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from litgpt.errors import LitGPTError
 from litgpt.families import llama, qwen
-from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, size, spelled
+from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, size, spelled, without
 from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 
 BASE = dict(**{**qwen.BASE_3, "rotary_percentage": 0.25}, norm_unit_offset=True, attention_gate=True)
@@ -67,6 +66,10 @@ def separate_weights(config: Any) -> tuple[Rule, ...]:
     return (*changed(qwen.WEIGHTS_3, Drop("mtp.*")), *in_their_layers(config, SEPARATE))
 
 
+def separate_mixture(config: Any) -> tuple[Rule, ...]:
+    return (*changed(qwen.WEIGHTS_3_MOE, *MIXTURE), *in_their_layers(config, SEPARATE))
+
+
 def in_their_layers(config: Any, rules: tuple[Rule, ...]) -> list[Rule]:
     """These rules for the layers of linear attention; what the others have at those places stands before."""
     return [spelled(rule, layer) for layer in range(config.n_layer) if config.linear(layer) for rule in rules]
@@ -107,24 +110,13 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 
 def from_hf_next(left: dict[str, Any]) -> dict[str, Any]:
-    width, shared = left["moe_intermediate_size"], left.pop("shared_expert_intermediate_size")
-    if shared % width:
-        raise LitGPTError(
-            f"config.json has `shared_expert_intermediate_size`: {shared}, which is no multiple of"
-            f" `moe_intermediate_size` ({width}); not known here."
-        )
-    return {**from_hf(left), **qwen.pop_experts(left), "n_shared_expert": shared // width}
-
-
-def from_hf_text(left: dict[str, Any]) -> dict[str, Any]:
-    pictures = ("mrope_section", "mrope_interleaved")  # a text has one position a token
-    for key in ("rope_parameters", "rope_scaling"):
-        left[key] = {name: value for name, value in (left.get(key) or {}).items() if name not in pictures}
-    return from_hf(left)
+    shared = left.pop("shared_expert_intermediate_size")
+    width = shared if shared != left["moe_intermediate_size"] else None
+    return {**from_hf(left), **qwen.pop_experts(left), "shared_intermediate_size": width}
 
 
 def to_hf_next(config: Any) -> dict[str, Any]:
-    shared = config.n_shared_expert * config.moe_intermediate_size
+    shared = config.shared_intermediate_size or config.n_shared_expert * config.moe_intermediate_size
     return {**to_hf(config), **qwen.push_experts(config), "shared_expert_intermediate_size": shared}
 
 
@@ -140,7 +132,7 @@ DEFAULTS = {
     **LINEAR,
     "linear_conv_kernel_dim": 4,
 }
-GATED = {"attn_output_gate": True}
+GATED = {"attn_output_gate": True, "output_gate_type": ("silu", "swish")}
 
 NEXT = replace(
     qwen.QWEN_3_MOE,
@@ -179,17 +171,50 @@ NEXT = replace(
 TEXT = replace(
     qwen.QWEN_3,
     name="qwen3_5",
-    architectures=("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    architectures=("Qwen3_5ForCausalLM",),
     model_type="qwen3_5_text",
     base=BASE,
     rows={},
-    from_hf=from_hf_text,
+    inside={},
+    from_hf=from_hf,
     to_hf=to_hf,
     weights=separate_weights,
     hf_defaults={**DEFAULTS, "max_position_embeddings": 32768, "num_key_value_heads": 4},
     hf_constants=GATED,
     rotates_part=True,
-    nested="text_config",
-    renames=llama.IN_COMPOSITE,
-    not_text=("model.visual.", "visual."),
+)
+
+MOE_FIELDS = tuple(pair for pair in llama.HF_FIELDS if pair[0] != "intermediate_size")
+
+
+def to_hf_moe(config: Any) -> dict[str, Any]:
+    unsaid = (
+        "norm_topk_prob",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+    )
+    return without(to_hf_next(config), *unsaid)
+
+
+def from_hf_moe(left: dict[str, Any]) -> dict[str, Any]:
+    left["norm_topk_prob"] = True
+    width = left.pop("intermediate_size", None) or left["moe_intermediate_size"]  # of no layer, for all have experts
+    return {**from_hf_next(left), "intermediate_size": width}
+
+
+TEXT_MOE = replace(
+    NEXT,
+    name="qwen3_5_moe",
+    architectures=("Qwen3_5MoeForCausalLM",),
+    model_type="qwen3_5_moe_text",
+    rows={},
+    hf_fields=MOE_FIELDS,
+    from_hf=from_hf_moe,
+    to_hf=to_hf_moe,
+    weights=separate_mixture,
+    hf_defaults={
+        **without(NEXT.hf_defaults, "norm_topk_prob"),
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+    },
 )

@@ -7,7 +7,7 @@ S: positions of the keys, R: dimensions of a head that rotate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class AttentionContext:
     span: Span | None = None
     query_factors: Tensor | None = None
     """What queries are multiplied with (`config.query_tuning`), `(T, 1)` or `(B, 1, T, 1)`, float32."""
+    layer_inputs: Tensor | None = None
+    """What each layer is given of each token besides (`config.layer_inputs`), `(B, T, n_layer, size)`."""
+    shared_kv: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By window: the keys and values that the last layers share (`config.shared_kv_layers`)."""
 
     def to(self, device: torch.device) -> AttentionContext:
         """The same on another device; the span's cache stays where it is."""
@@ -43,6 +47,7 @@ class AttentionContext:
             ropes=tuple((cos.to(device), sin.to(device)) for cos, sin in self.ropes),
             masks={window: None if mask is None else mask.to(device) for window, mask in self.masks.items()},
             query_factors=None if self.query_factors is None else self.query_factors.to(device),
+            layer_inputs=None if self.layer_inputs is None else self.layer_inputs.to(device),
         )
 
 
@@ -114,11 +119,11 @@ class CausalSelfAttention(Attention):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245); multi-head and multi-query are its ends."""
 
     def __init__(self, config: Config, block_idx: int) -> None:
-        assert config.head_size is not None and config.n_query_groups is not None
-        super().__init__(config, block_idx, (config.attention_scores_scalar or config.head_size) ** -0.5)
+        n_keys, n_values, self.head_size = config.kv_heads(block_idx)
+        super().__init__(config, block_idx, (config.attention_scores_scalar or self.head_size) ** -0.5)
         queries = 2 * config.n_head if config.attention_gate else config.n_head
-        self.heads = (queries, config.n_query_groups, config.n_query_groups)
-        rows, width = sum(self.heads) * config.head_size, config.n_head * config.head_size
+        self.heads = (queries, n_keys, n_values)
+        rows, width = sum(self.heads) * self.head_size, config.n_head * self.head_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
         if config.norm_inner:
@@ -130,8 +135,10 @@ class CausalSelfAttention(Attention):
             self.norm_k = HeadNorm(config.n_query_groups, config.head_size, config.norm_eps)
         elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
-            self.norm_q = make_norm(config, config.head_size * (config.n_head if whole else 1))
-            self.norm_k = make_norm(config, config.head_size * (config.n_query_groups if whole else 1))
+            self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1))
+            if n_keys:
+                self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1))
+        self.lends_kv = config.shared_kv_layers > 0 and not config.shares_kv(block_idx)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
@@ -146,8 +153,12 @@ class CausalSelfAttention(Attention):
         if self.scales_queries:
             assert context.query_factors is not None
             q = (q * context.query_factors).to(q.dtype)
-        if context.span is not None:
+        if self.heads[1] == 0:
+            k, v = (part.to(q.device) for part in context.shared_kv[self.window])
+        elif context.span is not None:
             k, v = context.span.extend(self.layer, k, v)  # (B, G, S, H)
+        if self.lends_kv:
+            context.shared_kv[self.window] = k, v
         y = self.attend(q, k, v, context)
         if gate is not None:
             y = y * gate.sigmoid()
@@ -157,16 +168,19 @@ class CausalSelfAttention(Attention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
         their positions; and the queries' gates, `(B, N, T, H)`."""
-        qkv = self.qkv(x)
-        if self.config.qkv_clip is not None:
-            qkv = qkv.clamp(-self.config.qkv_clip, self.config.qkv_clip)
-        qkv = qkv.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
+        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
         q, k, v = qkv.split(self.heads, dim=1)
+        if self.heads[2] == 0:
+            v = k
         gate = None
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
         if self.config.norm_qk and not self.config.norm_qk_rotated:
-            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k)
+            q, k = self.norm_heads(self.norm_q, q), self.norm_heads(self.norm_k, k) if self.heads[1] else k
+        if self.config.norm_values:
+            v = rms_norm(v, self.config.norm_eps)
+        if (bound := self.config.qkv_clip) is not None:
+            q, k, v = (part.clamp(-bound, bound) for part in (q, k, v))
         return q, k, v, gate
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
@@ -213,6 +227,9 @@ class MultiheadLatentAttention(Attention):
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_rank, self.rope_dim), dim=-1)
         q_rope = self.apply_rope(q_rope, context)
         k_rope = self.apply_rope(k_rope[:, None], context)  # (B, 1, T, R)
+        if self.scales_queries:
+            assert context.query_factors is not None
+            q_nope, q_rope = ((part * context.query_factors).to(part.dtype) for part in (q_nope, q_rope))
         kv = torch.cat((self.kv_a_norm(latent)[:, None], k_rope), dim=-1)  # (B, 1, T, L + R)
         if context.span is not None:
             kv, _ = context.span.extend(self.layer, kv)  # (B, 1, S, L + R)

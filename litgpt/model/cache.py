@@ -47,16 +47,16 @@ class KVCache:
         ranks: int = 1,
         max_chunk: int | None = None,
     ) -> None:
-        groups, key_size, value_size = kv_shape(config, ranks)
         devices = device if isinstance(device, Sequence) and not isinstance(device, str) else [device] * config.n_layer
         sizes = [cached_positions(config, layer, length, max_chunk) for layer in range(config.n_layer)]
-        layers = list(zip(sizes, devices, strict=True))
+        shapes = [kv_shape(config, ranks, layer) for layer in range(config.n_layer)]
+        layers = list(zip(shapes, sizes, devices, strict=True))
         # One tensor a layer: compilers copy a single stacked one whole at each write.
-        self.keys = [_zeros((slots, groups, L, key_size), on, dtype) for L, on in layers]
+        self.keys = [_zeros((slots, groups, L, size), on, dtype) for (groups, size, _), L, on in layers]
         if config.latent_attention is None:
-            self.values = [_zeros((slots, groups, L, value_size), on, dtype) for L, on in layers]
+            self.values = [_zeros((slots, groups, L, size), on, dtype) for (groups, _, size), L, on in layers]
         else:
-            self.values = [keys[..., :value_size] for keys in self.keys]  # the latent is both
+            self.values = [keys[..., : shapes[0][2]] for keys in self.keys]  # the latent is both
         self.kv_tensors = self.keys if config.latent_attention is not None else [*self.keys, *self.values]
         """Every tensor of keys and values there is, once, `(slots, G, length, ...)`."""
         self.states = {
@@ -70,7 +70,7 @@ class KVCache:
         self.ring_sizes = {
             window: L
             for layer, L in enumerate(sizes)
-            if (window := config.window(layer)) is not None and not config.linear(layer) and length > L
+            if (window := config.window(layer)) is not None and L and length > L
         }
         """By window: the positions that its layers have room for, where that is less than `length`."""
         self.filled_ends = [0] * slots
@@ -114,18 +114,20 @@ class KVCache:
         config: Config, slots: int, length: int, dtype: torch.dtype, ranks: int = 1, max_chunk: int | None = None
     ) -> int:
         """Bytes a cache of this size takes, on each of `ranks` processes."""
-        groups, key_size, value_size = kv_shape(config, ranks)
-        size = key_size + (value_size if config.latent_attention is None else 0)
         n_linear = sum(config.linear(layer) for layer in range(config.n_layer))
         states = state_shapes(config, dtype) if n_linear else ()
         state = sum(math.prod(shape) * kind.itemsize for shape, kind in states)
-        positions = sum(cached_positions(config, layer, length, max_chunk) for layer in range(config.n_layer))
-        return slots * (n_linear * state + positions * groups * size * dtype.itemsize)
+        cached = 0
+        for layer in range(config.n_layer):
+            groups, key_size, value_size = kv_shape(config, ranks, layer)
+            size = key_size + (value_size if config.latent_attention is None else 0)
+            cached += cached_positions(config, layer, length, max_chunk) * groups * size
+        return slots * (n_linear * state + cached * dtype.itemsize)
 
 
 def cached_positions(config: Config, layer: int, length: int, max_chunk: int | None) -> int:
     """Positions of a sequence of `length` tokens that a layer keeps at a time."""
-    if config.linear(layer):
+    if config.linear(layer) or config.shares_kv(layer):
         return 0
     window = config.window(layer)
     return length if window is None or max_chunk is None else min(length, window + max_chunk)
@@ -142,24 +144,31 @@ def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: tor
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def kv_shape(config: Config, ranks: int = 1) -> tuple[int, int, int]:
-    """Heads, key size and value size of what a layer keeps of a token, on each of `ranks` processes; latent attention
-    keeps one latent, as both, and every process needs it."""
+def kv_shape(config: Config, ranks: int, layer: int) -> tuple[int, int, int]:
+    """Heads, key size and value size of what layer number `layer` keeps of a token, on each of `ranks`
+    processes; latent attention keeps one latent, as both, and every process needs it."""
     if config.latent_attention is not None:
         rank = config.latent_attention["kv_lora_rank"]
         return 1, rank + config.latent_attention["qk_rope_head_dim"], rank
-    assert config.n_query_groups is not None and config.head_size is not None
-    return config.n_query_groups // ranks, config.head_size, config.head_size
+    groups, _, size = config.kv_heads(layer)
+    return groups // ranks, size, size
 
 
 def state_shapes(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """Shape and type of what a layer of linear attention keeps of a sequence: its convolution's last inputs, and the
     recurrent state, which is a sum over all tokens, in float32 at least."""
+    dtype = dtype or torch.get_default_dtype()
+    if (sizes := config.short_conv) is not None:
+        return (((config.n_embd, sizes["kernel_size"] - 1), dtype),)
+    if (sizes := config.state_space) is not None:
+        channels = sizes["n_heads"] * sizes["head_size"] + 2 * sizes["n_groups"] * sizes["state_size"]
+        recurrent = sizes["n_heads"], sizes["state_size"], sizes["head_size"]
+        wide = torch.promote_types(dtype, torch.float32)
+        return ((channels, sizes["kernel_size"] - 1), dtype), (recurrent, wide)
     sizes = config.linear_attention
     assert sizes is not None
     channels = 2 * sizes["n_key_heads"] * sizes["key_size"] + sizes["n_value_heads"] * sizes["value_size"]
     recurrent = sizes["n_value_heads"], sizes["key_size"], sizes["value_size"]
-    dtype = dtype or torch.get_default_dtype()
     return ((channels, sizes["kernel_size"] - 1), dtype), (recurrent, torch.promote_types(dtype, torch.float32))
 
 

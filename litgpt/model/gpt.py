@@ -7,9 +7,11 @@ LitGPT's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +27,9 @@ from litgpt.model.attention import (
 )
 from litgpt.model.cache import KVCache, Span
 from litgpt.model.delta_net import GatedDeltaNet
+from litgpt.model.mamba import Mamba2, ShortConv
 from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
-from litgpt.model.moe import Experts, LLaMAMoE
+from litgpt.model.moe import Experts, LLaMAMoE, MixtureBesideMLP
 from litgpt.model.norm import make_norm
 from litgpt.model.positions import sinusoids
 from litgpt.model.rope import RopeTable
@@ -157,7 +160,7 @@ class GPT(nn.Module):
             )
         positions = self._positions(idx, lengths, span)
         x = self.embed(idx, positions)
-        context = self.context(positions, longest, lengths, span)
+        context = replace(self.context(positions, longest, lengths, span), layer_inputs=self.layer_inputs(idx, x))
         if span is not None:
             span.begin()
         for block in self.transformer.h:
@@ -179,7 +182,8 @@ class GPT(nn.Module):
         positions = [self._positions(idx, None, span) for idx, span in zip(rows, spans, strict=True)]
         xs = [self.embed(idx, at) for idx, at in zip(rows, positions, strict=True)]
         contexts = [
-            self.context(at, span.end(at.size(0)), span=span) for at, span in zip(positions, spans, strict=True)
+            replace(self.context(at, span.end(at.size(0)), span=span), layer_inputs=self.layer_inputs(idx, x))
+            for idx, x, at, span in zip(rows, xs, positions, spans, strict=True)
         ]
         for span in spans:
             span.begin()
@@ -201,6 +205,11 @@ class GPT(nn.Module):
         if self.config.sinusoidal_span is not None:
             x = x + sinusoids(self.config, positions).to(x.dtype)
         return self.transformer.ln_e(x) if self.config.norm_embeddings else x
+
+    def layer_inputs(self, idx: Tensor, x: Tensor) -> Tensor | None:
+        """Token ids `(B, T)`, embedded `(B, T, C)` → what each layer is given besides `(B, T, n_layer, size)`."""
+        inputs = self.transformer.layer_inputs
+        return None if inputs is None else inputs(idx, x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states `(…, C)` → logits `(…, V)`."""
@@ -306,25 +315,81 @@ class Backbone(nn.Module):
             self.wpe = nn.Embedding(config.block_size + config.positions_offset, config.n_embd)
         if config.norm_embeddings:
             self.ln_e = make_norm(config)
+        self.layer_inputs = None if config.layer_inputs is None else LayerInputs(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config) if config.final_norm else nn.Identity()
 
 
+def recurrent_class(config: Config) -> type[nn.Module]:
+    """The class of layers that keep a state in the place of keys and values."""
+    if config.linear_attention is not None:
+        return GatedDeltaNet
+    return Mamba2 if config.state_space is not None else ShortConv
+
+
+class LayerInputs(nn.Module):
+    """What each layer is given of each token besides: an embedding of its own, and a share of the common one.
+
+    P: `layer_inputs.size`, L: `n_layer`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.layer_inputs is not None
+        self.shape = config.n_layer, config.layer_inputs["size"]
+        width = self.shape[0] * self.shape[1]
+        self.wte = nn.Embedding(config.layer_inputs["vocab_size"], width)
+        self.projection = nn.Linear(config.n_embd, width, bias=False)
+        self.norm = make_norm(config, self.shape[1])
+
+    def forward(self, idx: Tensor, x: Tensor) -> Tensor:
+        """Token ids `(B, T)`, embedded `(B, T, C)` → `(B, T, L, P)`."""
+        own = self.wte(idx)
+        own = own * torch.tensor(self.shape[1] ** 0.5, dtype=own.dtype)
+        common = self.projection(x) * x.size(-1) ** -0.5
+        return (self.norm(common.unflatten(-1, self.shape)) + own.unflatten(-1, self.shape)) * 2**-0.5
+
+
+class LayerInput(nn.Module):
+    """Lets a block's output choose from what the layer is given."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.layer_inputs is not None
+        self.gate = nn.Linear(config.n_embd, config.layer_inputs["size"], bias=False)
+        self.projection = nn.Linear(config.layer_inputs["size"], config.n_embd, bias=False)
+        self.norm = make_norm(config)
+        self.approximate = config.gelu_approximate
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        """`(B, T, C)`, and what the layer is given `(B, T, P)` → `(B, T, C)`."""
+        return self.norm(self.projection(F.gelu(self.gate(x), approximate=self.approximate) * given))
+
+
 class Block(nn.Module):
     """Attention and MLP, one after the other or side by side (`parallel_residual`)."""
+
+    layer_scalar: Tensor
 
     def __init__(self, config: Config, block_idx: int) -> None:
         super().__init__()
         self.config = config
         self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = GatedDeltaNet(config, block_idx) if config.linear(block_idx) else attention(config, block_idx)
+        self.attn = (recurrent_class(config) if config.linear(block_idx) else attention)(config, block_idx)
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
             self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
-        self.mlp = (LLaMAMLP if config.dense(block_idx) else MLPS[config.mlp_class_name])(config)
+        kind: Any = LLaMAMLP if config.dense(block_idx) else MLPS[config.mlp_class_name]
+        wide = config.wide_sharing_mlp and config.shares_kv(block_idx)
+        self.mlp = kind(config, 2 * (config.intermediate_size or 0)) if wide else kind(config)
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
+        self.mixture = MixtureBesideMLP(config) if config.mixture_beside_mlp else None
+        self.layer = block_idx
+        self.layer_input = None if config.layer_inputs is None else LayerInput(config)
+        if config.layer_scalars:
+            self.register_buffer("layer_scalar", torch.ones(1))
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
@@ -339,7 +404,14 @@ class Block(nn.Module):
             return self.post_mlp_norm(self.mlp(normed)) + attended + x
         x = self.scale_residual(attended) + x
         assert self.norm_2 is not None
-        return self.scale_residual(self.post_mlp_norm(self.mlp(self.norm_2(x)))) + x
+        y = self.mlp(self.norm_2(x))
+        if self.mixture is not None:
+            y = self.mixture(x, y)
+        x = self.scale_residual(self.post_mlp_norm(y)) + x
+        if self.layer_input is not None:
+            assert context.layer_inputs is not None
+            x = x + self.layer_input(x, context.layer_inputs[:, :, self.layer])
+        return x * self.layer_scalar if self.config.layer_scalars else x
 
     def scale_residual(self, x: Tensor) -> Tensor:
         """What a half of the block adds to the residual stream."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from litgpt.config import Config
 from litgpt.model.mlp import LLaMAMLP, swiglu
+from litgpt.model.norm import make_norm, rms_norm
 
 ExpertLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 """The type of `Experts.linear`."""
@@ -31,8 +32,8 @@ class LLaMAMoE(nn.Module):
         self.experts = Experts(config)
         self.shared_experts: nn.Module | None = None
         if config.n_shared_expert:
-            assert config.moe_intermediate_size is not None
-            self.shared_experts = LLaMAMLP(config, config.moe_intermediate_size * config.n_shared_expert)
+            width = config.shared_intermediate_size or (config.moe_intermediate_size or 0) * config.n_shared_expert
+            self.shared_experts = LLaMAMLP(config, width)
         # No linear layer: of one row, it is nothing to quantize or to have a low rank.
         self.shared_gate = nn.Parameter(torch.empty(1, config.n_embd)) if config.shared_expert_gate else None
         self.config = config
@@ -59,6 +60,8 @@ class LLaMAMoE(nn.Module):
             weights, expert_ids = self.gate(tokens)
         else:
             logits = self.gate(tokens)
+            if self.config.router_margin is not None:
+                return sparse_mixer(logits, self.config.n_expert_per_token, self.config.router_margin)
             if self.config.router_scores == "sigmoid":
                 best, expert_ids = logits.topk(self.config.n_expert_per_token, dim=-1)
                 return best.sigmoid() * self.config.routed_scaling_factor, expert_ids
@@ -67,6 +70,47 @@ class LLaMAMoE(nn.Module):
             if not self.config.router_softmax_over_all:
                 weights = weights / weights.sum(dim=-1, keepdim=True)
             weights = weights * self.config.routed_scaling_factor
+        return weights.to(tokens.dtype), expert_ids
+
+
+def sparse_mixer(scores: Tensor, n_chosen: int, margin: float) -> tuple[Tensor, Tensor]:
+    """Weights and ids `(A, K)` of experts with scores `(A, E)`, by the router of Phi 3.5
+    (https://arxiv.org/abs/2409.12136) as it answers; training it here draws nothing at random."""
+    left, weights, chosen = scores, [], []
+    for _ in range(n_chosen):
+        best, expert = left.max(dim=-1, keepdim=True)
+        far = (best - scores) / torch.maximum(scores.abs(), best) > 2 * margin
+        weights.append(left.masked_fill(far, -torch.inf).softmax(dim=-1).gather(-1, expert))
+        chosen.append(expert)
+        left = left.scatter(-1, expert, -torch.inf)
+    return torch.cat(weights, dim=-1), torch.cat(chosen, dim=-1)
+
+
+class MixtureBesideMLP(nn.Module):
+    """Experts that add to what an MLP makes of the same token (Gemma 4); each sum's part has norms of its own."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.input_scale = nn.Parameter(torch.ones(config.n_embd))
+        self.expert_scale = nn.Parameter(torch.ones(config.n_expert))
+        self.experts = Experts(config)
+        self.norm, self.post_norm, self.mlp_norm = (make_norm(config) for _ in range(3))
+
+    def forward(self, x: Tensor, mlp: Tensor) -> Tensor:
+        """Tokens and what the MLP made of them, `(B, T, C)` both → `(B, T, C)`."""
+        tokens = x.reshape(-1, x.size(-1))
+        weights, expert_ids = self.route(tokens)
+        y = self.experts(self.norm(tokens), weights, expert_ids).view_as(x)
+        return self.mlp_norm(mlp) + self.post_norm(y)
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
+        logits = self.gate(rms_norm(tokens, self.config.norm_eps) * self.input_scale * tokens.size(-1) ** -0.5)
+        shares = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        weights, expert_ids = shares.topk(self.config.n_expert_per_token, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True) * self.expert_scale[expert_ids]
         return weights.to(tokens.dtype), expert_ids
 
 
@@ -83,13 +127,14 @@ class GroupedTopkRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.uses_sigmoid = config.router_scores == "sigmoid"
-        if self.uses_sigmoid:
+        self.uses_bias = bool(config.router_bias)
+        if self.uses_bias:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
         self.config = config
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""
-        bias = self.e_score_correction_bias if self.uses_sigmoid else None
+        bias = self.e_score_correction_bias if self.uses_bias else None
         super()._apply(fn, recurse)
         if bias is not None and self.e_score_correction_bias.dtype.itemsize < 4:
             self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
@@ -103,16 +148,16 @@ class GroupedTopkRouter(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):  # which would multiply in 16 bits all the same
             logits = F.linear(tokens.to(dtype), self.weight.to(dtype))
         scores = logits.sigmoid() if self.uses_sigmoid else logits.softmax(dim=-1)
-        choice_scores = scores + self.e_score_correction_bias if self.uses_sigmoid else scores
+        choice_scores = scores + self.e_score_correction_bias if self.uses_bias else scores
         grouped = choice_scores.view(len(tokens), config.n_expert_groups, -1)
         group_scores = grouped.topk(config.n_topk_scores_per_group or 1, dim=-1).values.sum(dim=-1)
         best = group_scores.topk(config.n_topk_groups, dim=-1).indices
         outside = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, best, False)[..., None]
-        nothing = -torch.inf if self.uses_sigmoid else 0.0
+        nothing = -torch.inf if self.uses_bias else 0.0
         expert_ids = grouped.masked_fill(outside, nothing).flatten(1).topk(config.n_expert_per_token, dim=-1).indices
         weights = scores.gather(1, expert_ids)
         if config.norm_topk_prob:
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + config.router_eps)
         return weights * config.routed_scaling_factor, expert_ids
 
 
@@ -141,6 +186,7 @@ class Experts(nn.Module):
             self.proj_bias = nn.Parameter(torch.empty(E, C))
             self.parts.update({f"{part}.bias": f"{part}_bias" for part in EXPERT_PARTS})
         self.swiglu_limit = config.swiglu_limit
+        self.gelu = config.gelu_approximate if config.mlp_class_name == "GemmaMLP" else None
         self.scales_inputs = config.router_scales_inputs
         self.reset_parameters()
 
@@ -177,7 +223,9 @@ class Experts(nn.Module):
         return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
-        """SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        """GeGLU, SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        if self.gelu is not None:
+            return F.gelu(gate, approximate=self.gelu) * up
         if self.swiglu_limit is None:
             return swiglu(gate, up)
         gate, up = gate.clamp(max=self.swiglu_limit), up.clamp(-self.swiglu_limit, self.swiglu_limit)

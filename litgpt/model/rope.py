@@ -33,7 +33,7 @@ def inverse_frequencies(
     Raises:
         LitGPTError: `rope_adjustments` of a kind that is not known here.
     """
-    n, adjust = config.rope_n_elem, config.rope_adjustments
+    n, adjust = rotating(config, base), config.rope_adjustments
     if base is None and adjust is not None and set(adjust) == DYNAMIC_KEYS:
         stretch = adjust["factor"] * max(extent / adjust["dynamic_beyond"], 1) - (adjust["factor"] - 1)
         base = config.rope_base * stretch ** (n / (n - 2))
@@ -41,6 +41,8 @@ def inverse_frequencies(
     theta = 1.0 / powers
     if adjust is None or base is not None:
         return theta
+    if set(adjust) == {"factor", "share"}:  # the first pairs only, at the speeds they have among all
+        return theta * (torch.arange(n // 2, device=device) < int(adjust["share"] * n // 2)) / adjust["factor"]
     if set(adjust) == {"factor"}:
         return theta / adjust["factor"]
     if set(adjust) == LLAMA_3_KEYS:
@@ -51,6 +53,12 @@ def inverse_frequencies(
         factors = adjust["long_factor" if extent > adjust["original_max_seq_len"] else "short_factor"]
         return 1.0 / (torch.tensor(factors, device=device, dtype=torch.float32) * powers)
     raise LitGPTError(f"rope_adjustments with the keys {', '.join(sorted(adjust))} are not known here.")
+
+
+def rotating(config: Config, base: float | None) -> int:
+    """Dimensions of a head that rotate; those of layers without a window have no `base` of their own."""
+    heads = config.global_heads if base is None else None
+    return config.rope_n_elem if heads is None else int(config.rotary_percentage * heads["head_size"])
 
 
 def attention_factor(config: Config) -> float:

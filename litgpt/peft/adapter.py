@@ -54,10 +54,10 @@ def add_prompts(model: GPT, length: int, start_layer: int) -> int:
     """
     blocks = list(model.transformer.h)[start_layer:]
     for block in blocks:
-        if not isinstance(block.attn, CausalSelfAttention):
+        if not isinstance(block.attn, CausalSelfAttention) or not block.attn.heads[1]:
             raise LitGPTError(
-                "Adapters need the query, key and value weights that latent attention and linear attention haven't got;"
-                " use finetune_lora."
+                "Adapters need the query, key and value weights that latent attention, linear attention and layers with"
+                " shared keys haven't got; use finetune_lora."
             )
         block.attn = PromptedAttention(block.attn, length)
     return len(blocks)

@@ -358,7 +358,8 @@ def _wrap(name: str, module: nn.Module, target: TargetModule | None, config: Con
     assert isinstance(module, nn.Linear)
     if not target.parts:
         return LoRALinear(module, target.updates[0])
-    return LoRALinear(module, target.updates[0], qkv_parts(config, name, target.parts))
+    rows = [part for part in qkv_parts(config, name, target.parts) if part]
+    return LoRALinear(module, target.updates[0], rows) if rows else None
 
 
 def qkv_parts(config: Config, name: str, parts: Iterable[str]) -> list[range]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from litgpt.checkpoint.reader import load_model
+from litgpt.checkpoint.weights import WeightTable, lazy
+from litgpt.checkpoint.writer import hf_config_of
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
+from litgpt.families import BY_TYPE, FAMILIES
 from tests.parity.test_families import relative
 from tests.tiny import LLAMA_4, LLAMA_LIKE, QWEN_35, YARN
 
@@ -24,6 +29,18 @@ MISTRAL = dict(**LLAMA_LIKE, head_dim=8, model_type="mistral", sliding_window=No
 STRETCHED = dict(
     **LLAMA_LIKE, head_dim=8, model_type="ministral3", rope_parameters={**YARN, "llama_4_scaling_beta": 0.3}
 )
+
+SEEING_EYES = dict(
+    hidden_size=16, intermediate_size=16, depth=1, num_heads=2, patch_size=8, out_hidden_size=32, spatial_merge_size=1
+)
+SMALL = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+SMALL |= dict(num_key_value_heads=2, max_position_embeddings=64)
+ROWS_AND_COLUMNS = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])
+QWEN_3_TEXT = dict(**SMALL, head_dim=8, rope_parameters=dict(**ROWS_AND_COLUMNS, mrope_interleaved=True))
+QWEN_2_TEXT = dict(**SMALL, rope_parameters=ROWS_AND_COLUMNS)
+MIXTURE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+LLAMA = dict(**SMALL, model_type="llama")
+CLIP = dict(**EYES, model_type="clip_vision_model")
 
 # Case name → (model in transformers without "ForConditionalGeneration", settings, our family, whether tied).
 CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
@@ -55,6 +72,40 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
         "qwen3_5",
         False,
     ),
+    "qwen3-vl": (
+        "Qwen3VL",
+        dict(text_config=QWEN_3_TEXT, vision_config={**SEEING_EYES, "deepstack_visual_indexes": [0]}),
+        "qwen3",
+        False,
+    ),
+    "qwen3-vl-moe": (
+        "Qwen3VLMoe",
+        dict(
+            text_config=dict(**QWEN_3_TEXT, **MIXTURE),
+            vision_config={**SEEING_EYES, "deepstack_visual_indexes": [0]},
+            tie_word_embeddings=True,
+        ),
+        "qwen3_moe",
+        True,
+    ),
+    "qwen2.5-vl": ("Qwen2_5_VL", dict(text_config=QWEN_2_TEXT, vision_config=SEEING_EYES), "qwen2", False),
+    "qwen2-vl": (
+        "Qwen2VL",
+        dict(
+            text_config=QWEN_2_TEXT,
+            vision_config=dict(embed_dim=16, hidden_size=32, depth=1, num_heads=2, patch_size=8),
+        ),
+        "qwen2",
+        False,
+    ),
+    "internvl": (
+        "InternVL",
+        dict(text_config=dict(**SMALL, model_type="qwen3", head_dim=8), vision_config=dict(**EYES)),
+        "qwen3",
+        True,
+    ),
+    "smolvlm": ("SmolVLM", dict(text_config=LLAMA, vision_config=dict(**EYES), scale_factor=1), "llama", False),
+    "llava": ("Llava", dict(text_config=LLAMA, vision_config=CLIP), "llama", False),
     "gemma3": (
         "Gemma3",
         dict(text_config=dict(**LLAMA_LIKE, head_dim=16, sliding_window=7), vision_config=EYES),
@@ -64,23 +115,58 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_language_model_inside_is_read(case, tmp_path):
+def _build(case, folder):
+    """A model of several inputs, saved."""
     import transformers
 
-    name, settings, family, tied = CASES[case]
+    name, settings, *_ = CASES[case]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**settings)
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
-    model.save_pretrained(tmp_path)
-    ours = load_model(tmp_path)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_language_model_inside_is_read(case, tmp_path, capsys):
+    *_, family, tied = CASES[case]
+    model, ours = _build(case, tmp_path), load_model(tmp_path)
+    assert "for other inputs are left out" in capsys.readouterr().err
     assert (ours.config.family.name, ours.tied) == (family, tied)
     tokens = torch.randint(0, 96, (2, 40))
     with torch.inference_mode():
         assert relative(ours(tokens), model(input_ids=tokens).logits) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["qwen3-vl", "qwen3-vl-moe", "qwen2.5-vl"])
+def test_the_language_model_is_written_alone(case, tmp_path):
+    import transformers
+
+    _build(case, tmp_path / "whole")
+    ours = load_model(tmp_path / "whole")
+    weights = dict(WeightTable(ours.config).export_from(lazy(ours.state_dict())))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config_of(ours.config, tmp_path / "whole")))
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens = torch.randint(0, 96, (1, 20))
+    with torch.inference_mode():
+        assert relative(ours(tokens), alone(tokens).logits) < 1e-5
+
+
+def test_settings_at_the_top_are_the_language_models(tmp_path):
+    text = {**QWEN_2_TEXT, "rope_theta": 5e5, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
+    del text["rope_parameters"]
+    whole = dict(architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl", vision_start_token_id=7)
+    config = Config.from_hf({**whole, **text, "vision_config": SEEING_EYES, "use_sliding_window": False})
+    assert (config.family.name, config.rope_base, config.n_query_groups) == ("qwen2", 500000, 2)
+
+
+def test_no_two_families_read_one_type():
+    types = [name for family in FAMILIES for name in (family.model_type, *family.inside) if BY_TYPE[name] is family]
+    assert len(types) == len(set(types)) == len(BY_TYPE)
 
 
 def test_a_language_model_of_an_unknown_kind_inside_is_refused_by_name():

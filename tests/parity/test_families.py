@@ -132,8 +132,6 @@ def test_packed_documents_do_not_see_each_other(pair, tokens):
 
 
 def test_tensors_and_config_go_back_unchanged(pair, tokens, tmp_path):
-    import transformers
-
     model, folder = pair
     ours = load_model(folder)
     back = dict(WeightTable(ours.config).export_from(lazy(ours.state_dict())))
@@ -145,7 +143,7 @@ def test_tensors_and_config_go_back_unchanged(pair, tokens, tmp_path):
         {name: tensor.contiguous() for name, tensor in back.items()}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     (tmp_path / "config.json").write_text(json.dumps(ours.config.family.write_hf(ours.config)))
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float32)
     with torch.inference_mode():
         assert torch.equal(again(tokens).logits, model(tokens).logits)
 

@@ -353,7 +353,7 @@ def gguf_table(config: Config) -> WeightTable:
     """The table that leads from GGUF's tensor names to ours and back."""
     family = config.family
     rules = families.AS_GGUF[family.name].rules(config)
-    return WeightTable(config, replace(family, weights=rules, prefix="", renames=(), not_text=()))
+    return WeightTable(config, replace(family, weights=rules, prefix="", renames=(), not_text=(), alternatives=()))
 
 
 def paired_heads(config: Config) -> dict[str, int]:

@@ -157,11 +157,11 @@ def _norms(name: str, base: Checkpoint) -> Tensor:
 
 def _export_joined(rule: Join, module: LoRALinear, config: Config) -> dict[str, LowRank]:
     if module.parts is None:  # one update of all: the same A for each
-        rows = list(config.qkv_rows())
-        parts, starts = list(rule.theirs), [module.lora_A] * 3
+        rows = [size for size in config.qkv_rows(int(rule.ours.split(".")[2])) if size]
+        parts, starts = list(rule.theirs), [module.lora_A] * len(rows)
     else:
         rows = [len(part) for part in module.parts]
-        q, k, _ = config.qkv_rows()
+        q, k, _ = config.qkv_rows(int(rule.ours.split(".")[2]))
         parts = [rule.theirs[(0, q, q + k).index(part.start)] for part in module.parts]
         starts = list(module.lora_A.split(module.r))
     blocks = module.lora_B.split(rows)

@@ -39,7 +39,6 @@ def flops_per_token(model: GPT, length: int) -> Flops:
     of a layer's experts those count that a token is sent to.
     """
     config = model.config
-    assert config.head_size is not None
     active = config.n_expert_per_token / config.n_expert if config.n_expert else 1.0
     weights = trained = 0.0
     counts = numbers_in(model)
@@ -49,7 +48,8 @@ def flops_per_token(model: GPT, length: int) -> Flops:
             if parameter.dim() >= 2 or _is_packed(module, parameter):
                 weights += counts[parameter] * share
                 trained += counts[parameter] * share if parameter.requires_grad else 0.0
-    attention = 4.0 * config.n_layer * config.n_head * config.head_size * length
+    sizes = sum(config.kv_heads(layer)[2] for layer in range(config.n_layer))
+    attention = 4.0 * config.n_head * sizes * length
     return Flops(2 * weights + attention, 2 * weights + 2 * trained + 2 * attention)
 
 

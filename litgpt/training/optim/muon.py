@@ -161,9 +161,7 @@ def fused_parts(model: nn.Module) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, CausalSelfAttention):
-            head_size = module.config.head_size
-            assert head_size is not None
-            rows = [heads * head_size for heads in module.heads]
+            rows = [heads * module.head_size for heads in module.heads if heads]
             found[f"{name}.qkv.weight"] = found[f"{name}.qkv.linear.weight"] = rows
         if isinstance(module, LoRALinear) and module.parts is not None:
             found[f"{name}.lora_A"] = [module.r] * len(module.parts)

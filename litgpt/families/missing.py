@@ -1,0 +1,38 @@
+"""What known architectures need that no layer here has, for the sentence that refuses them."""
+
+from __future__ import annotations
+
+import re
+
+SPARSE = "attention to a few tokens that an indexer chooses"
+SELECTIVE = "Mamba's selective scan, channel by channel"
+HALVES = "blocks that are a mixer or an MLP alone"
+NEEDS: tuple[tuple[str, str], ...] = (
+    (r"Deepseek_?V32|GlmMoeDsa|MiniMaxM3|Glm5", SPARSE),
+    (r"Deepseek_?V4", f"{SPARSE}, and streams of hidden states that mix (hyper-connections)"),
+    (r"NemotronH", f"{HALVES}, and experts without gates"),
+    (r"Mamba2ForCausalLM", HALVES),
+    (r"FalconMamba|MambaForCausalLM|Jamba", SELECTIVE),
+    (r"FalconH1", "attention and a state beside each other in one layer"),
+    (r"Zamba", "blocks that several layers share"),
+    (r"KimiLinear", "a delta rule that forgets channel by channel"),
+    (r"Gemma3n", "several streams of hidden states of which each layer updates one (AltUp)"),
+    (r"MiniMaxForCausalLM|MiniMaxText01|Bailing", "lightning attention"),
+    (r"Qwen4Exp|Inkling|HYV4", "embeddings of n-grams"),
+    (r"RecurrentGemma", "a gated linear recurrence (RG-LRU)"),
+    (r"Rwkv", "RWKV's time mixing"),
+    (r"xLSTM", "an LSTM with matrix memory"),
+    (r"DiffLlama", "the difference of two attentions"),
+    (r"JetMoe", "experts in the place of attention heads"),
+    (r"LongcatFlash", "two attentions a layer, and experts that do nothing"),
+    (r"Mllama|Idefics(For|$)|Flamingo", "attention to pictures beside attention to text"),
+    (r"PaliGemma|BlockDiffusion|PrefixLM", "attention to later tokens"),
+    (r"T5|Bart|Pegasus|Marian|Whisper|ProphetNet|EncoderDecoder|Seq2Seq", "an encoder beside the decoder"),
+    (r"For(MaskedLM|\w+Classification|QuestionAnswering)$|^\w*Bert", "a head for another task"),
+)
+"""Pattern of an architecture's name, and what it needs."""
+
+
+def missing(architecture: str) -> str | None:
+    """What an architecture needs that no layer here has, if that is known."""
+    return next((need for pattern, need in NEEDS if re.search(pattern, architecture)), None)
