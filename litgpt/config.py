@@ -14,18 +14,15 @@ from typing import Any, Literal, Self, get_type_hints
 import yaml
 
 from litgpt import families
-from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
+from litgpt.errors import LitGPTError, MissingFileError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
 from litgpt.families.hf_config import check_layers
-from litgpt.hub_client import REPOSITORY_ID, fetch_file
+from litgpt.hub_client import CHECKPOINTS, HF_CONFIG_FILE, hf_config_file  # noqa: F401  (the first is public here)
 from litgpt.reading import read_json, read_yaml, reading
 
 CONFIG_FILE = "model_config.yaml"
-HF_CONFIG_FILE = "config.json"
 MODEL_SETTINGS = "not a YAML file of model settings"
-CHECKPOINTS = Path("checkpoints")
-"""Where `litgpt download` puts folders, and where a path that is none is looked for."""
 
 
 def find_multiple(n: int, k: int) -> int:
@@ -252,8 +249,6 @@ class Config:
         sizes = self.linear_attention
         if sizes is not None and sizes["n_value_heads"] % sizes["n_key_heads"]:
             raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
-        if self.state_space is not None and self.state_space["n_heads"] % self.state_space["n_groups"]:
-            raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
         for name in BY_LAYER:
             values = getattr(self, name)
             if values is not None and len(values) < self.n_layer:
@@ -393,7 +388,7 @@ class Config:
                 is no such folder or repository.
         """
         if isinstance(hf_config, str | Path):
-            file, found_name = _hf_config_file(hf_config)
+            file, found_name = hf_config_file(hf_config, _by_hub_name())
             hf_config, name = read_json(file), name or found_name
         with reading(HF_CONFIG_FILE, "no configuration of a model"):
             check_layers(hf_config)
@@ -486,26 +481,6 @@ def _checked(values: dict[str, Any], cls: type[Config]) -> dict[str, Any]:
         if key not in known:
             raise LitGPTError(f"{quoted(key)} is not a model setting.{closest(str(key), known)}")
     return values
-
-
-def _hf_config_file(source: str | Path) -> tuple[Path, str]:
-    """The `config.json` of a folder, one under `checkpoints/` too, or of a repository; and the checkpoint's name."""
-    folders = Path(source), CHECKPOINTS / source
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is not None:
-        if not (folder / HF_CONFIG_FILE).is_file():
-            raise MissingFileError(
-                f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint."
-            )
-        return folder / HF_CONFIG_FILE, folder.resolve().name
-    if folders[0].exists():
-        raise MissingFolderError(f"{source} is a file; give the folder it is in.")
-    repo_id, known = str(source), _by_hub_name()
-    if not REPOSITORY_ID.fullmatch(repo_id):
-        raise MissingFolderError(
-            f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
-        )
-    return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
 
 
 def _named_row(name: str) -> dict[str, Any] | None:

@@ -8,9 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import MAX_QUOTED, LitGPTError, MissingFileError, closest, escaped, one_line, quoted
+from litgpt.errors import (
+    MAX_QUOTED,
+    LitGPTError,
+    MissingFileError,
+    MissingFolderError,
+    closest,
+    escaped,
+    one_line,
+    quoted,
+)
 from litgpt.reading import is_failure
 
+HF_CONFIG_FILE = "config.json"
+CHECKPOINTS = Path("checkpoints")
+"""Where `litgpt download` puts folders, and where a path that is none is looked for."""
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_NAME_BYTES = 255
 """Of each part of a file's name: what file systems take."""
@@ -42,6 +54,34 @@ def relative_name(name: object, where: str) -> str:
             "don't use it, get it from a source that you trust."
         )
     return name
+
+
+def hf_config_file(source: str | Path, known: Iterable[str]) -> tuple[Path, str]:
+    """The `config.json` of a folder, one under `checkpoints/` too, or of a repository; and the checkpoint's name.
+
+    Args:
+        source: The folder, or `ORG/NAME` on the hub.
+        known: Names on the hub, to tell one that was meant.
+
+    Raises:
+        LitGPTError: There is no such folder or repository, or it has no such file.
+    """
+    folders = Path(source), CHECKPOINTS / source
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is not None:
+        if not (folder / HF_CONFIG_FILE).is_file():
+            raise MissingFileError(
+                f"{folder} has no {HF_CONFIG_FILE}; a LitGPT folder is read by Config.from_checkpoint."
+            )
+        return folder / HF_CONFIG_FILE, folder.resolve().name
+    if folders[0].exists():
+        raise MissingFolderError(f"{source} is a file; give the folder it is in.")
+    repo_id = str(source)
+    if not REPOSITORY_ID.fullmatch(repo_id):
+        raise MissingFolderError(
+            f"There is no folder {source}, and a repository is written as ORG/NAME.{closest(repo_id, known)}"
+        )
+    return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
 
 
 def fetch_file(repo_id: str, name: str, place: Path, known: Iterable[str]) -> Path:

@@ -119,6 +119,8 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError("A model has one of learned_positions, sinusoidal_span and alibi.")
     if config.norm_after_residual and config.parallel_residual:
         raise UnsupportedError("norm_after_residual needs parallel_residual to be off.")
+    if config.state_space is not None and config.state_space["n_heads"] % config.state_space["n_groups"]:
+        raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
     if config.shared_kv_layers:
         own, kinds = config.n_layer - config.shared_kv_layers, [config.window(layer) for layer in range(config.n_layer)]
         if own < 1 or not {*kinds[own:]} <= {*kinds[:own]}:

@@ -131,8 +131,8 @@ class CausalSelfAttention(Attention):
         self.norm_q: nn.Module
         self.norm_k: nn.Module
         if config.norm_qk and config.norm_qk_type == "by_head":
-            self.norm_q = HeadNorm(config.n_head, config.head_size, config.norm_eps)
-            self.norm_k = HeadNorm(config.n_query_groups, config.head_size, config.norm_eps)
+            self.norm_q = HeadNorm(config.n_head, self.head_size, config.norm_eps)
+            self.norm_k = HeadNorm(n_keys, self.head_size, config.norm_eps)
         elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
             self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1))
