@@ -47,7 +47,7 @@ def step(side: str, method: str, length: int) -> tuple[float, float, float]:
     torch.manual_seed(0)
     shared = dict(bias=False, parallel_residual=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP")
     model = GPT(
-        Config(name="bench", block_size=length, padded_vocab_size=49152, rotary_percentage=1.0, **SIZES, **shared)
+        Config(name="bench", block_size=length + 1, padded_vocab_size=49152, rotary_percentage=1.0, **SIZES, **shared)
     )
     initialize(model)
     chosen = LoRA(dropout=0.0) if method == "lora" else Full()
