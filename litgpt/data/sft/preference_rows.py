@@ -150,8 +150,8 @@ def _split_texts(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], lis
         alike = re.sub(r"\S+\Z", "", alike)
     if not alike.strip():
         raise LitGPTError("`chosen` and `rejected` answer `prompt` or `conversations`, of which there is none.")
-    answers = ([{"role": "assistant", "content": text[len(alike) :].strip()}] for text in texts)
-    return [{"role": "user", "content": alike.strip()}], *answers
+    one, other = ([{"role": "assistant", "content": text[len(alike) :].strip()}] for text in texts)
+    return [{"role": "user", "content": alike.strip()}], one, other
 
 
 def _common(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
