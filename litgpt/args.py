@@ -308,7 +308,7 @@ def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-LITGPT_LACKS = {"resume": False, "resize_vocab": False}
+LITGPT_LACKS = {"resume": False, "resize_vocab": False, "loss": "cross_entropy"}
 """Arguments of training commands that LitGPT's may lack, with their defaults."""
 
 

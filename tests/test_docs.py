@@ -127,6 +127,20 @@ def test_the_tutorial_on_data_works(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_tutorial_on_preferences_works(tmp_path, monkeypatch, capsys):
+    in_a_copy_of_the_top_folder(tmp_path, monkeypatch)
+    (block,) = fences(ROOT / "tutorials" / "preference.md", "python")
+    exec(block, {})
+    starts = ("data preview", "finetune_dpo litgpt/assets", "plan")
+    lines = commands_of("preference", *(f"litgpt {name}" for name in starts))
+    few = " --train.max_steps 2 --eval.final_validation false"
+    short = [line + few if line.startswith("litgpt finetune") else line for line in lines]
+    run_commands(short, tmp_path, monkeypatch)
+    assert len(lines) == 3 and "── rejected" in capsys.readouterr().out
+    assert (tmp_path / "out/preferred/final/lit_model.pth").is_file()
+
+
+@pytest.mark.slow
 def test_the_tutorials_on_generating_and_converting_work(tmp_path, monkeypatch, capsys):
     run_commands(commands_of("generate", "litgpt generate"), tmp_path, monkeypatch)
     run_commands(commands_of("download", "litgpt validate"), tmp_path, monkeypatch)

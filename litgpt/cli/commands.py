@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "evaluate": (None, "Evaluate a model on benchmark tasks."),
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
+    "finetune_dpo": ("litgpt.finetune.dpo:setup", "Train a model on preferences (DPO, IPO, SimPO, ORPO, KTO)."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
     "data preview": (
         "litgpt.scripts.data_preview:data_preview",

@@ -19,6 +19,7 @@ COMMANDS = {
     "finetune_full": "litgpt.finetune.full",
     "finetune_adapter": "litgpt.finetune.adapter",
     "finetune_adapter_v2": "litgpt.finetune.adapter_v2",
+    "finetune_dpo": "litgpt.finetune.dpo",
 }
 """Commands that can be planned → the modules with their `setup`."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from litgpt.data.microllama import MicroLlama as MicroLlama
     from litgpt.data.mixture import Mixture as Mixture
     from litgpt.data.openwebtext import OpenWebText as OpenWebText
+    from litgpt.data.preferences import Preferences as Preferences
     from litgpt.data.text_files import TextFiles as TextFiles
     from litgpt.data.tinyllama import TinyLlama as TinyLlama
     from litgpt.data.tinystories import TinyStories as TinyStories

@@ -33,6 +33,8 @@ class DataModule(ABC):
     """None where there is nothing to validate on."""
     log: Callable[[str], None] = staticmethod(print)
     """Prints counts and choices for the user."""
+    compares: bool = False
+    """Whether samples are answers to compare, not text to learn."""
     pretraining: bool = False
     """Whether samples are to be blocks of one long stream of tokens, all of them targets."""
 

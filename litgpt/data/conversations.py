@@ -1,6 +1,7 @@
-"""Conversations, instructions or plain text from files of the user's own or from the hub, in any known format."""
+"""Conversations, instructions or plain text from files of the user's own or from the hub, in any known format.
 
-from __future__ import annotations
+Annotations are types here, not texts: a subclass in another file takes them over with the fields.
+"""
 
 import os
 from dataclasses import dataclass, field

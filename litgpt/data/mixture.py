@@ -107,7 +107,10 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
     try:
         module, _, attribute = name.rpartition(".")
         cls = find_module(name) if name in MODULES else getattr(import_module(module), attribute)
-        return cls(**arguments)
+        found: DataModule = cls(**arguments)
+        if getattr(found, "compares", False):
+            raise LitGPTError(f"data.sources[{number}]: {name} has answers to compare, which can't be mixed with text.")
+        return found
     except LitGPTError:
         raise
     except (TypeError, ImportError, AttributeError) as error:

@@ -20,6 +20,7 @@ MODULES: dict[str, str] = {
     "MicroLlama": "litgpt.data.microllama:MicroLlama",
     "Mixture": "litgpt.data.mixture:Mixture",
     "OpenWebText": "litgpt.data.openwebtext:OpenWebText",
+    "Preferences": "litgpt.data.preferences:Preferences",
     "TextFiles": "litgpt.data.text_files:TextFiles",
     "TinyLlama": "litgpt.data.tinyllama:TinyLlama",
     "TinyStories": "litgpt.data.tinystories:TinyStories",

@@ -9,7 +9,7 @@ from litgpt.args import EvalArgs, TrainedQuantization, arguments_of, inherits
 from litgpt.finetune.full import setup as full
 
 
-@inherits(full, last=["resume", "resize_vocab"])
+@inherits(full, last=["resume", "resize_vocab", "loss"])
 def setup(
     out_dir: Path = Path("out/finetune/adapter"),
     precision: str | None = None,

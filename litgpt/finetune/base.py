@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from litgpt.runtime import make_fabric, parameter_dtype, pick_device, quantized_
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import check_finetuning
 from litgpt.training.loop import fit
-from litgpt.training.loss import IGNORED
+from litgpt.training.loss import IGNORED, NextToken, Objective
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
 from litgpt.training.optim.optimizers import check_optimizer, dotted
@@ -48,16 +49,52 @@ class FinetuneArguments(TrainingArguments):
     checkpoint_dir: Path
     quantize: str | None = None
     resize_vocab: bool = False
+    loss: str = "cross_entropy"
     access_token: str | None = field(default=None, repr=False)
 
+    def check_data(self, data: DataModule) -> None:
+        """Raises a LitGPTError where the data is none that this command can learn from, or its options don't go
+        together."""
+        if getattr(data, "compares", False):
+            raise LitGPTError(
+                "--data Preferences is for finetune_dpo; --data Conversations learns the chosen answers of such files."
+            )
+        if self.loss == "dft" and (self.train.label_smoothing or self.train.z_loss):
+            raise LitGPTError(
+                "--loss dft weighs the loss of the target alone: leave out train.label_smoothing and train.z_loss."
+            )
 
-def finetune(method: Method, arguments: Mapping[str, Any]) -> Result:
-    """Runs a finetuning command from its arguments to `out_dir/final`.
+    def objective(self, start: Start) -> Callable[[GPT], Objective] | None:
+        """What is minimised; None: cross-entropy, as `train` says."""
+        return partial(NextToken, dft=True) if self.loss == "dft" else None
+
+    def fixed(self) -> dict[str, Any]:
+        """Options, by flag, that a resumed run must not change."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run starts with, before it is trained or anything of it is restored."""
+
+    model: GPT
+    data: DataModule
+    fabric: Fabric
+    checkpoint: Checkpoint
+    update: Finetuned | None
+    """What the method goes on with."""
+    precision: str
+
+
+def finetune(
+    method: Method, arguments: Mapping[str, Any], kind: type[FinetuneArguments] = FinetuneArguments, **more: Any
+) -> Result:
+    """Runs a finetuning command from its arguments, and `more` fields of their `kind`, to `out_dir/final`.
 
     Raises:
         LitGPTError: An argument, a file or the data is wrong.
     """
-    args = FinetuneArguments.of(arguments, method=method)
+    args = kind.of(arguments, method=method, **more)
     data = checked(args)
     with output_folder(args.out_dir, args.checkpoint_dir) as args.out_dir:
         return _finetune(args, data)
@@ -87,6 +124,9 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     if update is not None:
         update.load_into(model)
     make_datasets(args, data, tokenizer, model, fabric)
+    objective = args.objective(
+        Start(model=model, data=data, fabric=fabric, checkpoint=checkpoint, update=update, precision=precision)
+    )
     of_method = {f"lora_{name}": value for name, value in method.settings().items() if name != "vocabulary"}
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
     written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data)
@@ -96,6 +136,7 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
         val_dataset=data.val_dataset,
         save=lambda folder: save(folder, args, data, model, checkpoint, written, base),
         fabric=fabric,
+        objective=objective,
         base=base,
         owns=method.owns,
         rate_factor=method.rate_factor,
@@ -103,7 +144,10 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
         sample=Example(args, data, tokenizer, model, fabric),
         loggers=named_loggers(args.logger_name, args.out_dir, args.log) if fabric.is_global_zero else (),
         settings=settings,
-        fixed={name: value for name, value in of_method.items() if name.removeprefix("lora_") not in OVERRIDABLE},
+        fixed={
+            **{name: value for name, value in of_method.items() if name.removeprefix("lora_") not in OVERRIDABLE},
+            **args.fixed(),
+        },
         resume=resume,
     )
     if isinstance(method, LoRA):
@@ -137,6 +181,7 @@ def checked(args: FinetuneArguments) -> DataModule:
     data = Alpaca() if args.data is None else args.data
     check_finetuning(args.train)
     check_optimizer(args.optimizer)
+    args.check_data(data)
     if getattr(data, "ignore_index", IGNORED) != IGNORED:
         raise LitGPTError(f"data.ignore_index is {IGNORED} in training, as the loss expects it; leave it out.")
     return data
@@ -171,7 +216,7 @@ def make_datasets(args: FinetuneArguments, data: DataModule, tokenizer: Tokenize
     lengths = getattr(data.train_dataset, "lengths", None)
     if lengths:
         fabric.print(
-            f"{len(lengths):,} training samples, the longest of {max(lengths):,} tokens "
+            f"{len(data.train_dataset):,} training samples, the longest of {max(lengths):,} tokens "
             f"(limit {limit:,}, context {context:,}); {_size(data.val_dataset):,} validation samples."
         )
 

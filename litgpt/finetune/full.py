@@ -32,6 +32,7 @@ def setup(
     seed: int = 1337,
     access_token: str | None = None,
     resize_vocab: bool = False,
+    loss: Literal["cross_entropy", "dft"] = "cross_entropy",
 ) -> None:
     """Finetune all weights of a model.
 
@@ -49,6 +50,8 @@ def setup(
         optimizer: A class of torch.optim by name, or class_path and init_args. Its arguments are flags too:
             --optimizer.lr (AdamW's default: 0.001), --optimizer.weight_decay (0.01), --optimizer.betas and so on.
         resize_vocab: Give embedding and head rows for the tokens that the tokenizer has beyond the model's vocabulary.
+        loss: Cross-entropy, or weighted by the probability that the model gives each target (dynamic finetuning): what
+            it finds unlikely counts less, which keeps more of what it knows.
         logger_name: Where metrics go besides the CSV file.
         seed: Of the order of the samples and dropout.
         access_token: For checkpoints on the hub that ask for one.

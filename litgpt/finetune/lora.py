@@ -11,7 +11,7 @@ from litgpt.finetune.adapter import setup as adapter
 OWN = "resume lora_target lora_rank_pattern lora_alpha_pattern lora_rslora lora_dora lora_init lora_plus_ratio".split()
 
 
-@inherits(adapter, last=[*OWN, "lora_modules_to_save"])
+@inherits(adapter, last=[*OWN, "lora_modules_to_save", "loss"])
 def setup(
     out_dir: Path = Path("out/finetune/lora"),
     num_nodes: int = 1,

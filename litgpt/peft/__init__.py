@@ -17,5 +17,6 @@ from litgpt.peft.method import load_owned as load_owned
 from litgpt.peft.method import merged_weights as merged_weights
 from litgpt.peft.method import owned_state as owned_state
 from litgpt.peft.method import parameter_counts as parameter_counts
+from litgpt.peft.method import switched_off as switched_off
 from litgpt.peft.method import unwrap_modules as unwrap_modules
 from litgpt.peft.method import wrap_modules as wrap_modules

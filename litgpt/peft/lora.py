@@ -174,6 +174,10 @@ class LoRA(Method):
             matches(module, pattern) for module in _parents(name) for pattern in patterns(self.modules_to_save)
         )
 
+    @property
+    def switchable(self) -> bool:
+        return not self.modules_to_save
+
     def rate_factor(self, name: str) -> float:
         return self.plus_ratio or 1.0 if name.endswith("lora_B") else 1.0
 

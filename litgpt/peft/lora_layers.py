@@ -195,6 +195,8 @@ class LoRALinear(WrappedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` → `(…, out)`."""
+        if not self.enabled:
+            return self.linear(x)
         rows = x.flatten(0, -2)  # (T, in)
         y = self.linear(rows)  # (T, out)
         kept, factor = drop(rows, self.dropout if self.training else 0.0)
@@ -310,7 +312,7 @@ class LoRAExperts(WrappedExperts):
 
     def compute_part(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         y = self.linear.linear(part, x, expert, ends)
-        if part not in self.parts:
+        if part not in self.parts or not self.enabled:
             return y
         kept, factor = drop(x, self.dropout if self.training else 0.0)
         a, b = (matrix.to(y.dtype) for matrix in self.matrices(part))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,11 @@ class Method(ABC):
     @abstractmethod
     def owns(self, name: str) -> bool:
         """Whether the parameter of that name trains and is saved."""
+
+    @property
+    def switchable(self) -> bool:
+        """Whether `switched_off` leaves the model as it was before anything was attached."""
+        return False
 
     def check(self, model: GPT) -> None:  # noqa: B027
         """Raises a LitGPTError if it makes no sense to train `model`, to which nothing is attached yet, this way."""
@@ -92,6 +98,9 @@ class Full(Method):
 class Wrapped(nn.Module):
     """A layer with something beside it; `linear` is the original, quantized or not."""
 
+    enabled = True
+    """Whether what is beside it is computed; see `switched_off`."""
+
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear = linear
@@ -103,6 +112,19 @@ class Wrapped(nn.Module):
     def unwrapped(self) -> nn.Module:
         """The original layer, with what was beside it merged in."""
         raise NotImplementedError(type(self).__name__)
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Inside, wrapped layers of a method that is `switchable` compute what they did before they were wrapped."""
+    layers = [module for module in model.modules() if isinstance(module, Wrapped)]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
 
 
 class WrappedLinear(Wrapped):

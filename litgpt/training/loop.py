@@ -30,7 +30,7 @@ from litgpt.training.batching.order import Shuffled
 from litgpt.training.batching.packing import input_length
 from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
-from litgpt.training.loss import NextToken
+from litgpt.training.loss import NextToken, Objective
 from litgpt.training.metrics.metrics import RunMetrics
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
@@ -99,7 +99,9 @@ class _Loop:
         self.run, self.fabric = run, fabric
         self.state = TrainingState(Counters(), Validations(), Identity())
         self.limits = RunLimits.of(run.train, len(run.train_dataset))
-        self.samples, self.batching = Shuffled(run.train_dataset, run.seed), Batching.of(run.train)
+        self.plain = _objective(run)
+        self.samples = Shuffled(run.train_dataset, run.seed)
+        self.batching = Batching.of(run.train, self.plain.sequences, self.plain.per_sample)
         self.metrics = RunMetrics(run, self.limits)
         saved = None if run.resume is None else SavedState.read(run.resume)
         self.changes = "" if saved is None else saved.changes(run)
@@ -108,7 +110,7 @@ class _Loop:
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad = run.owns(name) and parameter.is_floating_point()
         shape_blocks(run)
-        self.objective = self.fabric.setup_module(NextToken(run.model, run.train.z_loss, run.train.label_smoothing))
+        self.objective = self.fabric.setup_module(self.plain)
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
             # As the engine of an example will: validations before and after it are alike.
             use_fast_linear(run.model, headroom=0)
@@ -177,11 +179,12 @@ class _Loop:
         counters.tokens += batch.tokens
         logged = logged or self.limits.reached(counters)
         if logged:
-            self.loss = sum_over_ranks(self.fabric, loss) / batch.targets if batch.targets else float("nan")
+            self.loss = sum_over_ranks(self.fabric, loss) / batch.units if batch.units else float("nan")
         counters.training_seconds += time.perf_counter() - began
         self.metrics.count(batch)
+        measured = self._measured() if logged else {}
         if logged:
-            metrics = {"loss": self.loss, "epoch": self._epoch(), "learning_rate": rate}
+            metrics = {"loss": self.loss, **measured, "epoch": self._epoch(), "learning_rate": rate}
             if norm is not None:
                 metrics["grad_norm"] = float(norm)
             if run.train.guard is not None:
@@ -284,6 +287,13 @@ class _Loop:
             group["lr"] = factor * rate
         return float(self.optimizer.param_groups[0]["lr"])
 
+    def _measured(self) -> dict[str, float]:
+        """What the objective has measured since it was asked last, over all ranks."""
+        sums = self.plain.measured()
+        if sums is None:
+            return {}
+        return self.plain.metrics([sum_over_ranks(self.fabric, part) for part in sums.unbind()])
+
     # -- validation and saving
 
     def _epoch(self) -> float:
@@ -308,7 +318,9 @@ class _Loop:
             return
         loss = validate(self.fabric, self.objective, val, self.batching, count, self.metrics.screen.validating)
         best = found.note(step, count, loss, compared=count == usual)
-        self.metrics.log_validation(step, loss, math.exp(min(loss, 700.0)))
+        found_too = self._measured()
+        per_token = {} if self.plain.per_sample else {"ppl": math.exp(min(loss, 700.0))}
+        self.metrics.log_validation(step, loss, {**found_too, **per_token})
         if best and run.train.keep_best:
             self._save(run.out_dir / "best")
         if run.sample is not None:
@@ -337,6 +349,12 @@ class _Loop:
                     self.state.identity.files = files_in(unfinished)
         self.fabric.barrier()
         return folder
+
+
+def _objective(run: Run) -> Objective:
+    if run.objective is not None:
+        return run.objective(run.model)
+    return NextToken(run.model, run.train.z_loss, run.train.label_smoothing)
 
 
 def _validation_size(run: Run) -> int:

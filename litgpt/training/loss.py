@@ -1,4 +1,4 @@
-"""Cross-entropy from hidden states without ever holding the logits of all tokens.
+"""Cross-entropy, and log-probabilities of tokens, from hidden states without ever holding the logits of all tokens.
 
 The logits of a chunk of rows are made, turned into that chunk's gradients and overwritten by the next chunk; nothing
 of the size `(N, V)` outlives it, forward or backward. Rows whose target is ignored are left out before the matrix
@@ -10,7 +10,7 @@ N: rows (tokens), C: `n_embd`, V: vocabulary, R: rows of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,11 +51,13 @@ class Terms:
     label_smoothing: float = 0.0
     """Takes this share, 0 to 1, from the target and spreads it evenly over the vocabulary, the target included
     (https://arxiv.org/abs/1512.00567, section 7)."""
+    dft: bool = False
+    """Weighs the loss by the target's probability, which counts as a constant (https://arxiv.org/abs/2508.05629)."""
 
     @property
     def plain(self) -> Terms:
         """The same logits with nothing but the target's loss: what validation reports."""
-        return replace(self, z_loss=0.0, label_smoothing=0.0)
+        return replace(self, z_loss=0.0, label_smoothing=0.0, dft=False)
 
 
 class Buffers:
@@ -74,35 +76,85 @@ class Buffers:
         return self._flat[key][:numel].view(shape)
 
 
-class NextToken(nn.Module):
-    """The sum of the next-token losses of one micro-batch."""
+class Objective(nn.Module):
+    """What a run minimises: the losses of one micro-batch, summed up."""
 
-    def __init__(self, model: GPT, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
+    sequences = 1
+    """That a sample consists of, one behind the other."""
+    per_sample = False
+    """Whether a step's sum is divided by its samples, not by its target tokens."""
+    estimates = False
+    """Whether there is something to find out of all samples of a step before the loss of any."""
+
+    def __init__(self, model: GPT) -> None:
         super().__init__()
         self.model = model
-        self.terms = Terms(model.config.final_logit_softcapping, z_loss, label_smoothing)
-        """In training; in evaluation mode the loss is the plain one."""
         self.scratch = Buffers()
 
-    def forward(self, inputs: Tensor, targets: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def begin(self, samples: Sequence[Mapping[str, Tensor]]) -> None:
+        """Called with all samples of a step, or of a validation, of all ranks, before any is computed."""
+
+    def estimate(self, total: float, samples: int) -> None:
+        """Called with what `forward(…, estimating=True)` summed up over micro-batches and ranks."""
+
+    def measured(self) -> Tensor | None:
+        """Sums over the samples since the last call, which `metrics` understands; None: nothing is measured."""
+        return None
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """What is logged besides the loss, by name, from `measured` of all ranks."""
+        return {}
+
+
+class NextToken(Objective):
+    """The sum of the next-token losses of one micro-batch."""
+
+    def __init__(self, model: GPT, z_loss: float = 0.0, label_smoothing: float = 0.0, dft: bool = False) -> None:
+        super().__init__(model)
+        self.terms = Terms(model.config.final_logit_softcapping, z_loss, label_smoothing, dft)
+        """In training; in evaluation mode the loss is the plain one."""
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, lengths: Sequence[int] | None = None, given: Tensor | None = None
+    ) -> Tensor:
         """Inputs and targets `(B, T)`, and for packed samples their `lengths` (B is 1) → the sum of the losses,
         float32.
 
         Logits are never held for all tokens; see the head of this file.
         """
-        model = self.model
-        hidden = model.hidden(inputs, lengths=lengths).flatten(0, 1)  # (B·T, C)
-        targets = targets.flatten()
-        head = model.lm_head
-        terms = self.terms if self.training else self.terms.plain
-        if is_plain(head) or isinstance(head, QuantizedLinear):
-            bias: Tensor | None = head.bias
-            divisor = model.config.logits_divisor
-            if divisor != 1:
-                hidden, bias = hidden / divisor, None if bias is None else bias / divisor
-            return linear_cross_entropy(hidden, dense_weight(head), targets, bias, terms, self.scratch)
-        assert model.config.padded_vocab_size is not None
-        return head_cross_entropy(model.head, hidden, targets, model.config.padded_vocab_size, terms)
+        hidden, weight, bias = before_logits(self.model, inputs, lengths)
+        targets, terms = targets.flatten(), self.terms if self.training else self.terms.plain
+        if weight is not None:
+            return linear_cross_entropy(hidden, weight, targets, bias, terms, self.scratch)
+        assert self.model.config.padded_vocab_size is not None
+        return head_cross_entropy(self.model.head, hidden, targets, self.model.config.padded_vocab_size, terms)
+
+
+def before_logits(
+    model: GPT, inputs: Tensor, lengths: Sequence[int] | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Hidden states `(B·T, C)`, and the weight and the bias that make logits of them; no weight where the head is more
+    than one."""
+    hidden, head = model.hidden(inputs, lengths=lengths).flatten(0, 1), model.lm_head
+    if not (is_plain(head) or isinstance(head, QuantizedLinear)):
+        return hidden, None, None
+    bias: Tensor | None = head.bias
+    divisor = model.config.logits_divisor
+    if divisor != 1:
+        hidden, bias = hidden / divisor, None if bias is None else bias / divisor
+    return hidden, dense_weight(head), bias
+
+
+def token_log_probs(
+    model: GPT, inputs: Tensor, targets: Tensor, lengths: Sequence[int] | None = None, buffers: Buffers | None = None
+) -> Tensor:
+    """`(B, T)` each → the log-probability of every target, `(B·T,)`, float32; 0 where a target is `IGNORED`."""
+    hidden, weight, bias = before_logits(model, inputs, lengths)
+    if weight is not None:
+        terms = Terms(model.config.final_logit_softcapping)
+        return linear_log_probs(hidden, weight, targets.flatten(), bias, terms, buffers)
+    assert model.config.padded_vocab_size is not None
+    return head_log_probs(model.head, hidden, targets.flatten(), model.config.padded_vocab_size)
 
 
 def linear_cross_entropy(
@@ -128,19 +180,33 @@ def linear_cross_entropy(
         terms: Soft cap, z-loss, label smoothing.
         buffers: Kept between calls, saves allocating.
     """
-    dtype = hidden.dtype
-    device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    wanted = tuple(
-        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
-    )
-    with torch.autocast(device_type, enabled=False):
-        loss = _LinearCrossEntropy.apply(
-            hidden, weight, bias, targets, _Settings(terms, dtype, wanted, buffers or Buffers())
-        )
+    settings = _Settings.of(hidden, weight, bias, terms, buffers)
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)
     assert isinstance(loss, Tensor)
     return loss
+
+
+def linear_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    terms: Terms = Terms(),
+    buffers: Buffers | None = None,
+) -> Tensor:
+    """`log softmax(softcap(hidden @ weight.T + bias))[target]` of every token, `(N,)`, float32; 0 where it is
+    `IGNORED`.
+
+    Arguments as `linear_cross_entropy`'s; of the terms only the cap counts. Where the head is frozen, the gradients of
+    the rows are made in the forward pass and wait for their factors; where it trains, the backward pass makes the
+    logits of each chunk again.
+    """
+    settings = _Settings.of(hidden, weight, bias, terms.plain, buffers)
+    with torch.autocast(hidden.device.type, enabled=False):
+        log_probs = _LinearLogProbs.apply(hidden, weight, bias, targets, settings)
+    assert isinstance(log_probs, Tensor)
+    return log_probs
 
 
 def head_cross_entropy(
@@ -157,6 +223,9 @@ def head_cross_entropy(
     def chunk_loss(rows: Tensor, row_targets: Tensor) -> Tensor:
         logits = head(rows)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        if terms.dft:
+            each = F.cross_entropy(logits, row_targets, reduction="none")
+            return (each * each.detach().neg().exp()).sum()
         loss = F.cross_entropy(logits, row_targets, reduction="sum", label_smoothing=terms.label_smoothing)
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
@@ -167,8 +236,39 @@ def head_cross_entropy(
     return loss.float()
 
 
+def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """What `linear_log_probs` returns, for such a head."""
+    rows = (targets != IGNORED).nonzero().squeeze(1)
+
+    def chunk_log_probs(states: Tensor, row_targets: Tensor) -> Tensor:
+        logits = head(states)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        return -F.cross_entropy(logits, row_targets, reduction="none")
+
+    parts = [
+        checkpoint(chunk_log_probs, hidden[chunk], targets[chunk], use_reentrant=False)
+        for chunk in rows.split(_rows(vocab_size, 4))
+        if chunk.numel()
+    ]
+    start = hidden[:, 0].float() * 0.0 if hidden.dtype.itemsize < 4 else hidden[:, 0] * 0.0
+    return start.index_add(0, rows, torch.cat(parts)) if parts else start
+
+
 class _Settings:
     """What one call is about besides its tensors."""
+
+    @classmethod
+    def of(
+        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, terms: Terms, buffers: Buffers | None
+    ) -> _Settings:
+        """For these tensors, as autograd and autocast are set now."""
+        device_type = hidden.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        wanted = tuple(
+            torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+        )
+        dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
+        return cls(terms, dtype, wanted, buffers or Buffers())
 
     def __init__(self, terms: Terms, dtype: torch.dtype, wanted: tuple[bool, ...], buffers: Buffers) -> None:
         self.terms = terms
@@ -178,6 +278,11 @@ class _Settings:
         """Of all else."""
         self.wants_hidden, self.wants_weight, self.wants_bias = wanted
         self.buffers = buffers
+
+    @property
+    def without_gradients(self) -> _Settings:
+        """The same for a call that makes none."""
+        return _Settings(self.terms, self.dtype, (False, False, False), self.buffers)
 
 
 def _rows(vocab_size: int, itemsize: int) -> int:
@@ -190,11 +295,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: _Settings
     ) -> Tensor:
-        rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
         sums = _Sums(hidden, weight, bias, settings)
-        for chunk in rows.split(sums.rows_of_chunk()):
-            if chunk.numel():
-                sums.add(hidden, chunk, targets[chunk])
+        sums.add_all(hidden, targets)
         ctx.sums = sums
         ctx.dtypes = hidden.dtype, weight.dtype
         return sums.loss
@@ -211,8 +313,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden, sums.weight_gradient(factor, of_weight), bias, None, None
 
 
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, settings: _Settings
+    ) -> Tensor:
+        ctx.again = settings.wants_weight or settings.wants_bias
+        sums = _Sums(hidden, weight, bias, settings.without_gradients if ctx.again else settings)
+        sums.each = torch.zeros(targets.numel(), dtype=settings.wide, device=hidden.device)
+        sums.add_all(hidden, targets)
+        ctx.settings = settings
+        ctx.of_rows = sums.hidden
+        ctx.save_for_backward(*((hidden, weight, bias, targets) if ctx.again else ()))
+        return sums.each.neg_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.again:
+            if ctx.of_rows is None:
+                raise RuntimeError("The gradients of these log-probabilities have been used; compute them again.")
+            rows, ctx.of_rows = ctx.of_rows, None
+            return rows.mul_(factors.neg()[:, None]), None, None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):
+            sums = _Sums(hidden, weight, bias, ctx.settings)
+            sums.add_all(hidden, targets, factors.neg())
+            one = torch.ones_like(sums.loss)
+            of_bias = None if sums.bias is None else sums.bias.to(weight.dtype)
+            return sums.hidden, sums.weight_gradient(one, weight.dtype), of_bias, None, None
+
+
 class _Sums:
     """The loss and the gradients, summed up chunk by chunk."""
+
+    each: Tensor | None = None
+    """Gets the loss of every row, `(N,)`, where it is there."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> None:
         wide = settings.wide
@@ -239,7 +375,14 @@ class _Sums:
         on_cpu = self.matrix.device.type == "cpu"
         return _rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize)
 
-    def add(self, hidden: Tensor, chunk: Tensor, targets: Tensor) -> None:
+    def add_all(self, hidden: Tensor, targets: Tensor, factors: Tensor | None = None) -> None:
+        """Adds all rows that have a target; their gradients are multiplied with `factors`, `(N,)`."""
+        rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
+        for chunk in rows.split(self.rows_of_chunk()):
+            if chunk.numel():
+                self.add(hidden, chunk, targets[chunk], None if factors is None else factors[chunk])
+
+    def add(self, hidden: Tensor, chunk: Tensor, targets: Tensor, factors: Tensor | None) -> None:
         """Adds the rows of `hidden` that `chunk` names."""
         settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
@@ -252,16 +395,21 @@ class _Sums:
         few = len(rows)
         if products.device.type == "cpu":
             few = max(1, CACHED_BYTES // (V * settings.wide.itemsize))
-        for some, their_targets in zip(products.split(few), targets.split(few), strict=True):
-            self._to_gradient(some, their_targets)
+        starts = range(0, len(rows), few)
+        for start, some, their_targets in zip(starts, products.split(few), targets.split(few), strict=True):
+            own = slice(start, start + few)
+            losses = self._to_gradient(some, their_targets, None if factors is None else factors[own])
+            self.loss += losses.sum()
+            if self.each is not None:
+                self.each[chunk[own]] = losses
         if self.hidden is not None:
             multiplied = onednn_product(products, self.matrix.T) if quick else products @ self.matrix
             self.hidden.index_copy_(0, chunk, multiplied.to(self.hidden.dtype))
         if self.weight:
             self._add_to_weight(products, rows)
 
-    def _to_gradient(self, products: Tensor, targets: Tensor) -> None:
-        """Turns logits `(R, V)` into the loss's gradient by them, in place, and adds their loss."""
+    def _to_gradient(self, products: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
+        """Turns logits `(R, V)` into the loss's gradient by them, in place; returns the losses, `(R,)`."""
         settings, terms = self.settings, self.settings.terms
         shape = (products.size(0), products.size(1))
         logits, slope = products, None
@@ -281,21 +429,27 @@ class _Sums:
         largest = logits.amax(-1, keepdim=True)
         total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
         log_total = total.log().add_(largest)  # log-sum-exp, (R, 1)
-        self.loss += log_total.sum() - wanted.sum()
+        losses = log_total.squeeze(-1) - wanted
         if terms.z_loss:
-            self.loss += terms.z_loss * log_total.square().sum()
+            losses += terms.z_loss * log_total.squeeze(-1).square()
+        if terms.dft:
+            factors = losses.neg().exp()
+            losses = losses * factors
         if self.hidden is None and self.bias is None and not self.weight:
-            return
+            return losses
         gradient = logits.mul_((1 + 2 * terms.z_loss * log_total).div_(total))  # softmax, but for the z-loss
         gradient[at_target] -= 1 - terms.label_smoothing
         if terms.label_smoothing:
             gradient.sub_(terms.label_smoothing / shape[1])
         if slope is not None:
             gradient.mul_(slope)
+        if factors is not None:
+            gradient.mul_(factors[:, None])
         if self.bias is not None:
             self.bias += gradient.sum(0)
         if gradient.dtype != products.dtype:
             products.copy_(gradient)
+        return losses
 
     def _add_to_weight(self, gradient: Tensor, rows: Tensor) -> None:
         """Adds `gradient.T @ rows`, `(V, C)`."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from litgpt.data import DataModule
     from litgpt.model import GPT
     from litgpt.tokenizer import Tokenizer
+    from litgpt.training.loss import Objective
 
 
 class Samples(Protocol):
@@ -79,6 +80,8 @@ class Run(RunArguments):
     existing, empty folder it is given. Called on rank zero only, inside `atomic_folder`: a killed run leaves no half
     folder."""
     fabric: Fabric
+    objective: Callable[[GPT], Objective] | None = None
+    """Makes what is minimised; None: the losses of next tokens, as `train` says."""
     owns: Callable[[str], bool] = everything
     """Which parameters (by `model.named_parameters()` name) train. The rest is frozen."""
     rate_factor: Callable[[str], float] = one_rate
@@ -128,7 +131,7 @@ class TrainingArguments(RunArguments):
     def of(cls, arguments: Mapping[str, Any], **more: Any) -> Self:
         """From the arguments of a command, of which those that have no field here are left out, and `more` fields."""
         own = {name: arguments[name] for name in arguments if name in cls.__dataclass_fields__}
-        return cls(arguments=arguments, **own, **more)
+        return cls(arguments=arguments, **{**own, **more})
 
     def read_data(
         self, data: DataModule, tokenizer: Tokenizer | None, max_seq_length: int, model: GPT, fabric: Fabric
@@ -167,9 +170,9 @@ class Result:
     tokens_per_second: float
     """Of this process's run, all ranks together."""
     train_loss: float
-    """Mean loss per target token of the last logged step, in nats."""
+    """Mean loss of the last logged step: in nats per target token, or of a sample."""
     val_loss: float | None
-    """Of the last validation, in nats per target token."""
+    """Of the last validation, likewise."""
     final: Path
     """`out_dir/final`, the complete checkpoint folder."""
     curve: Path

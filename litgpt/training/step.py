@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +10,37 @@ from torch import Tensor, nn
 
 from litgpt.training.batching.batches import Batch, sum_over_ranks
 from litgpt.training.blocks import offloading
+from litgpt.training.loss import Objective
 from litgpt.training.optim.optimizers import StepsInBackward, gradient_norm
 from litgpt.training.schedule import Counters
 from litgpt.training.spike_guard import skip_reason
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
     from litgpt.training.run import Run
+
+
+@torch.no_grad()
+def begin(fabric: Fabric, objective: nn.Module, batches: Sequence[Batch]) -> None:
+    """Tells the objective of all samples of a step, or of a validation, before the loss of any is computed.
+
+    One that `estimates` first computes what it has to know of them all, in evaluation mode.
+    """
+    plain = getattr(objective, "module", objective)
+    assert isinstance(plain, Objective)
+    plain.begin([sample for batch in batches for sample in batch.samples])
+    if not plain.estimates:
+        return
+    training = objective.training
+    objective.eval()
+    total = torch.zeros((), dtype=torch.float32, device=fabric.device)
+    for batch in batches:
+        for micro_batch in batch.of_rank(fabric.global_rank):
+            inputs, targets, given = fabric.to_device((micro_batch.inputs, micro_batch.targets, micro_batch.given))
+            total += objective(inputs, targets, micro_batch.lengths, given, estimating=True)
+    objective.train(training)
+    plain.estimate(sum_over_ranks(fabric, total), sum(len(batch.samples) for batch in batches))
 
 
 class OptimizerStep:
@@ -47,7 +72,7 @@ class OptimizerStep:
         if self.in_backward is not None:
             return total, norm
         if guard is not None and norm is not None:
-            loss = sum_over_ranks(self.fabric, total) / batch.targets
+            loss = sum_over_ranks(self.fabric, total) / batch.units
             if reason := skip_reason(counters, guard, loss, float(norm)):
                 counters.skipped += 1
                 self.say(f"Step {counters.step + 1} is skipped by train.guard: {reason} ({counters.skipped} so far).")
@@ -61,13 +86,14 @@ class OptimizerStep:
         """Adds up the gradients of the step's loss; returns this rank's sum of losses."""
         fabric = self.fabric
         total = torch.zeros((), dtype=torch.float32, device=fabric.device)
-        share = fabric.world_size / batch.targets  # ranks' gradients are averaged, hence the size of the world
+        share = fabric.world_size / batch.units  # ranks' gradients are averaged, hence the size of the world
+        begin(fabric, self.objective, [batch])
         micro_batches = list(batch.of_rank(fabric.global_rank))
         for number, micro_batch in enumerate(micro_batches, start=1):
-            inputs, targets = fabric.to_device((micro_batch.inputs, micro_batch.targets))
+            inputs, targets, given = fabric.to_device((micro_batch.inputs, micro_batch.targets, micro_batch.given))
             with fabric.no_backward_sync(self.objective, enabled=number < len(micro_batches)):
                 with offloading(self.run.model, self.run.train.activation_offload):
-                    loss = self.objective(inputs, targets, micro_batch.lengths)
+                    loss = self.objective(inputs, targets, micro_batch.lengths, given)
                 fabric.backward(loss * share)
             total += loss.detach()
         return total

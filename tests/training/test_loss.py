@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from litgpt.lora import LoRA
 from litgpt.training import loss as loss_module
-from litgpt.training.loss import IGNORED, Buffers, NextToken, Terms, head_cross_entropy, linear_cross_entropy
+from litgpt.training.loss import (
+    IGNORED,
+    Buffers,
+    NextToken,
+    Terms,
+    head_cross_entropy,
+    head_log_probs,
+    linear_cross_entropy,
+    linear_log_probs,
+    token_log_probs,
+)
 from tests.training.runs import VOCABULARY, tiny_model
 
 N, C, V = 37, 8, 50
@@ -36,6 +46,9 @@ def oracle(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     logits = F.linear(hidden, weight, bias)
     if terms.cap is not None:
         logits = terms.cap * torch.tanh(logits / terms.cap)
+    if terms.dft:  # TRL's: each token's loss times its probability, detached
+        each = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return (each * (-each).exp().detach())[targets != IGNORED].sum()
     loss = F.cross_entropy(
         logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=terms.label_smoothing
     )
@@ -48,6 +61,7 @@ TERMS = {
     "z-loss": Terms(z_loss=0.1),
     "smoothed": Terms(label_smoothing=0.2),
     "all": Terms(cap=3.0, z_loss=0.1, label_smoothing=0.2),
+    "dft": Terms(cap=3.0, dft=True),
 }
 
 
@@ -243,3 +257,69 @@ def test_z_loss_and_smoothing_are_part_of_training_and_not_of_validation(method)
     objective = NextToken(model, z_loss=0.01, label_smoothing=0.1).eval()
     torch.testing.assert_close(objective(ids, targets), plain)
     torch.testing.assert_close(objective.train()(ids, targets), whole)
+
+
+# ------------------------------------------------------------------------------------------ log-probabilities
+
+
+def log_probs_oracle(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None) -> Tensor:
+    """From all logits."""
+    logits = F.linear(hidden, weight, bias)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    found = logits.log_softmax(-1).gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(targets == IGNORED, torch.zeros_like(found), found)
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("trained", ["hidden", "hidden weight", "hidden weight bias", "weight", ""])
+def test_log_probabilities_and_their_gradients_are_those_of_the_full_logits(cap, trained):
+    *tensors, targets = problem()
+    for name, tensor in zip(("hidden", "weight", "bias"), tensors, strict=True):
+        tensor.requires_grad_(name in trained.split())
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    factors = torch.linspace(-2, 3, N, dtype=torch.float64)  # each token's is another
+    hidden, weight, bias = tensors
+    expected = log_probs_oracle(hidden, weight, bias, targets, cap)
+    found = linear_log_probs(hidden, weight, targets, bias, Terms(cap=cap))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    if wanted:
+        gradients = torch.autograd.grad((found.square() * factors).sum(), wanted)
+        for gradient, other in zip(
+            gradients, torch.autograd.grad((expected.square() * factors).sum(), wanted), strict=True
+        ):
+            torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-12)
+
+
+def test_log_probabilities_of_a_head_that_is_more_than_a_weight():
+    hidden, weight, _, targets = problem()
+    factors = torch.linspace(-2, 3, N, dtype=torch.float64)
+    found = head_log_probs(lambda rows: F.linear(rows, weight), hidden, targets, V)
+    expected = log_probs_oracle(hidden, weight, None, targets, None)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for gradient, other in zip(
+        torch.autograd.grad((found * factors).sum(), [hidden, weight]),
+        torch.autograd.grad((expected * factors).sum(), [hidden, weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_log_probabilities_without_a_target_are_zero_and_stay_connected(with_head):
+    hidden, weight, _, targets = problem()
+    none = torch.full_like(targets, IGNORED)
+    head = lambda rows: F.linear(rows, weight)  # noqa: E731
+    found = head_log_probs(head, hidden, none, V) if with_head else linear_log_probs(hidden, weight, none)
+    assert not found.any()
+    found.sum().backward()
+    assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("method", [None, LoRA(r=2, head=True)])
+def test_log_probabilities_are_those_of_the_models_own_logits(method):
+    model = tiny_model(final_logit_softcapping=5.0)
+    if method is not None:
+        method.attach(model)
+    ids = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
+    expected = model(ids).log_softmax(-1).gather(2, ids[..., None]).flatten()
+    torch.testing.assert_close(token_log_probs(model, ids, ids), expected, rtol=1e-5, atol=1e-5)

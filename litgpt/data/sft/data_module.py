@@ -4,7 +4,7 @@ Annotations are types here, not texts: a subclass in another file takes them ove
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -94,6 +94,11 @@ class SFTModule(DataModule):
         """
         return parse_instruction(row)
 
+    @property
+    def answers(self) -> Callable[[Row], Sequence[tuple[int, Conversation]]] | None:
+        """Takes a row, where each is several samples; see `RowRenderer.answers`."""
+        return None
+
     def options(self) -> dict[str, Any]:
         """The arguments that `conversation` depends on; of a class of the user's own all that may matter."""
         if type(self).__module__.startswith("litgpt.data."):
@@ -124,18 +129,18 @@ class SFTModule(DataModule):
         self.tell_unread([*train, *val])
         chosen: tuple[list[int] | None, list[int] | None] = (None, None)
         if not val_files:
-            chosen = split_indices(sum(map(len, train)), self.val_fraction(), self.seed)
+            chosen = split_indices(self.count(train), self.val_fraction(), self.seed)
             val = train
         if self.pretraining:
             raise LitGPTError(
                 f"{type(self).__name__} has instructions, not text to pretrain on; give --data TextFiles or "
                 "Conversations."
             )
-        self.train_dataset = self._view(train, "training", chosen[0])
+        self.train_dataset = self.view(train, "training", chosen[0])
         self.val_dataset = None
         if val_files or chosen[1]:
             try:
-                self.val_dataset = self._view(val, "validation", chosen[1])
+                self.val_dataset = self.view(val, "validation", chosen[1])
             except NoUsableSamples:
                 self.log(
                     f"No validation: no prompt of its samples leaves room for an answer in {self.max_seq_length} "
@@ -161,8 +166,12 @@ class SFTModule(DataModule):
             renderer = Renderer(self.prompt_style, getattr(self, "turns", "all"))
             parts = (code_identity(self), canonical_json(self.options()), style_key(renderer.style))
             key = content_hash(*parts, renderer.turns.encode()).encode()
-            self._row_renderer = RowRenderer(self.conversation, renderer, key)
+            self._row_renderer = RowRenderer(self.conversation, renderer, key, self.answers)
         return self._row_renderer
+
+    def count(self, shards: Sequence[TokenizedShard]) -> int:
+        """How many samples there are to split."""
+        return sum(map(len, shards))
 
     def shards(self, paths: Sequence[Path]) -> list[TokenizedShard]:
         """The samples of files as tokens; each file is read once."""
@@ -179,21 +188,29 @@ class SFTModule(DataModule):
         for shard in shards:
             notes.unread.update(shard.notes.unread)
             notes.keys |= shard.notes.keys
+            for reason, (count, where) in shard.notes.broken.items():
+                notes.leave_out(reason, where, count)
         self.check_keys(notes.keys)
+        for reason, (count, where) in notes.broken.items():
+            self.log(f"{count:,} row{' is' if count == 1 else 's are'} left out: {reason}; {where} is the first.")
         if notes.unread:
             found = notes.unread.most_common()
             shown = "; ".join(f"{name} ({count:,} sample{'s' * (count != 1)})" for name, count in found[:12])
             more = f"; and {len(found) - 12:,} more" if len(found) > 12 else ""
             self.log(f"Not read of the data: {shown}{more}.")
 
+    def sample_options(self) -> SampleOptions:
+        """How samples are made to fit."""
+        assert self.tokenizer is not None
+        ends = end_ids(self.row_renderer().renderer.style, self.tokenizer)
+        return SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long, ends)
+
     def check_keys(self, keys: set[str]) -> None:
         """Called with the keys of all rows; raises a LitGPTError where an argument names another."""
 
-    def _view(self, shards: list[TokenizedShard], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
-        assert self.tokenizer is not None
-        ends = end_ids(self.row_renderer().renderer.style, self.tokenizer)
-        options = SampleOptions(self.max_seq_length, self.mask_prompt, self.ignore_index, self.too_long, ends)
-        dataset = SFTDataset.from_shards(shards, self.row_renderer(), options, chosen)
+    def view(self, shards: list[TokenizedShard], purpose: str, chosen: Sequence[int] | None) -> SFTDataset:
+        """The samples, or those that are chosen, as they fit."""
+        dataset = SFTDataset.from_shards(shards, self.row_renderer(), self.sample_options(), chosen)
         for sentence in dataset.unused(purpose):
             self.log(sentence)
         return dataset

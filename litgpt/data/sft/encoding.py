@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litgpt.data.sft.assistant_spans import CharSpan
 from litgpt.data.sft.formats import Conversation, Row
@@ -60,19 +60,28 @@ class Notes:
     """What nothing reads, in words -> in how many samples."""
     keys: set[str] = field(default_factory=set)
     """The keys of all rows."""
+    broken: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """What is wrong with rows that are left out -> how many, and where the first is."""
+
+    def leave_out(self, reason: str, where: str, count: int = 1) -> None:
+        """Notes rows that are left out."""
+        before, first = self.broken.get(reason, (0, where))
+        self.broken[reason] = before + count, first
 
     def to_array(self) -> np.ndarray:
         """As bytes, for a token file."""
         import numpy as np
 
-        named = [dict(self.unread.most_common(MAX_NAMES)), sorted(map(str, self.keys))[:MAX_NAMES]]
-        return np.frombuffer(json.dumps(named).encode(), dtype="u1")
+        named: list[Any] = [dict(self.unread.most_common(MAX_NAMES)), sorted(map(str, self.keys))[:MAX_NAMES]]
+        return np.frombuffer(json.dumps([*named, *([self.broken] if self.broken else [])]).encode(), dtype="u1")
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Notes:
         """What `to_array` made."""
-        unread, keys = json.loads(array.tobytes())
-        return cls(Counter(unread), set(keys))
+        unread, keys, *broken = json.loads(array.tobytes())
+        return cls(
+            Counter(unread), set(keys), {why: (count, at) for found in broken for why, (count, at) in found.items()}
+        )
 
 
 class TokenizedSample(NamedTuple):
@@ -83,6 +92,12 @@ class TokenizedSample(NamedTuple):
     target_spans: list[TokenSpan]
     raw: int
     """Tokens without those of the prompt style: of what the user says, and of the targets."""
+    kind: int = 0
+    """What `RowRenderer.answers` says it is."""
+
+
+class BrokenRow(LitGPTError):
+    """A row that is well-formed but can teach nothing: it is left out, and told."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +108,16 @@ class RowRenderer:
     renderer: Renderer
     key: bytes = b""
     """A hash of what `parse` and `renderer` do; only the cache needs it."""
+    answers: Callable[[Row], Sequence[tuple[int, Conversation]]] | None = None
+    """Where a row is several samples: all of them, each with a number above 0 that says what it is."""
 
-    def render(self, row: Row, tokenizer: Tokenizer, notes: Notes) -> RenderedSample:
-        """The text of a row, in which what looks like a special token in its questions is marked as text; what of the
-        row is not read is noted."""
-        conversation = self.parse(row)
-        rendered = self.renderer.render(conversation.protected(tokenizer.protect))
+    def render(self, row: Row, tokenizer: Tokenizer, notes: Notes) -> list[tuple[int, RenderedSample]]:
+        """The text of a row, or of each of its samples, in which what looks like a special token in its questions is
+        marked as text; what of the row is not read is noted."""
+        found = [(0, self.parse(row))] if self.answers is None else self.answers(row)
+        rendered = [(kind, self.renderer.render(each.protected(tokenizer.protect))) for kind, each in found]
         notes.keys.update(row)
-        notes.unread.update(self.renderer.unread(conversation))
+        notes.unread.update(self.renderer.unread(found[0][1]))
         return rendered
 
 
@@ -164,9 +181,10 @@ def encode_file(path: Path, row_renderer: RowRenderer, tokenizer: Tokenizer, fol
     key = content_hash(VERSION, fingerprint, parses, row_renderer.key, path.suffix.encode(), file_hash(path))
 
     def write(writer: TokenWriter) -> None:
-        write_rows(writer, read_rows(path), row_renderer, tokenizer, path)
+        notes = write_rows(writer, read_rows(path), row_renderer, tokenizer, path)
         if not len(writer.arrays["lengths"]):
-            raise LitGPTError(f"{path} holds no samples.")
+            why = next((f" ({reason}: {where} is the first)" for reason, (_, where) in notes.broken.items()), "")
+            raise LitGPTError(f"{path} holds no samples{why}.")
 
     return TokenizedShard(cached_token_file(key, tokenizer, folder, write), lambda: read_rows(path), path)
 
@@ -187,16 +205,18 @@ def write_rows(
     row_renderer: RowRenderer,
     tokenizer: Tokenizer,
     path: Path | None,
-) -> None:
+) -> Notes:
     """Writes the tokens of rows, and the arrays `lengths`, `lines`, `raw`, `span_counts`, each `(S,)`, `span_starts`,
-    `span_ends`, each `(A,)`, and `notes`."""
+    `span_ends`, each `(A,)`, and `notes`; where rows are several samples, also `kinds`, `(S,)`."""
     import numpy as np
 
     notes = Notes()
     columns: dict[str, list[int]] = {
         name: [] for name in ("lengths", "lines", "raw", "span_counts", "span_starts", "span_ends")
     }
-    for line, ids, spans, raw in encode(rows, row_renderer, tokenizer, path, notes):
+    kinds = list[int]()
+    for line, ids, spans, raw, kind in encode(rows, row_renderer, tokenizer, path, notes):
+        kinds.append(kind)
         writer.add(ids)
         columns["lengths"].append(len(ids))
         columns["lines"].append(line)
@@ -205,7 +225,10 @@ def write_rows(
         columns["span_starts"] += [start for start, _ in spans]
         columns["span_ends"] += [end for _, end in spans]
     writer.arrays = {name: np.array(column, dtype="<u4") for name, column in columns.items()}
+    if row_renderer.answers is not None:
+        writer.arrays["kinds"] = np.array(kinds, dtype="<u4")
     writer.arrays["notes"] = notes.to_array()
+    return notes
 
 
 def encode(
@@ -218,28 +241,36 @@ def encode(
     """
     encoder = Encoder(row_renderer.renderer.style, tokenizer)
 
-    def located(line: int, error: LitGPTError) -> LitGPTError:
-        return LitGPTError(f"{location(path, line) if path else f'Sample {line}'}: {error}")
+    def where(line: int) -> str:
+        return location(path, line) if path else f"Sample {line}"
 
-    def render() -> Iterator[tuple[int, RenderedSample]]:
+    def located(line: int, error: LitGPTError) -> LitGPTError:
+        return LitGPTError(f"{where(line)}: {error}")
+
+    def render() -> Iterator[tuple[int, int, RenderedSample]]:
         for line, row in rows:
             try:
-                yield line, row_renderer.render(row, tokenizer, notes)
+                yield from ((line, kind, sample) for kind, sample in row_renderer.render(row, tokenizer, notes))
+            except BrokenRow as error:
+                notes.leave_out(str(error), where(line))
             except LitGPTError as error:
                 raise located(line, error) from None
 
-    def tokenize(batch: list[tuple[int, RenderedSample]]) -> list[TokenizedSample]:
+    def tokenize(batch: list[tuple[int, int, RenderedSample]]) -> list[TokenizedSample]:
         try:
-            found = encoder.encode([sample for _, sample in batch])
+            found = encoder.encode([sample for *_, sample in batch])
         except LitGPTError:
-            for line, sample in batch:
+            for line, _, sample in batch:
                 try:
                     encoder.encode([sample])
                 except LitGPTError as error:
                     raise located(line, error) from None
             raise
-        raw = encoder.raw_counts([sample for _, sample in batch], found)
-        return [TokenizedSample(line, *tokens, own) for (line, _), tokens, own in zip(batch, found, raw, strict=True)]
+        raw = encoder.raw_counts([sample for *_, sample in batch], found)
+        return [
+            TokenizedSample(line, *tokens, own, kind)
+            for (line, kind, _), tokens, own in zip(batch, found, raw, strict=True)
+        ]
 
     source, waiting = render(), deque[Future[list[TokenizedSample]]]()
     with ThreadPoolExecutor(1) as thread:

@@ -168,9 +168,9 @@ def parse_conversation(row: Row) -> Conversation:
     keys = RowKeys(row)
     for has in (keys.filled, keys.present):  # what is empty is a cell of another format, if one is filled
         if has("chosen"):
-            return _conversation(keys, _preferred_messages(keys))
+            return conversation_of(keys, _preferred_messages(keys))
         if has(*CONVERSATION_KEYS):
-            return _conversation(keys, _messages_of(keys))
+            return conversation_of(keys, messages_of(keys))
         if has("instruction"):
             outputs = ("output", *COMPLETION_KEYS)
             there = (key for is_there in (keys.filled, keys.present) for key in outputs if is_there(key))
@@ -226,17 +226,23 @@ def _pair(keys: RowKeys, prompts: Sequence[str], completions: Sequence[str]) -> 
     for key, names in ((prompt, prompts), (completion, completions)):
         if key is None:
             raise LitGPTError(f"the sample has no key {quoted(names[0])} (its keys: {keys.shown}).")
+    asked, context = question_at(keys, str(prompt), prompts)
+    return conversation_of(keys, [*asked, *messages_at(keys.row, completion)], context, with_fields=True)
+
+
+def question_at(keys: RowKeys, prompt: str, prompts: Sequence[str]) -> tuple[list[Any], tuple[str, str] | None]:
+    """The messages of the prompt under a key, those of the history before it, and what it is about; `prompts` are all
+    names of such a key."""
     context = keys.take(*(name for name in CONTEXT_KEYS if name not in prompts))
     history = keys.take("history")
     messages: list[Any] = []
     for turn in _list(keys.row, history) if history is not None and keys.row[history] else ():
         messages += alternating_messages(turn)
-    messages += [*_messages_at(keys.row, prompt, "user"), *_messages_at(keys.row, completion)]
     about = _text(keys.row, context) if context is not None else ""
-    return _conversation(keys, messages, (str(context), about) if about else None, with_fields=True)
+    return [*messages, *messages_at(keys.row, prompt, "user")], (str(context), about) if about else None
 
 
-def _messages_of(keys: RowKeys) -> list[Any]:
+def messages_of(keys: RowKeys) -> list[Any]:
     """The messages of a conversation."""
     turns = _list(keys.row, keys.take(*CONVERSATION_KEYS))
     return [*alternating_messages(turns)] if len(turns) > 1 and all(isinstance(turn, str) for turn in turns) else turns
@@ -246,17 +252,16 @@ def _preferred_messages(keys: RowKeys) -> list[Any]:
     """The prompt, and the better of two answers."""
     chosen = keys.take("chosen")
     keys.take("rejected")
-    one = keys.row[str(chosen)]
-    answer = [one] if isinstance(one, Mapping) else _messages_at(keys.row, chosen)
+    answer = messages_at(keys.row, chosen)
     if answer and isinstance(answer[0], Mapping) and _message(answer[0])["role"] != "assistant":
         keys.take("prompt")  # which it begins with
         return answer
     if keys.present(*CONVERSATION_KEYS):
-        return [*_messages_of(keys), *answer]
+        return [*messages_of(keys), *answer]
     prompt = keys.take(*PROMPT_KEYS)
     if prompt is None:
         raise LitGPTError("`chosen` answers `prompt` or `conversations`, of which there is none.")
-    return [*_messages_at(keys.row, prompt, "user"), *answer]
+    return [*messages_at(keys.row, prompt, "user"), *answer]
 
 
 def alternating_messages(texts: Sequence[Any]) -> list[Message]:
@@ -270,7 +275,7 @@ def alternating_messages(texts: Sequence[Any]) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def _conversation(
+def conversation_of(
     keys: RowKeys, turns: Sequence[Any], context: tuple[str, str] | None = None, with_fields: bool = False
 ) -> Conversation:
     """A conversation, with whatever else a row holds for its template."""
@@ -296,7 +301,7 @@ def _conversation(
 
 def _variables(keys: RowKeys) -> Mapping[str, Any]:
     """What a row says to its template besides the messages."""
-    given, documents = (_from_json(keys.row, keys.take(name)) for name in ("chat_template_kwargs", "documents"))
+    given, documents = (from_json(keys.row, keys.take(name)) for name in ("chat_template_kwargs", "documents"))
     if given and not isinstance(given, Mapping):
         raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
     if taken := [name for name in RESERVED_VARIABLES if name in (given or ())]:
@@ -423,7 +428,7 @@ def _is_target(message: Message) -> bool:
 
 
 def _tools(keys: RowKeys) -> Sequence[Any] | None:
-    tools = _from_json(keys.row, keys.take("tools", "functions"))
+    tools = from_json(keys.row, keys.take("tools", "functions"))
     if not tools:
         return None
     if not isinstance(tools, list):
@@ -433,10 +438,12 @@ def _tools(keys: RowKeys) -> Sequence[Any] | None:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _messages_at(row: Row, key: str | None, role: str = "assistant") -> list[Any]:
+def messages_at(row: Row, key: str | None, role: str = "assistant") -> list[Any]:
     """One side of a prompt–completion pair: a text, or messages, perhaps written as JSON (a cell of a CSV file); those
     of an instruction are texts whatever they look like."""
     value, is_text = row[str(key)], folded(str(key)) in ("instruction", "output")
+    if isinstance(value, Mapping) and not is_text:
+        return [value]
     if isinstance(value, str):
         return (None if is_text else _written_messages(value)) or [{"role": role, "content": value}]
     if not isinstance(value, list):
@@ -447,18 +454,19 @@ def _messages_at(row: Row, key: str | None, role: str = "assistant") -> list[Any
 
 def _written_messages(text: str) -> list[Any] | None:
     """The messages that a text is the JSON of; None where it is a text like any other."""
-    if not text.lstrip().startswith("["):
+    if not text.lstrip().startswith(("[", "{")):
         return None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    found = [found] if isinstance(found, dict) else found
     roles = [isinstance(turn, Mapping) and {*map(folded, turn)} for turn in found]
     alike = all(keys and keys & {*ROLE_KEYS} and keys & {*CONTENT_KEYS} for keys in roles)
     return found if found and alike else None
 
 
-def _from_json(row: Row, key: str | None) -> Any:
+def from_json(row: Row, key: str | None) -> Any:
     """The value under a key, perhaps written as JSON (a cell of a CSV file); None without a key."""
     value = row[key] if key is not None else None
     if not isinstance(value, str) or not value:
@@ -471,7 +479,7 @@ def _from_json(row: Row, key: str | None) -> Any:
 
 def _list(row: Row, key: str | None) -> list[Any]:
     """A list under `key`, perhaps written as JSON."""
-    value = _from_json(row, key)
+    value = from_json(row, key)
     if not isinstance(value, list):
         raise LitGPTError(f"{quoted(key)} is {json_type(row[str(key)])}, not a list.")
     return value

@@ -76,7 +76,8 @@ class Preview:
             sample = self.data.train_dataset[index]
             size, targets = len(sample["input_ids"]), sum(1 for label in sample["labels"].tolist()[1:] if label >= 0)
             print(f"\n── training sample {index}: {size:,} tokens, {targets:,} of them targets")
-            print(self.text(sample, colored))
+            for title, part in parts_of(sample):
+                print(f"{title}{self.text(part, colored)}")
         print("\n".join(summaries))
 
     def text(self, sample: Any, colored: bool) -> str:
@@ -96,7 +97,7 @@ class Preview:
         tokens, ordered = sum(lengths), sorted(lengths)
         targets = count_targets(dataset)
         yield (
-            f"{len(lengths):,} {name} samples, {tokens:,} tokens, {targets:,} of them targets "
+            f"{len(dataset):,} {name} samples, {tokens:,} tokens, {targets:,} of them targets "
             f"({targets / max(1, tokens):.1%})"
         )
         middle, most = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
@@ -107,6 +108,20 @@ class Preview:
         if unused is not None:
             yield from unused(name) or ["nothing is cut or left out"]
         yield from histogram(getattr(dataset, "full_lengths", lengths), limit)
+
+
+def parts_of(sample: Any) -> Iterator[tuple[str, Any]]:
+    """A sample as it is; one of preferences as both its sequences, with what they are."""
+    if "documents" not in sample:
+        yield "", sample
+        return
+    size = int(sample["documents"][0])
+    titles = ("── chosen\n", "── rejected\n")
+    if "given" in sample:
+        wanted = "wanted" if sample["given"][0] else "not wanted"
+        titles = (f"── {wanted}\n", "── with the answer to another prompt, to estimate the divergence\n")
+    for title, part in zip(titles, (slice(None, size), slice(size, None)), strict=True):
+        yield title, {key: sample[key][part] for key in ("input_ids", "labels")}
 
 
 def count_targets(dataset: Any) -> int:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litgpt.data.sft.encoding import RowRenderer, TokenizedShard, TokenSpan, encode_rows, end_ids
-from litgpt.data.sft.formats import Row, parse_instruction
+from litgpt.data.sft.formats import Conversation, Row, parse_instruction
 from litgpt.data.sft.rendering import Renderer
 from litgpt.data.storage.fingerprint import array_hash
 from litgpt.data.storage.token_cache import content_hash
@@ -198,8 +198,9 @@ class SFTDataset:
             )
         return f"No prompt leaves room for an answer in {limit} tokens; raise train.max_seq_length."
 
-    def unused(self, purpose: str) -> list[str]:
+    def unused(self, purpose: str, noun: str = "sample") -> list[str]:
         """What of the data is not used, in sentences; `purpose` names the data set."""
+        purpose = f"{purpose} {noun}"
         sentences, limit = [], f"{self.options.max_seq_length} tokens (train.max_seq_length)"
         if self.n_cut:
             sentences.append(f"{_count(self.n_cut, purpose)} cut at {limit}.")
@@ -229,6 +230,11 @@ class SFTDataset:
         return content_hash(*arrays, array_hash(self._kept[:, :2]))
 
     @property
+    def places(self) -> np.ndarray:
+        """The shard of each sample and its number there, `(S, 2)`."""
+        return self._kept[:, :2]
+
+    @property
     def prompt_style(self) -> PromptStyle:
         """How samples are rendered."""
         return self.row_renderer.renderer.style
@@ -246,7 +252,10 @@ class SFTDataset:
             index: The sample.
             protect: `Tokenizer.protect`; the prompt is one to encode as protected.
         """
-        conversation = self.row_renderer.parse(self.data[index])
+        return self.asked(self.row_renderer.parse(self.data[index]), protect)
+
+    def asked(self, conversation: Conversation, protect: Callable[[str], str]) -> tuple[str, str] | None:
+        """The same of a conversation."""
         answers = [at for at, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         if not answers:
             return None
@@ -277,7 +286,7 @@ class SFTDataset:
 
 
 def _count(number: int, purpose: str) -> str:
-    return f"{number:,} {purpose} sample{' is' if number == 1 else 's are'}"
+    return f"{number:,} {purpose}{' is' if number == 1 else 's are'}"
 
 
 def resolve_style(prompt_style: str | PromptStyle, tokenizer: Tokenizer) -> PromptStyle:

@@ -38,6 +38,12 @@ class Batch:
     """Input tokens of each sample."""
     targets: int
     """Tokens with a loss, all ranks."""
+    per_sample: bool = False
+
+    @property
+    def units(self) -> int:
+        """What the sum of the losses is divided by: target tokens, or samples."""
+        return len(self.samples) if self.per_sample and self.targets else self.targets
 
     @property
     def tokens(self) -> int:
@@ -67,11 +73,14 @@ class Batching:
     max_seq_length: int | None
     """Tokens of a sample that are used at most; None: all."""
     packing: bool
+    per_sample: bool = False
+    """Whether losses are summed up to one a sample, not one a target token."""
 
     @classmethod
-    def of(cls, train: TrainArgs) -> Batching:
-        """As `train` says."""
-        return cls(train.micro_batch_size, train.max_seq_length, train.packing)
+    def of(cls, train: TrainArgs, sequences: int = 1, per_sample: bool = False) -> Batching:
+        """As `train` says, whose `max_seq_length` is of each of a sample's `sequences`."""
+        limit = train.max_seq_length and train.max_seq_length * sequences
+        return cls(train.micro_batch_size, limit, train.packing, per_sample)
 
     def cut(self, samples: Sequence[TokenizedSample], ranks: int) -> Batch:
         """The micro-batches of `samples`, the same on every rank.
@@ -85,7 +94,7 @@ class Batching:
         else:
             plan = plan_padded(lengths, self.micro_batch_size, ranks)
         targets = sum(target_count(sample, self.max_seq_length) for sample in samples)
-        return Batch(samples, plan, self.packing, self.max_seq_length, lengths, targets)
+        return Batch(samples, plan, self.packing, self.max_seq_length, lengths, targets, self.per_sample)
 
 
 def sum_over_ranks(fabric: Fabric, value: Tensor) -> float:

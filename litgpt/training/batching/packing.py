@@ -19,6 +19,8 @@ from litgpt.training.loss import IGNORED
 
 DOCUMENTS = "documents"
 """What a sample may have besides its tokens: the lengths of the documents that its inputs are, `(D,)` int64."""
+GIVEN = "given"
+"""And numbers that the objective reads, `(G,)` float32, equally many for every sample."""
 
 TokenizedSample = Mapping[str, Tensor]
 PackingPlan = list[list[list[int]]]
@@ -34,6 +36,8 @@ class MicroBatch(NamedTuple):
     """The token after each input, `IGNORED` where there is no loss; same shape."""
     lengths: tuple[int, ...] | None
     """Of the packed samples, or of the documents in them; None: padded."""
+    given: Tensor | None = None
+    """What the objective is given of each sample, `(S, G)`; None: nothing."""
 
 
 def plan_packed(lengths: Sequence[int], capacity: int, ranks: int = 1) -> PackingPlan:
@@ -99,7 +103,8 @@ def pack(samples: Sequence[TokenizedSample], limit: int | None = None) -> MicroB
     inputs = torch.cat([sample["input_ids"][:length] for sample, length in cut])
     targets = torch.cat([sample["labels"][1 : length + 1] for sample, length in cut])
     lengths = tuple(part for sample, length in cut for part in document_lengths(sample, length))
-    return MicroBatch(inputs.long()[None], targets.long()[None], lengths)
+    given = [sample[GIVEN] for sample, _ in cut if GIVEN in sample]
+    return MicroBatch(inputs.long()[None], targets.long()[None], lengths, torch.stack(given) if given else None)
 
 
 def document_lengths(sample: TokenizedSample, length: int) -> list[int]:
@@ -119,4 +124,4 @@ def pad(samples: Sequence[TokenizedSample], limit: int | None = None) -> MicroBa
         zip(packed.inputs[0].split(packed.lengths), packed.targets[0].split(packed.lengths), strict=True)
     ):
         inputs[row, : packed.lengths[row]], targets[row, : packed.lengths[row]] = pieces
-    return MicroBatch(inputs, targets, None)
+    return MicroBatch(inputs, targets, None, packed.given)

@@ -15,7 +15,7 @@ from litgpt.training.batching.batches import Batch
 from litgpt.training.metrics.flops import flops_per_token, peak_flops
 from litgpt.training.metrics.loggers import CSVLog
 from litgpt.training.metrics.machine import describe_machine
-from litgpt.training.metrics.progress import Screen, duration
+from litgpt.training.metrics.progress import SHOWN, Screen, duration, named
 from litgpt.training.metrics.report import Report, draw_loss, write_report
 from litgpt.training.schedule import Counters, RunLimits
 
@@ -85,11 +85,12 @@ class RunMetrics:
         self.log(metrics, counters.step)
         self.screen.step(counters, metrics)
 
-    def log_validation(self, step: int, loss: float, perplexity: float) -> None:
-        """Logs a validation."""
-        self.log({"val_loss": loss, "val_ppl": perplexity}, step)
+    def log_validation(self, step: int, loss: float, others: dict[str, float]) -> None:
+        """Logs a validation; `others`: what was measured besides the loss, `ppl` for instance."""
+        self.log({"val_loss": loss, **{f"val_{name}": value for name, value in others.items()}}, step)
         self.screen.val_loss = loss
-        self.print(f"step {step} | validation loss {loss:.4f} | perplexity {perplexity:.2f}")
+        shown = [named(name, value) for name, value in others.items() if name in SHOWN]
+        self.print(" | ".join((f"step {step}", f"validation loss {loss:.4f}", *shown)))
 
     def log_sample(self, step: int, text: str | None) -> None:
         """Writes down the text that the model generated, if any."""
@@ -166,8 +167,19 @@ class RunMetrics:
             ("Time in training", f"{duration(seconds)} ({counters.tokens / seconds if seconds else 0:,.0f} tokens/s)"),
             ("Training loss, last logged", f"{losses[-1]:.4f}" if losses else "none"),
         ]
+        rows += self._preferences()
         if found.loss is not None:
             rows.append(("Validation loss, last", f"{found.loss:.4f}"))
         if found.best_loss is not None:
             rows.append(("Validation loss, lowest", f"{found.best_loss:.4f}, after step {found.best_step:,}"))
         return [*rows, *describe_machine(self.fabric.device, self.fabric.world_size)]
+
+    def _preferences(self) -> list[tuple[str, str]]:
+        """The last accuracies and margins, and the first, where there are any."""
+        rows = []
+        for name in ("val_accuracy", "accuracy", "val_margin", "margin"):
+            values = [row[name] for row in self.csv.rows if name in row] if self.csv is not None else []
+            if values:
+                what = f"{'Validation' if name.startswith('val_') else 'Training'} {name.removeprefix('val_')}"
+                rows.append((f"{what}, last", f"{values[-1]:.4f}, the first {values[0]:.4f}"))
+        return rows

@@ -17,6 +17,16 @@ BAR = 20
 """Width of the bar, columns."""
 
 
+SHOWN = {"ppl": ("perplexity", ".2f"), "accuracy": ("accuracy", ".3f"), "margin": ("margin", ".4f")}
+"""Metrics that are printed beside the loss where there are any → their names, and how they are written."""
+
+
+def named(name: str, value: float) -> str:
+    """A metric of `SHOWN` as it is printed."""
+    title, form = SHOWN[name]
+    return f"{title} {value:{form}}"
+
+
 @dataclass
 class Screen:
     """One line for each logged step; on a terminal it is a bar below everything else that is printed."""
@@ -103,7 +113,8 @@ class Screen:
 
     def _losses(self, metrics: Mapping[str, float]) -> str:
         val = "" if self.val_loss is None else f" | val {self.val_loss:.4f}"
-        return f"loss {metrics['loss']:.4f}{val}"
+        others = "".join(f" | {named(name, metrics[name])}" for name in SHOWN if name in metrics)
+        return f"loss {metrics['loss']:.4f}{val}{others}"
 
     def _of_steps(self) -> str:
         return "" if self.n_steps is None else f"/{self.n_steps}"

@@ -170,6 +170,10 @@ def _text(text: str) -> str:
 
 
 PANELS = (
+    ("accuracy", "accuracy of preferences"),
+    ("val_accuracy", "accuracy of preferences, validation"),
+    ("margin", "margin of rewards"),
+    ("val_margin", "margin of rewards, validation"),
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
     ("tokens_per_second", "tokens per second"),
@@ -194,7 +198,8 @@ def curves(rows: Sequence[Row]) -> str:
         _plot(axes, thinned(_series(rows, name), POINTS), color=OTHER, linewidth=1.1)
         axes.set_title(label, fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
-        axes.set_ylim(0, max(1e-12, 1.08 * max(value for _, value in filter(_finite, _series(rows, name)))))
+        values = [value for _, value in filter(_finite, _series(rows, name))]
+        axes.set_ylim(min(0.0, 1.08 * min(values)), max(1e-12, 1.08 * max(values)))
         axes.grid(alpha=0.3)
     written = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):

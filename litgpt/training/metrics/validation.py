@@ -4,7 +4,7 @@ ranks; and what a run makes of it: which weights are the best, and whether more 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from torch import nn
 
 from litgpt.args import EvalArgs
 from litgpt.errors import LitGPTError
-from litgpt.training.batching.batches import Batching, sum_over_ranks
+from litgpt.training.batching.batches import Batch, Batching, sum_over_ranks
+from litgpt.training.step import begin
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -80,8 +81,8 @@ def validate(
     max_samples: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """The mean loss per target token, in nats, over the first `max_samples` of `dataset` (None: all); NaN if none has
-    a target. `on_progress` learns how many samples were read, of how many.
+    """The mean loss per target token, in nats, or per sample, over the first `max_samples` of `dataset` (None: all);
+    NaN if none has a target. `on_progress` learns how many samples were read, of how many.
 
     Leaves the model in the mode, training or evaluation, that it was in.
     """
@@ -89,18 +90,25 @@ def validate(
     objective.eval()
     count = len(dataset) if max_samples is None else min(max_samples, len(dataset))
     loss = torch.zeros((), dtype=torch.float64)
-    targets = 0
-    per_plan = batching.micro_batch_size * fabric.world_size * 8
-    for start in range(0, count, per_plan):
-        batch = batching.cut(
-            [dataset[index] for index in range(start, min(start + per_plan, count))], fabric.world_size
-        )
-        targets += batch.targets
+    units = done = 0
+    batches = _batches(dataset, count, batching, fabric.world_size)
+    if batching.per_sample:  # a loss that may depend on all samples
+        batches = list(batches)
+        begin(fabric, objective, batches)
+    for batch in batches:
+        units += batch.units
         if on_progress is not None:
-            on_progress(start, count)
+            on_progress(done, count)
+        done += len(batch.samples)
         for micro_batch in batch.of_rank(fabric.global_rank):
-            inputs, wanted = fabric.to_device((micro_batch.inputs, micro_batch.targets))
-            loss += objective(inputs, wanted, micro_batch.lengths).double().cpu()
+            inputs, wanted, given = fabric.to_device((micro_batch.inputs, micro_batch.targets, micro_batch.given))
+            loss += objective(inputs, wanted, micro_batch.lengths, given).double().cpu()
     objective.train(was_training)
     total = sum_over_ranks(fabric, loss)
-    return total / targets if targets else float("nan")
+    return total / units if units else float("nan")
+
+
+def _batches(dataset: Samples, count: int, batching: Batching, ranks: int) -> Iterable[Batch]:
+    per_plan = batching.micro_batch_size * ranks * 8
+    for start in range(0, count, per_plan):
+        yield batching.cut([dataset[index] for index in range(start, min(start + per_plan, count))], ranks)

@@ -24,14 +24,16 @@ from litgpt.args import TrainArgs
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.peft import Method
+from litgpt.peft import Method, switched_off
 from litgpt.quantize import make_layer, replace_linears
 from litgpt.quantize.linear import QuantizedLinear
 from litgpt.runtime import parameter_dtype, product_dtype
 from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
-from litgpt.training.loss import NextToken
+from litgpt.training.loss import NextToken, Objective
 from litgpt.training.metrics.flops import Flops, flops_per_token, numbers_in
 from litgpt.training.optim.optimizers import StepsInBackward, optimizer_for, trained_parameters
+from litgpt.training.preference.losses import PreferenceLoss
+from litgpt.training.preference.objective import Preferences
 
 aten = torch.ops.aten
 
@@ -52,6 +54,8 @@ class RunSpec:
     devices: int = 1
     uneven: bool = False
     """Samples differ in length, so that packed ones are attended to one after the other."""
+    preference: PreferenceLoss | None = None
+    """What is minimised over pairs of samples; None: the loss of next tokens."""
 
     @property
     def micro_batches(self) -> int:
@@ -138,7 +142,7 @@ class _FakeTraining:
 
     def __init__(self, spec: RunSpec, model: GPT, optimizer: Optimizer, tracker: MemoryTracker) -> None:
         self.spec, self.model, self.optimizer, self.tracker = spec, model, optimizer, tracker
-        self.objective = NextToken(model, spec.train.z_loss, spec.train.label_smoothing).train()
+        self.objective = _objective(spec, model).train()
         self.in_backward = StepsInBackward(optimizer) if spec.train.optimizer_in_backward else None
         self.activations = self.loss = self.gradients = 0
         self.before = 0
@@ -161,7 +165,7 @@ class _FakeTraining:
         self.optimizer.zero_grad()
 
     def _micro_batch(self) -> None:
-        spec, size = self.spec, self.spec.train.micro_batch_size
+        spec, size = self.spec, self.spec.train.micro_batch_size * self.objective.sequences
         shape = (1, size * spec.length) if spec.train.packing else (size, spec.length)
         lengths: tuple[int, ...] | None = (spec.length,) * size if spec.train.packing else None
         if lengths is not None and spec.uneven and size > 1 and spec.length > 1:
@@ -170,9 +174,15 @@ class _FakeTraining:
         inputs = torch.zeros(shape, dtype=torch.long, device=spec.device)
         self.before = self.tracker.live
         with self._autocast(), self._offload():
-            loss = self.objective(inputs, inputs, lengths)
+            loss = self.objective(inputs, inputs, lengths, self._given())
             self.loss = max(self.loss, self.tracker.recent_peak - self.before - self.activations)
         (loss * 0.5).backward()
+
+    def _given(self) -> Tensor | None:
+        """What samples hold besides tokens: labels and log-probabilities of a reference."""
+        if self.spec.preference is None:
+            return None
+        return torch.zeros(self.spec.train.micro_batch_size, 3, device=self.spec.device)
 
     def _trunk_is_done(self) -> None:
         self.activations = max(self.activations, self.tracker.live - self.before)
@@ -199,6 +209,13 @@ class _FakeTraining:
         if not self.spec.precision.endswith("-mixed"):
             return nullcontext()
         return torch.autocast(self.spec.device.type, dtype=product_dtype(self.spec.precision))
+
+
+def _objective(spec: RunSpec, model: GPT) -> Objective:
+    if spec.preference is None:
+        return NextToken(model, spec.train.z_loss, spec.train.label_smoothing)
+    off = switched_off if spec.method.switchable else None
+    return Preferences(model, spec.preference, off if spec.preference.referenced else None)
 
 
 # ---------------------------------------------------------------------------------------------- tensors without memory

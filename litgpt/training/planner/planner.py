@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from litgpt.adapter import Adapter
-from litgpt.adapter_v2 import AdapterV2
 from litgpt.args import TrainArgs
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import find_finetuned
@@ -20,12 +18,15 @@ from litgpt.config import Config, name_to_config
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft import Full, Method
+from litgpt.peft.named import named_method
 from litgpt.runtime import free_memory, parameter_dtype, pick_device, product_dtype, quantized_precision
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, check_incompatibilities
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
 from litgpt.training.planner.memory_estimate import MemoryEstimate, RunSpec, estimate_memory
+from litgpt.training.preference.losses import preference_loss
+from litgpt.training.preference.objective import Preferences
 from litgpt.training.pretraining import PretrainArguments, choose_config
 from litgpt.training.schedule import RunLimits
 
@@ -111,6 +112,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
     precision = quantized_precision(arguments.get("quantize"), arguments["precision"], True, device)
     if command != "pretrain":
         check_finetuning(train)
+    preference = preference_loss(arguments) if command == "finetune_dpo" else None
     check_incompatibilities(TrainingSetup(train, precision, device.type, _devices(arguments)))
     spec = RunSpec(
         config,
@@ -123,12 +125,13 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         arguments.get("quantize"),
         _devices(arguments),
         uneven=command != "pretrain",
+        preference=preference,
     )
     estimate = estimate_memory(spec)
     available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device) or sys.maxsize
     needed = _needed(estimate, device)
     changes = () if needed <= available else tuple(_changes(spec, available))
-    tokens_per_sample = options.tokens_per_sample or length
+    tokens_per_sample = (options.tokens_per_sample or length) * (Preferences.sequences if preference else 1)
     return Plan(
         command=command,
         spec=spec,
@@ -148,14 +151,9 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
 def method_of(command: str, arguments: Mapping[str, Any]) -> Method:
     """The method of a command. LoRA's start from singular values takes the same room as its usual one, and here there
     are no values."""
-    if command == "finetune_adapter":
-        return Adapter()
-    if command == "finetune_adapter_v2":
-        return AdapterV2()
-    if command in ("finetune", "finetune_lora"):
-        own = {name.removeprefix("lora_"): value for name, value in arguments.items() if name.startswith("lora_")}
-        return LoRA(**{**own, "init": "default"})
-    return Full()
+    names = {"finetune": "lora", "pretrain": "full", "finetune_dpo": arguments.get("method")}
+    name = names.get(command) or command.removeprefix("finetune_")
+    return named_method(name, {**arguments, "lora_init": "default"})
 
 
 def _checkpoint_of(arguments: Mapping[str, Any]) -> Checkpoint | None:
@@ -272,6 +270,7 @@ def format_lines(plan: Plan) -> Iterator[str]:
     kind = type(spec.method).__name__
     yield f"Model        {name}: {estimate.parameters:,} parameters, {estimate.trainable:,} of them trained ({kind})"
     size, where = spec.train.micro_batch_size, f"{spec.devices} x {spec.device.type}"
+    size = size if spec.preference is None else size * Preferences.sequences
     yield (
         f"Step         {spec.train.global_batch_size} samples, {spec.micro_batches} micro-batches of {size} x "
         f"{spec.length} tokens on {where}, {spec.precision}"

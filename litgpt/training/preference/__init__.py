@@ -1,0 +1,1 @@
+"""Training on preferences: the losses, their objective, and the log-probabilities of the reference."""
