@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
-COMMANDS: dict[str, tuple[str | None, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("litgpt.scripts.download:download", "Download weights or tokenizer data from the Hugging Face Hub."),
     "chat": ("litgpt.chat.base:main", "Chat with a model."),
     "finetune": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (the same as finetune_lora)."),
@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
         "Strip a pretraining checkpoint of its training state.",
     ),
     "merge_lora": ("litgpt.scripts.merge_lora:merge_lora", "Merge LoRA weights into the model they were trained on."),
-    "evaluate": (None, "Evaluate a model on benchmark tasks."),
+    "evaluate": ("litgpt.eval.evaluate:convert_and_evaluate", "Evaluate a model on benchmark tasks."),
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
@@ -58,16 +58,13 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "prepare_slimpajama": ("litgpt.data.prepare_slimpajama:prepare", "Tokenize SlimPajama's files for pretraining."),
     "demo": ("litgpt.demo:demo", "Pretrain, finetune and talk with a small model in a few minutes."),
 }
-"""Command -> `module:function` (None: not built yet) and a one-line summary. LitGPT's come first, in its order."""
+"""Command -> `module:function` and a one-line summary. LitGPT's come first, in its order."""
 
 
 def overview() -> str:
     """What `litgpt --help` prints."""
     width = max(map(len, COMMANDS)) + 2
-    rows = [
-        f"    {name:<{width}}{summary}{'' if target else ' (not built yet)'}"
-        for name, (target, summary) in COMMANDS.items()
-    ]
+    rows = [f"    {name:<{width}}{summary}" for name, (target, summary) in COMMANDS.items()]
     return "\n".join(
         (
             "usage: litgpt [-h] [--version] {" + ",".join(COMMANDS) + "} ...",
@@ -99,15 +96,11 @@ def target_of(name: str) -> str:
 
     Raises:
         UsageError: There is no such command.
-        LitGPTError: The command is planned but not built.
     """
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"Unknown {kind} {quoted(name)}.{closest(name, COMMANDS)} See `litgpt --help`.")
-    target = COMMANDS[name][0]
-    if target is None:
-        raise LitGPTError(f"`litgpt {name}` is not built yet; `litgpt --help` lists the commands that are.")
-    return target
+    return COMMANDS[name][0]
 
 
 def dispatch(arguments: Sequence[str]) -> None:
