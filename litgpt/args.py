@@ -196,9 +196,14 @@ class EvalArgs:
     """Validate after the last step; in finetuning on the whole validation set."""
     evaluate_example: str | int = "first"
     """Which validation sample the generated example starts from: first, random, or its index."""
+    tasks: str | None = None
+    """Tasks to run at each validation, between commas: perplexity:FILE, choice:FILE or match:FILE, as `litgpt evaluate`
+    has them."""
+    tasks_limit: int | None = 100
+    """Samples of each of these tasks; null is all."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "eval", 1, "interval")
+        _at_least(self, "eval", 1, "interval", "tasks_limit")
         _at_least(self, "eval", 0, "max_iters", "max_new_tokens")
         if isinstance(self.evaluate_example, str) and self.evaluate_example.isdigit():
             self.evaluate_example = int(self.evaluate_example)
@@ -208,6 +213,9 @@ class EvalArgs:
                 f"eval.evaluate_example must be first, random or the index of a sample, not "
                 f"{quoted(self.evaluate_example)}."
             )
+
+
+LITGPTS_EVAL = [field.name for field in dataclasses.fields(EvalArgs)].index("evaluate_example") + 1
 
 
 @dataclass
@@ -323,12 +331,12 @@ def portable(settings: Mapping[str, Any], data: object) -> dict[str, Any]:
     """
     missing = object()
     kept = {name: value for name, value in settings.items() if value != LITGPT_LACKS.get(name, missing)}
-    for group, kind, ours in (("train", TrainArgs, LITGPTS_TRAIN), ("eval", EvalArgs, None)):
+    for group, kind, ours in (("train", TrainArgs, LITGPTS_TRAIN), ("eval", EvalArgs, LITGPTS_EVAL)):
         given = kept.get(group, {})
         kept[group] = {
             field.name: given.get(field.name)
             for at, field in enumerate(dataclasses.fields(kind))
-            if ours is None or at < ours or given.get(field.name) != field.default
+            if at < ours or given.get(field.name) != field.default
         }
     if isinstance(kept.get("data"), dict):
         defaults = {p.name: plain(p.default) for p in inspect.signature(type(data)).parameters.values()}

@@ -70,6 +70,8 @@ def setup(
     if model_name == "list":
         print("\n".join(sorted((str(config["name"]) for config in configs), key=str.lower)))
         return
+    from litgpt.eval.during_training import check_tasks, tasks_of
     from litgpt.training.pretraining import PretrainArguments, pretrain
 
-    pretrain(PretrainArguments.of(arguments))
+    check_tasks(eval)
+    pretrain(PretrainArguments.of(arguments), tasks_of)

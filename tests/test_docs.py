@@ -117,6 +117,14 @@ def test_the_tutorial_on_finetuning_works(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_tutorial_on_evaluation_works(tmp_path, monkeypatch, capsys):
+    run_commands(commands_of("evaluation", "litgpt evaluate", "litgpt finetune_lora"), tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    assert "bits_per_byte" in printed and "match_val/exact_match" in printed
+    assert (tmp_path / "out/evaluate/results.png").is_file()
+
+
+@pytest.mark.slow
 def test_the_tutorial_on_data_works(tmp_path, monkeypatch, capsys):
     lines = commands_of("data", "litgpt ")
     short = [f"{line} --train.max_steps 2" if line.startswith("litgpt finetune") else line for line in lines]

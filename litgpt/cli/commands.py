@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-COMMANDS: dict[str, tuple[str | None, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("litgpt.scripts.download:download", "Download weights or tokenizer data from the Hugging Face Hub."),
     "chat": ("litgpt.chat.base:main", "Chat with a model."),
     "finetune": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (the same as finetune_lora)."),
@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
         "Strip a pretraining checkpoint of its training state.",
     ),
     "merge_lora": ("litgpt.scripts.merge_lora:merge_lora", "Merge LoRA weights into the model they were trained on."),
-    "evaluate": (None, "Evaluate a model on benchmark tasks."),
+    "evaluate": ("litgpt.eval.evaluate:convert_and_evaluate", "Evaluate a model on benchmark tasks."),
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
     "finetune_dpo": ("litgpt.finetune.dpo:setup", "Train a model on preferences (DPO, IPO, SimPO, ORPO, KTO)."),
@@ -57,4 +57,4 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     ),
     "demo": ("litgpt.demo:demo", "Pretrain, finetune and talk with a small model in a few minutes."),
 }
-"""Command -> `module:function` (None: not built yet) and a one-line summary. LitGPT's come first, in its order."""
+"""Command -> `module:function` and a one-line summary. LitGPT's come first, in its order."""

@@ -38,8 +38,7 @@ def outline() -> argparse.ArgumentParser:
         if second and first not in seconds:
             seconds[first] = commands.add_parser(first, help=summary).add_subparsers()
         parser = (seconds[first] if second else commands).add_parser(second or name, help=summary)
-        if target:
-            _add_flags(parser, name, target)
+        _add_flags(parser, name, target)
     return root
 
 

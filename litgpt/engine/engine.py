@@ -18,7 +18,7 @@ from torch import Tensor
 
 from litgpt.engine.compiled import CompiledStep
 from litgpt.engine.memory import check_cache_fits, headroom_bytes
-from litgpt.engine.request import Request, StopMatcher, check_tokens
+from litgpt.engine.request import Request, StopMatcher, check_tokens, common_prefix
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.errors import LitGPTError, quoted
 from litgpt.kernels.linear import use_fast_linear
@@ -396,7 +396,7 @@ class Engine:
 
         The last token of the prompt is always left to compute: its hidden state is what the answer starts from.
         """
-        known = [_common(prompt[:-1], filled) for filled in self._cached_tokens]
+        known = [common_prefix(prompt[:-1], filled) for filled in self._cached_tokens]
         if self.deterministic:
             same = (min(n, computed) for n, computed in zip(known, self._prefilled, strict=True))
             known = [n - n % self._fixed_chunk for n in same]
@@ -469,8 +469,3 @@ class Engine:
         self._cached_tokens[a], self._cached_tokens[b] = self._cached_tokens[b], self._cached_tokens[a]
         self._prefilled[a], self._prefilled[b] = self._prefilled[b], self._prefilled[a]
         self._adapters[a], self._adapters[b] = self._adapters[b], self._adapters[a]
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first elements are the same."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -48,6 +48,11 @@ def check_tokens(
     return tokens
 
 
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first elements are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 @dataclass
 class Timing:
     """When things happened to a request, in seconds of `time.perf_counter`; None: not yet."""

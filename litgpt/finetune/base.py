@@ -21,6 +21,7 @@ from litgpt.data import Alpaca, DataModule
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
+from litgpt.eval.during_training import check_tasks, tasks_of
 from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
 from litgpt.peft.lora import OVERRIDABLE, LoRA
@@ -142,6 +143,7 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
         rate_factor=method.rate_factor,
         weights_file=f"{LIT_MODEL}{method.suffix}",
         sample=Example(args, data, tokenizer, model, fabric),
+        evaluate=tasks_of(args.eval, model, tokenizer, getattr(data, "prompt_style", None)),
         loggers=named_loggers(args.logger_name, args.out_dir, args.log) if fabric.is_global_zero else (),
         settings=settings,
         fixed={
@@ -180,6 +182,7 @@ def checked(args: FinetuneArguments) -> DataModule:
     """
     data = Alpaca() if args.data is None else args.data
     check_finetuning(args.train)
+    check_tasks(args.eval)
     check_optimizer(args.optimizer)
     args.check_data(data)
     if getattr(data, "ignore_index", IGNORED) != IGNORED:

@@ -128,6 +128,7 @@ class _Loop:
             load_state(run, saved, optimizer, self.state)
         self.resumed = replace(self.counters)
         self.loss = float("nan")
+        self.tasks_step = -1
         self.start = time.perf_counter()
 
     @property
@@ -159,6 +160,7 @@ class _Loop:
                 self.validate_if_due()  # a signal came between the step and its validation
         elif run.eval.initial_validation:
             self.validate(whole=run.whole_final_validation)
+            self.run_tasks()
 
     def finished(self) -> bool:
         """Whether a limit is reached, or validation has stopped getting better."""
@@ -225,6 +227,7 @@ class _Loop:
         early = not self.limits.reached(counters)
         if run.eval.final_validation:
             self.validate(whole=run.whole_final_validation)
+            self.run_tasks()
         final = self._save(run.out_dir / "final")
         best = run.out_dir / "best" if run.train.keep_best and found.best_loss is not None else None
         mistake = self._complete(final, best)
@@ -307,6 +310,7 @@ class _Loop:
         by_loss = run.train.keep_best or run.train.patience  # which compare validations of one size alone
         if not (self.limits.reached(self.counters) and run.eval.final_validation) or by_loss:
             self.validate()
+            self.run_tasks()
 
     def validate(self, whole: bool = False) -> None:
         """The loss on the validation set, or on its first `eval.max_iters` micro-batches; then an example, if the
@@ -328,6 +332,17 @@ class _Loop:
             with torch.no_grad():
                 self.metrics.log_sample(step, run.sample(step))
             self.objective.train()
+
+    def run_tasks(self) -> None:
+        """What the run's own tasks find, unless they ran after this very step."""
+        run, step = self.run, self.counters.step
+        if run.evaluate is None or self.tasks_step == step:
+            return
+        self.tasks_step = step
+        self.objective.eval()
+        with torch.no_grad():
+            self.metrics.log_tasks(step, run.evaluate(step))
+        self.objective.train()
 
     def save_step(self) -> Path:
         """Saves a folder to resume from; older ones go where `train.keep_last` says so."""

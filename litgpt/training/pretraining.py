@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from litgpt.args import hyperparameters, portable
+from litgpt.args import EvalArgs, hyperparameters, portable
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, TOKENIZER_FILES, copy_config_files, find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
@@ -46,7 +46,11 @@ class PretrainArguments(TrainingArguments):
     tokenizer_dir: Path | None
 
 
-def pretrain(args: PretrainArguments) -> Result:
+Tasks = Callable[[EvalArgs, GPT, Tokenizer | None], Callable[[int], Mapping[str, float]] | None]
+"""Makes what runs `eval.tasks`."""
+
+
+def pretrain(args: PretrainArguments, tasks: Tasks | None = None) -> Result:
     """Trains a model on text.
 
     Raises:
@@ -54,10 +58,10 @@ def pretrain(args: PretrainArguments) -> Result:
     """
     check_optimizer(args.optimizer)
     with output_folder(args.out_dir, args.initial_checkpoint_dir) as args.out_dir:
-        return _pretrain(args)
+        return _pretrain(args, tasks)
 
 
-def _pretrain(args: PretrainArguments) -> Result:
+def _pretrain(args: PretrainArguments, tasks: Tasks | None) -> Result:
     config, settings = choose_config(args), hyperparameters(args.arguments)
     shape = {} if args.model_config is None else {"model_config": hyperparameters(args.model_config.to_dict())}
     written = portable({**settings, **shape, "optimizer": dotted(args.optimizer)}, args.data)
@@ -96,6 +100,7 @@ def _pretrain(args: PretrainArguments) -> Result:
             save=save,
             fabric=fabric,
             sample=continuation(args, model, tokenizer, fabric),
+            evaluate=None if tasks is None else tasks(args.eval, model, tokenizer),
             settings=settings,
             fixed={"train.tie_embeddings": bool(model.config.tie_embeddings)},
             loggers=logging,

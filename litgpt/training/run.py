@@ -94,6 +94,9 @@ class Run(RunArguments):
     sample: Callable[[int], str | None] | None = None
     """Shows what the model says after each validation; gets the step. Called on every rank with the model in eval
     mode and no gradients; prints through `fabric.print`, and returns what the report shows, if anything."""
+    evaluate: Callable[[int], Mapping[str, float]] | None = None
+    """Runs tasks after each validation, or where one would be; gets the step. Called as `sample`; what it found is
+    logged by name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The command's arguments, as `args.hyperparameters` has them; a resumed run prints which have changed."""
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -19,17 +19,15 @@ from litgpt.cli.help import example_of
 from litgpt.cli.parser import CommandLine, build_parser, reads_the_command_line
 from litgpt.cli.signature import parameters_of
 
-BUILT = [name for name, (target, _) in COMMANDS.items() if target]
-
 
 def command_of(name: str) -> Callable[..., Any]:
     """The function of a command."""
-    module, function = str(COMMANDS[name][0]).split(":")
+    module, function = COMMANDS[name][0].split(":")
     command: Callable[..., Any] = getattr(import_module(module), function)
     return command
 
 
-PARSED = [name for name in BUILT if not reads_the_command_line(command_of(name))]
+PARSED = [name for name in COMMANDS if not reads_the_command_line(command_of(name))]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

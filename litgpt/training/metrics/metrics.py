@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,11 @@ class RunMetrics:
         if self.csv is not None and text:
             with explain_os_errors(self.run.out_dir):
                 self.csv.log_sample(step, text)
+
+    def log_tasks(self, step: int, found: Mapping[str, float]) -> None:
+        """Logs what tasks found, by name."""
+        self.log(dict(found), step)
+        self.print(" | ".join((f"step {step}", *(f"{name} {value:.4f}" for name, value in found.items()))))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes metrics to every logger."""

@@ -30,7 +30,7 @@ def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
     Returns:
         `path`.
     """
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axes = figure.subplots(gridspec_kw=dict(left=0.08, right=0.9, bottom=0.11, top=0.92))
     _plot_loss(axes, rows)
     axes.set_title(title, parse_math=False)
@@ -45,8 +45,9 @@ def draw_loss(rows: Sequence[Row], path: Path, title: str = "") -> Path:
     return path
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws into memory; needs no display
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of this size, in inches, that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws into memory
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -179,16 +180,18 @@ PANELS = (
     ("tokens_per_second", "tokens per second"),
     ("peak_memory_gb", "peak memory (GB)"),
 )
-"""Columns of `metrics.csv` with a curve of their own, besides the loss."""
+"""Columns of `metrics.csv` with a curve of their own, besides the loss and what tasks found (`TASK/METRIC`)."""
 
 
 def curves(rows: Sequence[Row]) -> str:
     """The curves of a run as one SVG element: the loss above, in pairs below it what else was logged."""
     import matplotlib
 
-    panels = [(name, label) for name, label in PANELS if any(map(_finite, _series(rows, name)))]
+    of_tasks = dict.fromkeys(name for row in rows for name in row if "/" in name)
+    panels = [*PANELS, *((name, name) for name in of_tasks)]
+    panels = [(name, label) for name, label in panels if any(map(_finite, _series(rows, name)))]
     lines = -(-len(panels) // 2)
-    figure = _figure(10, 4.2 + 2.4 * lines)
+    figure = new_figure(10, 4.2 + 2.4 * lines)
     grid = figure.add_gridspec(
         1 + lines, 2, height_ratios=[1.9] + [1] * lines, hspace=0.45, left=0.07, right=0.98, bottom=0.07, top=0.97
     )
