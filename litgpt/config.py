@@ -18,7 +18,7 @@ from litgpt.errors import LitGPTError, MissingFileError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
 from litgpt.families.hf_config import check_layers
-from litgpt.hub_client import CHECKPOINTS, HF_CONFIG_FILE, hf_config_file  # noqa: F401  (the first is public here)
+from litgpt.hub_client import HF_CONFIG_FILE, hf_config_file
 from litgpt.reading import read_json, read_yaml, reading
 
 CONFIG_FILE = "model_config.yaml"

@@ -18,9 +18,10 @@ from litgpt.checkpoint.hub import auto_download
 from litgpt.checkpoint.layout import copy_config_files as copy_config_files
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_pth
-from litgpt.config import CHECKPOINTS, Config
+from litgpt.config import Config
 from litgpt.config import find_multiple as find_multiple
 from litgpt.errors import LitGPTError, MissingFileError, quoted
+from litgpt.hub_client import CHECKPOINTS
 from litgpt.model import GPT
 from litgpt.peft.method import parameter_counts
 from litgpt.runtime import default_precision, output_dir

@@ -37,7 +37,7 @@ RIGHTLY = {
     ("prompts/sandbox.py", "answer(source, context)"): "the answer carries it to the other process",
     ("training/metrics/machine.py", "gigabytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))"): "a number",
     ("training/metrics/progress.py", "say(text)"): "prints",
-    ("training/metrics/progress.py", "self.bar(counters, metrics)"): "makes a text of numbers",
+    ("training/metrics/progress.py", "self._live.stop()"): "rich draws a last time",
     (
         "training/signals.py",
         r"f'\nStopping: all is saved after this step{again}.\n'.encode()",

@@ -23,8 +23,9 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
-from litgpt.config import HF_CONFIG_FILE, Config
+from litgpt.config import Config
 from litgpt.errors import LitGPTError, MissingFileError, UnsupportedError
+from litgpt.hub_client import HF_CONFIG_FILE
 from litgpt.model import GPT
 from litgpt.reading import read_json
 

@@ -24,9 +24,9 @@ from litgpt.checkpoint.layout import (
     indexed_files,
     is_weight_file,
 )
-from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, name_to_config
+from litgpt.config import CONFIG_FILE, name_to_config
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
-from litgpt.hub_client import REPOSITORY_ID, explain_hub_errors, relative_name
+from litgpt.hub_client import HF_CONFIG_FILE, REPOSITORY_ID, explain_hub_errors, relative_name
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
 """What `litgpt download --tokenizer_only` takes: the tokenizer, and the files that say how a text begins and ends."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from litgpt.checkpoint.gguf import GGUF_SUFFIX
-from litgpt.config import CHECKPOINTS as CHECKPOINTS
-from litgpt.config import CONFIG_FILE, HF_CONFIG_FILE, Config
+from litgpt.config import CONFIG_FILE, Config
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
-from litgpt.hub_client import relative_name
+from litgpt.hub_client import CHECKPOINTS as CHECKPOINTS
+from litgpt.hub_client import HF_CONFIG_FILE, relative_name
 from litgpt.prompts.files import PROMPT_STYLE_FILE
 from litgpt.reading import read_json
 

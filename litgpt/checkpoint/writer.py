@@ -24,9 +24,10 @@ from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.layout import TOKENIZER_FILES
 from litgpt.checkpoint.reader import EMBEDDING
 from litgpt.checkpoint.weights import Tensors, WeightTable
-from litgpt.config import HF_CONFIG_FILE, Config
+from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families.composites import is_composite, text_settings
+from litgpt.hub_client import HF_CONFIG_FILE
 from litgpt.reading import read_json
 
 ALIGNMENT = 64

@@ -69,6 +69,9 @@ def convert_and_evaluate(
             overlap. Fewer give every token more context, and take longer.
         model_name: Of a server: which of its models; unset: the first that it lists.
         api_key: Of a server that asks for one.
+
+    Example:
+        litgpt evaluate HuggingFaceTB/SmolLM2-135M-Instruct --tasks perplexity:my_text.txt
     """
     flags = dict(locals())
     if str(checkpoint_dir) == "list" or tasks is None:

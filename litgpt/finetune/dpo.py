@@ -62,6 +62,9 @@ def setup(
         optimizer: A class of torch.optim by name, or class_path and init_args. Its arguments are flags too:
             --optimizer.lr (AdamW's default here: 1e-5), --optimizer.weight_decay, --optimizer.betas and so on.
         lora_dropout: Share of an update's input that is dropped in training; it makes log-probabilities noisy.
+
+    Example:
+        litgpt finetune_dpo HuggingFaceTB/SmolLM2-135M-Instruct --data Preferences --data.path my_pairs.jsonl
     """
     if isinstance(optimizer, dict) and "class_path" not in optimizer:
         optimizer = {"class_path": "AdamW", "init_args": optimizer}

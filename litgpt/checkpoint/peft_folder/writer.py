@@ -33,9 +33,10 @@ from litgpt.checkpoint.peft_folder.reader import (
     source_names,
 )
 from litgpt.checkpoint.weights import WeightTable, interleave_qkv, lazy
-from litgpt.config import HF_CONFIG_FILE, Config
+from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families.base import Interleaved, Join, Same, Split
+from litgpt.hub_client import HF_CONFIG_FILE
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.peft.lora_layers import LoRAExperts, LoRALinear, row_norms, scatter_rows

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.config import CHECKPOINTS
 from litgpt.data.sft.formats import Row
 from litgpt.data.storage.data_files import read_rows, text_in
 from litgpt.errors import ExistingFileError, LitGPTError, MissingFileError, MissingPackageError
+from litgpt.hub_client import CHECKPOINTS
 from litgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -110,5 +110,5 @@ def log_probs_of(fabric: Fabric, model: GPT, dataset: Samples, batching: Batchin
                 sums, _ = objective.log_probs(inputs, targets, micro_batch.lengths)
             found[[start + index for index in indices]] = sums.view(-1, 2).float()
     if fabric.world_size > 1:
-        found = fabric.all_reduce(found, reduce_op="sum")  # type: ignore[assignment]
+        found = fabric.all_reduce(found, reduce_op="sum")
     return found.cpu()
