@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.kernels.linear import faster_with_onednn, onednn_product
+from litgpt.kernels.values import has_values
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear, dense_weight
 
@@ -161,7 +162,7 @@ def head_cross_entropy(
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
     loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-    for rows, row_targets in zip(*(part.split(_rows(vocab_size, 4)) for part in (hidden, targets)), strict=True):
+    for rows, row_targets in zip(*(_split(part, _rows(vocab_size, 4)) for part in (hidden, targets)), strict=True):
         if rows.size(0):
             loss = loss + checkpoint(chunk_loss, rows, row_targets, use_reentrant=False)
     return loss.float()
@@ -185,6 +186,13 @@ def _rows(vocab_size: int, itemsize: int) -> int:
     return max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
 
 
+def _split(tensor: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """Chunks of so many rows; of a tensor without values the first and the last, as those between are like the
+    first."""
+    chunks = tensor.split(rows)
+    return chunks if len(chunks) < 3 or has_values(tensor) else (chunks[0], chunks[-1])
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -192,7 +200,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
         sums = _Sums(hidden, weight, bias, settings)
-        for chunk in rows.split(sums.rows_of_chunk()):
+        for chunk in _split(rows, sums.rows_of_chunk()):
             if chunk.numel():
                 sums.add(hidden, chunk, targets[chunk])
         ctx.sums = sums
@@ -252,7 +260,7 @@ class _Sums:
         few = len(rows)
         if products.device.type == "cpu":
             few = max(1, CACHED_BYTES // (V * settings.wide.itemsize))
-        for some, their_targets in zip(products.split(few), targets.split(few), strict=True):
+        for some, their_targets in zip(_split(products, few), _split(targets, few), strict=True):
             self._to_gradient(some, their_targets)
         if self.hidden is not None:
             multiplied = onednn_product(products, self.matrix.T) if quick else products @ self.matrix
