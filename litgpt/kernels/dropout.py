@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litgpt.kernels.values import has_values
+
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number → the integers of that size."""
 
@@ -27,7 +29,9 @@ def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
     if x.device.type != "cpu" or x.element_size() not in BITS:
         return F.dropout(x, share), 1.0
     dropped = min(round(share * 65536), 65535)
-    out = _Masked.apply(x, keep_mask(x.numel(), dropped).view(x.shape))
+    size = x.numel()
+    mask = keep_mask(size, dropped) if has_values(x) else torch.empty(size, dtype=torch.int16, device=x.device)
+    out = _Masked.apply(x, mask.view(x.shape))
     assert isinstance(out, Tensor)
     return out, 65536 / (65536 - dropped)
 

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.kernels.linear import faster_with_onednn, onednn_product
+from litgpt.kernels.values import has_values
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear, dense_weight
 
@@ -230,9 +231,8 @@ def head_cross_entropy(
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
     loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-    for rows, row_targets in zip(*(part.split(_rows(vocab_size, 4)) for part in (hidden, targets)), strict=True):
-        if rows.size(0):
-            loss = loss + checkpoint(chunk_loss, rows, row_targets, use_reentrant=False)
+    for own in _slices(hidden, _rows(vocab_size, 4)):
+        loss = loss + checkpoint(chunk_loss, hidden[own], targets[own], use_reentrant=False)
     return loss.float()
 
 
@@ -247,8 +247,7 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
 
     parts = [
         checkpoint(chunk_log_probs, hidden[chunk], targets[chunk], use_reentrant=False)
-        for chunk in rows.split(_rows(vocab_size, 4))
-        if chunk.numel()
+        for chunk in (rows[own] for own in _slices(rows, _rows(vocab_size, 4)))
     ]
     start = hidden[:, 0].float() * 0.0 if hidden.dtype.itemsize < 4 else hidden[:, 0] * 0.0
     return start.index_add(0, rows, torch.cat(parts)) if parts else start
@@ -288,6 +287,12 @@ class _Settings:
 def _rows(vocab_size: int, itemsize: int) -> int:
     """Rows of a chunk, a multiple of 16."""
     return max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
+
+
+def _slices(tensor: Tensor, rows: int) -> list[slice]:
+    """Pieces of so many rows; of a tensor without values the first and the last: those between are like the first."""
+    pieces = [slice(start, start + rows) for start in range(0, len(tensor), rows)]
+    return pieces if len(pieces) < 3 or has_values(tensor) else [pieces[0], pieces[-1]]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -378,9 +383,9 @@ class _Sums:
     def add_all(self, hidden: Tensor, targets: Tensor, factors: Tensor | None = None) -> None:
         """Adds all rows that have a target; their gradients are multiplied with `factors`, `(N,)`."""
         rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
-        for chunk in rows.split(self.rows_of_chunk()):
-            if chunk.numel():
-                self.add(hidden, chunk, targets[chunk], None if factors is None else factors[chunk])
+        for own in _slices(rows, self.rows_of_chunk()):
+            chunk = rows[own]
+            self.add(hidden, chunk, targets[chunk], None if factors is None else factors[chunk])
 
     def add(self, hidden: Tensor, chunk: Tensor, targets: Tensor, factors: Tensor | None) -> None:
         """Adds the rows of `hidden` that `chunk` names."""
@@ -395,10 +400,8 @@ class _Sums:
         few = len(rows)
         if products.device.type == "cpu":
             few = max(1, CACHED_BYTES // (V * settings.wide.itemsize))
-        starts = range(0, len(rows), few)
-        for start, some, their_targets in zip(starts, products.split(few), targets.split(few), strict=True):
-            own = slice(start, start + few)
-            losses = self._to_gradient(some, their_targets, None if factors is None else factors[own])
+        for own in _slices(products, few):
+            losses = self._to_gradient(products[own], targets[own], None if factors is None else factors[own])
             self.loss += losses.sum()
             if self.each is not None:
                 self.each[chunk[own]] = losses

@@ -22,6 +22,7 @@ from tests.test_pretrain import TEXT, tiny
 
 MODEL = ROOT / "litgpt" / "assets" / "austen-2m"
 SHORT = ["--train.max_seq_length", "32", "--train.micro_batch_size", "2", "--precision", "32-true"]
+SHORT += ["--plan.peak_tflops", "1"]  # measuring it takes a third of a second
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -60,7 +61,7 @@ def test_every_training_command_is_planned_without_weights_or_data(command, chec
 
 
 def test_what_does_not_fit_is_told_with_what_to_change(checkpoint, capsys):
-    told = plan(capsys, "finetune_full", str(checkpoint), *SHORT, "--plan.memory_gb", "0.5622")
+    told = plan(capsys, "finetune_full", str(checkpoint), *SHORT, "--plan.memory_gb", "0.46")
     assert "does NOT fit" in told
     first = re.search(r"^Change +(.*): ", told, re.M)
     assert first and first[1] == "--train.micro_batch_size 1"
@@ -106,7 +107,7 @@ def test_new_tokens_are_planned(checkpoint, capsys, resized):
     ],
 )
 def test_how_long_it_takes(checkpoint, capsys, flags, sentence):
-    assert sentence in plan(capsys, "finetune_lora", str(checkpoint), *SHORT, "--plan.peak_tflops", "1", *flags)
+    assert sentence in plan(capsys, "finetune_lora", str(checkpoint), *SHORT, *flags)
 
 
 def test_the_size_of_a_checkpoint_is_the_real_one(capsys, tmp_path):

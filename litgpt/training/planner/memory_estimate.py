@@ -32,6 +32,7 @@ from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
 from litgpt.training.loss import NextToken, Objective
 from litgpt.training.metrics.flops import Flops, flops_per_token, numbers_in
 from litgpt.training.optim.optimizers import StepsInBackward, optimizer_for, trained_parameters
+from litgpt.training.planner.heap import Heap
 from litgpt.training.preference.losses import PreferenceLoss
 from litgpt.training.preference.objective import Preferences
 
@@ -77,6 +78,9 @@ class Memory:
     loss: int
     """What head and loss take on top of that."""
     peak: int
+    reserved: int
+    """What the allocator holds at most, with what lies unused between tensors: on a CPU from `Heap`, elsewhere
+    `peak`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ class MemoryEstimate:
 
 
 def estimate_memory(spec: RunSpec) -> MemoryEstimate:
-    """Runs two optimizer steps of at most two micro-batches each on fake tensors.
+    """Runs two micro-batches on fake tensors, each with an optimizer step after it: the second one finds what a run
+    has from its second step on, the optimizer's state and, where gradients are added up, gradients.
 
     Raises:
         LitGPTError: The method, the optimizer or the quantization can't be had.
@@ -125,8 +130,9 @@ def estimate_memory(spec: RunSpec) -> MemoryEstimate:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise LitGPTError(f"This can't be gone through without values: {reason}.") from error
         state = _bytes_of_state(optimizer)
+        reserved = tracker.heap.extent if spec.device.type == "cpu" else tracker.peak
         memory = Memory(
-            weights, quantized, training.gradients, state, training.activations, training.loss, tracker.peak
+            weights, quantized, training.gradients, state, training.activations, training.loss, tracker.peak, reserved
         )
         return MemoryEstimate(
             parameters=sum(numbers_in(model).values()),
@@ -149,11 +155,10 @@ class _FakeTraining:
         model.transformer.ln_f.register_forward_hook(lambda *_: self._trunk_is_done())
 
     def step(self) -> None:
-        """One optimizer step."""
+        """A micro-batch and an optimizer step, after which gradients stay where a step has several micro-batches."""
         spec = self.spec
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for _ in range(min(2, spec.micro_batches)):
-            self._micro_batch()
+        self._micro_batch()
         if self.in_backward is not None:
             self.gradients = max(p.nbytes for p in parameters)  # one at a time
             self.in_backward.norm()
@@ -162,7 +167,8 @@ class _FakeTraining:
         if spec.train.max_norm:
             torch.nn.utils.clip_grad_norm_(parameters, spec.train.max_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if spec.micro_batches == 1:
+            self.optimizer.zero_grad()
 
     def _micro_batch(self) -> None:
         spec, size = self.spec, self.spec.train.micro_batch_size * self.objective.sequences
@@ -228,6 +234,7 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = self.recent_peak = 0
         """`recent_peak`: the most since it was last set."""
+        self.heap = Heap()
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -245,10 +252,12 @@ class MemoryTracker(TorchDispatchMode):
         if key in self._known:
             return
         nbytes = storage.nbytes()
+        chunks = self.heap.allocate(nbytes)
 
         def freed(_: Any) -> None:
             del self._known[key]
             self.live -= nbytes
+            self.heap.free(chunks)
 
         self._known[key] = weakref.ref(storage, freed)
         self.live += nbytes

@@ -33,10 +33,11 @@ from litgpt.training.schedule import RunLimits
 if TYPE_CHECKING:
     from litgpt.training.planner.args import PlanArgs
 
-LIBRARIES = {"cpu": 550_000_000, "cuda": 600_000_000, "mps": 550_000_000}
+LIBRARIES = {"cpu": 430_000_000, "cuda": 600_000_000, "mps": 550_000_000}
 """Bytes that Python, torch and Lightning take before there is a model: of the host's memory, or the GPU's."""
-HEADROOM = 1.25
-"""What is planned for, over what is counted: kernels' work space, and memory that lies between what is used."""
+HEADROOM = {"cpu": 1.0, "cuda": 1.25, "mps": 1.25}
+"""What is planned for, over what is counted: kernels' work space, and memory that lies between what is used; on a CPU
+that is counted, too (`heap.Heap`)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
     )
     estimate = estimate_memory(spec)
     available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device) or sys.maxsize
-    needed = _needed(estimate, device)
+    needed = needed_memory(estimate, device)
     changes = () if needed <= available else tuple(_changes(spec, available))
     tokens_per_sample = (options.tokens_per_sample or length) * (Preferences.sequences if preference else 1)
     return Plan(
@@ -217,8 +218,9 @@ def _peak(options: PlanArgs, device: torch.device, precision: str) -> float:
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
-def _needed(estimate: MemoryEstimate, device: torch.device) -> int:
-    return round(HEADROOM * estimate.memory.peak) + LIBRARIES.get(device.type, 0)
+def needed_memory(estimate: MemoryEstimate, device: torch.device) -> int:
+    """Bytes on one device, libraries included."""
+    return round(HEADROOM[device.type] * estimate.memory.reserved) + LIBRARIES[device.type]
 
 
 def _changes(spec: RunSpec, available: int) -> Iterator[tuple[str, int]]:
@@ -226,7 +228,7 @@ def _changes(spec: RunSpec, available: int) -> Iterator[tuple[str, int]]:
     flags: list[str] = []
     for flag, changed in _savings(spec):
         try:
-            needed = _needed(estimate_memory(changed), spec.device)
+            needed = needed_memory(estimate_memory(changed), spec.device)
         except LitGPTError:
             continue
         flags.append(flag)
@@ -284,7 +286,8 @@ def format_lines(plan: Plan) -> Iterator[str]:
     yield f"  optimizer    {gigabytes(memory.optimizer)}"
     yield f"  activations  {gigabytes(memory.activations)}"
     yield f"  loss         {gigabytes(memory.loss)}"
-    headroom = f"{HEADROOM - 1:.0%} spare and {gigabytes(LIBRARIES.get(spec.device.type, 0))} for libraries"
+    spare = plan.needed - LIBRARIES[spec.device.type] - memory.peak
+    headroom = f"{gigabytes(spare)} that lies unused between and {gigabytes(LIBRARIES[spec.device.type])} for libraries"
     yield f"  at once      {gigabytes(memory.peak)} at most, and {headroom}"
     for number, (flags, needed) in enumerate(plan.changes):
         yield f"{'Change       ' if not number else '             '}{flags}: {gigabytes(needed)}"
