@@ -268,7 +268,7 @@ class Config:
         Raises:
             LitGPTError: The name is not known.
         """
-        row = _named_row(name)
+        row = named_row(name)
         if row is None:
             raise LitGPTError(
                 f"{quoted(name)} is not a known model name.{closest(name, name_to_config)} "
@@ -321,7 +321,7 @@ class Config:
             rows = found.get("padded_vocab_size")
             found = {"vocab_size": rows, **found, "name": name, "family_name": family.name}
             config = cls(**{**found, **_checked(overrides, cls)})
-        known = _named_row(name)
+        known = named_row(name)
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
@@ -346,7 +346,7 @@ class Config:
             return config
         if hf_config is not None:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
-        if _named_row(path.name) is not None:
+        if named_row(path.name) is not None:
             return cls.from_name(path.name, **overrides)
         raise MissingFileError(
             f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds."
@@ -426,7 +426,8 @@ def _hf_config_file(source: str | Path) -> tuple[Path, str]:
     return fetch_file(repo_id, HF_CONFIG_FILE, folders[1], known), repo_id.rpartition("/")[2]
 
 
-def _named_row(name: str) -> dict[str, Any] | None:
+def named_row(name: str) -> dict[str, Any] | None:
+    """The row of a named size, by its name here or on the hub; None: there is none."""
     return name_to_config.get(name) or _by_hub_name().get(name)
 
 
