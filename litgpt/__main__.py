@@ -50,6 +50,9 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
+    "recipes": ("litgpt.cli.recipes:list_recipes", "List the recipes that come with litgpt, with what each needs."),
+    "recipes show": ("litgpt.cli.recipes:show", "Print all values of a recipe."),
+    "recipes cp": ("litgpt.cli.recipes:cp", "Copy a recipe into a file of your own."),
     "data preview": (
         "litgpt.scripts.data_preview:data_preview",
         "Show what a model would learn from data: samples, lengths, what is cut.",
@@ -90,7 +93,8 @@ def overview() -> str:
 
 def split_command(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The name of the command, of one word or two, and what follows it."""
-    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    begins_two = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    words = 2 if arguments[0] in begins_two and not "".join(arguments[1:2]).startswith("-") else 1
     return " ".join(arguments[:words]), arguments[words:]
 
 

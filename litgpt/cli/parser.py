@@ -22,13 +22,14 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from litgpt import data
 from litgpt.args import SECRETS
-from litgpt.cli.config_files import is_url, load_yaml, read_config
+from litgpt.cli.config_files import is_url, load_yaml, located, read_config
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
 from litgpt.cli.spellings import ARGUMENTS, spelled_here
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 ADAMW_RATE = 1e-3
 """What torch's AdamW takes where nothing is said."""
+CONFIG_HELP = "Path or URL of a YAML file with any of the arguments, or the name of one of `litgpt recipes`."
 
 
 def run(name: str, target: str, arguments: Sequence[str]) -> None:
@@ -125,7 +126,11 @@ def build_parser(name: str, command: Callable[..., Any]) -> CommandParser:
     resolve_annotations(command)
     description = (inspect.getdoc(command) or "").partition("\n\n")[0]
     parser = CommandParser(prog=f"litgpt {name}", description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="Path or URL of a YAML file with any of the arguments.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="Path or URL of a YAML file with any of the arguments, or the name of a recipe (see `litgpt recipes`).",
+    )
     parser.add_function_arguments(command, as_group=False, as_positional=True)
     if any(parameter.is_data for parameter in parameters_of(command).values()):
         parser.epilog = (
@@ -160,9 +165,10 @@ class CommandLine:
                 self.read_class_spec(flag, value)
                 continue
             if flag == "config":
-                text = read_config(self.needed(flag, value))
-                self.read_config(text, str(value))
-                tokens = [f"--config={text if is_url(str(value)) else expanded(value)}"]
+                place = located(self.needed(flag, value))
+                text = read_config(place)
+                self.read_config(text, place)
+                tokens = [f"--config={text if is_url(place) else expanded(place)}"]
             elif flag:
                 self.check_flag(flag, value)
                 tokens = self.with_group_read(flag, value) or tokens
