@@ -138,7 +138,7 @@ def test_a_recipe_says_what_differs_and_why(recipe):
     default = defaults(recipe.command, data)
     resolved = parsed(recipe.command, "--config", str(recipe.path))
     said = [key for key, _ in flat(given) if not key.startswith(("model_config.", "optimizer.class_path", "data"))]
-    said += [key for key, _ in flat(given) if key.startswith("data.init_args.")]
+    said += [SPELLED.get(key, key) for key, _ in flat(given) if key.startswith("data.init_args.")]
     assert [key for key in said if resolved.get(key) == default.get(key)] == []
     lines = [line for line in text.partition("\n\n")[2].splitlines() if line.strip()]
     sizes = given.get("model_config", {})
