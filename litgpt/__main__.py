@@ -33,7 +33,8 @@ def overview() -> str:
 
 def split_command(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The name of the command, of one word or two, and what follows it."""
-    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    begins_two = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    words = 2 if arguments[0] in begins_two and not "".join(arguments[1:2]).startswith("-") else 1
     return " ".join(arguments[:words]), arguments[words:]
 
 

@@ -344,7 +344,7 @@ class Config:
         Raises:
             LitGPTError: The name is not known.
         """
-        row = _named_row(name)
+        row = named_row(name)
         if row is None:
             raise LitGPTError(
                 f"{quoted(name)} is not a known model name.{closest(name, name_to_config)} "
@@ -397,7 +397,7 @@ class Config:
             rows = found.get("padded_vocab_size")
             found = {"vocab_size": rows, **found, "name": name, "family_name": family.name}
             config = cls(**{**found, **_checked(overrides, cls)})
-        known = _named_row(name)
+        known = named_row(name)
         if known is None or overrides:
             return config
         row = cls(**deepcopy(known))
@@ -422,7 +422,7 @@ class Config:
             return config
         if hf_config is not None:
             return cls.from_hf(hf_config, name=path.resolve().name, **overrides)
-        if _named_row(path.name) is not None:
+        if named_row(path.name) is not None:
             return cls.from_name(path.name, **overrides)
         raise MissingFileError(
             f"{path} has neither {CONFIG_FILE} nor {HF_CONFIG_FILE}, so it is not known which model it holds."
@@ -483,7 +483,8 @@ def _checked(values: dict[str, Any], cls: type[Config]) -> dict[str, Any]:
     return values
 
 
-def _named_row(name: str) -> dict[str, Any] | None:
+def named_row(name: str) -> dict[str, Any] | None:
+    """The row of a named size, by its name here or on the hub; None: there is none."""
     return name_to_config.get(name) or _by_hub_name().get(name)
 
 

@@ -24,7 +24,7 @@ from litgpt.checkpoint.layout import (
     indexed_files,
     is_weight_file,
 )
-from litgpt.config import CONFIG_FILE, name_to_config
+from litgpt.config import CONFIG_FILE, name_to_config, named_row
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
 from litgpt.hub_client import HF_CONFIG_FILE, REPOSITORY_ID, explain_hub_errors, relative_name
 
@@ -51,8 +51,8 @@ def auto_download(checkpoint_dir: str | Path, access_token: str | None = None) -
     path = Path(checkpoint_dir)
     folder = CHECKPOINTS / path
     if path.exists() or not REPOSITORY_ID.fullmatch(path.as_posix()):
-        if not path.exists() and path.name in name_to_config:
-            hub = name_to_config[path.name]["hf_config"]
+        if not path.exists() and (row := named_row(path.name)):
+            hub = row["hf_config"]
             raise MissingFolderError(f"There is no folder {path}; on the hub that model is {hub['org']}/{hub['name']}.")
         return existing_folder(path)
     if not folder.is_dir() or _unfinished(folder):

@@ -32,13 +32,15 @@ def outline() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="litgpt")
     root.add_argument("--version", action="store_true")
     commands = root.add_subparsers()
-    seconds: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    below: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for name, (target, summary) in COMMANDS.items():
         first, _, second = name.partition(" ")
-        if second and first not in seconds:
-            seconds[first] = commands.add_parser(first, help=summary).add_subparsers()
-        parser = (seconds[first] if second else commands).add_parser(second or name, help=summary)
-        _add_flags(parser, name, target)
+        if first not in parsers:
+            parsers[first] = commands.add_parser(first, help=summary)
+        if second and first not in below:
+            below[first] = parsers[first].add_subparsers()
+        _add_flags(below[first].add_parser(second, help=summary) if second else parsers[first], name, target)
     return root
 
 

@@ -9,11 +9,31 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from litgpt.errors import UsageError
+from litgpt.cli.recipe_files import recipe_path
+from litgpt.errors import LitGPTError, UsageError
 from litgpt.reading import MAX_DEPTH, MAX_TEXT_BYTES, check_yaml
 
 URL_TIMEOUT = 30.0
 """Seconds to wait for a `--config` that is a URL."""
+
+
+def located(place: str) -> str:
+    """Where a configuration lies: `place` itself, or the file of the recipe of that name where no such file is.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    if is_url(place) or is_text(place) or Path(place).expanduser().exists():
+        return place
+    try:
+        return str(recipe_path(place))
+    except LitGPTError as error:
+        raise UsageError(f"Cannot read the configuration {place}: no such file or directory. {error}") from None
+
+
+def is_text(place: str) -> bool:
+    """Whether a configuration is given as such, in place of a file."""
+    return "\n" in place or place.lstrip().startswith("{")
 
 
 def is_url(place: str) -> bool:
@@ -27,7 +47,7 @@ def read_config(place: str) -> str:
     Raises:
         UsageError: It cannot be read.
     """
-    if not is_url(place) and ("\n" in place or place.lstrip().startswith("{")):
+    if not is_url(place) and is_text(place):
         return place
     try:
         with _opened(place) as file:

@@ -25,7 +25,10 @@ SHARED = 4
 KINDS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", list: "LIST", tuple: "LIST"}
 OWN = {
     "help": ("-h, --help", "Show this help and exit."),
-    "config": ("--config FILE", "A YAML file, or its URL, with any of the arguments."),
+    "config": (
+        "--config FILE",
+        "A YAML file, its URL, or the name of a recipe (`litgpt recipes`), with any of the arguments.",
+    ),
     "print_config": (
         "--print_config",
         "Print the configuration that all other arguments make, and exit; =skip_default prints what differs.",

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from litgpt import data
 from litgpt.args import SECRETS
-from litgpt.cli.config_files import is_url, load_yaml, read_config
+from litgpt.cli.config_files import is_url, load_yaml, located, read_config
 from litgpt.cli.help import help_text
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
 from litgpt.cli.spellings import ARGUMENTS, spelled_here
@@ -30,6 +30,7 @@ from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 ADAMW_RATE = 1e-3
 """What torch's AdamW takes where nothing is said."""
+CONFIG_HELP = "Path or URL of a YAML file with any of the arguments, or the name of one of `litgpt recipes`."
 
 
 def run(name: str, target: str, arguments: Sequence[str]) -> None:
@@ -169,9 +170,10 @@ class CommandLine:
                 self.read_class_spec(flag, value)
                 continue
             if flag == "config":
-                text = read_config(self.needed(flag, value))
-                self.read_config(text, str(value))
-                tokens = [f"--config={text if is_url(str(value)) else expanded(value)}"]
+                place = located(self.needed(flag, value))
+                text = read_config(place)
+                self.read_config(text, place)
+                tokens = [f"--config={text if is_url(place) else expanded(place)}"]
             elif flag:
                 self.check_flag(flag, value)
                 tokens = self.with_group_read(flag, value) or tokens

@@ -15,7 +15,7 @@ from litgpt.args import EvalArgs, hyperparameters, portable
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, TOKENIZER_FILES, copy_config_files, find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.writer import save_state
-from litgpt.config import Config, name_to_config
+from litgpt.config import Config, named_row
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
@@ -118,7 +118,7 @@ def choose_config(args: PretrainArguments) -> Config:
         LitGPTError: The name is unknown, or the checkpoint holds another model than asked for.
     """
     asked = args.model_config
-    if asked is None and (args.initial_checkpoint_dir is None or args.model_name in name_to_config):
+    if asked is None and (args.initial_checkpoint_dir is None or named_row(args.model_name)):
         asked = Config.from_name(args.model_name)
     if args.initial_checkpoint_dir is not None:
         config = find_checkpoint(args.initial_checkpoint_dir).config

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from jsonargparse import get_loader
 
 from litgpt import __main__ as entry
 from litgpt.args import EvalArgs, TrainArgs, hyperparameters
@@ -297,49 +296,6 @@ def test_a_model_config_is_given_as_a_file(tmp_path):
 def test_a_model_config_is_given_field_by_field():
     config = given("ck", "--model_config.n_layer", "3", "--model_config.n_embd", "64", "--model_config.n_head", "4")
     assert (config["model_config"].n_layer, config["model_config"].head_size) == (3, 16)
-
-
-def recipe(name: str) -> dict[str, Any]:
-    """One of LitGPT's own YAML files, nested again from its difference to the commonest values."""
-    golden = json.loads((GOLDEN / "recipes.json").read_text())
-    flat = {**golden[name.partition("/")[0]], **golden[name]}
-    for absent in flat.pop("-", ()):
-        del flat[absent]
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, last = key.split(".")
-        place = nested
-        for group in groups:
-            existing = place.get(group)
-            place[group] = place = existing if isinstance(existing, dict) else {}
-        place.setdefault(last, value)
-    return nested
-
-
-RECIPES = [name for name in json.loads((GOLDEN / "recipes.json").read_text()) if name.endswith(".yaml")]
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_litgpts_recipes_mean_the_same_here(folder, name):
-    from importlib import import_module
-
-    from litgpt.data import MODULES
-
-    values = recipe(name)
-    chosen = values["data"] if isinstance(values["data"], str) else values["data"]["class_path"]
-    if chosen.rpartition(".")[2] not in MODULES:
-        del values["data"]  # its data module is not there yet; the rest of the recipe is
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
-    kind = Path(name).stem if name.startswith("finetune") else "pretrain"
-    target = {"pretrain": "pretrain", "full": "finetune_full"}.get(kind, "finetune_lora")
-    module, function = entry.COMMANDS[target][0].split(":")
-    parsed = parse(target, getattr(import_module(module), function), ["--config", "recipe.yaml"])
-    expected = get_loader("yaml")((folder / "recipe.yaml").read_text())
-    assert parsed["optimizer"] == expected["optimizer"]
-    for key in expected.keys() & {"checkpoint_dir", "model_name", "out_dir", "precision", "devices", "lora_r", "seed"}:
-        assert str(parsed[key]) == str(expected[key])
-    for group in ("train", "eval"):
-        assert {field: getattr(parsed[group], field) for field in expected[group]} == expected[group]
 
 
 # ------------------------------------------------------------------------------------------------------- secrets

@@ -14,7 +14,7 @@ from litgpt.args import TrainArgs
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
-from litgpt.config import Config, name_to_config
+from litgpt.config import Config, named_row
 from litgpt.errors import LitGPTError
 from litgpt.lora import LoRA
 from litgpt.peft import Full, Method
@@ -162,7 +162,7 @@ def _checkpoint_of(arguments: Mapping[str, Any]) -> Checkpoint | None:
     if "checkpoint_dir" not in arguments:
         return None
     place = Path(arguments["checkpoint_dir"])
-    if not place.exists() and not (Path("checkpoints") / place).exists() and place.name in name_to_config:
+    if not place.exists() and not (Path("checkpoints") / place).exists() and named_row(place.name):
         return None
     update = find_finetuned(place)
     return find_checkpoint(place) if update is None else update.base
