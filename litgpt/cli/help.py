@@ -27,7 +27,7 @@ OWN = {
     "help": ("-h, --help", "Show this help and exit."),
     "config": (
         "--config FILE",
-        "A YAML file, its URL, or the name of a recipe (`litgpt recipes`), with any of the arguments.",
+        "A YAML file or its URL, with any of the arguments; or a recipe (`litgpt recipes`).",
     ),
     "print_config": (
         "--print_config",

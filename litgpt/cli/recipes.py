@@ -24,6 +24,9 @@ def list_recipes(name: str | None = None, memory_gb: float | None = None) -> Non
 
     Raises:
         LitGPTError: There are none.
+
+    Example:
+        litgpt recipes --memory_gb 24
     """
     found = [
         recipe
