@@ -222,9 +222,9 @@ class Config:
             if getattr(self, own) is None:
                 setattr(self, own, value)
         if self.n_embd % self.n_head and self.head_size is None:
-            raise LitGPTError(
-                f"n_embd ({self.n_embd}) is no multiple of n_head ({self.n_head}); set head_size or change one of them."
-            )
+            if self.latent_attention is None:
+                raise LitGPTError(f"n_embd ({self.n_embd}) is no multiple of n_head ({self.n_head}); set head_size.")
+            self.head_size = self.latent_attention["qk_nope_head_dim"] + self.latent_attention["qk_rope_head_dim"]
         self.head_size = self.head_size or self.n_embd // self.n_head
         if self.padded_vocab_size is None:
             self.padded_vocab_size = find_multiple(self.vocab_size, self.padding_multiple)

@@ -463,6 +463,13 @@ WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "ctrl": ("CTRLConfig", {**GPT2_LIKE, "dff": 48}),
 }
 CASES |= WIDE
+WIDE |= {
+    case: CASES[case]
+    for case in """
+    qwen2-moe qwen2-moe-window qwen3.5-moe glm4-moe solar-open glm4-moe-lite mistral4 phimoe olmoe flex-olmo granite-moe
+    granite-moe-shared dots1 exaone-moe ernie4.5-moe gemma4-experts gemma4-unified lfm2-moe granite-hybrid-dense bamba
+    """.split()
+}
 BY_LENGTH = {"llama-dynamic-rope"}
 """A token's position is another in a longer sequence, so that no cache or pack has what each has by itself."""
 

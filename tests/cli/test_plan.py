@@ -42,9 +42,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def trained(kind: str) -> str:
-    return {"pretrain": "Full", "finetune": "LoRA", "finetune_lora": "LoRA", "finetune_full": "Full"}.get(
-        kind, "AdapterV2" if kind.endswith("v2") else "Adapter"
-    )
+    return {
+        "pretrain": "Full",
+        "finetune": "LoRA",
+        "finetune_lora": "LoRA",
+        "finetune_dpo": "LoRA",
+        "finetune_full": "Full",
+    }.get(kind, "AdapterV2" if kind.endswith("v2") else "Adapter")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -188,17 +188,18 @@ def period(config: Config) -> int:
 
 def planned_gb(recipe: Recipe, config: Config, folder: Path) -> float:
     """What `litgpt plan` finds for a recipe with another model, in GB."""
-    from litgpt.training.planner.planner import make_plan
+    from litgpt.training.planner.planner import HEADROOM, LIBRARIES, make_plan
 
     folder.mkdir()
     write_tokenizer(folder)
     config.save(folder)
     (folder / "lit_model.pth").write_bytes(b"no weights")
-    place = ["--model_config", str(folder / "model_config.yaml")]
-    if recipe.command != "pretrain":
-        place = ["--checkpoint_dir", str(folder)]
-    values = parse(recipe.command, setup_of(recipe.command), ["--config", str(recipe.path), *place])
-    return make_plan(recipe.command, values, PlanArgs(peak_tflops=1.0)).needed / 1e9
+    values = parse(recipe.command, setup_of(recipe.command), ["--config", str(recipe.path)])
+    values |= {"model_config": config} if recipe.command == "pretrain" else {"checkpoint_dir": folder}
+    plan = make_plan(recipe.command, values, PlanArgs(peak_tflops=1.0))
+    if recipe.card_gb is None:
+        return plan.needed / 1e9
+    return (HEADROOM["cuda"] * plan.estimate.memory.peak + LIBRARIES["cuda"]) / 1e9
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
