@@ -28,7 +28,7 @@ def located(place: str) -> str:
     try:
         return str(recipe_path(place))
     except LitGPTError as error:
-        raise UsageError(f"Cannot read the configuration {place}: no such file or directory. {error}") from None
+        raise UsageError(f"Cannot read the configuration {place}: No such file or directory. {error}") from None
 
 
 def is_text(place: str) -> bool:
