@@ -212,9 +212,9 @@ def test_two_epochs_prefer_held_out_answers(tmp_path: Path) -> None:
         data=data,
         method="full",
         precision="32-true",
-        optimizer={"class_path": "AdamW", "init_args": {"lr": 5e-4}},
+        optimizer={"class_path": "AdamW", "init_args": {"lr": 2e-4}},
         train=TrainArgs(
-            epochs=2, global_batch_size=8, micro_batch_size=8, max_seq_length=512, lr_warmup_steps=5, min_lr=0.0
+            epochs=2, global_batch_size=8, micro_batch_size=8, max_seq_length=192, lr_warmup_steps=5, min_lr=0.0
         ),
         eval=EvalArgs(interval=1000, max_new_tokens=0, initial_validation=True),
     )

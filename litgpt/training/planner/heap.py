@@ -21,7 +21,7 @@ RECORD = 112
 """torch's record of a tensor's memory, which lies in the heap as well and is there as long."""
 SETTLED = 5
 """Of so many remainders beside tensors, one is taken by a small object that stays, as long as there are no more of
-these than tensors. So the extent is that of the heaps of training runs (benchmarks/plan.py)."""
+these than tensors. Fitted to the heaps of some training runs with glibc 2.36; benchmarks/plan.py compares."""
 SMALLEST_CHUNK = 32
 
 
