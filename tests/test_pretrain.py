@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.checkpoint.reader import load_model, load_pth
+from litgpt.cli.parser import parse
 from litgpt.config import Config
 from litgpt.data import TextFiles, TokenFiles
 from litgpt.errors import LitGPTError
@@ -240,11 +242,11 @@ class NanoGPTBatches:
 
 
 def test_losses_are_nanogpts_from_its_weights_and_batches(shared_assets, tmp_path):
-    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe = parse("pretrain", setup, ["--config", str(RECIPE)])
     text = (shared_assets / "text" / "tinyshakespeare.txt").read_text()
     symbol_ids = {symbol: number for number, symbol in enumerate(sorted(set(text)))}
     ids = torch.tensor([symbol_ids[symbol] for symbol in text])
-    config = Config(**recipe["model_config"])
+    config = recipe["model_config"]
     cut = int(0.9 * len(ids))
     model = GPT(config)
     torch.manual_seed(1337)
@@ -254,7 +256,7 @@ def test_losses_are_nanogpts_from_its_weights_and_batches(shared_assets, tmp_pat
         model=model,
         train_dataset=batches,
         val_dataset=None,
-        train=TrainArgs(**{**recipe["train"], "log_interval": 1}),
+        train=replace(recipe["train"], log_interval=1),
         eval=EvalArgs(),
         out_dir=tmp_path,
         save=lambda folder: None,
@@ -291,17 +293,9 @@ def first_losses(run: Run, steps: int) -> list[float]:
 @pytest.mark.slow
 def test_the_recipe_reaches_nanogpts_validation_loss(shared_assets, tmp_path):
     """Published: 1.88; nanoGPT measured on the whole validation part: 1.898; 20 random batches scatter by 0.01."""
-    recipe = yaml.safe_load(RECIPE.read_text())
-    init_args = {**recipe["data"]["init_args"], "train_data_path": shared_assets / "text" / "tinyshakespeare.txt"}
-    setup(
-        **{
-            **recipe,
-            "model_config": Config(**recipe["model_config"]),
-            "data": TextFiles(**init_args, cache_dir=tmp_path / "cache"),
-            "train": TrainArgs(**recipe["train"]),
-            "eval": EvalArgs(**{**recipe["eval"], "interval": 1000}),
-            "out_dir": tmp_path / "out",
-        }
-    )
+    text = shared_assets / "text" / "tinyshakespeare.txt"
+    changed = ["--data.train_data_path", str(text), "--data.cache_dir", str(tmp_path / "cache")]
+    changed += ["--eval.interval", "1000", "--out_dir", str(tmp_path / "out")]
+    setup(**parse("pretrain", setup, ["--config", str(RECIPE), *changed]))
     rows = read_metrics(tmp_path / "out" / "logs" / "csv" / "version_0" / "metrics.csv")
     assert [row["val_loss"] for row in rows if "val_loss" in row][-1] == pytest.approx(1.898, abs=0.02)

@@ -105,6 +105,7 @@ def long_rope(original: int) -> dict[str, Any]:
 
 
 TWO_LAYERS = {**LLAMA_LIKE, "num_hidden_layers": 2}
+FEW_EXPERTS = dict(num_experts=6, num_experts_per_tok=2, pad_token_id=None)
 SOME_EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
 ROUTED = dict(
     **TWO_LAYERS,
@@ -179,7 +180,10 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen2MoeConfig",
         {**TWO_LAYERS, **SOME_EXPERTS, "use_sliding_window": True, "sliding_window": 7, "qkv_bias": False},
     ),
-    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**QWEN_NEXT, "num_hidden_layers": 3, "full_attention_interval": 2}),
+    "qwen3.5-moe": (
+        "Qwen3_5MoeTextConfig",
+        {**QWEN_NEXT, "intermediate_size": 24, "num_hidden_layers": 3, "full_attention_interval": 2},
+    ),
     "glm4-moe": ("Glm4MoeConfig", {**ROUTED, "use_qk_norm": True, "attention_bias": True, "head_dim": 16}),
     "solar-open": ("SolarOpenConfig", {**ROUTED, "head_dim": 16}),
     "glm4-moe-lite": ("Glm4MoeLiteConfig", LATENT),
@@ -196,14 +200,14 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {**TWO_LAYERS, "num_local_experts": 5, "sliding_window": 7, "attention_bias": True, "lm_head_bias": True}
         | dict(router_jitter_noise=0.3),
     ),
-    "olmoe": ("OlmoeConfig", {**TWO_LAYERS, **SOME_EXPERTS, "clip_qkv": 0.8}),
-    "flex-olmo": ("FlexOlmoConfig", {**TWO_LAYERS, **SOME_EXPERTS}),
+    "olmoe": ("OlmoeConfig", {**TWO_LAYERS, **FEW_EXPERTS, "clip_qkv": 0.8}),
+    "flex-olmo": ("FlexOlmoConfig", {**TWO_LAYERS, **FEW_EXPERTS}),
     "granite-moe": ("GraniteMoeConfig", GRANITE_LIKE),
     "granite-moe-shared": ("GraniteMoeSharedConfig", {**GRANITE_LIKE, "shared_intermediate_size": 40}),
     "dots1": ("Dots1Config", {**ROUTED, "head_dim": 8, "sliding_window": 7, "max_window_layers": 1}),
     "exaone-moe": (
         "ExaoneMoeConfig",
-        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": "LG"},
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": 2},
     ),
     "ernie4.5-moe": (
         "Ernie4_5_MoeConfig",

@@ -51,6 +51,7 @@ def to_hf(config: Any) -> dict[str, Any]:
 
 
 def solar_from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    left |= {"first_k_dense_replace": 0, "use_qk_norm": False}  # their class has neither
     found = {"rotary_percentage": 1.0, **from_hf(left)}
     return {**found, "intermediate_size": left.pop("intermediate_size", None) or found["moe_intermediate_size"]}
 

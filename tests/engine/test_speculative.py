@@ -115,7 +115,7 @@ def test_sampled_text_has_the_distribution_of_the_large_model(model, sampling):
     engine = SpeculativeEngine(model, draft_of(model, 0.2), 3, slots=100)
     requests = [engine.submit(prompt, replace(sampling, seed=number), max_new_tokens=4) for number in range(n)]
     answers = [request.result() for request in requests]
-    assert 0 < engine.n_accepted < engine.n_drafted
+    assert sampling.penalizing or 0 < engine.n_accepted < engine.n_drafted  # with penalties nothing is drafted
     for place, expected in enumerate(exact_distributions(model, prompt, sampling), 1):
         seen = torch.bincount(torch.tensor([answer[place] for answer in answers]), minlength=len(expected))
         assert not seen[expected == 0].any()
