@@ -132,6 +132,12 @@ def push_experts(config: Any) -> dict[str, Any]:
     }
 
 
+def complete_layer_types(left: dict[str, Any]) -> None:
+    """Puts a list of each layer's kind in the place of a number of dense ones."""
+    first, n_layer = left.pop("first_k_dense_replace", 1), left["num_hidden_layers"]
+    left["mlp_layer_types"] = left.get("mlp_layer_types") or ["dense"] * first + ["sparse"] * (n_layer - first)
+
+
 def layer_types(config: Any) -> list[str]:
     """`mlp_layer_types`."""
     return ["dense" if config.dense(layer) else "sparse" for layer in range(config.n_layer)]

@@ -72,6 +72,7 @@ def exaone_from_hf(left: dict[str, Any]) -> dict[str, Any]:
         layers, every = range(left["num_hidden_layers"]), pattern if isinstance(pattern, str) else "L" * (pattern - 1)
         every = every if isinstance(pattern, str) else every + "G"
         left["layer_types"] = ["sliding_attention" if every[i % len(every)] == "L" else "" for i in layers]
+    deepseek.complete_layer_types(left)
     found = from_hf(left)
     # Where some layers have a window, the others don't rotate.
     return {**found, "rope_layers": found["sliding_window_indices"]}

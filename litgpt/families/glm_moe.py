@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from litgpt.errors import UnsupportedError
 from litgpt.families import deepseek, llama
 from litgpt.families.base import changed, named, size, without
 from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
@@ -128,9 +129,10 @@ def lite_to_hf(config: Any) -> dict[str, Any]:
 
 
 def lite_from_hf(left: dict[str, Any]) -> dict[str, Any]:
-    first, n_layer = left.pop("first_k_dense_replace", 1), left["num_hidden_layers"]
-    kinds = left.pop("mlp_layer_types", None) or ["dense"] * first + ["sparse"] * (n_layer - first)
-    left["mlp_layer_types"] = kinds
+    deepseek.complete_layer_types(left)
+    share = (left.get("rope_parameters") or {}).get("partial_rotary_factor", left.get("partial_rotary_factor"))
+    if share not in (None, 1):
+        raise UnsupportedError("config.json has `partial_rotary_factor`; what rotates here rotates whole.")
     return deepseek.from_hf_3(left)
 
 

@@ -115,6 +115,7 @@ MINICPM_3 = replace(
         "tie_word_embeddings": True,
         "scale_emb": 12,
         "scale_depth": 1.4,
+        "dim_model_base": 256,
         **dict(zip(deepseek.LATENT, (768, 256, 32, 64, None), strict=True)),
     },
 )

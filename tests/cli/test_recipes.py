@@ -125,6 +125,7 @@ def test_every_recipe_of_litgpts_is_there():
 def defaults(command: str, data: str | None) -> dict[str, Any]:
     """What a command gets where nothing is said but the class of its data, with what that needs."""
     needed = {"JSON": ["--data.json_path", "x"], "TextFiles": ["--data.train_data_path", "x"]}
+    needed["Preferences"] = ["--data.path", "x"]
     name = str(data).rpartition(".")[2]
     return parsed(command, "x", *(["--data", name, *needed.get(name, [])] if data else []))
 

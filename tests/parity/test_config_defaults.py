@@ -32,8 +32,8 @@ SIZES = frozenset(
 )
 """Keys that every file has; without them a sentence says what is missing."""
 
-APART = ("Gemma4TextConfig", "Gemma4UnifiedTextConfig")
-"""Each kind of layer has RoPE settings of its own."""
+APART = ("Gemma4TextConfig", "Gemma4UnifiedTextConfig", "SolarOpenConfig", "Glm4MoeLiteConfig")
+"""Each kind of layer has RoPE settings of its own; or theirs makes half a table and rotates whole heads by it."""
 
 
 def as_theirs(kind: str, hf_config: dict[str, Any]) -> dict[str, Any] | None:
