@@ -29,10 +29,10 @@ TOKENS = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365]
 
 @pytest.fixture(scope="module")
 def instructions(shared_assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 samples to train and 32 others to validate on."""
+    """160 samples to train and 32 others to validate on."""
     folder = tmp_path_factory.mktemp("instructions")
     rows = json.loads((shared_assets / "instruct" / "alpaca_en_demo.json").read_text())
-    (folder / "train.json").write_text(json.dumps(rows[:80]))
+    (folder / "train.json").write_text(json.dumps(rows[:160]))
     (folder / "val.json").write_text(json.dumps(rows[500:532]))
     return folder
 
@@ -40,7 +40,7 @@ def instructions(shared_assets: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def finetuned(smollm2: Path, instructions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out_dir = tmp_path_factory.mktemp("out")
-    steps = dict(global_batch_size=8, micro_batch_size=4, epochs=1, lr_warmup_steps=2, max_seq_length=128)
+    steps = dict(global_batch_size=8, micro_batch_size=4, epochs=1, lr_warmup_steps=3, max_seq_length=128)
     lora.setup(
         smollm2,
         out_dir=out_dir,
