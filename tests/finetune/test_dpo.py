@@ -197,17 +197,14 @@ def test_it_is_planned_as_pairs(lit_folder: Path, capsys: pytest.CaptureFixture[
 
 # ------------------------------------------------------------------------------------------------- the real thing
 
-SHARED = Path("/work/shared/assets")
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the stories and the pairs of the shared assets")
-def test_two_epochs_prefer_held_out_answers(tmp_path: Path) -> None:
+def test_two_epochs_prefer_held_out_answers(shared_assets: Path, stories260k: Path, tmp_path: Path) -> None:
     data = Preferences(
-        path=SHARED / "instruct" / "dpo_en_demo.json", val_split_fraction=0.2, prompt_style="default", seed=3
+        path=shared_assets / "instruct" / "dpo_en_demo.json", val_split_fraction=0.2, prompt_style="default", seed=3
     )
     dpo.setup(
-        SHARED / "models" / "stories260k",
+        stories260k,
         out_dir=tmp_path,
         data=data,
         method="full",
