@@ -362,7 +362,7 @@ def test_hyperparameters_are_a_configuration(folder):
         (["finetune", "ck", "--model_config.n_layr", "3"], "Closest: model_config.n_layer"),
         (["finetune", "ck", "--model_config.n_layer", "x"], "--model_config.n_layer: x is not a whole number"),
         (["finetune", "ck", "--optimizer.lr"], "--optimizer.lr needs a value"),
-        (["finetune", "ck", "--config", "absent.yaml"], "absent.yaml: no such file or directory. There is no recipe"),
+        (["finetune", "ck", "--config", "absent.yaml"], "absent.yaml: No such file or directory. There is no recipe"),
         (["finetune", "ck", "--config", "broken.yaml"], "broken.yaml: line 2 is not valid YAML"),
         (["finetune", "ck", "--config", "list.yaml"], "a configuration is `name: value` lines"),
         (["finetune", "ck", "--config", "keys.yaml"], "no argument 'tran'. Closest: train"),
