@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from litgpt.deploy.protocol.errors import APIError
 from litgpt.deploy.protocol.schemas import (
@@ -33,6 +33,7 @@ from litgpt.deploy.protocol.schemas import (
     Tool,
     ToolCall,
     ToolChoice,
+    by_type,
 )
 
 STATUS = Literal["in_progress", "completed", "incomplete"]
@@ -97,22 +98,12 @@ class ReasoningItem(Body):
     status: STATUS | None = None
 
 
-def _kind(given: Any) -> str | None:
-    """The name of an item's kind, for pydantic."""
-    kind = (given.get("type") or "message") if isinstance(given, dict) else getattr(given, "type", None)
-    return kind.title() if isinstance(kind, str) else None
-
-
 Item = Annotated[
     Annotated[MessageItem, Tag("Message")]
     | Annotated[CallItem, Tag("Function_Call")]
     | Annotated[CallOutputItem, Tag("Function_Call_Output")]
     | Annotated[ReasoningItem, Tag("Reasoning")],
-    Discriminator(
-        _kind,
-        custom_error_type="unknown_item",
-        custom_error_message="its type is none of message, function_call, function_call_output and reasoning",
-    ),
+    by_type("message, function_call, function_call_output and reasoning", default="message"),
     READ,
 ]
 

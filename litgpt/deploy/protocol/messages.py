@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from litgpt.deploy.protocol.errors import APIError
 from litgpt.deploy.protocol.schemas import (
@@ -31,6 +31,7 @@ from litgpt.deploy.protocol.schemas import (
     Tool,
     ToolCall,
     ToolChoice,
+    by_type,
 )
 from litgpt.deploy.protocol.thinking import tags_of
 
@@ -79,22 +80,12 @@ class ToolResultBlock(Cached):
     is_error: bool | None = None
 
 
-def _kind(given: Any) -> str | None:
-    """The name of a block's kind, for pydantic."""
-    kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
-    return kind.title() if isinstance(kind, str) else None
-
-
 Block = Annotated[
     Annotated[TextBlock, Tag("Text")]
     | Annotated[ThinkingBlock, Tag("Thinking")]
     | Annotated[ToolUseBlock, Tag("Tool_Use")]
     | Annotated[ToolResultBlock, Tag("Tool_Result")],
-    Discriminator(
-        _kind,
-        custom_error_type="unknown_block",
-        custom_error_message="its type is none of text, thinking, tool_use and tool_result",
-    ),
+    by_type("text, thinking, tool_use and tool_result"),
     READ,
 ]
 PROMPT = str | MANY_PARTS[Annotated[TextBlock, READ]]

@@ -10,7 +10,7 @@ import re
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
 
 NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 BIASES = 1024
@@ -307,3 +307,18 @@ class DetokenizeRequest(Body):
 
     model: NAME | None = None
     tokens: MANY_TOKENS
+
+
+def by_type(known: str, default: str | None = None) -> Discriminator:
+    """Chooses among the tagged members of a union by the `type` that is given; a tag is the type as a title.
+
+    Args:
+        known: The types, in words, for the refusal of others.
+        default: What stands for a type that is left out.
+    """
+
+    def tag(given: Any) -> str | None:
+        kind = (given.get("type") or default) if isinstance(given, dict) else getattr(given, "type", None)
+        return kind.title() if isinstance(kind, str) else None
+
+    return Discriminator(tag, custom_error_type="unknown_type", custom_error_message=f"its type is none of {known}")
