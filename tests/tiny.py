@@ -185,7 +185,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {**QWEN_NEXT, "intermediate_size": 24, "num_hidden_layers": 3, "full_attention_interval": 2},
     ),
     "glm4-moe": ("Glm4MoeConfig", {**ROUTED, "use_qk_norm": True, "attention_bias": True, "head_dim": 16}),
-    "solar-open": ("SolarOpenConfig", {**ROUTED, "head_dim": 16}),
+    "solar-open": ("SolarOpenConfig", {**ROUTED, "head_dim": 16, "intermediate_size": 24}),
     "glm4-moe-lite": ("Glm4MoeLiteConfig", LATENT),
     "mistral4": (
         "Mistral4Config",
