@@ -40,7 +40,7 @@ def from_hf_3(left: dict[str, Any]) -> dict[str, Any]:
     return {
         **from_hf(left),
         "embedding_multiplier": float(left.pop("scale_emb")),
-        "residual_multiplier": depth / math.sqrt(left["num_hidden_layers"]),
+        "residual_multiplier": 1.0 if depth is None else depth / math.sqrt(left["num_hidden_layers"]),
         "logits_divisor": left["hidden_size"] / (base or left["hidden_size"]),
     }
 

@@ -63,7 +63,7 @@ asked = st.tuples(
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None)
 @given(requests=st.lists(asked, min_size=2, max_size=7), slots=st.integers(1, 5))
 def test_whatever_else_runs_and_ran(numbers, requests, slots):
     engine = engine_for("llama-grouped", numbers, slots)
