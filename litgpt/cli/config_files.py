@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader
+from jsonargparse import get_loader, set_loader
 
 from litgpt.cli.recipe_files import recipe_path
-from litgpt.errors import LitGPTError, UsageError
+from litgpt.errors import LitGPTError, UsageError, quoted
 from litgpt.reading import MAX_DEPTH, MAX_TEXT_BYTES, check_yaml
 
 URL_TIMEOUT = 30.0
@@ -65,6 +65,10 @@ def _opened(place: str) -> Any:
     return urllib.request.urlopen(place, timeout=URL_TIMEOUT) if is_url(place) else Path(place).expanduser().open("rb")
 
 
+# The parser's own loader stumbles over some texts (`?`, `3:`, `2026-13-45`); they are plain text like others.
+set_loader("yaml", get_loader("yaml"), exceptions=(yaml.YAMLError, TypeError, ValueError))
+
+
 def load_yaml(text: str, where: str) -> Any:
     """The value of a YAML text, read as the parser reads it (`1e-4` is a number).
 
@@ -78,6 +82,8 @@ def load_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{where}:{line} is not valid YAML ({getattr(error, 'problem', error)}).") from error
+    except TypeError as error:
+        raise UsageError(f"{where}: {quoted(text)} is no value.") from error
     except RecursionError as error:
         raise UsageError(f"{where} is nested more than {MAX_DEPTH} levels deep; use fewer.") from error
     except ValueError as error:

@@ -283,7 +283,7 @@ class CommandLine:
         """Checks the keys of a configuration, imports the data module it names, and remembers its optimizer."""
         config = load_yaml(text, where)
         if not isinstance(config, dict):
-            raise UsageError(f"{where}: a configuration is `name: value` lines, not {type(config).__name__}.")
+            raise UsageError(f"{where}: a configuration is `name: value` lines, not {quoted(config)}.")
         for name, value in config.items():
             parameter = self.parameters.get(name)
             if parameter is None:
@@ -302,7 +302,7 @@ class CommandLine:
     def check_fields(self, parameter: Parameter, given: Any, where: str) -> None:
         """Refuses keys of a group that are not fields of its dataclass."""
         if not isinstance(given, dict):
-            raise UsageError(f"{where}: --{parameter.name} takes `name: value` lines, not {type(given).__name__}.")
+            raise UsageError(f"{where}: --{parameter.name} takes `name: value` lines, not {quoted(given)}.")
         known = parameters_of(parameter.group) if parameter.group else {}
         given = init_args_of(given, where) if "class_path" in given else given
         for name in given:
@@ -408,7 +408,7 @@ def init_args_of(spec: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
     found = spec.get("init_args") or {}
     if not isinstance(found, dict):
-        raise UsageError(f"{where}: init_args are `name: value` lines, not {type(found).__name__}.")
+        raise UsageError(f"{where}: init_args are `name: value` lines, not {quoted(found)}.")
     return found
 
 

@@ -371,7 +371,7 @@ def test_hyperparameters_are_a_configuration(folder):
         (["finetune", "ck", "--config", "data.yaml"], "JSON has no argument 'path'"),
         (["finetune", "ck", "--train", "absent.yaml"], "absent.yaml: No such file"),
         (["finetune", "ck", "--train", "epoch.yaml"], "train has no argument 'epoch'. Closest: epochs"),
-        (["finetune", "ck", "--train", "list.yaml"], "--train takes `name: value` lines, not list"),
+        (["finetune", "ck", "--train", "list.yaml"], "--train takes `name: value` lines, not ["),
         (["finetune", "--config", "short.yaml"], "needs CHECKPOINT_DIR"),
         (["finetune", "ck", "--data", "JSON", "--data.json_path"], "--data.json_path needs a value"),
         (["finetune", "ck", "--config"], "--config needs a value"),
@@ -394,6 +394,17 @@ def test_a_command_line_that_cannot_be_understood_gets_one_sentence(folder, run,
     assert (code, printed) == (2, "")
     assert error.startswith("litgpt: ") and error.count("\n") == 1
     assert sentence in error
+
+
+@pytest.mark.parametrize("text", ["?", "3:", "2026-13-45", "*x", "- -", "{", "<<: 1", "@x", "`", "%"])
+def test_a_text_over_which_yaml_stumbles_is_a_text(folder, run, text):
+    if text != "- -":
+        assert given(text)["checkpoint_dir"] == Path(text)
+    for flag in ("--data", "--train.epochs", "--train", "--config", "--optimizer", "--devices"):
+        code, printed, error = run("finetune", "ck", flag, text)
+        if code != 0 or flag not in ("--devices", "--optimizer"):
+            assert (code, printed) == (2, "") and error.startswith("litgpt: ") and error.count("\n") == 1, flag
+            assert "operand" not in error
 
 
 @pytest.mark.parametrize(
