@@ -74,9 +74,8 @@ def make_router(service: Service) -> APIRouter:
         service.check_length(len(body.tokens), "tokens")
         if any(not 0 <= token < 2**31 for token in body.tokens):
             raise APIError(400, "A token id is from 0 to 2147483647.", "tokens")
-        return JSONAnswer(
-            {"prompt": served_model.inference_model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
-        )
+        tokenizer = served_model.inference_model.tokenizer
+        return JSONAnswer({"prompt": await service.prepare(tokenizer.decode, body.tokens, False)})
 
     return router
 
