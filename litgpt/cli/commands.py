@@ -44,6 +44,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("litgpt.deploy.serve:run_server", "Serve a model over HTTP."),
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
     "finetune_dpo": ("litgpt.finetune.dpo:setup", "Train a model on preferences (DPO, IPO, SimPO, ORPO, KTO)."),
+    "finetune_distill": ("litgpt.finetune.distill:setup", "Train a model on what a teacher holds likely."),
+    "distill prepare": ("litgpt.scripts.distill_prepare:prepare", "Write down once what a teacher holds likely."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
     "recipes": ("litgpt.cli.recipes:list_recipes", "List the recipes that come with litgpt, with what each needs."),
     "recipes show": ("litgpt.cli.recipes:show", "Print all values of a recipe."),

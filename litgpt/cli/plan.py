@@ -20,6 +20,7 @@ COMMANDS = {
     "finetune_adapter": "litgpt.finetune.adapter",
     "finetune_adapter_v2": "litgpt.finetune.adapter_v2",
     "finetune_dpo": "litgpt.finetune.dpo",
+    "finetune_distill": "litgpt.finetune.distill",
 }
 """Commands that can be planned → the modules with their `setup`."""
 
