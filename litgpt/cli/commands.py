@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
     "finetune_dpo": ("litgpt.finetune.dpo:setup", "Train a model on preferences (DPO, IPO, SimPO, ORPO, KTO)."),
     "finetune_distill": ("litgpt.finetune.distill:setup", "Train a model on what a teacher holds likely."),
+    "finetune_grpo": ("litgpt.finetune.grpo:setup", "Train a model by rewards of its answers (GRPO and its kin)."),
     "distill prepare": ("litgpt.scripts.distill_prepare:prepare", "Write down once what a teacher holds likely."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
     "recipes": ("litgpt.cli.recipes:list_recipes", "List the recipes that come with litgpt, with what each needs."),

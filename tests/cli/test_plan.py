@@ -47,6 +47,7 @@ def trained(kind: str) -> str:
         "finetune": "LoRA",
         "finetune_lora": "LoRA",
         "finetune_dpo": "LoRA",
+        "finetune_grpo": "LoRA",
         "finetune_distill": "Full",
         "finetune_full": "Full",
     }.get(kind, "AdapterV2" if kind.endswith("v2") else "Adapter")
