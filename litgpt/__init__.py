@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from litgpt.api import LLM as LLM
     from litgpt.config import Config as Config
+    from litgpt.finetune.trainer import Trainer as Trainer
     from litgpt.model import GPT as GPT
     from litgpt.prompts import PromptStyle as PromptStyle
     from litgpt.scripts.validate import CheckpointValidationResult as CheckpointValidationResult
@@ -24,6 +25,7 @@ _HOME = {
     "Config": "litgpt.config",
     "PromptStyle": "litgpt.prompts",
     "Tokenizer": "litgpt.tokenizer",
+    "Trainer": "litgpt.finetune.trainer",
     "CheckpointValidationResult": "litgpt.scripts.validate",
     "validate_checkpoint": "litgpt.scripts.validate",
     "estimate_model_memory": "litgpt.scripts.validate",
@@ -36,6 +38,7 @@ __all__ = [
     "Config",
     "PromptStyle",
     "Tokenizer",
+    "Trainer",
     "estimate_model_memory",
     "validate_checkpoint",
 ]

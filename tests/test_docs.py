@@ -149,6 +149,26 @@ def test_the_tutorial_on_preferences_works(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_tutorials_on_distilling_and_rewarding_work(tmp_path, monkeypatch, capsys):
+    in_a_copy_of_the_top_folder(tmp_path, monkeypatch)
+    few = " --train.max_steps 1 --eval.final_validation false --eval.initial_validation false"
+    starts = ("finetune_distill litgpt/assets", "distill prepare", "plan")
+    lines = commands_of("distillation", *(f"litgpt {name}" for name in starts))
+    run_commands([line + few if line.startswith("litgpt finetune") else line for line in lines], tmp_path, monkeypatch)
+    made, environment, loop = fences(ROOT / "tutorials" / "reinforcement.md", "python")
+    exec(made, {})
+    lines = commands_of("reinforcement", "litgpt finetune_grpo litgpt/assets", "litgpt plan")
+    few = few.replace("max_steps 1", "max_steps 2")
+    run_commands([line + few if line.startswith("litgpt finetune") else line for line in lines], tmp_path, monkeypatch)
+    tools: dict = {}
+    exec(environment, tools)
+    assert tools["calculator"]("", "It is 12+30=") == "42" and tools["calculator"]("", "It is 42.") is None
+    exec(loop, {})
+    for folder in ("distilled/final", "rewarded/final", "own_loop"):
+        assert list((tmp_path / "out" / folder).glob("lit_model.pth*")), folder
+
+
+@pytest.mark.slow
 def test_the_tutorials_on_generating_and_converting_work(tmp_path, monkeypatch, capsys):
     run_commands(commands_of("generate", "litgpt generate"), tmp_path, monkeypatch)
     run_commands(commands_of("download", "litgpt validate"), tmp_path, monkeypatch)

@@ -20,6 +20,8 @@ COMMANDS = {
     "finetune_adapter": "litgpt.finetune.adapter",
     "finetune_adapter_v2": "litgpt.finetune.adapter_v2",
     "finetune_dpo": "litgpt.finetune.dpo",
+    "finetune_distill": "litgpt.finetune.distill",
+    "finetune_grpo": "litgpt.finetune.grpo",
 }
 """Commands that can be planned → the modules with their `setup`."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from litgpt.data.mixture import Mixture as Mixture
     from litgpt.data.openwebtext import OpenWebText as OpenWebText
     from litgpt.data.preferences import Preferences as Preferences
+    from litgpt.data.prompts_to_answer import Prompts as Prompts
     from litgpt.data.text_files import TextFiles as TextFiles
     from litgpt.data.tinyllama import TinyLlama as TinyLlama
     from litgpt.data.tinystories import TinyStories as TinyStories

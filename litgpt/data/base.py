@@ -35,6 +35,8 @@ class DataModule(ABC):
     """Prints counts and choices for the user."""
     compares: bool = False
     """Whether samples are answers to compare, not text to learn."""
+    asks: bool = False
+    """Whether samples are prompts alone, for the model to answer in training."""
     pretraining: bool = False
     """Whether samples are to be blocks of one long stream of tokens, all of them targets."""
 

@@ -110,6 +110,8 @@ def _module(number: int, source: dict[str, Any]) -> DataModule:
         found: DataModule = cls(**arguments)
         if getattr(found, "compares", False):
             raise LitGPTError(f"data.sources[{number}]: {name} has answers to compare, which can't be mixed with text.")
+        if getattr(found, "asks", False):
+            raise LitGPTError(f"data.sources[{number}]: {name} has prompts alone, which can't be mixed with text.")
         return found
     except LitGPTError:
         raise

@@ -21,6 +21,7 @@ MODULES: dict[str, str] = {
     "Mixture": "litgpt.data.mixture:Mixture",
     "OpenWebText": "litgpt.data.openwebtext:OpenWebText",
     "Preferences": "litgpt.data.preferences:Preferences",
+    "Prompts": "litgpt.data.prompts_to_answer:Prompts",
     "TextFiles": "litgpt.data.text_files:TextFiles",
     "TinyLlama": "litgpt.data.tinyllama:TinyLlama",
     "TinyStories": "litgpt.data.tinystories:TinyStories",

@@ -133,6 +133,10 @@ class Request:
         """One for each token of `output`, where `sampling.logprobs` asks for them; stop sequences have none."""
         self.n_generated = 0
         """Tokens generated, stop sequences included."""
+        self.ending: list[int] = []
+        """The stop sequence that ended it."""
+        self.noted: list[Logprob] = []
+        """As `logprobs`, the stop sequence's too."""
         self.n_shared = 0
         """Tokens of the prompt whose keys and values were there already."""
         self.finish_reason: FinishReason | None = None
@@ -207,9 +211,11 @@ class Request:
         self.output.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
+            self.noted.append(logprob)
         is_text = self._match is None or self._match.accept(token)
         stopped = self._stops.matched(self.output) or int(not is_text)
         if stopped:
+            self.ending = self.output[-stopped:]
             del self.output[-stopped:]
             del self.logprobs[len(self.output) :]
             self.finish("stop")

@@ -114,6 +114,11 @@ class Grammar:
                 ) from None
         return None if json_schema is None else cls.json_schema(json_schema, tokenizer)
 
+    def accepts(self, tokens: Sequence[int]) -> bool:
+        """Whether these tokens, as a whole, keep to it."""
+        matcher = self._start.deep_copy()
+        return bool(matcher.try_consume_tokens(list(tokens)) == len(tokens) and matcher.is_accepting())
+
     def start(self) -> Match:
         """The grammar before the first token of an answer."""
         return Match(self._start.deep_copy(), self._vocabulary)

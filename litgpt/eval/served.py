@@ -50,19 +50,19 @@ class ServedModel:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """As asked, from the log-probabilities of the tokens that begin in the continuation; the first token of all,
         which the server doesn't predict, does not count."""
-        return self._each("Continuations", lambda pair: self._likelihood(pair[0] + pair[1], len(pair[0])), pairs)
+        return self.each("Continuations", lambda pair: self._likelihood(pair[0] + pair[1], len(pair[0])), pairs)
 
     def rolling(self, texts: Sequence[str], windows: Windows) -> list[Likelihood]:
         """As asked; a text is a prompt of its own. Windows need the server's `/tokenize`."""
         if windows == Windows() and self.context is None:
-            return self._each("Texts", lambda text: self._likelihood(text, 0), texts)
+            return self.each("Texts", lambda text: self._likelihood(text, 0), texts)
         if self.context is None:
             raise UnsupportedError(f"{self.url} has no route /tokenize, which window and stride need; leave them out.")
         found = []
         for text in texts:
             tokens = self._ask("/tokenize", {"model": self.model, "prompt": text}, above=True)["tokens"]
             rows = windows.over(tokens[1:], tokens[0], self.context)
-            parts = self._each("Windows", lambda row: self._likelihood([*row[0], *row[1]], len(row[0])), rows)
+            parts = self.each("Windows", lambda row: self._likelihood([*row[0], *row[1]], len(row[0])), rows)
             found.append(
                 Likelihood(
                     sum(part.logprob for part in parts),
@@ -74,7 +74,7 @@ class ServedModel:
 
     def answer(self, prompts: Sequence[str], how: Sequence[Answering]) -> list[str]:
         """As asked."""
-        return self._each("Answers", lambda one: self._answer(*one), list(zip(prompts, how, strict=True)))
+        return self.each("Answers", lambda one: self._answer(*one), list(zip(prompts, how, strict=True)))
 
     def chat_prompt(self, messages: Sequence[Message]) -> str:
         """Servers put conversations into a model's style themselves, and don't tell it.
@@ -90,13 +90,13 @@ class ServedModel:
         body |= {"temperature": sampling.temperature}
         body |= {} if sampling.seed is None else {"seed": sampling.seed}
         body |= {"stop": list(how.stop[:4])} if how.stop else {}  # OpenAI takes no more
-        text = str(self._choice(body).get("text", ""))
+        text = str(self.choice(body).get("text", ""))
         return text[: min((at for stop in how.stop if (at := text.find(stop)) >= 0), default=len(text))]
 
     def _likelihood(self, prompt: str | list[int], begin: int) -> Likelihood:
         """Of a prompt from its token, or in a text its character, number `begin` on."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": 0, "temperature": 0, "echo": True, "logprobs": 1}
-        found: Any = self._choice(body).get("logprobs")
+        found: Any = self.choice(body).get("logprobs")
         try:
             places = range(len(found["tokens"])) if isinstance(prompt, list) else found["text_offset"]
             rows = list(zip(places, found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True))
@@ -111,7 +111,7 @@ class ServedModel:
             ) from None
         return Likelihood(logprob, greedy, len(rows))
 
-    def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
+    def choice(self, body: dict[str, Any]) -> dict[str, Any]:
         choices = self._ask("/completions", body).get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise LitGPTError(f"{self.url}/completions gave no choices; it is no server with OpenAI's completions.")
@@ -127,7 +127,7 @@ class ServedModel:
         length = found.get("max_model_len")
         return length - 1 if isinstance(found.get("tokens"), list) and isinstance(length, int) else None
 
-    def _each(self, what: str, ask: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    def each(self, what: str, ask: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Asks several at once; their answers in order."""
         progress = Progress(what, len(items))
         found: list[U] = []

@@ -25,7 +25,7 @@ from litgpt.eval.during_training import check_tasks, tasks_of
 from litgpt.model import GPT
 from litgpt.peft import Method, owned_state
 from litgpt.peft.lora import OVERRIDABLE, LoRA
-from litgpt.prompts import save_prompt_style
+from litgpt.prompts import PromptStyle, save_prompt_style
 from litgpt.runtime import make_fabric, parameter_dtype, pick_device, quantized_precision
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import check_finetuning
@@ -35,7 +35,7 @@ from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
 from litgpt.training.optim.optimizers import check_optimizer, dotted
 from litgpt.training.retention import output_folder, refuse_overwriting
-from litgpt.training.run import Result, TrainingArguments
+from litgpt.training.run import Result, Rollouts, TrainingArguments
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class FinetuneArguments(TrainingArguments):
             raise LitGPTError(
                 "--data Preferences is for finetune_dpo; --data Conversations learns the chosen answers of such files."
             )
+        if getattr(data, "asks", False):
+            raise LitGPTError(
+                "--data Prompts is for finetune_grpo; --data Conversations learns answers that are there."
+            )
         if self.loss == "dft" and (self.train.label_smoothing or self.train.z_loss):
             raise LitGPTError(
                 "--loss dft weighs the loss of the target alone: leave out train.label_smoothing and train.z_loss."
@@ -68,6 +72,15 @@ class FinetuneArguments(TrainingArguments):
     def objective(self, start: Start) -> Callable[[GPT], Objective] | None:
         """What is minimised; None: cross-entropy, as `train` says."""
         return partial(NextToken, dft=True) if self.loss == "dft" else None
+
+    def rollouts(self, start: Start) -> Rollouts | None:
+        """What makes the samples of a step from those of the data; None: they are learned as they are."""
+        return None
+
+    def evaluate(self, start: Start) -> Callable[[int], Mapping[str, float]] | None:
+        """What is found out, beside the loss, whenever there is a validation."""
+        style = getattr(start.data, "prompt_style", None)
+        return tasks_of(self.eval, start.model, start.tokenizer, style)
 
     def fixed(self) -> dict[str, Any]:
         """Options, by flag, that a resumed run must not change."""
@@ -82,6 +95,7 @@ class Start:
     data: DataModule
     fabric: Fabric
     checkpoint: Checkpoint
+    tokenizer: Tokenizer
     update: Finetuned | None
     """What the method goes on with."""
     precision: str
@@ -125,9 +139,16 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     if update is not None:
         update.load_into(model)
     make_datasets(args, data, tokenizer, model, fabric)
-    objective = args.objective(
-        Start(model=model, data=data, fabric=fabric, checkpoint=checkpoint, update=update, precision=precision)
+    start = Start(
+        model=model,
+        data=data,
+        fabric=fabric,
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        update=update,
+        precision=precision,
     )
+    objective, rollouts = args.objective(start), args.rollouts(start)
     of_method = {f"lora_{name}": value for name, value in method.settings().items() if name != "vocabulary"}
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
     written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data)
@@ -135,15 +156,16 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
         model=model,
         train_dataset=data.train_dataset,
         val_dataset=data.val_dataset,
-        save=lambda folder: save(folder, args, data, model, checkpoint, written, base),
+        save=lambda folder: save(folder, method, getattr(data, "prompt_style", None), model, checkpoint, written, base),
         fabric=fabric,
         objective=objective,
+        rollouts=rollouts,
         base=base,
         owns=method.owns,
         rate_factor=method.rate_factor,
         weights_file=f"{LIT_MODEL}{method.suffix}",
         sample=Example(args, data, tokenizer, model, fabric),
-        evaluate=tasks_of(args.eval, model, tokenizer, getattr(data, "prompt_style", None)),
+        evaluate=args.evaluate(start),
         loggers=named_loggers(args.logger_name, args.out_dir, args.log) if fabric.is_global_zero else (),
         settings=settings,
         fixed={
@@ -230,8 +252,8 @@ def _size(dataset: Sized | None) -> int:
 
 def save(
     folder: Path,
-    args: FinetuneArguments,
-    data: DataModule,
+    method: Method,
+    style: PromptStyle | None,
     model: GPT,
     checkpoint: Checkpoint,
     settings: dict[str, Any],
@@ -239,15 +261,14 @@ def save(
 ) -> None:
     """Writes what was trained into `folder`, with all that is needed to use it."""
     save_state(
-        folder / f"{LIT_MODEL}{args.method.suffix}",
-        owned_state(model, args.method.owns),
+        folder / f"{LIT_MODEL}{method.suffix}",
+        owned_state(model, method.owns),
         wrap="model",
         beside={BASE: base[0]} if base else None,
     )
     copy_config_files(checkpoint.dir, folder)
     model.config.save(folder)
     (folder / HYPERPARAMETERS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    style = getattr(data, "prompt_style", None)
     if style is not None:
         save_prompt_style(style, folder)
 

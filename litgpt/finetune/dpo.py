@@ -69,18 +69,10 @@ def setup(
     if isinstance(optimizer, dict) and "class_path" not in optimizer:
         optimizer = {"class_path": "AdamW", "init_args": optimizer}
     arguments = arguments_of(setup, locals())
-    from litgpt.errors import UsageError
     from litgpt.finetune.base import finetune
+    from litgpt.finetune.methods import chosen_method
     from litgpt.finetune.preferences import PreferenceArguments
-    from litgpt.peft.named import named_method
     from litgpt.training.preference.losses import preference_loss
 
-    defaults = inspect.signature(setup).parameters
-    of_lora = [name for name in arguments if name.startswith("lora_")]
-    if method != "lora" and (moved := [name for name in of_lora if arguments[name] != defaults[name].default]):
-        raise UsageError(f"--{moved[0]} is for --method lora, and this one is {method}; leave it out.")
-    if method == "full" and arguments["quantize"] is not None:
-        raise UsageError("--quantize keeps frozen weights in few bits, and --method full trains them; leave it out.")
-    chosen = named_method(method, arguments)
-    arguments = {name: value for name, value in arguments.items() if name not in of_lora}
+    chosen, arguments = chosen_method(method, arguments, inspect.signature(setup))
     finetune(chosen, arguments, PreferenceArguments, preference=preference_loss(arguments))

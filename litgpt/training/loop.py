@@ -12,6 +12,7 @@ not counted).
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,7 +28,7 @@ from litgpt.kernels.linear import use_fast_linear
 from litgpt.peft import parameter_counts
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
-from litgpt.training.batching.packing import input_length
+from litgpt.training.batching.packing import TokenizedSample, input_length
 from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
 from litgpt.training.loss import NextToken, Objective
@@ -126,6 +127,8 @@ class _Loop:
             self.metrics.print(notice)
         if saved is not None:
             load_state(run, saved, optimizer, self.state)
+            if run.rollouts is not None:
+                run.rollouts.restore(saved.folder)
         self.resumed = replace(self.counters)
         self.loss = float("nan")
         self.tasks_step = -1
@@ -141,7 +144,10 @@ class _Loop:
         if self.limits.max_tokens is not None:
             first = self.samples.read(0, min(32, len(self.run.train_dataset)))
             tokens_per_sample = max(1.0, fmean(input_length(sample, self.batching.max_seq_length) for sample in first))
-        return self.limits.steps(self.run.train.global_batch_size, tokens_per_sample)
+        steps = self.limits.steps(self.run.train.global_batch_size, tokens_per_sample)
+        if steps is None or self.updates == 1:
+            return steps
+        return min(steps * self.updates, self.limits.max_steps or sys.maxsize)
 
     # -- the phases of a run
 
@@ -171,13 +177,13 @@ class _Loop:
         run, counters, began = self.run, self.counters, time.perf_counter()
         left = self.limits.samples_left(counters)
         size = run.train.global_batch_size if left is None else min(run.train.global_batch_size, left)
-        batch = self.batching.cut(self.samples.read(counters.samples, size), self.fabric.world_size)
+        batch = self.batching.cut(self._samples(size), self.fabric.world_size)
         rate = self._set_rates()
         torch.manual_seed(_step_seed(run.seed, counters.step, self.fabric.global_rank))
         logged = (counters.step + 1) % run.train.log_interval == 0
         loss, norm = self.optimizer_step(batch, counters, wants_norm=logged)
         counters.step += 1
-        counters.samples += size
+        counters.samples += 0 if counters.step % self.updates else size
         counters.tokens += batch.tokens
         logged = logged or self.limits.reached(counters)
         if logged:
@@ -192,6 +198,8 @@ class _Loop:
             if run.train.guard is not None:
                 metrics["skipped_steps"] = counters.skipped
             self.metrics.log_step(counters, batch, metrics)
+            if run.rollouts is not None:
+                self.metrics.log_sample(counters.step, run.rollouts.shown())
 
     def agree(self, stopping: bool) -> bool:
         """Gives all ranks the first one's clock, by which `max_time` is measured; returns whether any rank got a
@@ -283,6 +291,16 @@ class _Loop:
 
     # -- parts of a step
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that learn from each portion of samples."""
+        return 1 if self.run.rollouts is None else self.run.rollouts.updates
+
+    def _samples(self, size: int) -> list[TokenizedSample]:
+        """What the coming step learns from."""
+        read, rollouts = self.samples.read(self.counters.samples, size), self.run.rollouts
+        return read if rollouts is None else [*rollouts.make(self.counters.step // self.updates, read)]
+
     def _set_rates(self) -> float:
         """Gives every parameter group its learning rate for the coming step; returns the first group's."""
         rate = self.schedule.rate(self.rates.full, self.counters.step, self.limits.progress(self.counters))
@@ -361,6 +379,8 @@ class _Loop:
                 self.run.save(unfinished)
                 if with_state:
                     save_state(unfinished, self.run, self.optimizer.optimizer, self.state)
+                    if self.run.rollouts is not None:
+                        self.run.rollouts.save(unfinished, self.counters.step)
                     self.state.identity.files = files_in(unfinished)
         self.fabric.barrier()
         return folder

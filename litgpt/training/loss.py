@@ -147,9 +147,18 @@ def before_logits(
 
 
 def token_log_probs(
-    model: GPT, inputs: Tensor, targets: Tensor, lengths: Sequence[int] | None = None, buffers: Buffers | None = None
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    lengths: Sequence[int] | None = None,
+    buffers: Buffers | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """`(B, T)` each → the log-probability of every target, `(B·T,)`, float32; 0 where a target is `IGNORED`."""
+    """`(B, T)` each → the log-probability of every target, `(B·T,)`, float32; 0 where a target is `IGNORED`. Logits are
+    divided by the `temperature`."""
+    if temperature != 1:
+        hidden, rows = model.hidden(inputs, lengths=lengths).flatten(0, 1), model.config.padded_vocab_size or 1
+        return head_log_probs(lambda states: model.head(states) / temperature, hidden, targets.flatten(), rows)
     hidden, weight, bias = before_logits(model, inputs, lengths)
     if weight is not None:
         terms = Terms(model.config.final_logit_softcapping)
@@ -231,7 +240,7 @@ def head_cross_entropy(
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
     loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-    for own in _slices(hidden, _rows(vocab_size, 4)):
+    for own in slices(hidden, chunk_rows(vocab_size, 4)):
         loss = loss + checkpoint(chunk_loss, hidden[own], targets[own], use_reentrant=False)
     return loss.float()
 
@@ -247,7 +256,7 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
 
     parts = [
         checkpoint(chunk_log_probs, hidden[chunk], targets[chunk], use_reentrant=False)
-        for chunk in (rows[own] for own in _slices(rows, _rows(vocab_size, 4)))
+        for chunk in (rows[own] for own in slices(rows, chunk_rows(vocab_size, 4)))
     ]
     start = hidden[:, 0].float() * 0.0 if hidden.dtype.itemsize < 4 else hidden[:, 0] * 0.0
     return start.index_add(0, rows, torch.cat(parts)) if parts else start
@@ -284,12 +293,12 @@ class _Settings:
         return _Settings(self.terms, self.dtype, (False, False, False), self.buffers)
 
 
-def _rows(vocab_size: int, itemsize: int) -> int:
-    """Rows of a chunk, a multiple of 16."""
+def chunk_rows(vocab_size: int, itemsize: int) -> int:
+    """Rows of a chunk of logits, a multiple of 16; `itemsize`: bytes for each of its numbers."""
     return max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
 
 
-def _slices(tensor: Tensor, rows: int) -> list[slice]:
+def slices(tensor: Tensor, rows: int) -> list[slice]:
     """Pieces of so many rows; of a tensor without values the first and the last: those between are like the first."""
     pieces = [slice(start, start + rows) for start in range(0, len(tensor), rows)]
     return pieces if len(pieces) < 3 or has_values(tensor) else [pieces[0], pieces[-1]]
@@ -378,12 +387,12 @@ class _Sums:
         """Rows whose logits are made at a time. On a CPU these are held in the dtype of the products alone."""
         settings = self.settings
         on_cpu = self.matrix.device.type == "cpu"
-        return _rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize)
+        return chunk_rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize)
 
     def add_all(self, hidden: Tensor, targets: Tensor, factors: Tensor | None = None) -> None:
         """Adds all rows that have a target; their gradients are multiplied with `factors`, `(N,)`."""
         rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
-        for own in _slices(rows, self.rows_of_chunk()):
+        for own in slices(rows, self.rows_of_chunk()):
             chunk = rows[own]
             self.add(hidden, chunk, targets[chunk], None if factors is None else factors[chunk])
 
@@ -400,7 +409,7 @@ class _Sums:
         few = len(rows)
         if products.device.type == "cpu":
             few = max(1, CACHED_BYTES // (V * settings.wide.itemsize))
-        for own in _slices(products, few):
+        for own in slices(products, few):
             losses = self._to_gradient(products[own], targets[own], None if factors is None else factors[own])
             self.loss += losses.sum()
             if self.each is not None:

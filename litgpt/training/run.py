@@ -31,6 +31,26 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
+class Rollouts(Protocol):
+    """Makes what is learned of the samples of a data set, by the model as it is: answers to prompts, for instance."""
+
+    updates: int
+    """Optimizer steps that learn from each portion."""
+
+    def make(self, number: int, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The samples to learn from portion `number`, counted from 0; called once an optimizer step, on every rank, and
+        returns the same there. What it draws follows from the number."""
+
+    def shown(self) -> str | None:
+        """Something of the last portion, for people to read."""
+
+    def save(self, folder: Path, step: int) -> None:
+        """Writes, into a `step-*` folder, what the optimizer steps after that one still need of the last portion."""
+
+    def restore(self, folder: Path) -> None:
+        """Takes what `save` has written, if anything."""
+
+
 class Logger(Protocol):
     """Where metrics go besides the CSV file (Lightning's loggers have this shape)."""
 
@@ -82,6 +102,8 @@ class Run(RunArguments):
     fabric: Fabric
     objective: Callable[[GPT], Objective] | None = None
     """Makes what is minimised; None: the losses of next tokens, as `train` says."""
+    rollouts: Rollouts | None = None
+    """Makes the samples of each step from those of `train_dataset`; None: these are learned as they are."""
     owns: Callable[[str], bool] = everything
     """Which parameters (by `model.named_parameters()` name) train. The rest is frozen."""
     rate_factor: Callable[[str], float] = one_rate

@@ -66,23 +66,26 @@ class OptimizerStep:
         if not batch.targets:
             self.say(f"Step {counters.step + 1} is skipped: none of its samples has a token to learn from.")
             return torch.zeros((), device=self.fabric.device), None
-        total = self._gradients(batch)
+        total = self.gradients(batch)
         guard = self.run.train.guard
-        norm = self._norm(wants_norm or guard is not None)
-        if self.in_backward is not None:
-            return total, norm
-        if guard is not None and norm is not None:
+        norm = self.norm(wants_norm or guard is not None)
+        if guard is not None and norm is not None and self.in_backward is None:
             loss = sum_over_ranks(self.fabric, total) / batch.units
             if reason := skip_reason(counters, guard, loss, float(norm)):
                 counters.skipped += 1
                 self.say(f"Step {counters.step + 1} is skipped by train.guard: {reason} ({counters.skipped} so far).")
                 self.optimizer.zero_grad()
                 return total, norm
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.apply()
         return total, norm
 
-    def _gradients(self, batch: Batch) -> Tensor:
+    def apply(self) -> None:
+        """Steps by the gradients that there are, unless the backward pass has done so."""
+        if self.in_backward is None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def gradients(self, batch: Batch) -> Tensor:
         """Adds up the gradients of the step's loss; returns this rank's sum of losses."""
         fabric = self.fabric
         total = torch.zeros((), dtype=torch.float32, device=fabric.device)
@@ -98,7 +101,7 @@ class OptimizerStep:
             total += loss.detach()
         return total
 
-    def _norm(self, wanted: bool) -> Tensor | None:
+    def norm(self, wanted: bool) -> Tensor | None:
         """Clips the gradients where that is asked for; their norm before it, if wanted or needed."""
         if self.in_backward is not None:
             return self.in_backward.norm()

@@ -47,6 +47,8 @@ def trained(kind: str) -> str:
         "finetune": "LoRA",
         "finetune_lora": "LoRA",
         "finetune_dpo": "LoRA",
+        "finetune_grpo": "LoRA",
+        "finetune_distill": "Full",
         "finetune_full": "Full",
     }.get(kind, "AdapterV2" if kind.endswith("v2") else "Adapter")
 
@@ -57,6 +59,8 @@ def test_every_training_command_is_planned_without_weights_or_data(command, chec
     place = [str(checkpoint)]
     if command == "pretrain":
         place = ["austen", "--initial_checkpoint_dir", str(checkpoint), "--train.max_tokens", "1000"]
+    if command == "finetune_distill":
+        place += ["--teacher", str(checkpoint)]
     told = plan(capsys, command, *place, *SHORT)
     assert f"trained ({trained(command)})" in told
     assert all(part in told for part in ("weights", "gradients", "optimizer", "activations", "loss", "fits", "FLOPs"))

@@ -125,7 +125,7 @@ def test_every_recipe_of_litgpts_is_there():
 def defaults(command: str, data: str | None) -> dict[str, Any]:
     """What a command gets where nothing is said but the class of its data, with what that needs."""
     needed = {"JSON": ["--data.json_path", "x"], "TextFiles": ["--data.train_data_path", "x"]}
-    needed["Preferences"] = ["--data.path", "x"]
+    needed |= {module: ["--data.path", "x"] for module in ("Preferences", "Prompts", "Conversations")}
     name = str(data).rpartition(".")[2]
     return parsed(command, "x", *(["--data", name, *needed.get(name, [])] if data else []))
 
@@ -274,10 +274,17 @@ def test_a_recipe_runs_two_steps(name, tmp_path, monkeypatch):
         (tmp_path / "data" / "alpaca2k").mkdir(parents=True)
         (tmp_path / "data" / "alpaca2k" / "alpaca2k_data_cleaned_archive.json").write_text(json.dumps(samples))
         (tmp_path / "my_data.jsonl").write_text("\n".join(map(json.dumps, samples)))
+        asked = [{"prompt": each["instruction"], "answer": each["output"]} for each in samples]
+        pairs = [{"prompt": each["prompt"], "chosen": each["answer"], "rejected": "No."} for each in asked]
+        (tmp_path / "my_questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+        (tmp_path / "my_pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+        if "teacher" in given:
+            flags += ["--teacher", f"checkpoints/{place}"]
         flags += ["--eval.max_new_tokens", "2"]
     assert main([recipe.command, "--config", name, *flags]) == 0
     final = tmp_path / given["out_dir"] / "final"
-    weights = "lit_model.pth" if recipe.command in ("pretrain", "finetune_full") else "lit_model.pth.lora"
+    whole = ("pretrain", "finetune_full", "finetune_distill")
+    weights = "lit_model.pth" if recipe.command in whole else "lit_model.pth.lora"
     assert (final / weights).is_file()
     logged = next((tmp_path / given["out_dir"] / "logs" / "csv").rglob("metrics.csv")).read_text()
     assert [line for line in logged.splitlines() if line][1:], "no step was logged"

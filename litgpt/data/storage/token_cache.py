@@ -295,10 +295,9 @@ def code_identity(thing: Any) -> bytes:
     An object whose source can't be had gets an identity of its own, so that nothing is ever taken for it.
     """
     import inspect
+    from importlib import import_module
 
-    from litgpt import __version__
-
-    parts: list[str] = [__version__]
+    parts: list[str] = [import_module("litgpt").__version__]  # whose public names, for types, come from here
     for cls in plain_class(type(thing)).__mro__[:-1]:
         name = public_path(cls)
         parts.append(EARLIER_NAMES.get(name, name))

@@ -277,6 +277,8 @@ class CompletionRequest(CompletionFields):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Annotated[PlainText | JSONObject | JSONSchema, Field(discriminator="type")] | None = None
+    return_tokens_as_token_ids: bool | None = None
+    """vLLM's: write the tokens of `logprobs` as `token_id:N`, which tells all apart."""
     suffix: Literal[""] | None = None
 
 

@@ -165,13 +165,17 @@ def _format_logprobs(parsed: ParsedCompletion, logprobs: Sequence[TokenLogprob],
     """
     if parsed.body.logprobs is None:
         return None
-    tokenizer = parsed.served_model.inference_model.tokenizer
+    tokenizer, by_ids = parsed.served_model.inference_model.tokenizer, parsed.body.return_tokens_as_token_ids
+
+    def written(token: int) -> str:
+        return f"token_id:{token}" if by_ids else token_text(tokenizer, token)
+
     found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for each in logprobs:
         unknown = math.isnan(each.logprob)
-        found["tokens"].append(token_text(tokenizer, each.token))
+        found["tokens"].append(written(each.token))
         found["token_logprobs"].append(None if unknown else max(each.logprob, LEAST_LOGPROB))
-        top = {token_text(tokenizer, token): max(logprob, LEAST_LOGPROB) for token, logprob in each.top}
+        top = {written(token): max(logprob, LEAST_LOGPROB) for token, logprob in each.top}
         found["top_logprobs"].append(None if unknown else top)
         found["text_offset"].append(offset)
         offset += each.length

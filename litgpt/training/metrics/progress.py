@@ -17,7 +17,13 @@ BAR = 20
 """Width of the bar, columns."""
 
 
-SHOWN = {"ppl": ("perplexity", ".2f"), "accuracy": ("accuracy", ".3f"), "margin": ("margin", ".4f")}
+SHOWN = {
+    "ppl": ("perplexity", ".2f"),
+    "accuracy": ("accuracy", ".3f"),
+    "margin": ("margin", ".4f"),
+    "divergence": ("divergence", ".4f"),
+    "reward": ("reward", ".3f"),
+}
 """Metrics that are printed beside the loss where there are any → their names, and how they are written."""
 
 

@@ -171,6 +171,14 @@ def _text(text: str) -> str:
 
 
 PANELS = (
+    ("reward", "reward"),
+    ("val_reward", "reward, validation"),
+    ("answer_tokens", "tokens of an answer"),
+    ("truncated", "share of answers cut off"),
+    ("drift", "drift of log-probabilities between engine and training"),
+    ("reference_kl", "divergence from the reference"),
+    ("divergence", "divergence from the teacher"),
+    ("val_divergence", "divergence from the teacher, validation"),
     ("accuracy", "accuracy of preferences"),
     ("val_accuracy", "accuracy of preferences, validation"),
     ("margin", "margin of rewards"),

@@ -57,6 +57,10 @@ class RunSpec:
     """Samples differ in length, so that packed ones are attended to one after the other."""
     preference: PreferenceLoss | None = None
     """What is minimised over pairs of samples; None: the loss of next tokens."""
+    beside: int = 0
+    """Bytes that lie beside what trains all the time: a teacher, a frozen reference."""
+    cache: int = 0
+    """Bytes of the KV cache that answers are drawn with, between steps."""
 
     @property
     def micro_batches(self) -> int:
@@ -131,8 +135,16 @@ def estimate_memory(spec: RunSpec) -> MemoryEstimate:
             raise LitGPTError(f"This can't be gone through without values: {reason}.") from error
         state = _bytes_of_state(optimizer)
         reserved = tracker.heap.extent if spec.device.type == "cpu" else tracker.peak
+        answering = weights + state + spec.cache  # while answers are drawn, there are no gradients
         memory = Memory(
-            weights, quantized, training.gradients, state, training.activations, training.loss, tracker.peak, reserved
+            weights + spec.beside,
+            quantized,
+            training.gradients,
+            state,
+            training.activations,
+            training.loss,
+            max(tracker.peak, answering) + spec.beside,
+            max(reserved, answering) + spec.beside,
         )
         return MemoryEstimate(
             parameters=sum(numbers_in(model).values()),

@@ -15,12 +15,14 @@ from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.finetuned import find_finetuned
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.config import Config, named_row
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, UsageError
 from litgpt.lora import LoRA
+from litgpt.model import GPT
 from litgpt.peft import Full, Method
 from litgpt.peft.named import named_method
 from litgpt.runtime import free_memory, parameter_dtype, pick_device, product_dtype, quantized_precision
 from litgpt.tokenizer import Tokenizer
+from litgpt.training.distill.stored import is_stored
 from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, check_incompatibilities
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
@@ -115,6 +117,8 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         check_finetuning(train)
     preference = preference_loss(arguments) if command == "finetune_dpo" else None
     check_incompatibilities(TrainingSetup(train, precision, device.type, _devices(arguments)))
+    answers = arguments["group_size"] if command == "finetune_grpo" else 1  # to each sample, a prompt
+    train = replace(train, global_batch_size=train.global_batch_size * answers)
     spec = RunSpec(
         config,
         method,
@@ -127,6 +131,8 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         _devices(arguments),
         uneven=command != "pretrain",
         preference=preference,
+        beside=_beside(command, arguments, config, method, parameter_dtype(precision)),
+        cache=_cache(command, arguments, config, length, parameter_dtype(precision)),
     )
     estimate = estimate_memory(spec)
     available = round(options.memory_gb * 1e9) if options.memory_gb is not None else free_memory(device) or sys.maxsize
@@ -142,7 +148,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         changes=changes,
         tokens_per_sample=tokens_per_sample,
         assumed_length=options.tokens_per_sample is None and train.max_seq_length is None,
-        steps=_steps(train, options.samples, tokens_per_sample),
+        steps=_steps(train, options.samples and options.samples * answers, tokens_per_sample),
         peak=_peak(options, device, precision),
         peak_share=options.peak_share,
         merged=_merged(spec, estimate, arguments),
@@ -152,8 +158,8 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
 def method_of(command: str, arguments: Mapping[str, Any]) -> Method:
     """The method of a command. LoRA's start from singular values takes the same room as its usual one, and here there
     are no values."""
-    names = {"finetune": "lora", "pretrain": "full", "finetune_dpo": arguments.get("method")}
-    name = names.get(command) or command.removeprefix("finetune_")
+    name = {"finetune": "lora", "pretrain": "full"}.get(command) or command.removeprefix("finetune_")
+    name = arguments.get("method") or name
     return named_method(name, {**arguments, "lora_init": "default"})
 
 
@@ -173,6 +179,32 @@ def _model_of(arguments: Mapping[str, Any], checkpoint: Checkpoint | None) -> Co
     if "checkpoint_dir" not in arguments:
         return choose_config(PretrainArguments.of(arguments))
     return Config.from_name(Path(arguments["checkpoint_dir"]).name) if checkpoint is None else checkpoint.config
+
+
+def _beside(command: str, arguments: Mapping[str, Any], config: Config, method: Method, dtype: torch.dtype) -> int:
+    """Bytes of a teacher that is a model's folder, or of the frozen reference where nothing can be switched off."""
+    if command == "finetune_grpo":
+        return _nbytes(config, dtype, None) if arguments["beta"] and not method.switchable else 0
+    teacher = str(arguments.get("teacher") or "")
+    if command != "finetune_distill" or teacher.startswith(("http://", "https://")) or is_stored(Path(teacher)):
+        return 0
+    if not teacher:
+        raise UsageError("Give --teacher: a model's folder, or a name that litgpt knows.")
+    given = {"checkpoint_dir": teacher}
+    return _nbytes(_model_of(given, _checkpoint_of(given)), dtype, arguments["teacher_quantize"])
+
+
+def _cache(command: str, arguments: Mapping[str, Any], config: Config, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the KV cache that answers are drawn with."""
+    if command != "finetune_grpo":
+        return 0
+    return GPT.skeleton(config).cache_nbytes(arguments["slots"], length, dtype)
+
+
+def _nbytes(config: Config, dtype: torch.dtype, quantize: str | None) -> int:
+    """Of the weights of a model, in few bits where these are asked for."""
+    bits = 8 * dtype.itemsize if quantize is None else 8 if "int8" in quantize else 5
+    return sum(parameter.numel() for parameter in GPT.skeleton(config).parameters()) * bits // 8
 
 
 def _resized(method: Method, config: Config, checkpoint: Checkpoint | None) -> Method:

@@ -1,0 +1,1 @@
+"""What distillation adds to finetuning: teachers, and answers of the student itself."""

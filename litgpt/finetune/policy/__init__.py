@@ -1,0 +1,1 @@
+"""What reinforcement learning adds to finetuning: rollouts, rewards, a reference."""

@@ -1,0 +1,1 @@
+"""Distillation: a student learns the distributions over next tokens of a teacher."""
