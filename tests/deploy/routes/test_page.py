@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from litgpt.deploy.pages import read_page
 from litgpt.deploy.service import Service
 from litgpt.engine.inference_model import InferenceModel
+from tests.browser import browser, opened  # noqa: F401
 from tests.deploy.served import alone, make_service, running
 from tests.generate.folder import make_folder
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -111,47 +105,20 @@ class Script:
         return f"data: {json.dumps(content)}\n\n"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def script() -> Script:
     return Script()
 
 
 @pytest.fixture
-def page(browser, script) -> Iterator[Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(script.app(), "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        threading.Event().wait(0.01)
-    page = browser.new_page()
-    page.problems = []
-    page.on("console", lambda said: page.problems.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda request: page.problems.append(request.url) if "127.0.0.1" not in request.url else None)
-    page.goto(f"http://127.0.0.1:{port}/")
-    page.wait_for_selector("#model option", state="attached")
-    yield page
-    page.close()
-    server.should_exit = True
-    thread.join()
+def page(browser, script) -> Iterator[Any]:  # noqa: F811
+    with opened(browser, script.app()) as page:
+        page.wait_for_selector("#model option", state="attached")
+        yield page
 
 
 @pytest.fixture
-def real(browser, tmp_path) -> Iterator[tuple[Any, InferenceModel, Service]]:
+def real(browser, tmp_path) -> Iterator[tuple[Any, InferenceModel, Service]]:  # noqa: F811
     """The page as the real server with a key shows it, its settings open; the model behind it, and the service."""
     inference_model = InferenceModel.load(make_folder(tmp_path / "tiny", block_size=40_000), "cpu", "32-true")
     service = make_service(inference_model, slots=1, keys=["secret"])
