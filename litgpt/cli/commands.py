@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("litgpt.scripts.validate:validate", "Check that a checkpoint folder is complete and consistent."),
     "finetune_dpo": ("litgpt.finetune.dpo:setup", "Train a model on preferences (DPO, IPO, SimPO, ORPO, KTO)."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
-    "studio": ("litgpt.cli.studio.command:studio", "Show runs in a browser as they go."),
+    "studio": ("litgpt.cli.studio.command:studio", "Show runs in a browser as they go, start and stop them."),
     "recipes": ("litgpt.cli.recipes:list_recipes", "List the recipes that come with litgpt, with what each needs."),
     "recipes show": ("litgpt.cli.recipes:show", "Print all values of a recipe."),
     "recipes cp": ("litgpt.cli.recipes:cp", "Copy a recipe into a file of your own."),

@@ -1,4 +1,4 @@
-"""`litgpt studio`: a page that shows runs as they go."""
+"""`litgpt studio`: a page that shows runs as they go, starts and stops them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def studio(
     api_key_file: Path | None = None,
     allowed_hosts: list[str] | str | None = None,
 ) -> None:
-    """Show runs in a browser as they go: loss, speed, memory, samples, several runs in one chart.
+    """Show runs in a browser as they go, compare them, start one from a recipe and stop it.
 
-    The page reads what training writes, so runs that were started elsewhere are there too, and none is disturbed.
+    The page reads what training writes, so runs that were started elsewhere are there too, and none is disturbed. Runs
+    that it starts are processes of their own, which go on when it ends.
 
     Args:
         runs: The folder that the folders of runs are in, at any depth.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.errors import LitGPTError, UnknownNameError, closest, quoted
+from litgpt.reading import reading
 from litgpt.training.metrics.loggers import Row, read_metrics, read_samples
 
 MAX_RUNS, MAX_DEPTH, MAX_FOLDERS = 200, 5, 5000
@@ -74,10 +75,8 @@ class RunFolder:
         key = (file, state.st_mtime_ns, state.st_size)
         if key != self._read[0]:
             check_size(file)
-            try:
+            with reading(file, "no metrics file", "delete the folder it is in"):
                 self._read = (key, read_metrics(file))
-            except (ValueError, OSError, TypeError):
-                raise LitGPTError(f"{file} is no metrics file; delete it, or its folder.") from None
         return self._read[1]
 
     def summary(self) -> dict[str, Any]:

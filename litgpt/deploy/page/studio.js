@@ -61,7 +61,9 @@ async function follow() {         // one after the other, and not while nobody l
 
 function stateOf(run) {
   if (run.problem) return ["unreadable", "failed"];
-  return run.active ? ["running", "running"] : ["ended", ""];
+  if (run.active) return [run.stopped ? "stopping" : "running", "running"];
+  if (!run.code) return ["ended", ""];
+  return run.stopped ? ["stopped", ""] : [`failed (${run.code})`, "failed"];
 }
 
 let listed = "";
@@ -106,7 +108,10 @@ function details() {
   const run = read.get(current);
   $("details").hidden = !run;
   if (!run) return;
+  const { started, active, stopped } = runs.find((one) => one.name === current) || {};
   $("name").textContent = current;
+  $("stop").hidden = !(started && active);
+  $("stopping").textContent = !active ? "" : !started ? "Stop it by Ctrl-C where it was started." : stopped ? "It saves after this step." : "";
   $("samples").replaceChildren(...run.samples.slice().reverse().map(([step, text]) =>
     make("div", {}, make("p", { class: "soft" }, `After step ${step}`), make("pre", {}, text))));
   if (!run.samples.length) $("samples").append(make("p", { class: "soft" }, "None yet; training writes one after each validation."));
@@ -116,6 +121,9 @@ function details() {
   if (atEnd) log.scrollTop = log.scrollHeight;
 }
 
+$("stop").addEventListener("click", async () => {
+  try { await ask("api/stop", { name: current }); await refresh(); } catch (error) { tell(error.message); }
+});
 $("key").value = keptHere("key");
 $("key").addEventListener("change", () => { keepHere("key", $("key").value); refresh(); });
 addEventListener("resize", draw);

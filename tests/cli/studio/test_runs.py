@@ -123,7 +123,7 @@ def test_keys_and_names_are_asked_for_as_by_serve(root):
     api = list(client.app.openapi()["paths"])
     assert api and all(path.startswith("/api/") for path in api)
     for path in api:
-        assert {client.request(method, path).status_code for method in ("GET", "POST")} == {401}
+        assert {client.request(method, path, json={}).status_code for method in ("GET", "POST")} == {401}
     assert client.get("/api/runs", headers={"Authorization": "Bearer secret"}).status_code == 200
     rebound = client_of(root).get("/api/runs", headers={"Host": "evil.example"})
     assert rebound.status_code == 403 and json.loads(rebound.content)["error"]["code"] == "invalid_host"
