@@ -17,7 +17,7 @@ from litgpt.checkpoint.atomic import atomic_file
 from litgpt.cli.studio.recipe import ask
 from litgpt.cli.studio.runs import MAX_DEPTH, OWN, RunFolder, RunFolders
 from litgpt.errors import LitGPTError
-from litgpt.reading import read_json
+from litgpt.reading import read_json, reading
 
 STATE = "process.json"
 
@@ -129,13 +129,10 @@ class Processes:
         file = run.path / OWN / STATE
         if not file.is_file():
             return None
-        content = read_json(file)
-        try:
-            started = Started(**content)
-        except TypeError:
-            raise LitGPTError(f"{file} is not as the studio writes it; delete it.") from None
-        if not (isinstance(started.pid, int) and isinstance(started.began, str)):
-            raise LitGPTError(f"{file} is not as the studio writes it; delete it.")
+        with reading(file, "not as the studio writes it", "delete it"):
+            started = Started(**read_json(file))
+            if not (isinstance(started.pid, int) and isinstance(started.began, str)):
+                raise TypeError("its pid is no number")
         process = self._own.get(run.name)
         if process is not None and started.pid == process.pid and started.code is None:
             started.code = process.poll()
