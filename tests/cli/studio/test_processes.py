@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -188,6 +190,20 @@ def test_a_recipe_is_checked_previewed_started_and_stopped(tmp_path, monkeypatch
     assert told["stopped"] and list((tmp_path / "out" / "mine").glob("step-*/lit_model.pth.lora"))
     log = client.get("/api/run", params={"name": "mine"}).json()["log"]
     assert "Traceback" not in log and "resume" in log
+
+
+@pytest.mark.slow
+def test_the_command_listens_and_ends(tmp_path):
+    line = [sys.executable, "-m", "litgpt", "studio", "--runs", str(tmp_path), "--port", "0", "--api_key", "secret"]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.stderr is not None
+    address = next(said for said in process.stderr if "Ready at " in said).rpartition(" ")[2].strip()
+    assert httpx.get(address).text.startswith("<!doctype html>") and httpx.get(f"{address}/api/runs").status_code == 401
+    told = httpx.get(f"{address}/api/runs", headers={"Authorization": "Bearer secret"}).json()
+    assert told == {"folder": str(tmp_path.resolve()), "runs": []}
+    process.terminate()
+    assert process.wait(20) == 0
+    process.stderr.close()
 
 
 def wait(client: TestClient, until) -> dict:

@@ -411,7 +411,9 @@ PIECES = [
 
 def test_no_text_takes_long_to_show(page):
     took = """(text) => { const t = performance.now(); elements(text); return performance.now() - t; }"""
-    slow = {piece: ms for piece in PIECES if (ms := page.evaluate(took, piece * (30_000 // len(piece)))) > 3000}
+    slow = {
+        piece: ms for piece in PIECES if (ms := page.evaluate(took, piece * (30_000 // len(piece)))) > 20_000
+    }  # what has no bound takes minutes, on a busy machine too
     assert not slow
 
 
