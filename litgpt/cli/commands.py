@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune_grpo": ("litgpt.finetune.grpo:setup", "Train a model by rewards of its answers (GRPO and its kin)."),
     "distill prepare": ("litgpt.scripts.distill_prepare:prepare", "Write down once what a teacher holds likely."),
     "plan": ("litgpt.cli.plan:plan", "Tell what a training command will take, before it runs."),
+    "studio": ("litgpt.cli.studio.command:studio", "Show runs in a browser as they go, start and stop them."),
     "recipes": ("litgpt.cli.recipes:list_recipes", "List the recipes that come with litgpt, with what each needs."),
     "recipes show": ("litgpt.cli.recipes:show", "Print all values of a recipe."),
     "recipes cp": ("litgpt.cli.recipes:cp", "Copy a recipe into a file of your own."),

@@ -126,6 +126,20 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """What a browser on this machine may call a server that listens for this machine alone."""
 
 
+def listed(given: list[str] | str | None) -> tuple[str, ...]:
+    """A list, or one text with commas between."""
+    parts = given.split(",") if isinstance(given, str) else given or ()
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on `host` is reachable from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.casefold() == "localhost"
+
+
 def names_of_server(host: str, given: Sequence[str], has_keys: bool) -> frozenset[str] | None:
     """The names that requests may call the server by in their `Host`; None: any.
 
@@ -137,11 +151,7 @@ def names_of_server(host: str, given: Sequence[str], has_keys: bool) -> frozense
         given: Further names, `--allowed_hosts`; `*` is any.
         has_keys: Whether requests need a key, which such a script hasn't got.
     """
-    try:
-        is_loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        is_loopback = host.casefold() == "localhost"
-    if "*" in given or not (given or (is_loopback and not has_keys)):
+    if "*" in given or not (given or (is_loopback(host) and not has_keys)):
         return None
     own = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return frozenset(name.casefold() for name in (*LOOPBACK, own, *given))

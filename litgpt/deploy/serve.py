@@ -112,7 +112,7 @@ def run_server(
     """
     import sys
 
-    from litgpt.deploy.access import Limits, names_of_server, read_keys
+    from litgpt.deploy.access import Limits, listed, names_of_server, read_keys
     from litgpt.deploy.request_log import RequestLog
     from litgpt.deploy.settings import Loading, Settings, parse_adapters
     from litgpt.engine.sampling import Sampling
@@ -140,7 +140,7 @@ def run_server(
             accelerator, precision, quantize, access_token, slots, max_length, deterministic, parse_special_tokens
         ),
         name=model_name,
-        adapters=parse_adapters(_listed(adapters)),
+        adapters=parse_adapters(listed(adapters)),
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
         max_new_tokens=max_new_tokens,
         api_path=_path("/predict" if api_path is None else api_path),
@@ -148,7 +148,7 @@ def run_server(
         pooling=pooling,
         limits=limits,
         keys=keys,
-        hosts=names_of_server(host, _listed(allowed_hosts), bool(keys)),
+        hosts=names_of_server(host, listed(allowed_hosts), bool(keys)),
         origins=_origins(cors),
         log=RequestLog(request_log) if request_log else None,
         shutdown_timeout=shutdown_timeout,
@@ -173,14 +173,10 @@ def _refuse(devices: int, replicas: int, strategy: str | None, server: str) -> N
         raise LitGPTError("Several devices or replicas need --server litserve; add it, or leave out --devices.")
 
 
-def _listed(given: list[str] | str | None) -> tuple[str, ...]:
-    """A list, or one text with commas between."""
-    parts = given.split(",") if isinstance(given, str) else given or ()
-    return tuple(part.strip() for part in parts if part.strip())
-
-
 def _origins(given: list[str] | str | None) -> tuple[str, ...]:
-    origins = _listed(given)
+    from litgpt.deploy.access import listed
+
+    origins = listed(given)
     for origin in origins:
         scheme, _, host = origin.partition("://")
         if origin != "*" and (not scheme.isalpha() or not host or set(host) & set("/?#@* ")):

@@ -8,13 +8,15 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from litgpt.deploy.app import make_app
 from litgpt.deploy.connections import OPTIONS
-from litgpt.deploy.service import Service
 from litgpt.errors import LitGPTError
+
+if TYPE_CHECKING:
+    from litgpt.deploy.service import Service
 
 MANY_FILES = 65536
 
@@ -43,9 +45,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which prints where it listens, and has the service refuse requests once it is asked to end."""
+    """uvicorn, which prints where it listens, and has the service, if any, refuse requests once it is asked to end."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, listener: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service | None, listener: socket.socket) -> None:
         super().__init__(config)
         self._service, self._listener = service, listener
 
@@ -61,6 +63,8 @@ class Server(uvicorn.Server):
         """Refuses what comes and waits for what runs; shortly before the time is up, its clients get an error."""
         import asyncio
 
+        if self._service is None:
+            return await super().shutdown(sockets=sockets)
         self._service.draining = True
         seconds = self.config.timeout_graceful_shutdown or 0
         last_call = asyncio.get_running_loop().call_later(max(seconds - 1.0, seconds / 2), self._service.abort)
@@ -81,6 +85,8 @@ def allow_many_connections() -> None:
 
 def configure(service: Service) -> uvicorn.Config:
     """How uvicorn runs the application over a service."""
+    from litgpt.deploy.app import make_app
+
     return uvicorn.Config(
         make_app(service),
         timeout_graceful_shutdown=service.settings.shutdown_timeout,
@@ -92,10 +98,15 @@ def serve(service: Service, listener: socket.socket) -> None:
     """Runs the application over a service until SIGTERM or Ctrl-C, then finishes the requests that are running."""
     allow_many_connections()
     gc.freeze()  # what is loaded stays: collecting garbage doesn't go over it again
+    run(Server(configure(service), service, listener), listener)
+
+
+def run(server: Server, listener: socket.socket) -> None:
+    """Runs a server until SIGTERM or Ctrl-C."""
     # uvicorn raises the signal that ended it once more afterwards; asked to end, and having ended, this is no failure.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        Server(configure(service), service, listener).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -83,12 +83,13 @@ def make_router(service: Service) -> APIRouter:
 def _describe(service: Service, served_model: ServedModel) -> dict[str, Any]:
     """A model as OpenAI's API and Anthropic's describe one, with what clients want to know before they use it."""
     base, usual = service.base.name, service.settings.sampling
+    own = served_model.inference_model.model.config.name  # the folder that it is served from may be called `final`
     return {
         "id": served_model.name,
         "object": "model",
         "created": served_model.created,
         "type": "model",  # from here to the date: Anthropic's words
-        "display_name": served_model.name,
+        "display_name": own if own and served_model.adapter is None else served_model.name,
         "created_at": datetime.fromtimestamp(served_model.created, UTC).isoformat(),
         "owned_by": "litgpt",
         "root": base,

@@ -1,0 +1,1 @@
+"""`litgpt studio`: runs as they go, in a browser."""
