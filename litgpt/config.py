@@ -18,6 +18,7 @@ from litgpt.errors import LitGPTError, MissingFileError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
 from litgpt.families.hf_config import check_layers
+from litgpt.families.layers import Layers
 from litgpt.hub_client import HF_CONFIG_FILE, hf_config_file
 from litgpt.reading import read_json, read_yaml, reading
 
@@ -31,7 +32,7 @@ def find_multiple(n: int, k: int) -> int:
 
 
 @dataclass
-class Config:
+class Config(Layers):
     """What a model is made of, by LitGPT's field names and defaults: its `model_config.yaml` means the same here."""
 
     name: str = ""
@@ -291,49 +292,6 @@ class Config:
                 f"No model family {quoted(self.family_name)}.{closest(self.family_name, families.BY_NAME)}"
             )
         return families.BY_NAME[self.family_name]
-
-    def window(self, layer: int) -> int | None:
-        """How many tokens back (itself included) layer number `layer` sees; None: all."""
-        return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
-
-    @property
-    def recurrent(self) -> dict[str, Any] | None:
-        """The settings of layers that keep a state in the place of keys and values, of whatever kind."""
-        return self.linear_attention or self.state_space or self.short_conv
-
-    def linear(self, layer: int) -> bool:
-        """Whether layer number `layer` keeps a state in the place of keys and values."""
-        return self.recurrent is not None and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
-
-    def shares_kv(self, layer: int) -> bool:
-        """Whether layer number `layer` attends to the keys and values of one before it."""
-        return layer >= self.n_layer - self.shared_kv_layers
-
-    def kv_heads(self, layer: int) -> tuple[int, int, int]:
-        """Heads of keys and of values that layer number `layer` makes, and the size of its heads."""
-        assert self.head_size is not None and self.n_query_groups is not None
-        groups, size, values = self.n_query_groups, self.head_size, self.n_query_groups
-        if self.global_heads is not None and self.window(layer) is None:
-            groups, size = self.global_heads["n_query_groups"], self.global_heads["head_size"]
-            values = 0 if self.global_heads["keys_are_values"] else groups
-        return (0, 0, size) if self.shares_kv(layer) else (groups, values, size)
-
-    def qkv_rows(self, layer: int | None = None) -> tuple[int, int, int]:
-        """Rows of queries (with their gates), keys and values in `attn.qkv` of a layer, or of those that hold keys."""
-        if layer is not None and self.linear(layer):
-            sizes = self.linear_attention
-            if sizes is None:
-                return 0, 0, 0
-            keys = sizes["n_key_heads"] * sizes["key_size"]
-            return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
-        keys, values, size = self.kv_heads(layer or 0)
-        return (2 if self.attention_gate else 1) * self.n_head * size, keys * size, values * size
-
-    def dense(self, layer: int) -> bool:
-        """Whether layer number `layer` of a mixture has an MLP in the place of experts."""
-        if self.moe_layers is not None:
-            return not self.moe_layers[layer]
-        return layer < (self.first_k_dense_replace or 0)
 
     # -- reading
 
