@@ -191,6 +191,19 @@ class Config(Layers):
     """Width of what all tokens share. Unset: `n_shared_expert` times an expert's."""
     shared_expert_gate: bool = False
     """What the shared expert adds is scaled by the sigmoid of one more score of the token."""
+    ungated_mlps: bool = False
+    """Experts, and MLPs in their place or for all tokens, have no gates: up, `activation`, down."""
+    expert_embd: int | None = None
+    """Experts work on so many values, which `mlp.latent_in` makes of a token's and `mlp.latent_out` puts back."""
+    mixer_layers: list[int] | None = None
+    """Per layer: 1 where a block is attention or a state alone, 0 where it is an MLP alone. Unset: each is both."""
+    mixture_divisor: float = 1.0
+    """What the experts of a layer give together with those for all tokens is divided by this."""
+    sparse_attention: dict[str, Any] | None = None
+    """`{n_heads, head_size, top_k, interleave}`: a query of latent attention sees the `top_k` tokens that such an
+    indexer scores highest (https://arxiv.org/abs/2512.02556)."""
+    indexer_layers: list[int] | None = None
+    """Per layer: 0 where the tokens are those that the layer before it has chosen. Unset: each chooses."""
     linear_attention: dict[str, Any] | None = None
     """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size}` of layers that keep one matrix a head in the
     place of keys and values (gated delta rule)."""

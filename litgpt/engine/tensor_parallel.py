@@ -156,7 +156,7 @@ class Ranks:
 
     def split_experts(self, experts: Experts) -> None:
         """Each expert by its hidden units: all ranks take part in every token, whatever the router says."""
-        for name in ("fc_1", "fc_2"):
+        for name in experts.linears[:-1]:
             setattr(experts, name, _frozen(self.part(getattr(experts, name), 1)))  # (E, I, C)
             if hasattr(experts, f"{name}_bias"):
                 setattr(experts, f"{name}_bias", _frozen(self.part(getattr(experts, f"{name}_bias"), 1)))

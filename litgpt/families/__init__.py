@@ -13,8 +13,10 @@ from litgpt.families import (
     bitnet,
     bloom,
     cohere,
+    cohere_moe,
     cwm,
     deepseek,
+    deepseek_sparse,
     dots,
     ernie,
     ernie_moe,
@@ -46,6 +48,7 @@ from litgpt.families import (
     mixtral,
     nanochat,
     nemotron,
+    nemotron_h,
     neox,
     olmo,
     olmoe,
@@ -154,6 +157,14 @@ FAMILIES: tuple[Family, ...] = (
     lfm.MOE,
     mamba_hybrids.GRANITE,
     mamba_hybrids.BAMBA,
+    deepseek_sparse.V32,
+    deepseek_sparse.GLM,
+    hunyuan.MOE,
+    hunyuan.HY_3,
+    granite_swa.MOE,
+    cohere_moe.FAMILY,
+    nemotron_h.HYBRID,
+    nemotron_h.MAMBA_2,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}

@@ -17,6 +17,7 @@ SIZES = frozenset(
     """
     block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
     intermediate_size moe_intermediate_size shared_intermediate_size sliding_window_size rope_condense_ratio
+    expert_embd
     """.split()
 )
 """Fields that are at least 1 where they are set."""
@@ -30,11 +31,14 @@ COUNTS = frozenset(
 POSITIVE = frozenset(
     """
     norm_eps rope_base rope_local_base_freq attention_scores_scalar attention_logit_softcapping
-    final_logit_softcapping logits_divisor sinusoidal_span
+    final_logit_softcapping logits_divisor sinusoidal_span mixture_divisor
     """.split()
 )
 """Fields that are above 0 where they are set."""
-BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
+BY_LAYER = (
+    *("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices"),
+    *("indexer_layers", "mixer_layers"),
+)
 """Fields with an entry for each layer, 0 or 1."""
 PARTS: dict[str, dict[str, Any]] = {
     "latent_attention": {
@@ -44,6 +48,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
     "state_space": dict.fromkeys(("n_heads", "head_size", "n_groups", "state_size", "kernel_size"), int),
     "short_conv": {"kernel_size": int},
+    "sparse_attention": dict.fromkeys(("n_heads", "head_size", "top_k"), int),
     "query_tuning": {"floor": float},
     "global_heads": dict.fromkeys(("head_size", "n_query_groups"), int),
     "layer_inputs": dict.fromkeys(("size", "vocab_size"), int),
@@ -113,7 +118,7 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError(
             f"The model setting activation is {quoted(config.activation)}.{closest(config.activation, ACTIVATIONS)}"
         )
-    if config.activation is not None and config.mlp_class_name == "LLaMAMoE":
+    if config.activation is not None and config.mlp_class_name == "LLaMAMoE" and not config.ungated_mlps:
         raise UnsupportedError(f"Experts have SiLU here; the model's activation is {config.activation}.")
     if sum((config.learned_positions, config.sinusoidal_span is not None, config.alibi is not None)) > 1:
         raise LitGPTError("A model has one of learned_positions, sinusoidal_span and alibi.")
@@ -121,6 +126,18 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise UnsupportedError("norm_after_residual needs parallel_residual to be off.")
     if config.state_space is not None and config.state_space["n_heads"] % config.state_space["n_groups"]:
         raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
+    if config.mixer_layers is not None and (config.parallel_residual or config.norm_after_residual):
+        raise UnsupportedError("mixer_layers needs parallel_residual and norm_after_residual to be off.")
+    if config.ungated_mlps and (config.expert_bias or config.swiglu_limit is not None):
+        raise UnsupportedError("Experts without gates have neither biases nor a swiglu_limit here.")
+    if config.sparse_attention is not None:
+        latent = config.latent_attention or {}
+        if latent.get("q_lora_rank") is None:
+            raise UnsupportedError("sparse_attention needs latent_attention with a q_lora_rank.")
+        if config.indexer_layers is not None and not config.indexer_layers[:1] == [1]:
+            raise LitGPTError("The first of indexer_layers must be 1: there is no layer before it to choose for it.")
+        if config.sparse_attention["head_size"] < latent["qk_rope_head_dim"]:
+            raise LitGPTError("sparse_attention has smaller heads than what rotates of them (qk_rope_head_dim).")
     if config.shared_kv_layers:
         own, kinds = config.n_layer - config.shared_kv_layers, [config.window(layer) for layer in range(config.n_layer)]
         if own < 1 or not {*kinds[own:]} <= {*kinds[:own]}:

@@ -19,6 +19,9 @@ class Layers:
     state_space: dict[str, Any] | None
     short_conv: dict[str, Any] | None
     linear_attention_indices: list[int] | None
+    sparse_attention: dict[str, Any] | None
+    indexer_layers: list[int] | None
+    mixer_layers: list[int] | None
     global_heads: dict[str, Any] | None
     shared_kv_layers: int
     moe_layers: list[int] | None
@@ -33,9 +36,21 @@ class Layers:
         """The settings of layers that keep a state in the place of keys and values, of whatever kind."""
         return self.linear_attention or self.state_space or self.short_conv
 
+    def mixes(self, layer: int) -> bool:
+        """Whether layer number `layer` has attention, or a state in its place."""
+        return self.mixer_layers is None or bool(self.mixer_layers[layer])
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether layer number `layer` has an MLP, or experts in its place."""
+        return self.mixer_layers is None or not self.mixer_layers[layer]
+
     def linear(self, layer: int) -> bool:
         """Whether layer number `layer` keeps a state in the place of keys and values."""
-        return self.recurrent is not None and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
+        return (
+            self.mixes(layer)
+            and self.recurrent is not None
+            and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
+        )
 
     def shares_kv(self, layer: int) -> bool:
         """Whether layer number `layer` attends to the keys and values of one before it."""
@@ -60,6 +75,13 @@ class Layers:
             return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
         keys, values, size = self.kv_heads(layer or 0)
         return (2 if self.attention_gate else 1) * self.n_head * size, keys * size, values * size
+
+    def indexer(self, layer: int) -> int | None:
+        """The layer that chooses the tokens which layer number `layer` attends to; None: it attends to all."""
+        if self.sparse_attention is None:
+            return None
+        own = self.indexer_layers or [1] * self.n_layer
+        return max(earlier for earlier in range(layer + 1) if own[earlier])
 
     def dense(self, layer: int) -> bool:
         """Whether layer number `layer` of a mixture has an MLP in the place of experts."""

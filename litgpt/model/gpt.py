@@ -374,16 +374,20 @@ class Block(nn.Module):
     def __init__(self, config: Config, block_idx: int) -> None:
         super().__init__()
         self.config = config
-        self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
+        self.mixes, self.has_mlp = config.mixes(block_idx), config.has_mlp(block_idx)
+        self.norm_1 = make_norm(config) if config.norm_1 and self.mixes else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = (recurrent_class(config) if config.linear(block_idx) else attention)(config, block_idx)
+        mixer = recurrent_class(config) if config.linear(block_idx) else attention
+        self.attn = mixer(config, block_idx) if self.mixes else nn.Identity()
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
-            self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
-        kind: Any = LLaMAMLP if config.dense(block_idx) else MLPS[config.mlp_class_name]
+            self.norm_2 = make_norm(config) if config.norm_2 and self.has_mlp else nn.Identity()
+        plain = GptNeoxMLP if config.ungated_mlps else LLaMAMLP
+        kind: Any = plain if config.dense(block_idx) else MLPS[config.mlp_class_name]
         wide = config.wide_sharing_mlp and config.shares_kv(block_idx)
-        self.mlp = kind(config, 2 * (config.intermediate_size or 0)) if wide else kind(config)
+        width = (2 * (config.intermediate_size or 0),) if wide else ()
+        self.mlp = kind(config, *width) if self.has_mlp else nn.Identity()
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
         self.mixture = MixtureBesideMLP(config) if config.mixture_beside_mlp else None
         self.layer = block_idx
@@ -397,12 +401,16 @@ class Block(nn.Module):
             assert self.norm_2 is not None
             x = self.norm_1(self.attn(x, context) + x)
             return self.norm_2(self.mlp(x) + x)
+        if not self.mixes:
+            return x + self.scale_residual(self.post_mlp_norm(self.mlp(self.norm_2(x))))  # type: ignore[misc]
         normed = self.norm_1(x)
         attended = self.post_attention_norm(self.attn(normed, context))
         if self.config.parallel_residual:
             normed = normed if self.norm_2 is None else self.norm_2(x)
             return self.post_mlp_norm(self.mlp(normed)) + attended + x
         x = self.scale_residual(attended) + x
+        if not self.has_mlp:
+            return x
         assert self.norm_2 is not None
         y = self.mlp(self.norm_2(x))
         if self.mixture is not None:
