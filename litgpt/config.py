@@ -205,11 +205,18 @@ class Config(Layers):
     indexer_layers: list[int] | None = None
     """Per layer: 0 where the tokens are those that the layer before it has chosen. Unset: each chooses."""
     linear_attention: dict[str, Any] | None = None
-    """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size}` of layers that keep one matrix a head in the
-    place of keys and values (gated delta rule)."""
+    """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size[, by_channel]}` of layers that keep one matrix a
+    head in the place of keys and values (gated delta rule); `by_channel`: which forgets channel by channel
+    (https://arxiv.org/abs/2510.26692)."""
     state_space: dict[str, Any] | None = None
-    """`{n_heads, head_size, n_groups, state_size, kernel_size, bias, conv_bias[, least_time, most_time]}` of layers of
-    Mamba 2."""
+    """`{n_heads, head_size, n_groups, state_size, kernel_size, bias, conv_bias[, least_time, most_time, norm,
+    gate_last, out_bias]}` of layers of Mamba 2. `norm`: False where they are not normed, `gate_last`: they are
+    gated after it, `out_bias`: of `proj`."""
+    state_beside_attention: bool = False
+    """Every layer has attention and a state beside each other, on the same tokens; what they give is added."""
+    multipliers: dict[str, Any] | None = None
+    """`{keys, attention_in, attention_out, state_in, state_out, state_parts, gate, mlp_out}`: what these are multiplied
+    with; `state_parts` are five, of the gate, x, B, C and d (https://arxiv.org/abs/2507.22448)."""
     short_conv: dict[str, Any] | None = None
     """`{kernel_size, bias}` of layers that mix by a gated convolution over a few tokens."""
     linear_attention_indices: list[int] | None = None
@@ -224,6 +231,13 @@ class Config(Layers):
     """Values are normed, without weights."""
     layer_inputs: dict[str, Any] | None = None
     """`{size, vocab_size}` of what each layer is given of each token besides (per-layer embeddings)."""
+    streams: dict[str, Any] | None = None
+    """`{count, active, scaled}`: the residual stream is several, of which a block computes with one and corrects the
+    others by what it gives (AltUp, https://arxiv.org/abs/2301.13310); `scaled`: by a weight for each value besides."""
+    residual_rank: int | None = None
+    """A path of this rank beside attention adds to the residual stream (LAuReL, https://arxiv.org/abs/2411.07501)."""
+    mlp_sparsity: list[float] | None = None
+    """Per layer: the share of hidden units of a gated MLP that are cut off, as if they were normally distributed."""
     layer_scalars: bool = False
     """What a layer gives is multiplied with one number of its own."""
     family_name: str | None = None

@@ -69,6 +69,8 @@ def check_divides(model: GPT, ranks: int) -> None:
                 f"Layers of the kind {type(block.attn).__name__} can't be split over devices; use one device, or"
                 " generate_sequentially."
             )
+    if config.mlp_sparsity is not None or config.state_beside_attention or config.expert_embd or config.mixer_layers:
+        raise LitGPTError("Layers of this model's kind can't be split over devices; use one, or generate_sequentially.")
     if config.mixture_beside_mlp:
         raise LitGPTError("Experts beside an MLP can't be split over devices; use one, or generate_sequentially.")
     groups = {config.kv_heads(layer)[0] for layer in range(config.n_layer)}

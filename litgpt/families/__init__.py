@@ -22,7 +22,9 @@ from litgpt.families import (
     ernie_moe,
     exaone,
     falcon,
+    falcon_h1,
     gemma,
+    gemma3n,
     gemma4,
     glm,
     glm_moe,
@@ -37,6 +39,7 @@ from litgpt.families import (
     hunyuan,
     hyperclovax,
     jais,
+    kimi_linear,
     lfm,
     llama,
     llama4,
@@ -165,6 +168,9 @@ FAMILIES: tuple[Family, ...] = (
     cohere_moe.FAMILY,
     nemotron_h.HYBRID,
     nemotron_h.MAMBA_2,
+    falcon_h1.FAMILY,
+    kimi_linear.FAMILY,
+    gemma3n.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}

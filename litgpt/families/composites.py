@@ -13,6 +13,7 @@ COMPOSITES: dict[str, str] = {
     "Exaone4_5_ForConditionalGeneration": "exaone4",
     "Glm4vMoeForConditionalGeneration": "glm4v_moe_text",
     "Gemma3ForConditionalGeneration": "gemma3_text",
+    "Gemma3nForConditionalGeneration": "gemma3n_text",
     "Gemma4ForConditionalGeneration": "gemma4_text",
     "Gemma4UnifiedForConditionalGeneration": "gemma4_unified_text",
     "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe_text",

@@ -22,6 +22,7 @@ class Layers:
     sparse_attention: dict[str, Any] | None
     indexer_layers: list[int] | None
     mixer_layers: list[int] | None
+    state_beside_attention: bool
     global_heads: dict[str, Any] | None
     shared_kv_layers: int
     moe_layers: list[int] | None
@@ -46,11 +47,13 @@ class Layers:
 
     def linear(self, layer: int) -> bool:
         """Whether layer number `layer` keeps a state in the place of keys and values."""
-        return (
-            self.mixes(layer)
-            and self.recurrent is not None
-            and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
-        )
+        if self.recurrent is None or self.state_beside_attention or not self.mixes(layer):
+            return False
+        return bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
+
+    def has_state(self, layer: int) -> bool:
+        """Whether layer number `layer` keeps a state, beside keys and values or in their place."""
+        return self.linear(layer) or self.state_beside_attention
 
     def shares_kv(self, layer: int) -> bool:
         """Whether layer number `layer` attends to the keys and values of one before it."""

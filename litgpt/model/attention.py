@@ -174,6 +174,8 @@ class CausalSelfAttention(Attention):
         q, k, v = qkv.split(self.heads, dim=1)
         if self.heads[2] == 0:
             v = k
+        if self.config.multipliers is not None:
+            k = k * self.config.multipliers["keys"]
         gate = None
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
@@ -230,8 +232,9 @@ class MultiheadLatentAttention(Attention):
         q = q.view(B, T, -1, self.nope_dim + self.rope_dim).transpose(1, 2)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)  # (B, N, T, P), (B, N, T, R)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_rank, self.rope_dim), dim=-1)
-        q_rope = self.apply_rope(q_rope, context)
-        k_rope = self.apply_rope(k_rope[:, None], context)  # (B, 1, T, R)
+        k_rope = k_rope[:, None]  # (B, 1, T, R)
+        if self.uses_rope:
+            q_rope, k_rope = self.apply_rope(q_rope, context), self.apply_rope(k_rope, context)
         if self.scales_queries:
             assert context.query_factors is not None
             q_nope, q_rope = ((part * context.query_factors).to(part.dtype) for part in (q_nope, q_rope))

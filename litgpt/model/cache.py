@@ -62,7 +62,7 @@ class KVCache:
         self.states = {
             layer: [_zeros((slots, *shape), on, kind) for shape, kind in state_shapes(config, dtype)]
             for layer, on in enumerate(devices)
-            if config.linear(layer)
+            if config.has_state(layer)
         }
         """By layer of linear attention: the convolution's last inputs and the recurrent state, `(slots, ...)`."""
         self.state_positions = [0] * slots
@@ -114,7 +114,7 @@ class KVCache:
         config: Config, slots: int, length: int, dtype: torch.dtype, ranks: int = 1, max_chunk: int | None = None
     ) -> int:
         """Bytes a cache of this size takes, on each of `ranks` processes."""
-        n_linear = sum(config.linear(layer) for layer in range(config.n_layer))
+        n_linear = sum(config.has_state(layer) for layer in range(config.n_layer))
         states = state_shapes(config, dtype) if n_linear else ()
         state = sum(math.prod(shape) * kind.itemsize for shape, kind in states)
         cached = 0

@@ -135,12 +135,16 @@ class GroupedTopkRouter(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.reset_parameters()
         self.uses_sigmoid = config.router_scores == "sigmoid"
         self.uses_bias = bool(config.router_bias)
         if self.uses_bias:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
         self.config = config
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does: rows that are equal would choose the same experts for all tokens."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""

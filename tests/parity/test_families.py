@@ -16,9 +16,9 @@ from litgpt.config import Config
 from litgpt.model.cache import KVCache, Span
 from tests.tiny import BY_LENGTH, CASES, WIDE, hf_model, wide_ones_slow
 
-COMPLEX = {"deepseek_v2", "llama4_text", "ctrl"}
+COMPLEX = {"deepseek_v2", "llama4_text", "ctrl", "falcon_h1", "gemma3n_text"}
 """Theirs rotate by complex numbers, whose float32 parts are rounded in other places than cosines and sines; or make
-sinusoids in another order."""
+sinusoids in another order; or multiply with what is rounded to float32."""
 LENGTH = 40  # longer than every sliding window of the cases
 
 
