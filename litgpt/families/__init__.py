@@ -72,6 +72,7 @@ from litgpt.families import (
 from litgpt.families.base import Family
 from litgpt.families.composites import is_composite, text_settings
 from litgpt.families.gguf import GGUF
+from litgpt.families.gguf_rows import ROWS
 from litgpt.families.missing import missing
 
 FAMILIES: tuple[Family, ...] = (
@@ -205,6 +206,7 @@ AS_GGUF: dict[str, GGUF] = {
     "deepseek_v2": deepseek.AS_GGUF_2,
     "deepseek_v3": deepseek.AS_GGUF_3,
     "llama4": llama4.AS_GGUF,
+    **ROWS,
 }
 """By family name: how llama.cpp's files hold it."""
 

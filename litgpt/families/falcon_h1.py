@@ -7,6 +7,7 @@ from typing import Any
 
 from litgpt.families import llama, mamba_hybrids
 from litgpt.families.base import changed, without
+from litgpt.families.hf_config import pop_silu
 
 PLAIN = (("key_multiplier", "keys"), ("attention_in_multiplier", "attention_in"))
 PLAIN += (("attention_out_multiplier", "attention_out"), ("ssm_in_multiplier", "state_in"))
@@ -15,6 +16,7 @@ PLAIN += (("ssm_out_multiplier", "state_out"),)
 
 
 def from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_silu(left)  # which the states have as well
     for key in ("num_logits_to_keep", "layers_block_type", "layer_types", "mamba_chunk_size", "mamba_use_mlp"):
         left.pop(key, None)
     inner = left.pop("mamba_d_ssm") or left["mamba_expand"] * left["hidden_size"]

@@ -87,6 +87,7 @@ def push_states(config: Any) -> dict[str, Any]:
 
 
 def granite_from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_silu(left)  # which the states have as well
     kinds = left.pop("layer_types", None) or left.pop("layers_block_type", None)
     recurrent = [int(kind in ("mamba", "linear_attention")) for kind in kinds or ["mamba"] * left["num_hidden_layers"]]
     turns = pop_choice(left, "position_embedding_type", {"rope": True, "nope": False}, "nope")
