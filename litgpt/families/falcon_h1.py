@@ -9,9 +9,13 @@ from litgpt.families import llama, mamba_hybrids
 from litgpt.families.base import changed, without
 from litgpt.families.hf_config import pop_silu
 
-PLAIN = (("key_multiplier", "keys"), ("attention_in_multiplier", "attention_in"))
-PLAIN += (("attention_out_multiplier", "attention_out"), ("ssm_in_multiplier", "state_in"))
-PLAIN += (("ssm_out_multiplier", "state_out"),)
+PLAIN: tuple[tuple[str, str], ...] = (
+    ("key_multiplier", "keys"),
+    ("attention_in_multiplier", "attention_in"),
+    ("attention_out_multiplier", "attention_out"),
+    ("ssm_in_multiplier", "state_in"),
+    ("ssm_out_multiplier", "state_out"),
+)
 """`config.json` key ↔ key of `multipliers`."""
 
 

@@ -34,6 +34,8 @@ class GatedDeltaNet(nn.Module):
     """A layer of such heads; queries, keys and values pass through a short causal convolution first."""
 
     rule: ClassVar[Rule]
+    decay: nn.Module
+    gate: nn.Module
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
