@@ -18,6 +18,7 @@ from litgpt.errors import LitGPTError, MissingFileError, closest, quoted
 from litgpt.families.base import Family
 from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
 from litgpt.families.hf_config import check_layers
+from litgpt.families.layers import Layers
 from litgpt.hub_client import HF_CONFIG_FILE, hf_config_file
 from litgpt.reading import read_json, read_yaml, reading
 
@@ -31,7 +32,7 @@ def find_multiple(n: int, k: int) -> int:
 
 
 @dataclass
-class Config:
+class Config(Layers):
     """What a model is made of, by LitGPT's field names and defaults: its `model_config.yaml` means the same here."""
 
     name: str = ""
@@ -190,12 +191,32 @@ class Config:
     """Width of what all tokens share. Unset: `n_shared_expert` times an expert's."""
     shared_expert_gate: bool = False
     """What the shared expert adds is scaled by the sigmoid of one more score of the token."""
+    ungated_mlps: bool = False
+    """Experts, and MLPs in their place or for all tokens, have no gates: up, `activation`, down."""
+    expert_embd: int | None = None
+    """Experts work on so many values, which `mlp.latent_in` makes of a token's and `mlp.latent_out` puts back."""
+    mixer_layers: list[int] | None = None
+    """Per layer: 1 where a block is attention or a state alone, 0 where it is an MLP alone. Unset: each is both."""
+    mixture_divisor: float = 1.0
+    """What the experts of a layer give together with those for all tokens is divided by this."""
+    sparse_attention: dict[str, Any] | None = None
+    """`{n_heads, head_size, top_k, interleave}`: a query of latent attention sees the `top_k` tokens that such an
+    indexer scores highest (https://arxiv.org/abs/2512.02556)."""
+    indexer_layers: list[int] | None = None
+    """Per layer: 0 where the tokens are those that the layer before it has chosen. Unset: each chooses."""
     linear_attention: dict[str, Any] | None = None
-    """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size}` of layers that keep one matrix a head in the
-    place of keys and values (gated delta rule)."""
+    """`{n_key_heads, n_value_heads, key_size, value_size, kernel_size[, by_channel]}` of layers that keep one matrix a
+    head in the place of keys and values (gated delta rule); `by_channel`: which forgets channel by channel
+    (https://arxiv.org/abs/2510.26692)."""
     state_space: dict[str, Any] | None = None
-    """`{n_heads, head_size, n_groups, state_size, kernel_size, bias, conv_bias[, least_time, most_time]}` of layers of
-    Mamba 2."""
+    """`{n_heads, head_size, n_groups, state_size, kernel_size, bias, conv_bias[, least_time, most_time, norm,
+    gate_last, out_bias]}` of layers of Mamba 2. `norm`: False where they are not normed, `gate_last`: they are
+    gated after it, `out_bias`: of `proj`."""
+    state_beside_attention: bool = False
+    """Every layer has attention and a state beside each other, on the same tokens; what they give is added."""
+    multipliers: dict[str, Any] | None = None
+    """`{keys, attention_in, attention_out, state_in, state_out, state_parts, gate, mlp_out}`: what these are multiplied
+    with; `state_parts` are five, of the gate, x, B, C and d (https://arxiv.org/abs/2507.22448)."""
     short_conv: dict[str, Any] | None = None
     """`{kernel_size, bias}` of layers that mix by a gated convolution over a few tokens."""
     linear_attention_indices: list[int] | None = None
@@ -210,6 +231,13 @@ class Config:
     """Values are normed, without weights."""
     layer_inputs: dict[str, Any] | None = None
     """`{size, vocab_size}` of what each layer is given of each token besides (per-layer embeddings)."""
+    streams: dict[str, Any] | None = None
+    """`{count, active, scaled}`: the residual stream is several, of which a block computes with one and corrects the
+    others by what it gives (AltUp, https://arxiv.org/abs/2301.13310); `scaled`: by a weight for each value besides."""
+    residual_rank: int | None = None
+    """A path of this rank beside attention adds to the residual stream (LAuReL, https://arxiv.org/abs/2411.07501)."""
+    mlp_sparsity: list[float] | None = None
+    """Per layer: the share of hidden units of a gated MLP that are cut off, as if they were normally distributed."""
     layer_scalars: bool = False
     """What a layer gives is multiplied with one number of its own."""
     family_name: str | None = None
@@ -291,49 +319,6 @@ class Config:
                 f"No model family {quoted(self.family_name)}.{closest(self.family_name, families.BY_NAME)}"
             )
         return families.BY_NAME[self.family_name]
-
-    def window(self, layer: int) -> int | None:
-        """How many tokens back (itself included) layer number `layer` sees; None: all."""
-        return self.sliding_window_size if self.sliding_window_indices and self.sliding_window_indices[layer] else None
-
-    @property
-    def recurrent(self) -> dict[str, Any] | None:
-        """The settings of layers that keep a state in the place of keys and values, of whatever kind."""
-        return self.linear_attention or self.state_space or self.short_conv
-
-    def linear(self, layer: int) -> bool:
-        """Whether layer number `layer` keeps a state in the place of keys and values."""
-        return self.recurrent is not None and bool((self.linear_attention_indices or [1] * self.n_layer)[layer])
-
-    def shares_kv(self, layer: int) -> bool:
-        """Whether layer number `layer` attends to the keys and values of one before it."""
-        return layer >= self.n_layer - self.shared_kv_layers
-
-    def kv_heads(self, layer: int) -> tuple[int, int, int]:
-        """Heads of keys and of values that layer number `layer` makes, and the size of its heads."""
-        assert self.head_size is not None and self.n_query_groups is not None
-        groups, size, values = self.n_query_groups, self.head_size, self.n_query_groups
-        if self.global_heads is not None and self.window(layer) is None:
-            groups, size = self.global_heads["n_query_groups"], self.global_heads["head_size"]
-            values = 0 if self.global_heads["keys_are_values"] else groups
-        return (0, 0, size) if self.shares_kv(layer) else (groups, values, size)
-
-    def qkv_rows(self, layer: int | None = None) -> tuple[int, int, int]:
-        """Rows of queries (with their gates), keys and values in `attn.qkv` of a layer, or of those that hold keys."""
-        if layer is not None and self.linear(layer):
-            sizes = self.linear_attention
-            if sizes is None:
-                return 0, 0, 0
-            keys = sizes["n_key_heads"] * sizes["key_size"]
-            return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
-        keys, values, size = self.kv_heads(layer or 0)
-        return (2 if self.attention_gate else 1) * self.n_head * size, keys * size, values * size
-
-    def dense(self, layer: int) -> bool:
-        """Whether layer number `layer` of a mixture has an MLP in the place of experts."""
-        if self.moe_layers is not None:
-            return not self.moe_layers[layer]
-        return layer < (self.first_k_dense_replace or 0)
 
     # -- reading
 

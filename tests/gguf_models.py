@@ -26,6 +26,13 @@ FAMILY_CASES: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16},
     "deepseek-v2-lite-like": {"num_hidden_layers": 27},
+    **{case: {} for case in "seed-oss ernie hunyuan hunyuan-moe arcee nemotron cohere".split()},
+    "starcoder2": {"sliding_window": None},
+    "granite-moe": {},
+    "olmoe": {"clip_qkv": None},
+    "exaone4-without-windows": {},
+    "minimax-m2": {},
+    "glm4-moe": {},
     "llama4": {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
 }
 """Case of `tests.tiny` → what is changed so that llama.cpp has a name for it."""

@@ -13,7 +13,7 @@ from litgpt.families.missing import missing
 @pytest.mark.parametrize(
     ("hf_config", "said"),
     [
-        ({"architectures": ["KimiLinearForCausalLM"]}, "needs a delta rule that forgets channel by channel, which no"),
+        ({"architectures": ["JetMoeForCausalLM"]}, "needs experts in the place of attention heads, which no"),
         ({"architectures": ["LlamaForMaskedLM"]}, "needs a head for another task"),
         ({"architectures": ["Unheard0fForCausalLM"]}, "^No model family here reads Unheard0fForCausalLM"),
         ({"model_type": "unheard-of"}, "No model family here reads model_type 'unheard-of'"),

@@ -466,12 +466,123 @@ WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "openai-gpt": ("OpenAIGPTConfig", GPT2_LIKE),
     "ctrl": ("CTRLConfig", {**GPT2_LIKE, "dff": 48}),
 }
-CASES |= WIDE
+SPARSE = dict(**{**DEEPSEEK, "num_hidden_layers": 3}, index_n_heads=16, index_head_dim=8, index_topk=9)
+NEMOTRON_H = dict(
+    **without(LLAMA_LIKE, "num_hidden_layers"),
+    head_dim=8,
+    layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"],
+    mamba_num_heads=4,
+    mamba_head_dim=16,
+    n_groups=2,
+    ssm_state_size=8,
+    layer_norm_epsilon=1e-2,
+)
+FALCON_H1 = dict(
+    **TWO_LAYERS,
+    **STATES,
+    mamba_d_ssm=64,
+    rms_norm_eps=1e-2,
+    key_multiplier=0.4,
+    attention_in_multiplier=1.3,
+    attention_out_multiplier=0.7,
+    ssm_in_multiplier=1.2,
+    ssm_out_multiplier=0.6,
+    mlp_multipliers=[0.8, 0.9],
+    ssm_multipliers=[0.9, 0.8, 0.7, 1.1, 1.2],
+    embedding_multiplier=3.0,
+    lm_head_multiplier=0.5,
+)
+KIMI = dict(
+    **without(NEOX_LIKE, "num_hidden_layers", "max_position_embeddings"),
+    model_max_length=64,
+    num_hidden_layers=3,
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
+    num_key_value_heads=4,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    num_experts=8,
+    num_experts_per_token=3,
+    num_shared_experts=1,
+    moe_intermediate_size=24,
+    linear_head_dim=8,
+    linear_num_heads=4,
+    linear_conv_kernel_dim=3,
+    rms_norm_eps=1e-2,
+    pad_token_id=None,
+)
+GEMMA_3N = dict(
+    **{**LLAMA_LIKE, "num_hidden_layers": 4},
+    head_dim=8,
+    sliding_window=7,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    hidden_size_per_layer_input=6,
+    vocab_size_per_layer_input=80,
+    laurel_rank=4,
+    final_logit_softcapping=3.0,
+    rms_norm_eps=1e-2,
+)
+NEWER: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek-v3.2": ("DeepseekV32Config", {**SPARSE, "n_group": 4, "topk_group": 2}),
+    "glm-moe-dsa": ("GlmMoeDsaConfig", {**SPARSE, "indexer_types": ["full", "shared", "full"]}),
+    "hunyuan-moe": ("HunYuanMoEV1Config", {**TWO_LAYERS, "num_experts": 6, "moe_topk": 2, "head_dim": 16}),
+    "hy3": (
+        "HYV3Config",
+        {**TWO_LAYERS, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16},
+    ),
+    "granite-moe-swa": (
+        "GraniteMoeSWAConfig",
+        {**GRANITE_LIKE, **NO_PAD, "sliding_window": 7, "layer_rope_theta": [10000.0, 0.0]}
+        | dict(shared_intermediate_size=40),
+    ),
+    "cohere2-moe": (
+        "Cohere2MoeConfig",
+        {**TWO_LAYERS, **NO_PAD, "head_dim": 8, "num_experts": 6, "num_shared_experts": 2, "sliding_window": 7},
+    ),
+    "cohere2-moe-sigmoid": (
+        "Cohere2MoeConfig",
+        {**LLAMA_LIKE, **NO_PAD, "head_dim": 8, "num_experts": 6, "expert_selection_fn": "sigmoid"}
+        | dict(first_k_dense_replace=1, prefix_dense_intermediate_size=40, rms_norm_eps=1e-5, sliding_window=7),
+    ),
+    "nemotron-h": ("NemotronHConfig", NEMOTRON_H),
+    "nemotron-3-super-like": (
+        "NemotronHConfig",
+        {**NEMOTRON_H, "layers_block_type": ["moe", "full_attention", "linear_attention", "moe"]}
+        | dict(n_routed_experts=6, moe_intermediate_size=24, moe_shared_expert_intermediate_size=40, moe_latent_size=16)
+        | dict(routed_scaling_factor=1.5),
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        dict(vocab_size=96, hidden_size=32, num_heads=4, head_dim=16, state_size=8, n_groups=2, num_hidden_layers=3)
+        | dict(bos_token_id=1, eos_token_id=2, layer_norm_epsilon=1e-2),
+    ),
+    "falcon-h1": ("FalconH1Config", FALCON_H1),
+    "falcon-h1-normed": (
+        "FalconH1Config",
+        {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "projectors_bias": True},
+    ),
+    "falcon-h1-gated-last": ("FalconH1Config", {**FALCON_H1, "mamba_rms_norm": True, "mamba_n_groups": 1}),
+    "kimi-linear": ("KimiLinearConfig", KIMI),
+    "kimi-linear-low-rank-queries": ("KimiLinearConfig", {**KIMI, "q_lora_rank": 12}),
+    "gemma3n": ("Gemma3nTextConfig", GEMMA_3N),
+    "gemma3n-sparse": (
+        "Gemma3nTextConfig",
+        {**GEMMA_3N, "activation_sparsity_pattern": [0.8, 0.0, 0.95, 0.0], "altup_num_inputs": 3}
+        | dict(altup_correct_scale=False, altup_active_idx=1),
+    ),
+}
+"""What came with the models of 2026."""
+CASES |= WIDE | NEWER
 WIDE |= {
     case: CASES[case]
     for case in """
     qwen2-moe qwen2-moe-window qwen3.5-moe glm4-moe solar-open glm4-moe-lite mistral4 phimoe olmoe flex-olmo granite-moe
-    granite-moe-shared dots1 exaone-moe ernie4.5-moe gemma4-experts gemma4-unified lfm2-moe granite-hybrid-dense bamba
+    granite-moe-shared hunyuan-moe hy3 granite-moe-swa cohere2-moe cohere2-moe-sigmoid glm-moe-dsa
+    nemotron-h mamba2 falcon-h1-normed falcon-h1-gated-last
+    kimi-linear-low-rank-queries gemma3n-sparse
+    dots1 exaone-moe ernie4.5-moe gemma4-experts gemma4-unified lfm2-moe granite-hybrid-dense bamba
     """.split()
 }
 BY_LENGTH = {"llama-dynamic-rope"}

@@ -5,8 +5,10 @@ N: `n_head`, G: `n_query_groups`, H: `head_size`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,6 +53,7 @@ class WeightTable:
         """`family`: the tables of another format than the one that `config.family` is written in."""
         self.config = config
         self.family = family or config.family
+        self.strict = family is not None
         self.rules: dict[str, Rule] = {}  # by our module name
         self.dropped: list[str] = []
         for rule in self.family.rules(config):
@@ -86,7 +89,7 @@ class WeightTable:
                 looked for.
 
         Raises:
-            LitGPTError: A tensor is missing, or there is one that no rule uses; on reading: one has another shape.
+            LitGPTError: A tensor is missing; on reading: one has another shape.
         """
         present = self.present(theirs.names)
         self._add_alternatives(present)
@@ -100,12 +103,9 @@ class WeightTable:
                     )
         used = {name for names in sources.values() for name in names} | {*self.dropped, self.head_name()}
         beginnings = tuple(name[:-1] for name in self.dropped if name.endswith("*"))
-        for name in present:
-            if name not in used and not name.startswith(beginnings):
-                architecture = self.family.architectures[0]
-                raise LitGPTError(
-                    f"The checkpoint has a tensor {quoted(present[name])} that {architecture} has no place for."
-                )
+        surplus = [name for name in present if name not in used and not name.startswith(beginnings)]
+        if surplus:
+            self._tell_surplus([present[name] for name in surplus])
 
         shapes = {name: tensor.shape for name, tensor in wanted.items()} if isinstance(wanted, Mapping) else {}
 
@@ -130,6 +130,15 @@ class WeightTable:
             return tensor
 
         return Tensors(tuple(sources), fetch)
+
+    def _tell_surplus(self, names: list[str]) -> None:
+        """What no rule uses is left alone, as transformers leaves it, but for files whose format knows every tensor."""
+        architecture = self.family.architectures[0]
+        if self.strict:
+            raise LitGPTError(f"The checkpoint has a tensor {quoted(names[0])} that {architecture} has no place for.")
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        named = ", ".join(quoted(name) for name in sorted(names)[:3])
+        _tell_once(f"{architecture} has no place for {named}{more} of the checkpoint: left out.")
 
     def head_name(self) -> str:
         """Their name of the head's weight, which tied checkpoints may leave out or repeat."""
@@ -265,6 +274,12 @@ class WeightTable:
         if isinstance(rule, Interleaved):
             return interleave_qkv(tensor, self.config, rule.groups, rule.order)
         return tensor.t().contiguous() if isinstance(rule, Same) and rule.transpose and tensor.dim() == 2 else tensor
+
+
+@cache
+def _tell_once(sentence: str) -> None:
+    """Once a process."""
+    print(sentence, file=sys.stderr)
 
 
 def ungroup_rows(rule: Dealt, which: int, tensor: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ def check_divides(model: GPT, ranks: int) -> None:
                 f"Layers of the kind {type(block.attn).__name__} can't be split over devices; use one device, or"
                 " generate_sequentially."
             )
+    if config.mlp_sparsity is not None or config.state_beside_attention or config.expert_embd or config.mixer_layers:
+        raise LitGPTError("Layers of this model's kind can't be split over devices; use one, or generate_sequentially.")
     if config.mixture_beside_mlp:
         raise LitGPTError("Experts beside an MLP can't be split over devices; use one, or generate_sequentially.")
     groups = {config.kv_heads(layer)[0] for layer in range(config.n_layer)}
@@ -156,7 +158,7 @@ class Ranks:
 
     def split_experts(self, experts: Experts) -> None:
         """Each expert by its hidden units: all ranks take part in every token, whatever the router says."""
-        for name in ("fc_1", "fc_2"):
+        for name in experts.linears[:-1]:
             setattr(experts, name, _frozen(self.part(getattr(experts, name), 1)))  # (E, I, C)
             if hasattr(experts, f"{name}_bias"):
                 setattr(experts, f"{name}_bias", _frozen(self.part(getattr(experts, f"{name}_bias"), 1)))

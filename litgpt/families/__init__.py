@@ -13,14 +13,18 @@ from litgpt.families import (
     bitnet,
     bloom,
     cohere,
+    cohere_moe,
     cwm,
     deepseek,
+    deepseek_sparse,
     dots,
     ernie,
     ernie_moe,
     exaone,
     falcon,
+    falcon_h1,
     gemma,
+    gemma3n,
     gemma4,
     glm,
     glm_moe,
@@ -35,6 +39,7 @@ from litgpt.families import (
     hunyuan,
     hyperclovax,
     jais,
+    kimi_linear,
     lfm,
     llama,
     llama4,
@@ -46,6 +51,7 @@ from litgpt.families import (
     mixtral,
     nanochat,
     nemotron,
+    nemotron_h,
     neox,
     olmo,
     olmoe,
@@ -66,6 +72,7 @@ from litgpt.families import (
 from litgpt.families.base import Family
 from litgpt.families.composites import is_composite, text_settings
 from litgpt.families.gguf import GGUF
+from litgpt.families.gguf_rows import ROWS
 from litgpt.families.missing import missing
 
 FAMILIES: tuple[Family, ...] = (
@@ -154,6 +161,17 @@ FAMILIES: tuple[Family, ...] = (
     lfm.MOE,
     mamba_hybrids.GRANITE,
     mamba_hybrids.BAMBA,
+    deepseek_sparse.V32,
+    deepseek_sparse.GLM,
+    hunyuan.MOE,
+    hunyuan.HY_3,
+    granite_swa.MOE,
+    cohere_moe.FAMILY,
+    nemotron_h.HYBRID,
+    nemotron_h.MAMBA_2,
+    falcon_h1.FAMILY,
+    kimi_linear.FAMILY,
+    gemma3n.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}
@@ -188,6 +206,7 @@ AS_GGUF: dict[str, GGUF] = {
     "deepseek_v2": deepseek.AS_GGUF_2,
     "deepseek_v3": deepseek.AS_GGUF_3,
     "llama4": llama4.AS_GGUF,
+    **ROWS,
 }
 """By family name: how llama.cpp's files hold it."""
 

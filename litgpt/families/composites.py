@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 COMPOSITES: dict[str, str] = {
+    "Cohere2VisionForConditionalGeneration": "cohere2",
+    "Exaone4_5_ForConditionalGeneration": "exaone4",
+    "Glm4vMoeForConditionalGeneration": "glm4v_moe_text",
     "Gemma3ForConditionalGeneration": "gemma3_text",
+    "Gemma3nForConditionalGeneration": "gemma3n_text",
     "Gemma4ForConditionalGeneration": "gemma4_text",
     "Gemma4UnifiedForConditionalGeneration": "gemma4_unified_text",
     "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe_text",
@@ -38,6 +42,9 @@ COMPOSITES: dict[str, str] = {
 }
 """`architectures` entry of `config.json`, and the `model_type` of the language model in it where none is said."""
 
+SAID: dict[str, dict[str, Any]] = {"Cohere2VisionForConditionalGeneration": {"logit_scale": 1.0}}
+"""What a class computes with, whatever its files say."""
+
 TEXT_KEYS = ("text_config", "llm_config")
 OF_THE_WHOLE = ("tie_word_embeddings", "quantization_config")
 """What the whole says of its language model."""
@@ -46,7 +53,8 @@ SETTINGS = ("rope_scaling", "rope_parameters", "quantization_config")
 OTHER_INPUTS = frozenset(
     """
     image_token_id video_token_id audio_token_id vision_start_token_id vision_end_token_id vision_token_id
-    image_token_index video_token_index
+    image_token_index video_token_index image_start_token_id image_end_token_id video_start_token_id
+    video_end_token_id
     """.split()
 )
 
@@ -82,7 +90,8 @@ def text_settings(hf_config: Mapping[str, Any]) -> dict[str, Any]:
         whole = {key: hf_config[key] for key in OF_THE_WHOLE if key in hf_config}
         # Where nothing is said of head tying, the weights tell.
         text = {"model_type": default, **hf_config[key], "tie_word_embeddings": True, **whole}
-    return {key: value for key, value in text.items() if key not in OTHER_INPUTS}
+    said = {key: value for name in hf_config["architectures"] for key, value in SAID.get(name, {}).items()}
+    return {key: value for key, value in {**text, **said}.items() if key not in OTHER_INPUTS}
 
 
 def is_composite(hf_config: Mapping[str, Any]) -> bool:

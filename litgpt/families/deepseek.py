@@ -132,9 +132,10 @@ def push_experts(config: Any) -> dict[str, Any]:
     }
 
 
-def complete_layer_types(left: dict[str, Any]) -> None:
+def complete_layer_types(left: dict[str, Any], dense: int = 1) -> None:
     """Puts a list of each layer's kind in the place of a number of dense ones."""
-    first, n_layer = left.pop("first_k_dense_replace", 1), left["num_hidden_layers"]
+    n_layer = left["num_hidden_layers"]
+    first = min(left.pop("first_k_dense_replace", dense), n_layer)
     left["mlp_layer_types"] = left.get("mlp_layer_types") or ["dense"] * first + ["sparse"] * (n_layer - first)
 
 

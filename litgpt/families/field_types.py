@@ -17,6 +17,7 @@ SIZES = frozenset(
     """
     block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
     intermediate_size moe_intermediate_size shared_intermediate_size sliding_window_size rope_condense_ratio
+    expert_embd residual_rank
     """.split()
 )
 """Fields that are at least 1 where they are set."""
@@ -30,11 +31,14 @@ COUNTS = frozenset(
 POSITIVE = frozenset(
     """
     norm_eps rope_base rope_local_base_freq attention_scores_scalar attention_logit_softcapping
-    final_logit_softcapping logits_divisor sinusoidal_span
+    final_logit_softcapping logits_divisor sinusoidal_span mixture_divisor
     """.split()
 )
 """Fields that are above 0 where they are set."""
-BY_LAYER = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices")
+BY_LAYER = (
+    *("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices"),
+    *("indexer_layers", "mixer_layers"),
+)
 """Fields with an entry for each layer, 0 or 1."""
 PARTS: dict[str, dict[str, Any]] = {
     "latent_attention": {
@@ -44,13 +48,16 @@ PARTS: dict[str, dict[str, Any]] = {
     "linear_attention": dict.fromkeys(("n_key_heads", "n_value_heads", "key_size", "value_size", "kernel_size"), int),
     "state_space": dict.fromkeys(("n_heads", "head_size", "n_groups", "state_size", "kernel_size"), int),
     "short_conv": {"kernel_size": int},
+    "sparse_attention": dict.fromkeys(("n_heads", "head_size", "top_k"), int),
     "query_tuning": {"floor": float},
     "global_heads": dict.fromkeys(("head_size", "n_query_groups"), int),
+    "streams": {"count": int},
     "layer_inputs": dict.fromkeys(("size", "vocab_size"), int),
     "rope_adjustments": {"factor": float},
     "alibi": {"max_bias": float},
 }
 """What a field consists of that is above 0."""
+MULTIPLIERS = {*"keys attention_in attention_out state_in state_out state_parts gate mlp_out".split()}
 QUERY_TUNING = {"scale", "floor", "offset", "unturned_only"}
 
 
@@ -101,6 +108,7 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
             if not fits(size, kind) or (size is not None and not 0 < size <= MAX_SIZE):
                 raise LitGPTError(f"The model setting {name} needs a size as its {part}, and has {quoted(size)}.")
     _check_mixture(config)
+    _check_blocks(config)
     if not 0 <= config.rotary_percentage <= 1:
         raise LitGPTError(f"The model setting rotary_percentage is {config.rotary_percentage}, but it is a share.")
     if config.query_tuning is not None and {*config.query_tuning} != QUERY_TUNING:
@@ -113,20 +121,51 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
         raise LitGPTError(
             f"The model setting activation is {quoted(config.activation)}.{closest(config.activation, ACTIVATIONS)}"
         )
-    if config.activation is not None and config.mlp_class_name == "LLaMAMoE":
+    if config.activation is not None and config.mlp_class_name == "LLaMAMoE" and not config.ungated_mlps:
         raise UnsupportedError(f"Experts have SiLU here; the model's activation is {config.activation}.")
     if sum((config.learned_positions, config.sinusoidal_span is not None, config.alibi is not None)) > 1:
         raise LitGPTError("A model has one of learned_positions, sinusoidal_span and alibi.")
-    if config.norm_after_residual and config.parallel_residual:
-        raise UnsupportedError("norm_after_residual needs parallel_residual to be off.")
-    if config.state_space is not None and config.state_space["n_heads"] % config.state_space["n_groups"]:
-        raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
     if config.shared_kv_layers:
         own, kinds = config.n_layer - config.shared_kv_layers, [config.window(layer) for layer in range(config.n_layer)]
         if own < 1 or not {*kinds[own:]} <= {*kinds[:own]}:
             raise LitGPTError("shared_kv_layers leaves no layer of their kind whose keys the last layers could share.")
     if config.shared_attention_norm and not config.parallel_residual:
         raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
+
+
+def _check_blocks(config: Any) -> None:
+    if config.norm_after_residual and config.parallel_residual:
+        raise UnsupportedError("norm_after_residual needs parallel_residual to be off.")
+    if (config.streams is None) != (config.residual_rank is None):
+        raise UnsupportedError("streams and residual_rank go together here.")
+    if config.streams is not None and (
+        config.layer_inputs is None or not 0 <= config.streams["active"] < config.streams["count"]
+    ):
+        raise UnsupportedError("streams need layer_inputs, and an active one among them.")
+    if (shares := config.mlp_sparsity) is not None and (
+        len(shares) < config.n_layer or not all(0 <= share < 1 for share in shares)
+    ):
+        raise LitGPTError(
+            f"mlp_sparsity has {len(shares)} entries for {config.n_layer} layers, or one that is no share below 1."
+        )
+    if config.state_beside_attention and config.state_space is None:
+        raise LitGPTError("state_beside_attention needs state_space, which is unset.")
+    if config.multipliers is not None and {*config.multipliers} != MULTIPLIERS:
+        raise LitGPTError(f"The model setting multipliers needs {', '.join(sorted(MULTIPLIERS))}, and nothing else.")
+    if config.state_space is not None and config.state_space["n_heads"] % config.state_space["n_groups"]:
+        raise LitGPTError("state_space has a number of heads that is no multiple of its groups.")
+    if config.mixer_layers is not None and (config.parallel_residual or config.norm_after_residual):
+        raise UnsupportedError("mixer_layers needs parallel_residual and norm_after_residual to be off.")
+    if config.ungated_mlps and (config.expert_bias or config.swiglu_limit is not None):
+        raise UnsupportedError("Experts without gates have neither biases nor a swiglu_limit here.")
+    if config.sparse_attention is not None:
+        latent = config.latent_attention or {}
+        if latent.get("q_lora_rank") is None:
+            raise UnsupportedError("sparse_attention needs latent_attention with a q_lora_rank.")
+        if config.indexer_layers is not None and not config.indexer_layers[:1] == [1]:
+            raise LitGPTError("The first of indexer_layers must be 1: there is no layer before it to choose for it.")
+        if config.sparse_attention["head_size"] < latent["qk_rope_head_dim"]:
+            raise LitGPTError("sparse_attention has smaller heads than what rotates of them (qk_rope_head_dim).")
 
 
 def _check_mixture(config: Any) -> None:

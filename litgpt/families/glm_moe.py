@@ -63,6 +63,22 @@ LARGE = size(92, 96, 5120, 12288, 8, moe_intermediate_size=1536, n_expert=160, f
 LARGE |= dict(routed_scaling_factor=2.5)
 AIR = size(46, 96, 4096, 10944, 8, moe_intermediate_size=1408, n_expert=128, first_k_dense_replace=1)
 
+DEFAULTS = {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "partial_rotary_factor": 0.5,
+    "moe_intermediate_size": 1408,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "n_routed_experts": 128,
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+GLM_4V = {**DEFAULTS, "max_position_embeddings": 65536, "attention_bias": True}
+
 MOE = replace(
     llama.FAMILY,
     name="glm4_moe",
@@ -84,23 +100,11 @@ MOE = replace(
     to_hf=to_hf,
     weights=changed(llama.WEIGHTS, *llama.NORMED_QK, *deepseek.MIXTURE),
     prompt_styles=(),
-    hf_defaults={
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "partial_rotary_factor": 0.5,
-        "moe_intermediate_size": 1408,
-        "num_experts_per_tok": 8,
-        "n_shared_experts": 1,
-        "n_routed_experts": 128,
-        "routed_scaling_factor": 1.0,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-    },
+    hf_defaults=DEFAULTS,
     hf_spellings={"num_experts": "n_routed_experts", "num_local_experts": "n_routed_experts"},
     alternatives=STACKED,
     rotates_part=True,
+    inside={"glm4v_moe_text": GLM_4V},
 )
 
 SOLAR = replace(

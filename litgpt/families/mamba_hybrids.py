@@ -52,13 +52,21 @@ def pop_states(left: dict[str, Any], recurrent: list[int]) -> dict[str, Any]:
         left["mamba_d_head"] = width // left["mamba_n_heads"]
     for key in ("mamba_chunk_size", "normalization_function", "time_step_floor", "time_step_max", "time_step_min"):
         left.pop(key, None)
-    sizes = {ours: left.pop(theirs) for theirs, ours in SIZES}
-    least, most = (number(limit) for limit in left.pop("time_step_limit", None) or (0.0, math.inf))
-    sizes |= {} if least == 0 else {"least_time": least}
-    sizes |= {} if most == math.inf else {"most_time": most}
+    sizes = {**{ours: left.pop(theirs) for theirs, ours in SIZES}, **pop_limits(left)}
     if not any(recurrent):
         return {}
     return {"state_space": sizes, "linear_attention_indices": recurrent}
+
+
+def pop_limits(left: dict[str, Any]) -> dict[str, float]:
+    """Takes the bounds of how far a token moves the state out of a `config.json`, where there are some."""
+    least, most = (number(limit) for limit in left.pop("time_step_limit", None) or (0.0, math.inf))
+    return {**({} if least == 0 else {"least_time": least}), **({} if most == math.inf else {"most_time": most})}
+
+
+def push_limits(sizes: dict[str, Any]) -> dict[str, Any]:
+    """And back, where they can be written in JSON."""
+    return {"time_step_limit": [sizes.get("least_time", 0.0), sizes["most_time"]]} if "most_time" in sizes else {}
 
 
 def number(limit: Any) -> float:
@@ -74,11 +82,12 @@ def push_states(config: Any) -> dict[str, Any]:
     return {
         **{theirs: sizes[ours] for theirs, ours in SIZES},
         "mamba_expand": sizes["n_heads"] * sizes["head_size"] // config.n_embd,
-        **({"time_step_limit": [sizes.get("least_time", 0.0), sizes["most_time"]]} if "most_time" in sizes else {}),
+        **push_limits(sizes),
     }
 
 
 def granite_from_hf(left: dict[str, Any]) -> dict[str, Any]:
+    pop_silu(left)  # which the states have as well
     kinds = left.pop("layer_types", None) or left.pop("layers_block_type", None)
     recurrent = [int(kind in ("mamba", "linear_attention")) for kind in kinds or ["mamba"] * left["num_hidden_layers"]]
     turns = pop_choice(left, "position_embedding_type", {"rope": True, "nope": False}, "nope")

@@ -6,17 +6,11 @@ import re
 
 SPARSE = "attention to a few tokens that an indexer chooses"
 SELECTIVE = "Mamba's selective scan, channel by channel"
-HALVES = "blocks that are a mixer or an MLP alone"
 NEEDS: tuple[tuple[str, str], ...] = (
-    (r"Deepseek_?V32|GlmMoeDsa|MiniMaxM3|Glm5", SPARSE),
+    (r"MiniMaxM3|Glm5", SPARSE),
     (r"Deepseek_?V4", f"{SPARSE}, and streams of hidden states that mix (hyper-connections)"),
-    (r"NemotronH", f"{HALVES}, and experts without gates"),
-    (r"Mamba2ForCausalLM", HALVES),
     (r"FalconMamba|MambaForCausalLM|Jamba", SELECTIVE),
-    (r"FalconH1", "attention and a state beside each other in one layer"),
     (r"Zamba", "blocks that several layers share"),
-    (r"KimiLinear", "a delta rule that forgets channel by channel"),
-    (r"Gemma3n", "several streams of hidden states of which each layer updates one (AltUp)"),
     (r"MiniMaxForCausalLM|MiniMaxText01|Bailing", "lightning attention"),
     (r"Qwen4Exp|Inkling|HYV4", "embeddings of n-grams"),
     (r"RecurrentGemma", "a gated linear recurrence (RG-LRU)"),

@@ -221,13 +221,13 @@ STACKED = (
     Stacked("model.layers.{i}.mlp.experts.down_proj", (f"{EXPERT}.proj.weight",), rows=True),
 )
 """Mixtures as some checkpoints hold them: all experts in one tensor."""
-WEIGHTS_3_MOE = changed(
-    WEIGHTS_3,
+MIXTURE = (
     Same("model.layers.{i}.mlp.gate", "transformer.h.{i}.mlp.gate"),
     Same("model.layers.{i}.mlp.experts.{e}.gate_proj", "transformer.h.{i}.mlp.experts.{e}.fc_1"),
     Same("model.layers.{i}.mlp.experts.{e}.up_proj", "transformer.h.{i}.mlp.experts.{e}.fc_2"),
     Same("model.layers.{i}.mlp.experts.{e}.down_proj", "transformer.h.{i}.mlp.experts.{e}.proj"),
 )
+WEIGHTS_3_MOE = changed(WEIGHTS_3, *MIXTURE)
 
 A3B = size(48, 32, 2048, 6144, 4, moe_intermediate_size=768)
 A22B = size(94, 64, 4096, 12288, 4, moe_intermediate_size=1536)

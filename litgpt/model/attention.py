@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from litgpt.config import Config
 from litgpt.kernels import varlen
 from litgpt.model.cache import Span
-from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm
+from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm, upcast
 from litgpt.model.positions import alibi_bias
 from litgpt.model.rope import apply_rope, attention_scale
 
@@ -39,6 +39,8 @@ class AttentionContext:
     """What each layer is given of each token besides (`config.layer_inputs`), `(B, T, n_layer, size)`."""
     shared_kv: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By window: the keys and values that the last layers share (`config.shared_kv_layers`)."""
+    chosen: dict[int, list[Tensor]] = field(default_factory=dict)
+    """By the layer whose indexer chose: a mask for each document, `(B, 1, T, S)`, of what a query sees."""
 
     def to(self, device: torch.device) -> AttentionContext:
         """The same on another device; the span's cache stays where it is."""
@@ -172,6 +174,8 @@ class CausalSelfAttention(Attention):
         q, k, v = qkv.split(self.heads, dim=1)
         if self.heads[2] == 0:
             v = k
+        if self.config.multipliers is not None:
+            k = k * self.config.multipliers["keys"]
         gate = None
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
@@ -216,23 +220,32 @@ class MultiheadLatentAttention(Attention):
         self.kv_a_norm = RMSNorm(self.kv_rank, eps=1e-6)
         self.kv_b_proj = nn.Linear(self.kv_rank, config.n_head * (self.nope_dim + self.v_dim), bias=False)
         self.proj = nn.Linear(config.n_head * self.v_dim, config.n_embd, bias=config.attn_bias)
+        self.chooser = config.indexer(block_idx)
+        self.indexer = Indexer(config) if self.chooser == block_idx else None
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
         low_rank = self.config.latent_attention is not None and self.config.latent_attention["q_lora_rank"] is not None
-        q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if low_rank else self.q_proj(x)
+        q_latent = self.q_a_norm(self.q_a_proj(x)) if low_rank else x
+        q = self.q_b_proj(q_latent) if low_rank else self.q_proj(x)
         q = q.view(B, T, -1, self.nope_dim + self.rope_dim).transpose(1, 2)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)  # (B, N, T, P), (B, N, T, R)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_rank, self.rope_dim), dim=-1)
-        q_rope = self.apply_rope(q_rope, context)
-        k_rope = self.apply_rope(k_rope[:, None], context)  # (B, 1, T, R)
+        k_rope = k_rope[:, None]  # (B, 1, T, R)
+        if self.uses_rope:
+            q_rope, k_rope = self.apply_rope(q_rope, context), self.apply_rope(k_rope, context)
         if self.scales_queries:
             assert context.query_factors is not None
             q_nope, q_rope = ((part * context.query_factors).to(part.dtype) for part in (q_nope, q_rope))
         kv = torch.cat((self.kv_a_norm(latent)[:, None], k_rope), dim=-1)  # (B, 1, T, L + R)
+        if self.indexer is not None:  # whose keys are cached behind it
+            kv = torch.cat((kv, self.indexer.keys(x, context.ropes[0])), dim=-1)
         if context.span is not None:
             kv, _ = context.span.extend(self.layer, kv)  # (B, 1, S, L + R)
+        if self.indexer is not None:
+            kv, index_keys = kv.split((self.kv_rank + self.rope_dim, self.indexer.size), dim=-1)
+            context.chosen[self.layer] = self.indexer.choose(x, q_latent, index_keys, context)
         if T == 1 and type(self.kv_b_proj) is nn.Linear:
             y = self.attend_absorbed(q_nope, q_rope, kv, context)
         else:
@@ -254,6 +267,76 @@ class MultiheadLatentAttention(Attention):
         to_keys, to_values = weight.split((self.nope_dim, self.v_dim), dim=1)  # (N, P, L), (N, D, L)
         q = torch.cat((q_nope @ to_keys, q_rope), dim=-1)  # (B, N, 1, L + R)
         return self.attend(q, kv, kv[..., : self.kv_rank], context) @ to_values.mT  # (B, N, 1, D)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        """As of any attention; of tokens that an indexer chooses, to these alone."""
+        chosen = context.chosen.get(-1 if self.chooser is None else self.chooser)
+        if not chosen:
+            return super().attend(q, k, v, context)
+        if context.lengths is None:
+            return self.attend_masked(q, k, v, chosen[0].to(q.device))
+        documents = zip(*(part.split(context.lengths, 2) for part in (q, k, v)), chosen, strict=True)
+        return torch.cat([self.attend_masked(*part, mask.to(q.device)) for *part, mask in documents], 2)
+
+
+class Indexer(nn.Module):
+    """Chooses the tokens that a query attends to, by scores of small heads (DeepSeek-V3.2,
+    https://arxiv.org/abs/2512.02556). The choice has no gradient.
+
+    M: heads of the indexer, D: their size.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.sparse_attention is not None and config.latent_attention is not None
+        sizes = config.sparse_attention
+        self.n_heads, self.size, self.top_k = sizes["n_heads"], sizes["head_size"], sizes["top_k"]
+        self.interleave = bool(sizes["interleave"])
+        self.q = nn.Linear(config.latent_attention["q_lora_rank"], self.n_heads * self.size, bias=False)
+        self.k = nn.Linear(config.n_embd, self.size, bias=False)
+        self.norm = nn.LayerNorm(self.size, eps=1e-6)
+        self.weights = nn.Linear(config.n_embd, self.n_heads, bias=False)
+        self.interleaved_tables = config.rope_interleave
+
+    def rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """`(B, heads, T, D)`, rotated to its positions; the tables may be for the other order of dimensions."""
+        cos, sin = rope
+        if self.interleaved_tables and not self.interleave:
+            cos, sin = (torch.cat((table[..., ::2], table[..., 1::2]), dim=-1) for table in rope)
+        return apply_rope(x, cos, sin, self.interleave)
+
+    def keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """`(B, T, C)` → what each token is scored by, `(B, 1, T, D)`."""
+        with torch.no_grad():
+            return self.rotate(self.norm(self.k(x))[:, None], rope)
+
+    @torch.no_grad()
+    def choose(self, x: Tensor, q_latent: Tensor, keys: Tensor, context: AttentionContext) -> list[Tensor]:
+        """Masks of what each query sees, one for each document; none where the queries see everything.
+
+        Args:
+            x: `(B, T, C)`.
+            q_latent: What queries are made of, `(B, T, q_lora_rank)`.
+            keys: `(B, 1, S, D)`.
+            context: Where the tokens stand.
+        """
+        if max(context.lengths or (keys.size(2),)) <= self.top_k:
+            return []
+        q = self.rotate(self.q(q_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2), context.ropes[0])
+        weights = upcast(self.weights(x)).mT[..., None] * (self.n_heads * self.size) ** -0.5  # (B, M, T, 1)
+        if context.lengths is None:
+            return [self.mask(q, weights, keys, context.masks[None])]
+        documents = zip(*(part.split(context.lengths, 2) for part in (q, weights, keys)), strict=True)
+        return [self.mask(*document, None) for document in documents]
+
+    def mask(self, q: Tensor, weights: Tensor, keys: Tensor, seen: Tensor | None) -> Tensor:
+        """True at the best of the keys that a query may see, `(B, 1, T, S)`."""
+        T, S = q.size(2), keys.size(2)
+        if seen is None:
+            seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)[None, None]
+        scores = ((upcast(q) @ upcast(keys).mT).relu() * weights).sum(dim=1, keepdim=True)  # (B, 1, T, S)
+        best = scores.masked_fill(~seen, -torch.inf).topk(min(self.top_k, S), dim=-1).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & seen
 
 
 BF16_MIN_KEYS = 256

@@ -62,7 +62,7 @@ class KVCache:
         self.states = {
             layer: [_zeros((slots, *shape), on, kind) for shape, kind in state_shapes(config, dtype)]
             for layer, on in enumerate(devices)
-            if config.linear(layer)
+            if config.has_state(layer)
         }
         """By layer of linear attention: the convolution's last inputs and the recurrent state, `(slots, ...)`."""
         self.state_positions = [0] * slots
@@ -114,7 +114,7 @@ class KVCache:
         config: Config, slots: int, length: int, dtype: torch.dtype, ranks: int = 1, max_chunk: int | None = None
     ) -> int:
         """Bytes a cache of this size takes, on each of `ranks` processes."""
-        n_linear = sum(config.linear(layer) for layer in range(config.n_layer))
+        n_linear = sum(config.has_state(layer) for layer in range(config.n_layer))
         states = state_shapes(config, dtype) if n_linear else ()
         state = sum(math.prod(shape) * kind.itemsize for shape, kind in states)
         cached = 0
@@ -127,7 +127,7 @@ class KVCache:
 
 def cached_positions(config: Config, layer: int, length: int, max_chunk: int | None) -> int:
     """Positions of a sequence of `length` tokens that a layer keeps at a time."""
-    if config.linear(layer) or config.shares_kv(layer):
+    if config.linear(layer) or config.shares_kv(layer) or not config.mixes(layer):
         return 0
     window = config.window(layer)
     return length if window is None or max_chunk is None else min(length, window + max_chunk)
@@ -149,7 +149,10 @@ def kv_shape(config: Config, ranks: int, layer: int) -> tuple[int, int, int]:
     processes; latent attention keeps one latent, as both, and every process needs it."""
     if config.latent_attention is not None:
         rank = config.latent_attention["kv_lora_rank"]
-        return 1, rank + config.latent_attention["qk_rope_head_dim"], rank
+        index = (
+            config.sparse_attention["head_size"] if config.sparse_attention and config.indexer(layer) == layer else 0
+        )
+        return 1, rank + config.latent_attention["qk_rope_head_dim"] + index, rank
     groups, _, size = config.kv_heads(layer)
     return groups // ranks, size, size
 

@@ -12,20 +12,30 @@ convolution (all queries, keys and values), L: tokens of a chunk, M: chunks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
+from litgpt.errors import LitGPTError
 from litgpt.model.attention import AttentionContext
 from litgpt.model.norm import RMSNorm, upcast
 
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The type of `gated_delta_rule`."""
 CHUNK = 64
 """Tokens that are computed together, by products of matrices."""
 
 
 class GatedDeltaNet(nn.Module):
     """A layer of such heads; queries, keys and values pass through a short causal convolution first."""
+
+    rule: ClassVar[Rule]
+    decay: nn.Module
+    gate: nn.Module
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
@@ -56,8 +66,7 @@ class GatedDeltaNet(nn.Module):
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
         B, T, _ = x.shape
-        decay = self.decay(x)
-        log_decay = -upcast(self.A_log).exp() * F.softplus(upcast(decay) + self.dt_bias)  # log a, (B, T, N)
+        log_decay = self.log_decay(x)
         qkv, beta = self.qkv(x), upcast(self.beta(x)).sigmoid()  # (B, T, W), (B, T, N)
         if context.lengths is None:
             y = self.mix(qkv, log_decay, beta, context)
@@ -65,8 +74,16 @@ class GatedDeltaNet(nn.Module):
             documents = zip(*(part.split(context.lengths, dim=1) for part in (qkv, log_decay, beta)), strict=True)
             y = torch.cat([self.mix(q, a, b, context) for q, a, b in documents], dim=1)
         gate = self.gate(x).view(B, T, self.n_value_heads, self.value_size)
-        y = self.norm(y.to(x.dtype)) * F.silu(upcast(gate))  # (B, T, N, D)
+        y = self.gated(y.to(x.dtype), gate)  # (B, T, N, D)
         return self.proj(y.to(x.dtype).flatten(2))
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """`(B, T, C)` → log a, `(B, T, N)`."""
+        return -upcast(self.A_log).exp() * F.softplus(upcast(self.decay(x)) + self.dt_bias)
+
+    def gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        """What the heads have found, normed, and scaled by their gates, `(B, T, N, D)` each."""
+        return self.norm(y) * F.silu(upcast(gate))
 
     def mix(self, qkv: Tensor, log_decay: Tensor, beta: Tensor, context: AttentionContext) -> Tensor:
         """The heads' outputs, `(B, T, N, D)`, going on from the state in the cache, if there is one."""
@@ -86,8 +103,8 @@ class GatedDeltaNet(nn.Module):
         repeats = self.n_value_heads // self.n_key_heads
         q, k = (l2_norm(part).repeat_interleave(repeats, dim=2).transpose(1, 2) for part in (q, k))  # (B, N, T, P)
         with torch.autocast(qkv.device.type, enabled=False):  # sums over all tokens so far
-            y, state = gated_delta_rule(
-                q * self.key_size**-0.5, k, upcast(v).transpose(1, 2), log_decay.mT, beta.mT, state
+            y, state = self.rule(
+                q * self.key_size**-0.5, k, upcast(v).transpose(1, 2), log_decay.transpose(1, 2), beta.mT, state
             )
         if context.span is not None:
             context.span.store_state(self.layer, conv_input[..., T:], state)
@@ -97,6 +114,35 @@ class GatedDeltaNet(nn.Module):
     def sizes(self) -> tuple[int, int, int]:
         """Of a head's query, key and value."""
         return self.key_size, self.key_size, self.value_size
+
+
+class ChannelDeltaNet(GatedDeltaNet):
+    """Such heads that forget channel by channel of their keys (Kimi Linear, https://arxiv.org/abs/2510.26692); what
+    says how fast, and the outputs' gates, are of low rank."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__(config, layer)
+        keys, width = self.qkv_rows[0], self.qkv_rows[2]
+        if keys != width:
+            raise LitGPTError("linear_attention by_channel has as many and as wide keys as values.")
+        self.decay = nn.Sequential(
+            nn.Linear(config.n_embd, self.key_size, bias=False), nn.Linear(self.key_size, keys, bias=False)
+        )
+        self.gate = nn.Sequential(
+            nn.Linear(config.n_embd, self.value_size, bias=False), nn.Linear(self.value_size, width, bias=False)
+        )
+        self.dt_bias = nn.Parameter(torch.empty(keys))
+        self.A_log = nn.Parameter(torch.empty(1, 1, self.n_value_heads, 1))
+        self.reset_parameters()
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """`(B, T, C)` → log a, `(B, T, N, P)`."""
+        step = F.softplus(upcast(self.decay(x)) + self.dt_bias).unflatten(-1, (self.n_value_heads, -1))
+        return -upcast(self.A_log).exp() * step
+
+    def gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        """What the heads have found, normed, and scaled by the sigmoids of their gates."""
+        return self.norm(y) * upcast(gate).sigmoid()
 
 
 def l2_norm(x: Tensor) -> Tensor:
@@ -150,3 +196,37 @@ def gated_delta_rule(
         outputs.append(q[:, :, chunk] @ state + inside[:, :, chunk] @ correction)
         state = log_chunk_decay[:, :, chunk].exp()[..., None] * state + k[:, :, chunk].mT @ correction
     return torch.cat(outputs, dim=2)[:, :, :T], state
+
+
+CHANNEL_CHUNK = 16
+"""Tokens that are computed together where each channel forgets by itself: what lies between two is a vector."""
+
+
+def channel_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `gated_delta_rule`, with a `log_decay` for each row of the state, `(B, N, T, P)`."""
+    outputs = []
+    for first in range(0, q.size(2), CHANNEL_CHUNK):
+        queries, keys, values, step, share = (
+            part[:, :, first : first + CHANNEL_CHUNK] for part in (q, k, v, log_decay, beta)
+        )
+        total = step.cumsum(dim=2)  # (B, N, L, P): since the chunk began
+        length = total.size(2)
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)[..., None]
+        between = (total[:, :, :, None] - total[:, :, None]).masked_fill(future, -torch.inf).exp()  # (B, N, L, L, P)
+        reached = keys[:, :, None] * between  # what is left of each key at each later token
+        system = (share[..., None, None] * keys[:, :, :, None] * reached).sum(dim=-1)
+        known = (keys * total.exp()) @ state
+        corrections = torch.linalg.solve_triangular(
+            system, share[..., None] * (values - known), upper=False, unitriangular=True
+        )
+        inside = (queries[:, :, :, None] * reached).sum(dim=-1)
+        outputs.append((queries * total.exp()) @ state + inside @ corrections)
+        left = (total[:, :, -1:] - total).exp()
+        state = total[:, :, -1, :, None].exp() * state + (keys * left).mT @ corrections
+    return torch.cat(outputs, dim=2), state
+
+
+GatedDeltaNet.rule = staticmethod(gated_delta_rule)
+ChannelDeltaNet.rule = staticmethod(channel_delta_rule)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,13 +27,14 @@ from litgpt.model.attention import (
     softcap,
 )
 from litgpt.model.cache import KVCache, Span
-from litgpt.model.delta_net import GatedDeltaNet
+from litgpt.model.delta_net import ChannelDeltaNet, GatedDeltaNet
 from litgpt.model.mamba import Mamba2, ShortConv
 from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts, LLaMAMoE, MixtureBesideMLP
 from litgpt.model.norm import make_norm
 from litgpt.model.positions import sinusoids
 from litgpt.model.rope import RopeTable
+from litgpt.model.streams import GatheringNorm, LowRankPath, Spread, Streams
 from litgpt.reading import reading
 
 
@@ -194,7 +196,8 @@ class GPT(nn.Module):
         return [self.transformer.ln_f(x) for x in xs]
 
     def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
-        """Token ids `(B, T)` at `positions`, `(T,)` or `(B, T)` → what the first block works on `(B, T, C)`."""
+        """Token ids `(B, T)` at `positions`, `(T,)` or `(B, T)` → what the first block works on `(B, T, C)`; several
+        streams of it are stacked before that."""
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
@@ -204,12 +207,13 @@ class GPT(nn.Module):
             x = x + self.transformer.wpe(positions + self.config.positions_offset)
         if self.config.sinusoidal_span is not None:
             x = x + sinusoids(self.config, positions).to(x.dtype)
-        return self.transformer.ln_e(x) if self.config.norm_embeddings else x
+        x = self.transformer.ln_e(x) if self.config.norm_embeddings else x
+        return x if self.transformer.spread is None else self.transformer.spread(x)
 
     def layer_inputs(self, idx: Tensor, x: Tensor) -> Tensor | None:
         """Token ids `(B, T)`, embedded `(B, T, C)` → what each layer is given besides `(B, T, n_layer, size)`."""
         inputs = self.transformer.layer_inputs
-        return None if inputs is None else inputs(idx, x)
+        return None if inputs is None else inputs(idx, x if self.config.streams is None else x[0])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states `(…, C)` → logits `(…, V)`."""
@@ -318,12 +322,15 @@ class Backbone(nn.Module):
         self.layer_inputs = None if config.layer_inputs is None else LayerInputs(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config) if config.final_norm else nn.Identity()
+        self.spread = None if config.streams is None else Spread(config)
+        if config.streams is not None:
+            self.ln_f = GatheringNorm(config)
 
 
 def recurrent_class(config: Config) -> type[nn.Module]:
     """The class of layers that keep a state in the place of keys and values."""
     if config.linear_attention is not None:
-        return GatedDeltaNet
+        return ChannelDeltaNet if config.linear_attention.get("by_channel") else GatedDeltaNet
     return Mamba2 if config.state_space is not None else ShortConv
 
 
@@ -344,7 +351,7 @@ class LayerInputs(nn.Module):
 
     def forward(self, idx: Tensor, x: Tensor) -> Tensor:
         """Token ids `(B, T)`, embedded `(B, T, C)` → `(B, T, L, P)`."""
-        own = self.wte(idx)
+        own = self.wte(torch.where(idx < self.wte.num_embeddings, idx, 0))
         own = own * torch.tensor(self.shape[1] ** 0.5, dtype=own.dtype)
         common = self.projection(x) * x.size(-1) ** -0.5
         return (self.norm(common.unflatten(-1, self.shape)) + own.unflatten(-1, self.shape)) * 2**-0.5
@@ -374,19 +381,28 @@ class Block(nn.Module):
     def __init__(self, config: Config, block_idx: int) -> None:
         super().__init__()
         self.config = config
-        self.norm_1 = make_norm(config) if config.norm_1 else nn.Identity()
+        self.mixes, self.has_mlp = config.mixes(block_idx), config.has_mlp(block_idx)
+        self.norm_1 = make_norm(config) if config.norm_1 and self.mixes else nn.Identity()
         attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = (recurrent_class(config) if config.linear(block_idx) else attention)(config, block_idx)
+        mixer = recurrent_class(config) if config.linear(block_idx) else attention
+        self.attn = mixer(config, block_idx) if self.mixes else nn.Identity()
+        self.state = recurrent_class(config)(config, block_idx) if config.state_beside_attention else None
         self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
-            self.norm_2 = make_norm(config) if config.norm_2 else nn.Identity()
-        kind: Any = LLaMAMLP if config.dense(block_idx) else MLPS[config.mlp_class_name]
+            self.norm_2 = make_norm(config) if config.norm_2 and self.has_mlp else nn.Identity()
+        plain = GptNeoxMLP if config.ungated_mlps else LLaMAMLP
+        kind: Any = plain if config.dense(block_idx) else MLPS[config.mlp_class_name]
         wide = config.wide_sharing_mlp and config.shares_kv(block_idx)
-        self.mlp = kind(config, 2 * (config.intermediate_size or 0)) if wide else kind(config)
+        width = (2 * (config.intermediate_size or 0),) if wide else ()
+        self.mlp = kind(config, *width) if self.has_mlp else nn.Identity()
         self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
         self.mixture = MixtureBesideMLP(config) if config.mixture_beside_mlp else None
         self.layer = block_idx
+        self.streams = None if config.streams is None else Streams(config)
+        self.low_rank = None if config.residual_rank is None else LowRankPath(config)
+        if config.mlp_sparsity is not None and config.mlp_sparsity[block_idx] > 0:
+            self.mlp.cutoff = NormalDist().inv_cdf(config.mlp_sparsity[block_idx])
         self.layer_input = None if config.layer_inputs is None else LayerInput(config)
         if config.layer_scalars:
             self.register_buffer("layer_scalar", torch.ones(1))
@@ -397,12 +413,19 @@ class Block(nn.Module):
             assert self.norm_2 is not None
             x = self.norm_1(self.attn(x, context) + x)
             return self.norm_2(self.mlp(x) + x)
+        if self.streams is not None:
+            return self.forward_streams(x, self.streams, context)
+        if not self.mixes:
+            return x + self.scale_residual(self.post_mlp_norm(self.mlp(self.norm_2(x))))  # type: ignore[misc]
         normed = self.norm_1(x)
-        attended = self.post_attention_norm(self.attn(normed, context))
+        attended = self.attn(normed, context) if self.state is None else self.attend_beside(normed, context)
+        attended = self.post_attention_norm(attended)
         if self.config.parallel_residual:
             normed = normed if self.norm_2 is None else self.norm_2(x)
             return self.post_mlp_norm(self.mlp(normed)) + attended + x
         x = self.scale_residual(attended) + x
+        if not self.has_mlp:
+            return x
         assert self.norm_2 is not None
         y = self.mlp(self.norm_2(x))
         if self.mixture is not None:
@@ -412,6 +435,26 @@ class Block(nn.Module):
             assert context.layer_inputs is not None
             x = x + self.layer_input(x, context.layer_inputs[:, :, self.layer])
         return x * self.layer_scalar if self.config.layer_scalars else x
+
+    def forward_streams(self, x: Tensor, streams: Streams, context: AttentionContext) -> Tensor:
+        """`(M, B, T, C)` → `(M, B, T, C)`: computes with one stream and corrects the others."""
+        assert self.low_rank is not None and self.layer_input is not None and context.layer_inputs is not None
+        assert self.norm_2 is not None
+        predicted = streams.predict(x)
+        active = predicted[streams.active]
+        normed = self.norm_1(active)
+        attended = self.post_attention_norm(self.attn(normed, context))
+        y = (active + attended + self.low_rank(normed)) * 2**-0.5
+        y = y + self.post_mlp_norm(self.mlp(self.norm_2(y)))
+        corrected = streams.correct(predicted, y)
+        return streams.add(corrected, self.layer_input, context.layer_inputs[:, :, self.layer])
+
+    def attend_beside(self, normed: Tensor, context: AttentionContext) -> Tensor:
+        """What attention and the state beside it make of the same tokens, `(B, T, C)` → `(B, T, C)`."""
+        assert self.state is not None
+        by = self.config.multipliers or dict.fromkeys(("attention_in", "attention_out", "state_out"), 1.0)
+        attended = self.attn(normed * by["attention_in"], context) * by["attention_out"]
+        return self.state(normed, context) * by["state_out"] + attended
 
     def scale_residual(self, x: Tensor) -> Tensor:
         """What a half of the block adds to the residual stream."""

@@ -91,24 +91,40 @@ class Mamba2(Recurrent):
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads))
         self.D = nn.Parameter(torch.empty(self.n_heads))
-        self.norm = nn.Parameter(torch.empty(self.width))
+        self.norm = nn.Parameter(torch.empty(self.width)) if sizes.get("norm", True) else None
+        self.gate_last = bool(sizes.get("gate_last", False))
         self.eps = config.norm_eps
-        self.proj = nn.Linear(self.width, config.n_embd, bias=bool(sizes["bias"]))
+        self.proj = nn.Linear(self.width, config.n_embd, bias=bool(sizes.get("out_bias", sizes["bias"])))
+        shared = self.n_groups * self.state_size
+        self.part_sizes = self.width, self.width, shared, shared, self.n_heads
+        self.multipliers = config.multipliers
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The start of training: heads that forget at speeds of their own."""
         for parameter in (self.dt_bias, self.D, self.norm):
-            nn.init.ones_(parameter)
+            if parameter is not None:
+                nn.init.ones_(parameter)
         with torch.no_grad():
             nn.init.uniform_(self.A_log, 1.0, 16.0).log_()
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """`(B, T, C)` → `(B, T, C)`."""
-        gate, inputs = self.in_proj(x).split((self.width, sum(self.rows[1:])), dim=-1)
-        y = self.by_document(inputs, context) * F.silu(upcast(gate))  # (B, T, N·H)
-        normed = rms_norm(y.unflatten(-1, (self.n_groups, -1)), self.eps).flatten(2)
+        gate, inputs = self.project(x).split((self.width, sum(self.rows[1:])), dim=-1)
+        y, gate = self.by_document(inputs, context), F.silu(upcast(gate))  # (B, T, N·H)
+        if self.norm is None:
+            return self.proj((y * gate).to(x.dtype))
+        normed = rms_norm((y if self.gate_last else y * gate).unflatten(-1, (self.n_groups, -1)), self.eps).flatten(2)
+        if self.gate_last:
+            return self.proj((upcast(self.norm) * normed * gate).to(x.dtype))
         return self.proj(self.norm * normed.to(x.dtype))
+
+    def project(self, x: Tensor) -> Tensor:
+        """`(B, T, C)` → `[gate | x B C | d]`, multiplied with what these are multiplied with."""
+        if self.multipliers is None:
+            return self.in_proj(x)
+        parts = self.in_proj(x * self.multipliers["state_in"]).split(self.part_sizes, dim=-1)
+        return torch.cat([part * by for part, by in zip(parts, self.multipliers["state_parts"], strict=True)], dim=-1)
 
     def mix(self, x: Tensor, context: AttentionContext) -> Tensor:
         inputs, step = x.split(self.rows[1:], dim=-1)

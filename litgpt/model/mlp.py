@@ -47,13 +47,21 @@ class LLaMAMLP(nn.Module):
         self.fc_1 = nn.Linear(config.n_embd, width, bias=bias)
         self.fc_2 = nn.Linear(config.n_embd, width, bias=bias)
         self.proj = nn.Linear(width, config.n_embd, bias=bias)
+        self.multipliers = config.multipliers
+        self.cutoff: float | None = None
+        """How many standard deviations above the mean what goes into a gate is cut off."""
         self.act = None if config.activation in (None, "silu") else make_activation(config.activation)
         self.norm_inner = make_norm(config, width) if config.norm_inner else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, C)` → `(…, C)`."""
         gate, up = self.fc_1(x), self.fc_2(x)
-        return self.proj(normed(swiglu(gate, up) if self.act is None else self.act(gate) * up, self.norm_inner))
+        if self.multipliers is not None:
+            gate = gate * self.multipliers["gate"]
+        if self.cutoff is not None:
+            gate = F.relu(gate - gate.mean(-1, keepdim=True) - gate.std(-1, keepdim=True, unbiased=False) * self.cutoff)
+        y = self.proj(normed(swiglu(gate, up) if self.act is None else self.act(gate) * up, self.norm_inner))
+        return y if self.multipliers is None else y * self.multipliers["mlp_out"]
 
 
 def normed(hidden: Tensor, norm: nn.Module | None) -> Tensor:

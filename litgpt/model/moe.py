@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.model.mlp import LLaMAMLP, swiglu
+from litgpt.model.mlp import GELUS, GptNeoxMLP, LLaMAMLP, make_activation, swiglu
 from litgpt.model.norm import make_norm, rms_norm
 
 ExpertLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
@@ -33,7 +33,11 @@ class LLaMAMoE(nn.Module):
         self.shared_experts: nn.Module | None = None
         if config.n_shared_expert:
             width = config.shared_intermediate_size or (config.moe_intermediate_size or 0) * config.n_shared_expert
-            self.shared_experts = LLaMAMLP(config, width)
+            self.shared_experts = (GptNeoxMLP if config.ungated_mlps else LLaMAMLP)(config, width)
+        self.latent_in: nn.Module | None = None
+        if config.expert_embd is not None:
+            self.latent_in = nn.Linear(config.n_embd, config.expert_embd, bias=False)
+            self.latent_out = nn.Linear(config.expert_embd, config.n_embd, bias=False)
         # No linear layer: of one row, it is nothing to quantize or to have a low rank.
         self.shared_gate = nn.Parameter(torch.empty(1, config.n_embd)) if config.shared_expert_gate else None
         self.config = config
@@ -48,11 +52,14 @@ class LLaMAMoE(nn.Module):
         """`(B, T, C)` → `(B, T, C)`."""
         tokens = x.reshape(-1, x.size(-1))  # (B·T, C)
         weights, expert_ids = self.route(tokens)
-        y = self.experts(tokens, weights, expert_ids).view_as(x)
-        if self.shared_experts is None:
-            return y
-        shared = self.shared_experts(x)
-        return y + (shared if self.shared_gate is None else shared * F.linear(x, self.shared_gate).sigmoid())
+        if self.latent_in is None:
+            y = self.experts(tokens, weights, expert_ids).view_as(x)
+        else:
+            y = self.latent_out(self.experts(self.latent_in(tokens), weights, expert_ids)).view_as(x)
+        if self.shared_experts is not None:
+            shared = self.shared_experts(x)
+            y = y + (shared if self.shared_gate is None else shared * F.linear(x, self.shared_gate).sigmoid())
+        return y if self.config.mixture_divisor == 1 else y / self.config.mixture_divisor
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """How much each of a token's K experts counts, and which they are: `(B·T, K)` both."""
@@ -64,7 +71,10 @@ class LLaMAMoE(nn.Module):
                 return sparse_mixer(logits, self.config.n_expert_per_token, self.config.router_margin)
             if self.config.router_scores == "sigmoid":
                 best, expert_ids = logits.topk(self.config.n_expert_per_token, dim=-1)
-                return best.sigmoid() * self.config.routed_scaling_factor, expert_ids
+                shares = best.sigmoid()
+                if self.config.norm_topk_prob:
+                    shares = shares / shares.sum(dim=-1, keepdim=True)
+                return shares * self.config.routed_scaling_factor, expert_ids
             probabilities = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
             weights, expert_ids = probabilities.topk(self.config.n_expert_per_token, dim=-1)
             if not self.config.router_softmax_over_all:
@@ -125,12 +135,16 @@ class GroupedTopkRouter(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.reset_parameters()
         self.uses_sigmoid = config.router_scores == "sigmoid"
         self.uses_bias = bool(config.router_bias)
         if self.uses_bias:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
         self.config = config
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does: rows that are equal would choose the same experts for all tokens."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As of any module, but the bias stays in float32 at least: what it is compared by is small against it."""
@@ -166,7 +180,7 @@ EXPERT_PARTS = ("fc_1", "fc_2", "proj")
 
 
 class Experts(nn.Module):
-    """E gated MLPs, computed together: tokens sorted by expert, then one grouped matrix product a layer of the MLPs.
+    """E MLPs, computed together: tokens sorted by expert, then one grouped matrix product a layer of the MLPs.
 
     In memory each part is one tensor; a state dict names them expert by expert (`0.fc_1.weight`), as LitGPT does.
     """
@@ -174,11 +188,14 @@ class Experts(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.intermediate_size is not None
-        E, C, width = config.n_expert, config.n_embd, config.moe_intermediate_size or config.intermediate_size
-        self.fc_1 = nn.Parameter(torch.empty(E, width, C))
-        self.fc_2 = nn.Parameter(torch.empty(E, width, C))
+        E, C, width = config.n_expert, config.expert_embd or config.n_embd, config.moe_intermediate_size
+        width = width or config.intermediate_size
+        self.linears = ("fc_1", "proj") if config.ungated_mlps else EXPERT_PARTS
+        """The linears of each of these."""
+        for part in self.linears[:-1]:
+            self.register_parameter(part, nn.Parameter(torch.empty(E, width, C)))
         self.proj = nn.Parameter(torch.empty(E, C, width))
-        self.parts = {f"{part}.weight": part for part in EXPERT_PARTS}
+        self.parts = {f"{part}.weight": part for part in self.linears}
         """What a state dict calls the parts of an expert, and what they are here."""
         if config.expert_bias:
             self.fc_1_bias = nn.Parameter(torch.empty(E, width))
@@ -187,12 +204,13 @@ class Experts(nn.Module):
             self.parts.update({f"{part}.bias": f"{part}_bias" for part in EXPERT_PARTS})
         self.swiglu_limit = config.swiglu_limit
         self.gelu = config.gelu_approximate if config.mlp_class_name == "GemmaMLP" else None
+        self.act = make_activation(config.activation or GELUS[config.gelu_approximate])
         self.scales_inputs = config.router_scales_inputs
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """As `nn.Linear` does for each expert."""
-        for part in (self.fc_1, self.fc_2, self.proj):
+        for part in (getattr(self, name) for name in self.linears):
             bound = part.size(-1) ** -0.5
             nn.init.uniform_(part, -bound, bound)
         for name, part in self.named_parameters(recurse=False):
@@ -212,7 +230,9 @@ class Experts(nn.Module):
         ends = torch.bincount(expert, minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
         scale = weights.flatten()[order, None]  # (A, 1)
         x = tokens[source] * scale if self.scales_inputs else tokens[source]  # (A, C)
-        hidden = self.activation(linear("fc_1", x, expert, ends), linear("fc_2", x, expert, ends))  # (A, I)
+        hidden = linear("fc_1", x, expert, ends)  # (A, I)
+        gated = len(self.linears) > 2
+        hidden = self.activation(hidden, linear("fc_2", x, expert, ends)) if gated else self.act(hidden)
         y = linear("proj", hidden, expert, ends)  # (A, C)
         y = y if self.scales_inputs else y * scale
         return torch.zeros_like(tokens).index_add(0, source, y)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from litgpt.model import GPT
-from litgpt.model.moe import EXPERT_PARTS, Experts
+from litgpt.model.moe import Experts
 from litgpt.peft.adapter import add_prompts
 from litgpt.peft.method import (
     Method,
@@ -79,7 +79,8 @@ class AdaptedExperts(WrappedExperts):
 
     def __init__(self, experts: Experts) -> None:
         super().__init__(experts)
-        for part in EXPERT_PARTS:
+        self.parts = experts.linears
+        for part in self.parts:
             weight: Tensor = getattr(experts, part)  # (E, out, in)
             for kind in self.kinds:
                 self.register_parameter(f"{part}_{kind}", empty_parameter(weight, *weight.shape[:2]))
@@ -87,7 +88,7 @@ class AdaptedExperts(WrappedExperts):
 
     def reset_parameters(self) -> None:
         """The start of training, as `AdaptedLinear`'s for each expert."""
-        for part in EXPERT_PARTS:
+        for part in self.parts:
             bias, scale = self.part_parameters(part)
             nn.init.zeros_(bias)
             nn.init.ones_(scale)

@@ -20,7 +20,7 @@ from torch import nn
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, closest, escaped, quoted
 from litgpt.model import GPT
-from litgpt.model.moe import EXPERT_PARTS, Experts
+from litgpt.model.moe import Experts
 from litgpt.peft.lora_layers import UPDATES, LoRAExperts, LoRALinear, Update
 from litgpt.peft.method import Method, Wrapped, freeze_others, resize_vocabulary, wrap_modules
 from litgpt.reading import check_pattern
@@ -219,7 +219,7 @@ class LoRA(Method):
             matched_patterns.update(pattern for matched in matching.values() for pattern in matched)
             parts = tuple(at.rpartition(".")[2] for at in names[1:] if matching[at])
             if names and isinstance(module, Experts) and matching[name]:
-                parts = EXPERT_PARTS
+                parts = module.linears
             if parts or (names and matching[name]):
                 of_experts = [self._update(f"{name}.{part}", name) for part in parts if isinstance(module, Experts)]
                 found[name] = TargetModule(tuple(of_experts) or (self._update(name),), parts)
@@ -332,7 +332,7 @@ def matches(name: str, pattern: str) -> bool:
 def target_names(name: str, module: nn.Module) -> list[str]:
     """What a pattern may call a module that can get an update: its own name, then those of its parts; else nothing."""
     if isinstance(module, Experts):
-        return [name, *(f"{name}.{part}" for part in EXPERT_PARTS)]
+        return [name, *(f"{name}.{part}" for part in module.linears)]
     if not isinstance(module, nn.Linear):
         return []
     stem, _, last = name.rpartition(".")

@@ -183,7 +183,8 @@ class QuantizedExperts(Experts):
     def __init__(self, experts: Experts, make: Callable[[int, int], QuantizedLinear]) -> None:
         """`make`: an empty layer of `(in_features, out_features)` without bias."""
         nn.Module.__init__(self)
-        self.swiglu_limit, self.gelu = experts.swiglu_limit, experts.gelu
+        self.swiglu_limit, self.gelu, self.act = experts.swiglu_limit, experts.gelu, experts.act
+        self.linears = experts.linears
         self.scales_inputs = experts.scales_inputs
         stacked = dict(experts.named_parameters(recurse=False))
         self.parts = {name: part for name, part in experts.parts.items() if part.endswith("_bias")}

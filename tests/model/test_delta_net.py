@@ -9,7 +9,7 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.cache import KVCache, Span
-from litgpt.model.delta_net import CHUNK, GatedDeltaNet, gated_delta_rule
+from litgpt.model.delta_net import CHUNK, GatedDeltaNet, channel_delta_rule, gated_delta_rule, l2_norm
 from tests.engine.oracle import LLAMA, SIZES
 
 SMALL = dict(n_key_heads=2, n_value_heads=4, key_size=6, value_size=10, kernel_size=3)
@@ -164,3 +164,15 @@ def test_a_fresh_layer_remembers_at_many_speeds():
 def test_head_counts_that_do_not_divide_are_told():
     with pytest.raises(LitGPTError, match="multiple of its key heads"):
         Config(**{**HYBRID, "linear_attention": {**SMALL, "n_value_heads": 3}})
+
+
+def test_channels_that_forget_alike_are_a_head_that_forgets():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 37, 4, generator=generator) for _ in range(3))
+    log_decay, beta = -torch.rand(1, 2, 37, generator=generator), torch.rand(1, 2, 37, generator=generator)
+    state = torch.randn(1, 2, 4, 4, generator=generator)
+    k = l2_norm(k)
+    alone = gated_delta_rule(q, k, v, log_decay, beta, state)
+    by_channel = channel_delta_rule(q, k, v, log_decay[..., None].expand(-1, -1, -1, 4), beta, state)
+    for ours, theirs in zip(by_channel, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
