@@ -36,17 +36,24 @@ NOT_FOR_USERS = ("test", "dev", "docs")
 """Extras that nobody needs to use litgpt."""
 
 ASK_TORCH = """
-import json, torch
+import importlib, json, torch
+problems = {}
+for name in ("lightning.fabric", "tokenizers", "safetensors", "sentencepiece", "litserve", "matplotlib"):
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        problems[name] = f"{type(error).__name__}: {error}"
 cuda = torch.cuda.is_available()
 props = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())] if cuda else []
 print(json.dumps({
-    "version": torch.__version__, "cuda": torch.version.cuda, "hip": getattr(torch.version, "hip", None),
+    "problems": problems, "version": torch.__version__,
+    "cuda": torch.version.cuda, "hip": getattr(torch.version, "hip", None),
     "threads": torch.get_num_threads(), "mps": torch.backends.mps.is_available(),
     "architectures": torch.cuda.get_arch_list() if cuda else [],
     "devices": [{"name": p.name, "memory": p.total_memory, "capability": [p.major, p.minor]} for p in props],
 }))
 """
-"""What is asked of torch."""
+"""What is asked of torch, and of what else may fail to be imported."""
 
 Verdict = Literal["ok", "note", "warning", "BROKEN"]
 
@@ -89,6 +96,7 @@ def _findings(torch: dict[str, Any] | None, problem: str) -> Iterator[Finding]:
     yield python_version()
     yield from packages()
     yield torch_works(torch, problem)
+    yield from import_problems(torch)
     yield from devices(torch, nvidia_cards())
     yield memory()
     yield from disks()
@@ -189,6 +197,14 @@ def torch_works(torch: dict[str, Any] | None, problem: str) -> Finding:
         )
     build = f"CUDA {torch['cuda']}" if torch["cuda"] else f"ROCm {torch['hip']}" if torch["hip"] else "CPUs"
     return Finding("import torch", "ok", f"works, built for {build}")
+
+
+def import_problems(torch: dict[str, Any] | None) -> Iterator[Finding]:
+    """Other packages that are installed and can't be imported: one that they need is missing or does not fit."""
+    for name, reason in (torch or {}).get("problems", {}).items():
+        package_name = name.partition(".")[0]
+        text = f"fails ({escaped(reason)}); reinstall it: `pip install --force-reinstall {package_name}`."
+        yield Finding(f"import {package_name}", "BROKEN", text)
 
 
 # ------------------------------------------------------------------------------------------------------------ devices

@@ -41,6 +41,12 @@ def test_a_broken_torch_breaks_the_check_alone(
     assert said.err == "litgpt: import torch: something is broken; see above what to do.\n"
 
 
+def test_a_package_that_cannot_be_imported_is_told() -> None:
+    torch = {**TORCH, "problems": {"lightning.fabric": "ModuleNotFoundError: No module named 'torchmetrics'"}}
+    (found,) = doctor.import_problems(torch)
+    assert found.about == "import lightning" and found.verdict == "BROKEN" and "torchmetrics" in found.text
+
+
 @pytest.mark.parametrize(
     ("finding", "verdict", "text"),
     [
