@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from litgpt.scripts.validate import validate_checkpoint as validate_checkpoint
     from litgpt.tokenizer import Tokenizer as Tokenizer
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0rc1"
 
 _HOME = {
     "LLM": "litgpt.api",

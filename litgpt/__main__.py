@@ -61,7 +61,7 @@ def dispatch(arguments: Sequence[str]) -> None:
     else:
         name, rest = split_command(arguments)
         target = target_of(name)
-        from litgpt.cli.parser import run
+        from litgpt.cli.run import run
 
         run(name, target, rest)
 

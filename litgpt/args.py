@@ -260,7 +260,8 @@ def inherits(
         hints = typing.get_type_hints(base) | typing.get_type_hints(command)
         meanings = _meanings(base) | _meanings(command)
         signature = inspect.Signature(
-            [(own.get(name) or theirs[name]).replace(annotation=hints[name]) for name in names]
+            [(own.get(name) or theirs[name]).replace(annotation=hints[name]) for name in names],
+            return_annotation=inspect.signature(command).return_annotation,
         )
 
         @functools.wraps(command)

@@ -1,12 +1,14 @@
-"""What a user gets to read when something is wrong: one sentence, never a traceback."""
+"""What a user gets to read besides results: one sentence when something is wrong, never a traceback; and progress."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable
 from functools import cache
 from itertools import islice
+from typing import Any
 
 MAX_QUOTED = 200
 """The most characters of a value from outside that a sentence quotes."""
@@ -14,6 +16,8 @@ MAX_SENTENCE = 2000
 """The most characters of a sentence; a list of known names is the longest thing that one holds."""
 MAX_COMPARED = 100
 """Characters of a word that is compared with others; the time grows with their square."""
+QUIET = "LITGPT_QUIET"
+"""The environment variable that leaves progress out, set by `--quiet`: processes that a command starts have it too."""
 PARTS, LEVELS = 6, 3
 """Entries of a container that are quoted, and containers inside each other."""
 
@@ -35,6 +39,15 @@ class UsageError(LitGPTError):
     """A command line that cannot be understood."""
 
     exit_code = 2
+
+
+class ChecksFailedError(LitGPTError):
+    """Checks that were made, of which one failed at least."""
+
+    def __init__(self, sentence: str, found: Any = None) -> None:
+        super().__init__(sentence)
+        self.found = found
+        """What the command would have returned."""
 
 
 class FileError(LitGPTError, OSError):
@@ -80,6 +93,17 @@ def file_error(error: Exception, sentence: str) -> LitGPTError:
 def warn_once(sentence: str) -> None:
     """Warns of something that is left out, once a process, as one line on stderr."""
     print(f"litgpt: {sentence}", file=sys.stderr)
+
+
+def is_quiet() -> bool:
+    """Whether no progress is printed, results and warnings alone."""
+    return os.environ.get(QUIET, "0") not in ("", "0")
+
+
+def progress(text: str, end: str = "\n") -> None:
+    """Prints what a command is about, or how far it is, on stderr: piped results stay clean."""
+    if not is_quiet():
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def check_token_ids(ids: Iterable[int], size: int, what: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from litgpt.errors import LitGPTError, MissingPackageError, UnsupportedError, closest, file_error, quoted
+from litgpt.errors import LitGPTError, MissingPackageError, UnsupportedError, closest, file_error, is_quiet, quoted
 from litgpt.kernels.linear import has_bfloat16
 from litgpt.quantize import check_quantization
 
@@ -92,7 +92,10 @@ def parameter_dtype(precision: str) -> torch.dtype:
         LitGPTError: No such precision.
     """
     if precision not in PRECISIONS:
-        raise LitGPTError(f"Unknown precision {quoted(precision)}; it is one of {', '.join(PRECISIONS)}.")
+        known = ", ".join(PRECISIONS)
+        raise LitGPTError(
+            f"Unknown precision {quoted(precision)}; it is one of {known}.{closest(precision, PRECISIONS)}"
+        )
     return PRECISIONS[precision]
 
 
@@ -177,6 +180,8 @@ def make_fabric(
         precision=training_precision(precision, kind),
         strategy="ddp" if several else "auto",
     )
+    if is_quiet():
+        fabric.print = lambda *args, **kwargs: None
     if kind == "cpu":
         keep_freed_memory()
     fabric.launch()

@@ -83,6 +83,13 @@ def test_an_installed_wheel_finds_its_recipes(wheel, tmp_path):
     assert place.startswith(str(tmp_path)) and [row.split()[0] for row in rows] == recipe_names()
 
 
+def test_the_version_has_its_heading_in_the_changelog():
+    headings = re.findall(r"^## \[([^\]]+)\](.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert [name for name, _ in headings][:2] == ["Unreleased", __version__]
+    assert re.fullmatch(r" - \d{4}-\d\d-\d\d", headings[1][1])
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_what_the_dockerfile_copies_is_there_and_let_in():
     copied = re.findall(r"^COPY (.+) \S+$", DOCKERFILE.read_text(), flags=re.M)
     names = [name for line in copied for name in line.split()]

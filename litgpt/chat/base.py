@@ -48,17 +48,16 @@ def main(
     from litgpt.chat.terminal import Terminal, prepare_input
     from litgpt.checkpoint.hub import auto_download
     from litgpt.engine.inference_model import InferenceModel
-    from litgpt.engine.metrics import print_status
     from litgpt.engine.sampling import Sampling
-    from litgpt.errors import LitGPTError
+    from litgpt.errors import LitGPTError, progress
 
     if max_new_tokens < 1:
         raise LitGPTError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=SEED)
     folder = auto_download(checkpoint_dir, access_token)
     inference_model = InferenceModel.load(folder, precision=precision, quantize=quantize, compile=compile)
-    engine = inference_model.engine(log=print_status)
-    print_status(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
+    engine = inference_model.engine(log=progress)
+    progress(f"Chatting with {folder.name}; a conversation may have {engine.length} tokens.")
     session = ChatSession(inference_model, engine, sampling, max_new_tokens)
     prepare_input(lambda: session.settings)
     session.set_system_prompt(inference_model.fitting_system_prompt(sys_prompt))

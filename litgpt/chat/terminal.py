@@ -16,7 +16,7 @@ from litgpt.chat.session import ChatSession
 from litgpt.chat.style import BOLD, RESET, MarkdownStyle, wants_colour
 from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.metrics import RequestMetrics, print_status
-from litgpt.errors import LitGPTError, closest
+from litgpt.errors import LitGPTError, closest, progress
 
 ENDINGS = ("!quit", "!exit")
 SUBMIT = "!submit"
@@ -56,13 +56,11 @@ class Terminal:
     def run(self) -> None:
         """Takes turns until an empty line, `!quit`, Ctrl-C at the prompt, or the end of the input."""
         end = f"`{ENDINGS[0]}`" if self.multiline else "an empty line"
-        print_status(f"To end, enter {end}. /help shows the commands; Ctrl-C stops an answer.")
+        progress(f"To end, enter {end}. /help shows the commands; Ctrl-C stops an answer.")
         if not self.session.inference_model.multi_turn:
-            print_status(
-                "This model's prompt style knows single prompts: each answer is given without the earlier ones."
-            )
+            progress("This model's prompt style knows single prompts: each answer is given without the earlier ones.")
         if self.multiline:
-            print_status(f"A prompt goes on until a line that says {SUBMIT}.")
+            progress(f"A prompt goes on until a line that says {SUBMIT}.")
         while (text := self.read()) is not None:
             name, _, argument = text.partition(" ")
             if re.fullmatch(r"/[a-z]+", name):
@@ -162,7 +160,10 @@ class Terminal:
             problem = str(error)
         print(style.close() if style else "", end="\n\n", flush=True)
         self.session.add_answer("".join(pieces))
-        print_status(problem or f"Time for inference: {RequestMetrics.of(reply.request)}")
+        if problem:
+            print_status(problem)
+        else:
+            progress(f"Time for inference: {RequestMetrics.of(reply.request)}")
         if reply.finish_reason == "length":
             self._explain_cut(reply.request.n_generated)
 

@@ -24,7 +24,7 @@ from litgpt.checkpoint.layout import (
 from litgpt.checkpoint.reader import EMBEDDING, HEAD, check_names, check_shape, load_pth, open_weights
 from litgpt.checkpoint.writer import save_state, write_hf, write_lit
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, MissingFileError, UnsupportedError
+from litgpt.errors import LitGPTError, MissingFileError, UnsupportedError, progress
 from litgpt.hub_client import HF_CONFIG_FILE
 from litgpt.model import GPT
 from litgpt.reading import read_json
@@ -173,10 +173,9 @@ class ConversionProgress:
         """One more tensor is under way."""
         self.number, self.nbytes = self.number + 1, self.nbytes + tensor.nbytes
         if self.every_tensor:
-            print(f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}", file=sys.stderr)
+            progress(f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
         elif sys.stderr.isatty():
-            line = f"\rConverting: {self.number}/{self.total} tensors, {gigabytes(self.nbytes)} "
-            print(line, end="", file=sys.stderr, flush=True)
+            progress(f"\rConverting: {self.number}/{self.total} tensors, {gigabytes(self.nbytes)} ", end="")
 
     def finish(self, folder: Path) -> None:
         """All are written."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from litgpt.checkpoint.layout import (
     is_weight_file,
 )
 from litgpt.config import CONFIG_FILE, name_to_config, named_row
-from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, quoted
+from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest, progress, quoted
 from litgpt.hub_client import HF_CONFIG_FILE, REPOSITORY_ID, explain_hub_errors, relative_name
 
 TOKENIZER_ONLY = (*TOKENIZER_FILES, HF_CONFIG_FILE, "generation_config.json")
@@ -56,7 +55,7 @@ def auto_download(checkpoint_dir: str | Path, access_token: str | None = None) -
             raise MissingFolderError(f"There is no folder {path}; on the hub that model is {hub['org']}/{hub['name']}.")
         return existing_folder(path)
     if not folder.is_dir() or _unfinished(folder):
-        print(f"There is no complete folder {path}: fetching it from the hub to {folder}.", file=sys.stderr)
+        progress(f"There is no complete folder {path}: fetching it from the hub to {folder}.")
         fetch(path.as_posix(), folder, access_token)
     return folder
 

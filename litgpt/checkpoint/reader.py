@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
-from litgpt.errors import LitGPTError, MissingFileError, quoted
+from litgpt.errors import LitGPTError, MissingFileError, progress, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.quantize import QuantizedLinear, replace_linears
@@ -176,10 +175,7 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
 @cache
 def _tell_left_out(folder: Path, n_tensors: int) -> None:
     """Once a process."""
-    print(
-        f"{folder}: {n_tensors} tensors for other inputs are left out; its language model is read.",
-        file=sys.stderr,
-    )
+    progress(f"{folder}: {n_tensors} tensors for other inputs are left out; its language model is read.")
 
 
 def read_files(files: Iterable[Path]) -> Tensors:

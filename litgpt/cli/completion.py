@@ -10,7 +10,7 @@ import shtab
 
 from litgpt import data
 from litgpt.cli.commands import COMMANDS
-from litgpt.cli.help import kind_of
+from litgpt.cli.help import kind_of, output_flags
 from litgpt.cli.parser import build_parser, reads_the_command_line
 
 
@@ -48,6 +48,8 @@ def _add_flags(outlined: argparse.ArgumentParser, name: str, target: str) -> Non
     """Gives a parser the flags of a command, with what their values are chosen among."""
     module, function = target.split(":")
     command = getattr(import_module(module), function)
+    for flag, summary in output_flags(command):
+        outlined.add_argument(flag, action="store_true", help=summary)
     if reads_the_command_line(command):
         return
     for action in build_parser(name, command)._actions:

@@ -16,7 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from litgpt.cli.signature import Parameter, literals, parameters_of
+from litgpt.cli.signature import Parameter, has_result, literals, parameters_of
 
 INDENT, COLUMN, WIDEST, NARROWEST = 2, 30, 110, 50
 """Spaces before a flag; the column of what it does; the widest and the narrowest text."""
@@ -34,7 +34,12 @@ OWN = {
         "Print the configuration that all other arguments make, and exit; =skip_default prints what differs.",
     ),
 }
-"""The flags that every command has."""
+"""The flags that every command's parser has."""
+OUTPUT = {
+    "quiet": ("--quiet", "Print no progress, results and warnings alone."),
+    "json": ("--json", "Print the result as JSON, and nothing else on the standard output."),
+}
+"""The flags that are read before a command's parser; the second is for commands that return something."""
 LONGEST_CHOICE = 34
 """Characters of choices that stand beside their flag; more are told in what it does."""
 
@@ -59,6 +64,8 @@ def help_text(name: str, parser: ArgumentParser, command: Callable[..., Any]) ->
         parts.append("\n".join(("Example:", *(_wrapped(line, width) for line in example.splitlines()))))
     for title, actions in _sections(parser):
         rows = [_row(action, parameters, width) for action in actions]
+        if title == "Options":
+            rows += [_line(left, text, width) for left, text in output_flags(command)]
         parts.append("\n".join((f"{title}:", *rows)))
     if parser.epilog:
         parts.append("\n".join(_filled(parser.epilog, width, "", "")))
@@ -136,7 +143,17 @@ def _row(action: Action, parameters: dict[str, Parameter], width: int) -> str:
         words.append(f"One of {', '.join(choices)}.")
     if action.default not in (None, SUPPRESS, inspect.Parameter.empty):
         words.append(f"(default: {_shown(action.default)})")
-    text = "\n".join(_filled(" ".join(filter(None, words)), width, " " * COLUMN, " " * COLUMN))
+    return _line(left, " ".join(filter(None, words)), width)
+
+
+def output_flags(command: Callable[..., Any]) -> list[tuple[str, str]]:
+    """The flags of `OUTPUT` that a command takes, with what they do."""
+    return [row for name, row in OUTPUT.items() if name != "json" or has_result(command)]
+
+
+def _line(left: str, words: str, width: int) -> str:
+    """A flag and what it does, beside each other where there is room."""
+    text = "\n".join(_filled(words, width, " " * COLUMN, " " * COLUMN))
     left = " " * INDENT + left
     return f"{left:<{COLUMN}}{text.lstrip()}".rstrip() if len(left) < COLUMN else f"{left}\n{text}".rstrip()
 

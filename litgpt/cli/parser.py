@@ -11,8 +11,9 @@ import inspect
 import json
 import os
 import re
+import typing
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -26,25 +27,12 @@ from litgpt.cli.config_files import is_url, load_yaml, located, read_config
 from litgpt.cli.help import help_text
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
 from litgpt.cli.spellings import ARGUMENTS, spelled_here
+from litgpt.cli.words import looks_like_flag, split_flags
 from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 ADAMW_RATE = 1e-3
 """What torch's AdamW takes where nothing is said."""
 CONFIG_HELP = "Path or URL of a YAML file with any of the arguments, or the name of one of `litgpt recipes`."
-
-
-def run(name: str, target: str, arguments: Sequence[str]) -> None:
-    """Parses `arguments` for the command `name` and calls its function, named `module:function` by `target`.
-
-    Raises:
-        UsageError: The command line cannot be understood.
-    """
-    module, function = target.split(":")
-    command: Callable[..., Any] = getattr(import_module(module), function)
-    if reads_the_command_line(command):
-        command(*arguments)
-    else:
-        command(**parse(name, command, arguments))
 
 
 def reads_the_command_line(command: Callable[..., Any]) -> bool:
@@ -164,7 +152,8 @@ class CommandLine:
             UsageError: It names a flag, key or class that does not exist.
         """
         prepared: list[str] = []
-        for flag, value, tokens in _flags(arguments):
+        words: list[str] = []
+        for flag, value, tokens in split_flags(arguments, self.is_switch, self.word_list is not None):
             head = flag.partition(".")[0]
             if head in self.specs:
                 self.read_class_spec(flag, value)
@@ -179,8 +168,24 @@ class CommandLine:
                 tokens = self.with_group_read(flag, value) or tokens
             elif looks_like_flag(tokens[0]):
                 raise UsageError(f"`litgpt {self.name}` has no flag {tokens[0]}. See `litgpt {self.name} --help`.")
+            elif self.word_list:
+                words += [token for token in tokens if token not in ("--", "-h")]
+                tokens = [token for token in tokens if token == "-h"]
             prepared += tokens
-        return prepared
+        return [*prepared, *self.as_list(words)]
+
+    @property
+    def word_list(self) -> Parameter | None:
+        """The parameter that takes all words without a flag: a list that stands first."""
+        first = next(iter(self.parameters.values()), None)
+        return first if first and any(typing.get_origin(part) is list for part in first.alternatives) else None
+
+    def as_list(self, words: Sequence[str]) -> list[str]:
+        """The words without a flag as the one value that the parser takes for them."""
+        if not words or self.word_list is None:
+            return []
+        value = json.dumps(words)
+        return [value] if self.word_list.required else [f"--{self.word_list.name}={value}"]
 
     def needed(self, flag: str, value: str | None) -> str:
         """The value of a flag that is not there by itself.
@@ -310,6 +315,11 @@ class CommandLine:
                 hint = self.unknown_key(str(name), known, f"{parameter.name}.")
                 raise UsageError(f"{where}: {parameter.name} has no argument {quoted(name)}.{hint}")
 
+    def is_switch(self, flag: str) -> bool:
+        """Whether a flag takes true or false, so that it may stand alone for true."""
+        parameter = self.parameter_at(flag)
+        return parameter is not None and parameter.hint is bool
+
     def parameter_at(self, key: str) -> Parameter | None:
         """The parameter at a dotted name: of the command, of a group, or of the chosen data module."""
         head, _, rest = key.partition(".")
@@ -325,7 +335,11 @@ class CommandLine:
         parameter = self.parameters.get(ours)
         if parameter and parameter.required:
             return f"{ours} is given without a flag: `litgpt {self.name} {ours.upper()}`."
-        hint = f" Here it is --{ours}." if ours else closest(flag, [*known, "config", "print_config", "help"])
+        hint = (
+            f" Here it is --{ours}."
+            if ours
+            else closest(flag, [*known, "config", "print_config", "help", "json", "quiet"])
+        )
         return f"`litgpt {self.name}` has no flag --{flag}.{hint} See `litgpt {self.name} --help`."
 
     @cached_property
@@ -410,31 +424,6 @@ def init_args_of(spec: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{where}: init_args are `name: value` lines, not {quoted(found)}.")
     return found
-
-
-def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
-    """Each flag (without its dashes) with its value and its tokens; `("", None, [token])` for anything else."""
-    tokens = list(arguments)
-    while tokens:
-        token = tokens.pop(0)
-        if token == "--":
-            yield "", None, [token, *tokens]
-            return
-        if not token.startswith("--"):
-            yield "", None, [token]
-            continue
-        flag, has_value, value = token[2:].partition("=")
-        if has_value:
-            yield flag, value, [token]
-        elif flag not in ("help", "print_config") and tokens and not tokens[0].startswith("--"):
-            yield flag, tokens[0], [token, tokens.pop(0)]
-        else:
-            yield flag, None, [token]
-
-
-def looks_like_flag(token: str) -> bool:
-    """Whether a token that does not start with two dashes is meant as a flag: `-x`, but not `-1`, `-` or `-h`."""
-    return re.fullmatch(r"-[^\d.-].*", token) is not None and token != "-h"
 
 
 def import_data_class(name: str) -> type:

@@ -6,6 +6,7 @@ It reads the command line of another command, so it stands beside the one that r
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from litgpt.args import inherits
 from litgpt.cli.parser import parse
@@ -35,7 +36,7 @@ COMMAND is one of {", ".join(COMMANDS)}.
 """
 
 
-def plan(*arguments: str) -> None:
+def plan(*arguments: str) -> dict[str, Any] | None:
     """Tell what a training command will take, before it runs and without loading weights.
 
     Args:
@@ -47,7 +48,7 @@ def plan(*arguments: str) -> None:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
-        return
+        return None
     name, *rest = arguments
     if name not in COMMANDS:
         raise UsageError(
@@ -56,10 +57,12 @@ def plan(*arguments: str) -> None:
     planned = inherits(_added)(import_module(COMMANDS[name]).setup)
     values = parse(f"plan {name}", planned, rest)
     options = values.pop("plan")
-    from litgpt.training.planner.planner import format_lines, make_plan
+    from litgpt.training.planner.planner import as_numbers, format_lines, make_plan
 
-    for line in format_lines(make_plan(name, values, options)):
+    made = make_plan(name, values, options)
+    for line in format_lines(made):
         print(line)
+    return as_numbers(made)
 
 
 def _added(plan: PlanArgs = PlanArgs()) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from litgpt.cli.parser import parse
 from litgpt.cli.plan import COMMANDS
-from litgpt.cli.recipe_files import all_recipes, read_recipe, recipe_path
+from litgpt.cli.recipe_files import Recipe, all_recipes, read_recipe, recipe_path
 from litgpt.errors import ExistingFileError, LitGPTError, UsageError, file_error, one_line, quoted
 
 
-def list_recipes(name: str | None = None, memory_gb: float | None = None) -> None:
+def list_recipes(name: str | None = None, memory_gb: float | None = None) -> list[Recipe]:
     """List the recipes that come with litgpt, with the command that takes each, what it needs and what it does.
 
     `litgpt COMMAND --config NAME` runs one, `litgpt recipes show NAME` prints all its values, `litgpt recipes cp NAME`
@@ -43,6 +43,7 @@ def list_recipes(name: str | None = None, memory_gb: float | None = None) -> Non
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)) + f"  {row[3]}")
+    return found
 
 
 def show(*arguments: str) -> None:

@@ -75,6 +75,11 @@ def resolve_annotations(function: Callable[..., Any]) -> None:
         own.__annotations__ = hints
 
 
+def has_result(command: Callable[..., Any]) -> bool:
+    """Whether a command returns what it found, so that it can be printed as JSON."""
+    return inspect.signature(command).return_annotation not in (None, NoneType, "None", inspect.Signature.empty)
+
+
 def takes_anything(function: Callable[..., Any]) -> bool:
     """Whether the signature has `**kwargs`, so that no name can be called unknown."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from litgpt.args import Quantization
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, progress
 
 if TYPE_CHECKING:
     from litgpt.deploy.settings import Settings
@@ -199,7 +199,6 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
     Raises:
         LitGPTError: The address, the model or an adapter can't be used.
     """
-    import sys
 
     from litgpt.checkpoint.hub import auto_download
     from litgpt.deploy.backends.local import LocalBackend
@@ -214,7 +213,5 @@ def run_uvicorn(settings: Settings, host: str, port: int) -> None:
         served_models = load_served_models(folder, name, settings.adapters, loading, loading.accelerator)
         engine = served_models[name].engine
         size = engine.cache_nbytes / 1e9
-        print(
-            f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).", file=sys.stderr
-        )
+        progress(f"{engine.slots} answers at a time, {engine.length} tokens each (KV cache: {size:.2f} GB).")
         serve(Service(served_models, LocalBackend(served_models), settings), listener)

@@ -20,7 +20,7 @@ from litgpt.engine.compiled import CompiledStep
 from litgpt.engine.memory import check_cache_fits, headroom_bytes
 from litgpt.engine.request import Request, StopMatcher, check_tokens, common_prefix
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.kernels.linear import use_fast_linear
 from litgpt.model import GPT
 from litgpt.model.cache import Span
@@ -178,7 +178,8 @@ class Engine:
         room = self.length - len(tokens) + 1  # the last token generated is not fed back
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         if adapter is not None and (self.bank is None or adapter not in self.bank.names):
-            raise LitGPTError(f"There is no adapter {quoted(adapter)} beside this model.")
+            near = closest(str(adapter), self.bank.names if self.bank else ())
+            raise LitGPTError(f"There is no adapter {quoted(adapter)} beside this model.{near}")
         request = Request(
             tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, on_update, self.model.ranks
         )

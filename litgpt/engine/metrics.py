@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from litgpt.engine.request import Request
+from litgpt.errors import progress
 from litgpt.runtime import peak_memory
 
 
@@ -47,7 +48,7 @@ def print_status(text: str) -> None:
 
 def print_peak_memory(device: torch.device) -> None:
     """Prints the most memory that was used so far."""
-    print_status(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
+    progress(f"Memory used: {peak_memory(device) / 1e9:.2f} GB")
 
 
 def benchmark_dict_to_markdown_table(data: dict[str, list[float]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.args import Quantization
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, closest, quoted
 
 if TYPE_CHECKING:
     from litgpt.eval.models import EvaluatedModel
@@ -38,7 +38,7 @@ def convert_and_evaluate(
     stride: int | None = None,
     model_name: str | None = None,
     api_key: str | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Evaluate a model, or one that a server has, on tasks.
 
     Tasks are lm-eval's (`pip install 'litgpt[eval]'`; `litgpt evaluate list` lists them), and four that need nothing
@@ -75,8 +75,7 @@ def convert_and_evaluate(
     """
     flags = dict(locals())
     if str(checkpoint_dir) == "list" or tasks is None:
-        list_tasks(include_path)
-        return
+        return list_tasks(include_path)
     from litgpt.eval.built_in import split_tasks
     from litgpt.training.retention import output_folder
 
@@ -88,7 +87,7 @@ def convert_and_evaluate(
     with output_folder(out_dir) as folder:
         model = open_model(flags, rows)
         results = evaluate(model, own, of_harness, flags)
-        report(results, model.name, folder, save_filepath)
+        return report(results, model.name, folder, save_filepath)
 
 
 def check_flags(flags: dict[str, Any]) -> int:
@@ -111,8 +110,8 @@ def check_flags(flags: dict[str, Any]) -> int:
     return size if isinstance(size, int) and size > 1 else ROWS
 
 
-def list_tasks(include_path: Path | None) -> None:
-    """Prints the tasks that there are."""
+def list_tasks(include_path: Path | None) -> dict[str, Any]:
+    """Prints the tasks that there are, and returns their names."""
     from importlib.util import find_spec
 
     from litgpt.eval.built_in import TASKS
@@ -121,11 +120,13 @@ def list_tasks(include_path: Path | None) -> None:
         print(f"{name}:PATH  {what}")
     if find_spec("lm_eval") is None:
         print("\nlm-eval's tasks are there once it is installed: `pip install 'litgpt[eval]'`.")
-        return
+        return {"built_in": list(TASKS), "lm_eval": None}
     from litgpt.eval.harness import task_manager
 
-    print("\n" + "\n".join(task_manager(include_path).all_tasks))
+    names = list(task_manager(include_path).all_tasks)
+    print("\n" + "\n".join(names))
     print("\nSeveral are named with commas between them, as in --tasks 'hellaswag,mmlu,perplexity:book.txt'.")
+    return {"built_in": list(TASKS), "lm_eval": names}
 
 
 def open_model(flags: dict[str, Any], rows: int) -> EvaluatedModel:
@@ -152,7 +153,7 @@ def open_model(flags: dict[str, Any], rows: int) -> EvaluatedModel:
     folder = auto_download(flags["checkpoint_dir"], flags["access_token"])
     dtype = str(flags["dtype"] or "auto").removeprefix("torch.")
     if dtype not in DTYPES:
-        raise LitGPTError(f"dtype is {quoted(dtype)}; it must be one of {', '.join(DTYPES)}.")
+        raise LitGPTError(f"dtype is {quoted(dtype)}; it is one of {', '.join(DTYPES)}.{closest(dtype, DTYPES)}")
     inference_model = InferenceModel.load(folder, flags["device"] or "auto", DTYPES[dtype], flags["quantize"])
     return LocalModel(inference_model, str(flags["checkpoint_dir"]), rows)
 
@@ -188,8 +189,8 @@ def default_folder(checkpoint_dir: Path, access_token: str | None) -> Path:
     return auto_download(checkpoint_dir, access_token) / "evaluate"
 
 
-def report(results: dict[str, Any], name: str, out_dir: Path, save_filepath: Path | None) -> None:
-    """Prints a table; writes the results, and draws them."""
+def report(results: dict[str, Any], name: str, out_dir: Path, save_filepath: Path | None) -> dict[str, Any]:
+    """Prints a table; writes the results, and draws them. Returns them, with where they are."""
     from litgpt.eval.results import draw, table, write
 
     print(table(results))
@@ -201,3 +202,4 @@ def report(results: dict[str, Any], name: str, out_dir: Path, save_filepath: Pat
     write(results, file)
     drawn = draw(results, picture, name)
     print(f"Results: {file}." + (f" Picture: {picture}." if drawn else ""))
+    return {**results, "results_file": str(file), "picture": str(picture) if drawn else None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,7 +12,7 @@ from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.memory import longest_fit
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, UnsupportedError
+from litgpt.errors import LitGPTError, UnsupportedError, progress
 from litgpt.eval.scoring import ROWS, Score, Scorer
 from litgpt.prompts.base import Message
 
@@ -121,7 +120,7 @@ class Progress:
         self.done += more
         if perf_counter() - self.told >= TELL_EVERY:
             self.told = perf_counter()
-            print(f"{self.what}: {self.done:,} of {self.total:,}", file=sys.stderr, flush=True)
+            progress(f"{self.what}: {self.done:,} of {self.total:,}")
 
 
 def quiet(what: str, total: int) -> Callable[[int], None]:

@@ -14,9 +14,9 @@ from litgpt.data.sft.rendering import with_input_placed
 from litgpt.engine.detokenizer import TextStream
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS, InferenceModel
-from litgpt.engine.metrics import RequestMetrics, print_peak_memory, print_status
+from litgpt.engine.metrics import RequestMetrics, print_peak_memory
 from litgpt.engine.structured import Grammar
-from litgpt.errors import LitGPTError, MissingFileError
+from litgpt.errors import LitGPTError, MissingFileError, progress
 from litgpt.generate.options import PROMPT, Options
 from litgpt.generate.prompt_file import PromptTask, answer_file
 from litgpt.peft import Method
@@ -61,12 +61,12 @@ def answer_finetuned(method: Method, path: Path, **flags: Any) -> None:
         return
     sample = {"instruction": flags["prompt"], "input": flags["input"], "sys_prompt": flags["sys_prompt"]}
     prompt = inference_model.encode_sample(with_input_placed(inference_model.style, sample))
-    engine = inference_model.engine(1, len(prompt) + task.max_new_tokens, print_status)
+    engine = inference_model.engine(1, len(prompt) + task.max_new_tokens, progress)
     reply = inference_model.reply(engine, prompt, task.sampling, task.max_new_tokens, task.stop)
     for piece in reply:
         print(piece, end="", flush=True)
     print()
-    print_status(f"Time for inference: {RequestMetrics.of(reply.request)}")
+    progress(f"Time for inference: {RequestMetrics.of(reply.request)}")
     print_peak_memory(engine.device)
 
 
@@ -92,7 +92,7 @@ def prepare(
 def print_samples(inference_model: InferenceModel, task: PromptTask, num_samples: int) -> Engine:
     """Prints prompt and answer of every sample as they come, all of them generated together; returns the engine."""
     engine = inference_model.engine(
-        min(num_samples, MAX_CONCURRENT_REQUESTS), len(task.prompt) + task.max_new_tokens, print_status
+        min(num_samples, MAX_CONCURRENT_REQUESTS), len(task.prompt) + task.max_new_tokens, progress
     )
     requests = [
         engine.submit(task.prompt, task.sampling.of_sample(i), inference_model.stops, task.max_new_tokens)
@@ -104,7 +104,7 @@ def print_samples(inference_model: InferenceModel, task: PromptTask, num_samples
         for piece in TextStream(request, decoder, task.stop):
             print(piece, end="", flush=True)
         print()
-        print_status(f"Time for inference {number}: {RequestMetrics.of(request)}")
+        progress(f"Time for inference {number}: {RequestMetrics.of(request)}")
     print_peak_memory(engine.device)
     return engine
 

@@ -17,11 +17,11 @@ from litgpt.data.storage.data_files import format_suffix, read_rows
 from litgpt.engine.detokenizer import TextStream, stop_strings
 from litgpt.engine.engine import Engine
 from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS, InferenceModel
-from litgpt.engine.metrics import print_peak_memory, print_status
+from litgpt.engine.metrics import print_peak_memory
 from litgpt.engine.request import check_tokens
 from litgpt.engine.sampling import Sampling
 from litgpt.engine.structured import Grammar
-from litgpt.errors import LitGPTError, closest, quoted
+from litgpt.errors import LitGPTError, closest, progress, quoted
 from litgpt.generate.options import Options
 from litgpt.prompts.base import Message
 
@@ -66,7 +66,7 @@ def answer_file(
     assert options.prompt_file is not None
     tasks = read_tasks(options.prompt_file, default, inference_model, sys_prompt)
     length = max(len(task.prompt) + task.max_new_tokens for task in tasks)
-    engine = inference_model.engine(min(len(tasks) * num_samples, MAX_CONCURRENT_REQUESTS), length, print_status)
+    engine = inference_model.engine(min(len(tasks) * num_samples, MAX_CONCURRENT_REQUESTS), length, progress)
     start = perf_counter()
     replies: list[tuple[PromptTask, int, TextStream]] = []
     for task in tasks:
@@ -78,7 +78,7 @@ def answer_file(
         for line in _results(replies, num_samples):
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
     seconds, n_tokens = perf_counter() - start, sum(reply.request.n_generated for _, _, reply in replies)
-    print_status(
+    progress(
         f"Time for inference of {len(replies)} answers: {seconds:.2f} sec total, {n_tokens} tokens,"
         f" {n_tokens / seconds:.2f} tokens/sec"
     )

@@ -38,12 +38,11 @@ def main(
     Example:
         litgpt generate_speculatively HuggingFaceTB/SmolLM2-135M-Instruct HuggingFaceTB/SmolLM2-1.7B-Instruct
     """
-    import sys
     from dataclasses import replace
 
     from litgpt.engine.inference_model import InferenceModel
     from litgpt.engine.speculative import SpeculativeEngine
-    from litgpt.errors import LitGPTError
+    from litgpt.errors import LitGPTError, progress
     from litgpt.generate.answer import answer
 
     if compile:
@@ -56,4 +55,4 @@ def main(
 
     engine = answer(load, max_new_tokens=max_new_tokens, **flags)
     assert isinstance(engine, SpeculativeEngine)
-    print(engine.acceptance, file=sys.stderr)
+    progress(str(engine.acceptance))

@@ -129,7 +129,8 @@ class LoRA(Method):
         if not 0 <= self.dropout < 1:
             raise LitGPTError(f"lora_dropout is {quoted(self.dropout)}, but it is a share: at least 0 and less than 1.")
         if self.init not in INITS:
-            raise LitGPTError(f"lora_init is {quoted(self.init)}; it is one of {', '.join(INITS)}.")
+            near = closest(str(self.init), INITS)
+            raise LitGPTError(f"lora_init is {quoted(self.init)}; it is one of {', '.join(INITS)}.{near}")
         if self.plus_ratio is not None and not 0 < self.plus_ratio < math.inf:
             raise LitGPTError(f"lora_plus_ratio is {quoted(self.plus_ratio)}, but it is a number above 0, such as 16.")
         if self.target is not None:

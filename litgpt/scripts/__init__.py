@@ -1,1 +1,1 @@
-"""The smaller commands: download, convert, merge, validate."""
+"""The smaller commands: download, convert, merge, validate, list, remove, check the machine."""

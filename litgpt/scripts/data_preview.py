@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from litgpt.data import DataModule
 
@@ -16,7 +16,8 @@ def data_preview(
     color: Literal["auto", "always", "never"] = "auto",
     pretraining: bool = False,
     access_token: str | None = None,
-) -> None:
+    tokens: bool = False,
+) -> dict[str, Any]:
     """Show samples as a model gets them: what is learned, how long they are, what is cut.
 
     Args:
@@ -28,6 +29,7 @@ def data_preview(
         color: Show what is learned in green: auto (on a screen), always, or never (then it stands between ⟦ and ⟧).
         pretraining: Show the data as `litgpt pretrain` reads it, in blocks of max_seq_length tokens.
         access_token: For checkpoints on the hub that ask for one.
+        tokens: Show each token with its id and its label, the id that is learned there, or -100 for none.
 
     Example:
         litgpt data preview HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl
@@ -37,4 +39,4 @@ def data_preview(
 
     if samples < 0:
         raise LitGPTError(f"samples must be at least 0, not {samples}.")
-    Preview.of(checkpoint_dir, data, max_seq_length, pretraining, access_token).show(samples, color)
+    return Preview.of(checkpoint_dir, data, max_seq_length, pretraining, access_token).show(samples, color, tokens)

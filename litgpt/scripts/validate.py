@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from litgpt.checkpoint.atomic import gigabytes
 from litgpt.checkpoint.dtypes import check_dtype, dtype_of
 from litgpt.checkpoint.layout import LIT_MODEL, Checkpoint, existing_folder, find_checkpoint, gguf_files
-from litgpt.errors import LitGPTError, MissingFileError, quoted
+from litgpt.errors import ChecksFailedError, LitGPTError, MissingFileError, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def estimate_model_memory(
 
 def validate(
     checkpoint_dir: Path, model_filename: str = LIT_MODEL, dtype: str = "float32", training: bool = False
-) -> None:
+) -> dict[str, Any]:
     """Check that a checkpoint folder is complete and consistent.
 
     Looks at its files, configuration and tokenizer, compares the weights' names and shapes with the model's, and counts
@@ -157,18 +157,24 @@ def validate(
         ("memory", subject.memory),
     )
     failed: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for number, (name, check) in enumerate(checks, 1):
         try:
-            outcome = f"ok: {check()}"
+            found[name] = {"ok": True, "found": check()}
+            outcome = f"ok: {found[name]['found']}"
         except LitGPTError as error:
+            found[name] = {"ok": False, "found": str(error)}
             if str(error) in failed.values():
                 outcome = "not checked, see above."
             else:
                 failed[name], outcome = str(error), f"FAILED: {error}"
         print(f"[{number}/{len(checks)}] {name}: {outcome}")
+    result = {"checkpoint_dir": str(subject.folder), "valid": not failed, "checks": found}
     if failed:
-        raise LitGPTError(f"{subject.folder} is not valid: see above what is wrong with its {_enumerated(failed)}.")
+        wrong = f"{subject.folder} is not valid: see above what is wrong with its {_enumerated(failed)}."
+        raise ChecksFailedError(wrong, result)
     print(f"{subject.folder} is valid.")
+    return result
 
 
 def _enumerated(names: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ from litgpt.training.metrics.metrics import RunMetrics
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
 from litgpt.training.optim.optimizers import optimizer_for, scale_rates, trained_parameters
-from litgpt.training.retention import claimed, files_in, prune
+from litgpt.training.retention import claimed, files_in, left_before, prune
 from litgpt.training.run import Identity, Interrupted, Result, Run
 from litgpt.training.schedule import Counters, GroupRates, RunLimits, make_schedule
 from litgpt.training.signals import stop_requests
@@ -154,6 +154,8 @@ class _Loop:
     def begin(self) -> None:
         """Opens the logs, prints what will be trained, validates if asked to."""
         run = self.run
+        if not run.resume and (notice := left_before(run.out_dir)):
+            self.metrics.print(notice)
         self.metrics.open(self.state)
         trained = sum(parameter.numel() for _, parameter in trained_parameters(run.model))
         total = sum(parameter_counts(run.model, run.owns))
@@ -282,12 +284,12 @@ class _Loop:
             self.metrics.print(f"Nothing was left to train: the limits are reached after {result.steps} steps.")
             return
         val = "" if result.val_loss is None else f", validation loss {result.val_loss:.4f}"
-        self.metrics.print(
+        self.metrics.conclude(
             f"Done: {result.steps} steps, {result.tokens:,} tokens in {duration(result.seconds)} "
             f"({result.tokens_per_second:,.0f} tokens/s), training loss {self.loss:.4f}{val}."
         )
         best = "" if result.best is None else f" Best by validation: {result.best}."
-        self.metrics.print(f"Checkpoint: {result.final}.{best} Loss curve: {result.curve}. Report: {result.report}.")
+        self.metrics.conclude(f"Checkpoint: {result.final}.{best} Loss curve: {result.curve}. Report: {result.report}.")
 
     # -- parts of a step
 

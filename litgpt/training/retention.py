@@ -84,6 +84,19 @@ def refuse_overwriting(out_dir: Path, *sources: Path | None) -> None:
             raise LitGPTError(f"--out_dir {out_dir} would overwrite {source}, which it starts from; give another.")
 
 
+def left_before(out_dir: Path) -> str:
+    """What to say of checkpoints that an earlier run left in `out_dir`; empty: there are none."""
+    steps = [folder for folder in out_dir.glob("step-*") if _number(folder) >= 0]
+    found = [name for name in ("final", "best") if (out_dir / name).is_dir()]
+    found += [f"{len(steps)} step-* folder{'s' * (len(steps) > 1)}"] if steps else []
+    if not found:
+        return ""
+    return (
+        f"{out_dir} has {', '.join(found)} of an earlier run: what has the same name is replaced, the rest stays. "
+        "--out_dir keeps runs apart, --resume auto goes on with one."
+    )
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """While it is open, no other run can claim `folder`: two runs would overwrite each other's checkpoints.

@@ -343,7 +343,7 @@ def test_hyperparameters_are_a_configuration(folder):
         (["finetune", "--checkpoint_dir", "ck"], "`litgpt finetune CHECKPOINT_DIR`"),
         (["finetune", "ck", "--train.epochs", "many"], "--train.epochs: many is not a whole number or null."),
         (["finetune", "ck", "--train.packing", "yse"], "--train.packing: yse is not true or false."),
-        (["finetune", "ck", "--train.packing"], "--train.packing needs a value: true or false."),
+        (["finetune", "ck", "--train.epochs"], "--train.epochs needs a value: a whole number or null."),
         (
             ["finetune", "ck", "--quantize", "bnb.nf5"],
             "bnb.nf5 is not one of bnb.nf4, bnb.int8 or null. Closest: bnb.nf4",

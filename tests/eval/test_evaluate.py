@@ -57,7 +57,7 @@ def test_results_go_where_they_are_asked_for(folder, files, tmp_path):
         (dict(batch_size=0), "batch_size is 0; it must be 1 or more"),
         (dict(batch_size="many"), "batch_size is 'many'"),
         (dict(limit=0), "limit is 0"),
-        (dict(dtype="int3"), "dtype is 'int3'; it must be one of float32"),
+        (dict(dtype="int3"), "dtype is 'int3'; it is one of float32"),
         (dict(num_fewshot=-1), "num_fewshot 0 or more"),
         (dict(num_fewshot=4), "num_fewshot is 4, and there are 4 samples"),
         (dict(max_new_tokens=0), "max_new_tokens must be 1 or more"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data import Alpaca, DataModule
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, quoted
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer
@@ -66,19 +66,37 @@ class Preview:
         data.setup()
         return cls(data, data.tokenizer or tokenizer, limit, messages)
 
-    def show(self, samples: int, color: str) -> None:
-        """Prints samples, lengths and counts."""
+    def show(self, samples: int, color: str, tokens: bool = False) -> dict[str, Any]:
+        """Prints samples, lengths and counts; returns them. With `tokens`, a sample is a table of its tokens."""
         datasets = {"training": self.data.train_dataset, "validation": self.data.val_dataset}
         summaries = [line for name, found in datasets.items() if found for line in ("", *self.summary(name, found))]
         print("\n".join(message for message in self.messages if message not in summaries))
         colored = color == "always" or (color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        shown: list[dict[str, Any]] = []
         for index in range(min(samples, len(self.data.train_dataset))):
             sample = self.data.train_dataset[index]
             size, targets = len(sample["input_ids"]), sum(1 for label in sample["labels"].tolist()[1:] if label >= 0)
             print(f"\n── training sample {index}: {size:,} tokens, {targets:,} of them targets")
             for title, part in parts_of(sample):
-                print(f"{title}{self.text(part, colored)}")
+                print(title + ("\n".join(self.table(part)) if tokens else self.text(part, colored)))
+                listed = {key: part[key].tolist() for key in ("input_ids", "labels")}
+                shown.append({"sample": index, "part": title.strip("─ \n"), "text": self.text(part, False), **listed})
         print("\n".join(summaries))
+        counts = {
+            name: {"samples": len(found), "tokens": sum(found.lengths), "targets": count_targets(found)}
+            for name, found in datasets.items()
+            if found
+        }
+        return {"max_seq_length": self.limit, "samples": shown, **counts, "messages": list(self.messages)}
+
+    def table(self, sample: Any) -> Iterator[str]:
+        """A line for each token of a sample: place, id, label, text; a target is learned from the token before it."""
+        ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
+        width = max(5, *(len(str(token)) for token in (*ids, *labels)))
+        yield f"{'at':>5}  {'id':>{width}}  {'label':>{width}}  text"
+        for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
+            text = quoted(self.tokenizer.decode([token], skip_special_tokens=False))
+            yield f"{at:>5}  {token:>{width}}  {label:>{width}}  {text}"
 
     def text(self, sample: Any, colored: bool) -> str:
         """A sample as text; targets are green, or between ⟦ and ⟧."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litgpt.args import LogArgs
-from litgpt.errors import LitGPTError, MissingPackageError, closest, quoted
+from litgpt.errors import LitGPTError, MissingPackageError, closest, is_quiet, quoted
 
 if TYPE_CHECKING:
     from litgpt.training.run import Logger
@@ -209,7 +209,8 @@ def named_loggers(name: str, out_dir: Path, log: LogArgs, required: bool = True)
         absent = f"The logger {name} needs the package {packages[0]}, which is not installed"
         if required:
             raise MissingPackageError(f"{absent}: `pip install 'litgpt[log]'`, or use --logger_name csv.")
-        print(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
+        if not is_quiet():
+            print(f"{absent} (`pip install 'litgpt[log]'`): metrics go to CSV only.")
         return []
     try:
         return [make(out_dir, log)]

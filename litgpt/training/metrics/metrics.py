@@ -56,6 +56,10 @@ class RunMetrics:
         """Prints a line."""
         self.screen.print(text)
 
+    def conclude(self, text: str) -> None:
+        """Prints a line about what the run ended with."""
+        self.screen.conclude(text)
+
     def count(self, batch: Batch) -> None:
         """Adds a batch to those of the next logged step."""
         self.targets += batch.targets

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from litgpt.errors import is_quiet
 from litgpt.training.schedule import Counters, RunLimits
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Screen:
     n_steps: int | None = None
     """How many optimizer steps the run is expected to have."""
     val_loss: float | None = None
+    ends_alone: bool = False
+    """Nothing is printed but what the run ended with."""
     _live: Live | None = field(default=None, repr=False)
     _share: float = 0.0
     _text: str = ""
@@ -55,7 +58,9 @@ class Screen:
             with suppress(OSError):  # a terminal that is gone costs no run
                 say(text)
 
-        return cls(quietly if first_rank else lambda text: None, limits, in_place=first_rank and sys.stdout.isatty())
+        if is_quiet() or not first_rank:
+            return cls(lambda text: None, limits, ends_alone=first_rank)
+        return cls(quietly, limits, in_place=sys.stdout.isatty())
 
     def step(self, counters: Counters, metrics: Mapping[str, float]) -> None:
         """A training step, with the metrics that the CSV file gets."""
@@ -75,6 +80,13 @@ class Screen:
         if self._live is not None:
             self._show(self._text)  # whatever was under way is over
         self.say(text)
+
+    def conclude(self, text: str) -> None:
+        """Prints a line about what the run ended with."""
+        if self.ends_alone:
+            print(text, flush=True)
+        else:
+            self.print(text)
 
     def close(self) -> None:
         """Leaves the bar as it is; the cursor goes below it."""

@@ -120,12 +120,22 @@ class Report:
 
 
 STYLE = """
+:root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+       padding: 0 1rem; overflow-wrap: anywhere }
+h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top }
-td:first-child { color: #666 } svg { width: 100%; height: auto }
-pre { background: #f6f6f6; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
+td:first-child { color: #666; min-width: 8rem }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .5rem }
+.curves svg { width: 100%; height: auto; background: #fff; border-radius: 4px }
+.curves svg:first-child { grid-column: 1 / -1; max-width: 48rem }
+pre { background: #f6f6f6; padding: .7rem; white-space: pre-wrap; font-size: 13px }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto } td { display: block; padding: 0 } td + td { padding-bottom: .4rem }
+}
+@media (prefers-color-scheme: dark) {
+  body { color: #ddd; background: #181818 } td:first-child { color: #999 } pre { background: #262626 }
+}
 """
 
 
@@ -192,28 +202,35 @@ PANELS = (
 
 
 def curves(rows: Sequence[Row]) -> str:
-    """The curves of a run as one SVG element: the loss above, in pairs below it what else was logged."""
-    import matplotlib
-
+    """The curves of a run, the loss and what else was logged: one SVG element each, so that they stand below each other
+    on a narrow screen, with letters that can be read."""
     of_tasks = dict.fromkeys(name for row in rows for name in row if "/" in name)
-    panels = [*PANELS, *((name, name) for name in of_tasks)]
-    panels = [(name, label) for name, label in panels if any(map(_finite, _series(rows, name)))]
-    lines = -(-len(panels) // 2)
-    figure = new_figure(10, 4.2 + 2.4 * lines)
-    grid = figure.add_gridspec(
-        1 + lines, 2, height_ratios=[1.9] + [1] * lines, hspace=0.45, left=0.07, right=0.98, bottom=0.07, top=0.97
-    )
-    _plot_loss(figure.add_subplot(grid[0, :]), rows, POINTS)
-    for place, (name, label) in enumerate(panels):
-        axes = figure.add_subplot(grid[1 + place // 2, place % 2])
-        _plot(axes, thinned(_series(rows, name), POINTS), color=OTHER, linewidth=1.1)
-        axes.set_title(label, fontsize=9, loc="left")
-        axes.tick_params(labelsize=8)
-        values = [value for _, value in filter(_finite, _series(rows, name))]
+    figure = new_figure(6.4, 3.6)
+    _plot_loss(figure.add_subplot(), rows, POINTS)
+    drawings = [_as_svg(figure, "loss")]
+    for name, label in [*PANELS, *((name, name) for name in of_tasks)]:
+        series = _series(rows, name)
+        values = [value for _, value in filter(_finite, series)]
+        if not values:
+            continue
+        figure = new_figure(4.6, 2.3)
+        axes = figure.add_subplot()
+        _plot(axes, thinned(series, POINTS), color=OTHER, linewidth=1.1)
+        axes.set_title(label, fontsize=10, loc="left", parse_math=False)
+        axes.tick_params(labelsize=9)
         axes.set_ylim(min(0.0, 1.08 * min(values)), max(1e-12, 1.08 * max(values)))
         axes.grid(alpha=0.3)
+        drawings.append(_as_svg(figure, name))
+    return f'<div class="curves">{"".join(drawings)}</div>'
+
+
+def _as_svg(figure: Any, name: str) -> str:
+    """A figure as an element of a page; `name` keeps its ids apart from those of others there."""
+    import matplotlib
+
+    figure.set_layout_engine("tight", pad=0.4)
     written = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration and the address of its document type

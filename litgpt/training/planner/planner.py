@@ -42,6 +42,10 @@ HEADROOM = {"cpu": 1.0, "cuda": 1.25, "mps": 1.25}
 that is counted, too (`heap.Heap`)."""
 
 
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "peak")
+"""What the memory of one device holds, and the most of it at once."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a command will take."""
@@ -327,6 +331,31 @@ def format_lines(plan: Plan) -> Iterator[str]:
         yield f"             None of this is enough: {_last_resort(spec)}."
     yield from _computing(plan)
     yield from _disk(plan)
+
+
+def as_numbers(plan: Plan) -> dict[str, Any]:
+    """What a plan says, for programs; memory and sizes in bytes."""
+    spec, estimate = plan.spec, plan.estimate
+    memory = {part: getattr(estimate.memory, part) for part in MEMORY_PARTS}
+    return {
+        "command": plan.command,
+        "model": spec.config.name,
+        "method": type(spec.method).__name__,
+        "parameters": estimate.parameters,
+        "trainable": estimate.trainable,
+        "precision": spec.precision,
+        "devices": spec.devices,
+        "device": spec.device.type,
+        "fits": plan.fits,
+        "memory": {"needed": plan.needed, "available": plan.available, **memory},
+        "changes": [{"flags": flags, "needed": needed} for flags, needed in plan.changes],
+        "tokens_per_sample": plan.tokens_per_sample,
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "flops_per_token": estimate.flops.total,
+        "seconds": None if plan.flops is None else 86400 * plan.days(plan.flops),
+        "step_folder": plan.step_folder,
+    }
 
 
 def _verdict(plan: Plan) -> str:

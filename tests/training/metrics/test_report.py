@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.dom import minidom
 
@@ -52,9 +53,12 @@ FULL_ROWS = [
     [FULL_ROWS, ROWS, [], [{"step": 1.0, "loss": float("nan"), "grad_norm": float("nan")}]],
     ids=["all", "few", "nothing", "not a number"],
 )
-def test_curves_are_one_drawing_that_any_browser_reads(rows):
+def test_curves_are_drawings_that_any_browser_reads(rows):
     drawing = minidom.parseString(curves(rows)).documentElement
-    assert drawing.tagName == "svg"
+    drawings = drawing.getElementsByTagName("svg")
+    assert len(drawings) == (4 if rows == FULL_ROWS else 2 if rows == ROWS else 1)
+    ids = [node.getAttribute("id") for node in drawing.getElementsByTagName("clipPath")]
+    assert len(set(ids)) == len(ids)
     texts = {node.firstChild.data.strip() for node in drawing.getElementsByTagName("text")}
     assert ("gradient norm" in texts) == (rows == FULL_ROWS)
 
@@ -79,6 +83,27 @@ class Tags(HTMLParser):
 
     def handle_data(self, data):
         self.words += data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_page_is_as_wide_as_its_screen_and_can_be_read(width, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    long = "x" * 500
+    summary = [("Machine", f"a-host, Linux, {long}"), ("Commit", "0" * 40)]
+    report = Report(title=f"a run {long}", summary=summary, rows=FULL_ROWS, kept=[(long, long)], settings=f"a: {long}")
+    page_file = write_report(report, tmp_path / "report.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, is_mobile=width < 500)
+        page.goto(page_file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        heights = page.evaluate("[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
+        assert min(heights) >= 7  # pixels of CSS
+        browser.close()
 
 
 def test_a_page_shows_all_and_asks_for_nothing_from_outside(tmp_path):
