@@ -230,22 +230,30 @@ class GPT(nn.Module):
         return torch.arange(T, device=idx.device)
 
     def context(
-        self, positions: Tensor, longest: int, lengths: Sequence[int] | None = None, span: Span | None = None
+        self,
+        positions: Tensor,
+        longest: int,
+        lengths: Sequence[int] | None = None,
+        span: Span | None = None,
+        ropes: Sequence[RopeTable] | None = None,
     ) -> AttentionContext:
-        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, attend to keys at 0 … `longest` - 1."""
-        ropes = []
+        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, attend to keys at 0 … `longest` - 1.
+
+        `ropes`: other tables than the model's own, which grow as sequences do.
+        """
+        tables_of, ropes_at = self.ropes if ropes is None else ropes, []
         extent = longest if span is None else span.cache.length
-        for rope in self.ropes:
+        for rope in tables_of:
             tables = rope.cos_sin(longest, positions.device, extent)
             cos, sin = (table[positions] for table in tables)  # (T, R) or (B, T, R)
-            ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
+            ropes_at.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         masks = {}
         if lengths is None:
             for window in {self.config.window(layer) for layer in range(self.config.n_layer)}:
                 keys = None if span is None else span.key_positions(window, positions.size(-1))
                 masks[window] = model_mask(self.config, positions, longest, window, keys)
         factors = query_factors(self.config, positions)
-        return AttentionContext(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, factors)
+        return AttentionContext(tuple(ropes_at), masks, tuple(lengths) if lengths is not None else None, span, factors)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
