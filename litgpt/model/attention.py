@@ -184,11 +184,12 @@ class CausalSelfAttention(Attention):
         return q, k, v, gate
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
+        """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one; their dtype
+        stays that of the values, which every fast kernel of attention asks for."""
         if self.config.norm_qk_type != "olmo2":
-            return norm(x)
+            return norm(x).to(x.dtype)
         B, heads, T, H = x.shape
-        return norm(x.transpose(1, 2).reshape(B, T, heads * H)).view(B, T, heads, H).transpose(1, 2)
+        return norm(x.transpose(1, 2).reshape(B, T, heads * H)).to(x.dtype).view(B, T, heads, H).transpose(1, 2)
 
 
 class MultiheadLatentAttention(Attention):

@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
         if self.weight is None:
             return rms_norm(x, self.eps)
         if not self.unit_offset:  # Llama rounds before it multiplies, Gemma after
-            return rms_norm(x, self.eps) * self.weight
+            return (rms_norm(x, self.eps) * self.weight).to(x.dtype)  # also beside wider weights, under autocast
         normed = rms_norm(upcast(x), self.eps)
         return (normed * (1 + self.weight.to(normed.dtype))).to(x.dtype)
 
