@@ -22,6 +22,7 @@ from litgpt.engine.request import Request, StopMatcher, check_tokens, common_pre
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.errors import LitGPTError, quoted
 from litgpt.kernels.linear import use_fast_linear
+from litgpt.kernels.sdpa import varying_shapes
 from litgpt.model import GPT
 from litgpt.model.cache import Span
 from litgpt.peft.adapter_bank import AdapterBank
@@ -265,7 +266,7 @@ class Engine:
                 self.model.eval()
             self.step_began = perf_counter()
             try:
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad(), varying_shapes(), self._autocast():
                     self._run_pending_work()
                     self._step()
             except BaseException as error:

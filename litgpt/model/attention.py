@@ -7,14 +7,14 @@ S: positions of the keys, R: dimensions of a head that rotate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.kernels import varlen
+from litgpt.kernels import sdpa, varlen
 from litgpt.model.cache import Span
 from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm
 from litgpt.model.positions import alibi_bias
@@ -77,9 +77,12 @@ class Attention(nn.Module):
         """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `context` allows."""
         if context.lengths is None:
             return self.attend_masked(q, k, v, context.masks[self.window])
-        plain = self.window is None and self.config.attention_logit_softcapping is None and self.sinks is None
-        if plain and self.config.alibi is None and varlen.applies(q, k, v):
-            return varlen.attend(q, k, v, context.lengths, self.scale)
+        plain = self.config.attention_logit_softcapping is None and self.config.alibi is None
+        if plain and varlen.applies(q, k, v):
+            lengths, window = context.lengths, self.window
+            if window is not None and self.config.chunked_windows:  # whose blocks see as little of each other
+                lengths, window = in_blocks(lengths, window), None
+            return varlen.attend(q, k, v, lengths, self.scale, window, self.sinks)
         # Document by document: the work grows with the square of each, not of all.
         documents = zip(
             q.split(context.lengths, 2), k.split(context.lengths, 2), v.split(context.lengths, 2), strict=True
@@ -96,9 +99,7 @@ class Attention(nn.Module):
             if trains_faster_in_float32(q, k):
                 with torch.autocast("cpu", enabled=False):
                     return self.attend_masked(q.float(), k.float(), v.float(), mask).to(q.dtype)
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
-            )
+            return sdpa.attend(q, k, v, mask, causal, self.scale)
         repeats = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         scores = softcap(q @ k.mT * self.scale, self.config.attention_logit_softcapping)  # (B, N, T, S)
@@ -266,6 +267,11 @@ def trains_faster_in_float32(q: Tensor, k: Tensor) -> bool:
     times as long over short documents (16 to 160 tokens, on one with AMX), the casts included."""
     bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
     return bf16_on_cpu and k.size(2) < BF16_MIN_KEYS and q.requires_grad and torch.is_grad_enabled()
+
+
+def in_blocks(lengths: Sequence[int], size: int) -> tuple[int, ...]:
+    """Documents of these lengths cut into pieces of `size` tokens each, and what is left."""
+    return tuple(min(size, length - start) for length in lengths for start in range(0, length, size))
 
 
 def query_factors(config: Config, positions: Tensor) -> Tensor | None:
