@@ -222,7 +222,8 @@ class GPT(nn.Module):
         """Where each token stands in its sequence, `(T,)`, or `(B, T)` for rows at different positions."""
         T = idx.size(1)
         if lengths is not None:
-            return torch.cat([torch.arange(length, device=idx.device) for length in lengths])
+            places = torch.cat([torch.arange(length) for length in lengths])  # on the host, then one copy
+            return places.to(idx.device, non_blocking=True)
         if span is not None:
             if len(set(span.starts)) > 1:
                 return span.positions(T, idx.device)

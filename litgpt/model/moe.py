@@ -286,10 +286,14 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    grouped = torch.float32, torch.bfloat16, torch.float16
-    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
-    if x.dtype in (grouped if x.device.type == "cpu" else grouped[1:2]) and x.dtype == weight.dtype and aligned:
-        return F.grouped_mm(x.contiguous(), weight.mT, offs=ends)
+    grouped = (torch.float32, torch.bfloat16, torch.float16) if x.device.type == "cpu" else (torch.bfloat16,)
+    if x.dtype in grouped and x.dtype == weight.dtype:
+        rows, columns = (-size % (16 // x.element_size()) for size in weight.shape[1:])
+        if not rows and not columns:
+            return F.grouped_mm(x.contiguous(), weight.mT, offs=ends)
+        if x.device.type != "cpu":  # low ranks, say; group by group, the host would wait to know how many rows each has
+            padded = grouped_linear(F.pad(x, (0, columns)), F.pad(weight, (0, columns, 0, rows)), ends)
+            return padded[:, : weight.size(1)]
     starts = [0, *ends.tolist()]
     groups = [x[start:end] @ matrix.T for start, end, matrix in zip(starts, starts[1:], weight, strict=False)]
     return torch.cat(groups)

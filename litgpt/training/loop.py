@@ -24,10 +24,11 @@ import torch
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import use_fast_linear
+from litgpt.kernels.sdpa import varying_shapes
 from litgpt.peft import parameter_counts
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
-from litgpt.training.batching.packing import input_length
+from litgpt.training.batching.packing import input_length, one_shape
 from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
 from litgpt.training.loss import NextToken, Objective
@@ -57,6 +58,9 @@ def fit(run: Run) -> Result:
         open_while_running.callback(loop.optimizer_step.close)
         stop = open_while_running.enter_context(stop_requests(run.fabric.is_global_zero))
         try:
+            on_cuda = run.fabric.device.type == "cuda"
+            if not (on_cuda and one_shape(loop.samples.read(0, min(8, len(run.train_dataset))))):
+                open_while_running.enter_context(varying_shapes())
             loop.begin()
             while not loop.finished():
                 loop.step()

@@ -31,6 +31,9 @@ IGNORED = -100
 CHUNK_BYTES = 64 * 2**20
 """Memory for the logits of one chunk, bytes."""
 
+CHUNK_ROWS = 1024
+"""Rows of one chunk where kernels are launched from a host, which takes longer than it takes to compute a few rows."""
+
 CACHED_BYTES = 2 * 2**20
 """Memory for what is computed of logits between two products on a CPU: small enough to stay in its cache."""
 
@@ -86,6 +89,9 @@ class Objective(nn.Module):
     """Whether a step's sum is divided by its samples, not by its target tokens."""
     estimates = False
     """Whether there is something to find out of all samples of a step before the loss of any."""
+    kept: Tensor | slice | None = None
+    """Which rows of the coming micro-batch have a target, as the host knows it; None: to be found out, for which a host
+    waits for its GPU. Good for one call."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -125,10 +131,11 @@ class NextToken(Objective):
         """
         hidden, weight, bias = before_logits(self.model, inputs, lengths)
         targets, terms = targets.flatten(), self.terms if self.training else self.terms.plain
+        kept, self.kept = self.kept, None
         if weight is not None:
-            return linear_cross_entropy(hidden, weight, targets, bias, terms, self.scratch)
+            return linear_cross_entropy(hidden, weight, targets, bias, terms, self.scratch, kept)
         assert self.model.config.padded_vocab_size is not None
-        return head_cross_entropy(self.model.head, hidden, targets, self.model.config.padded_vocab_size, terms)
+        return head_cross_entropy(self.model.head, hidden, targets, self.model.config.padded_vocab_size, terms, kept)
 
 
 def before_logits(
@@ -165,6 +172,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     terms: Terms = Terms(),
     buffers: Buffers | None = None,
+    kept: Tensor | slice | None = None,
 ) -> Tensor:
     """The sum over tokens of `-log softmax(softcap(hidden @ weight.T + bias))[target]` and of the other `terms`, in
     float32.
@@ -180,8 +188,10 @@ def linear_cross_entropy(
         bias: `(V,)`.
         terms: Soft cap, z-loss, label smoothing.
         buffers: Kept between calls, saves allocating.
+        kept: The rows that have a target, where that is known.
     """
     settings = _Settings.of(hidden, weight, bias, terms, buffers)
+    settings.kept = kept
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)
     assert isinstance(loss, Tensor)
@@ -211,15 +221,20 @@ def linear_log_probs(
 
 
 def head_cross_entropy(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, vocab_size: int, terms: Terms = Terms()
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    terms: Terms = Terms(),
+    kept: Tensor | slice | None = None,
 ) -> Tensor:
     """The same sum for a head that is more than a weight (LoRA, quantized): `head` maps `(R, C)` to logits `(R, V)`,
     soft cap included.
 
     Chunks are computed again in the backward pass instead of being kept.
     """
-    kept = targets != IGNORED
-    hidden, targets = hidden[kept], targets[kept]
+    rows = targets != IGNORED if kept is None else kept
+    hidden, targets = hidden[rows], targets[rows]
 
     def chunk_loss(rows: Tensor, row_targets: Tensor) -> Tensor:
         logits = head(rows)
@@ -231,7 +246,7 @@ def head_cross_entropy(
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
     loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-    for own in _slices(hidden, _rows(vocab_size, 4)):
+    for own in _slices(hidden, _rows(vocab_size, 4, hidden)):
         loss = loss + checkpoint(chunk_loss, hidden[own], targets[own], use_reentrant=False)
     return loss.float()
 
@@ -247,7 +262,7 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
 
     parts = [
         checkpoint(chunk_log_probs, hidden[chunk], targets[chunk], use_reentrant=False)
-        for chunk in (rows[own] for own in _slices(rows, _rows(vocab_size, 4)))
+        for chunk in (rows[own] for own in _slices(rows, _rows(vocab_size, 4, hidden)))
     ]
     start = hidden[:, 0].float() * 0.0 if hidden.dtype.itemsize < 4 else hidden[:, 0] * 0.0
     return start.index_add(0, rows, torch.cat(parts)) if parts else start
@@ -255,6 +270,8 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
 
 class _Settings:
     """What one call is about besides its tensors."""
+
+    kept: Tensor | slice | None = None
 
     @classmethod
     def of(
@@ -284,9 +301,10 @@ class _Settings:
         return _Settings(self.terms, self.dtype, (False, False, False), self.buffers)
 
 
-def _rows(vocab_size: int, itemsize: int) -> int:
-    """Rows of a chunk, a multiple of 16."""
-    return max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
+def _rows(vocab_size: int, itemsize: int, like: Tensor) -> int:
+    """Rows of a chunk, a multiple of 16, on the device of `like`."""
+    fit = max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
+    return fit if like.device.type == "cpu" else max(fit, CHUNK_ROWS)
 
 
 def _slices(tensor: Tensor, rows: int) -> list[slice]:
@@ -378,16 +396,17 @@ class _Sums:
         """Rows whose logits are made at a time. On a CPU these are held in the dtype of the products alone."""
         settings = self.settings
         on_cpu = self.matrix.device.type == "cpu"
-        return _rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize)
+        return _rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize, self.matrix)
 
     def add_all(self, hidden: Tensor, targets: Tensor, factors: Tensor | None = None) -> None:
         """Adds all rows that have a target; their gradients are multiplied with `factors`, `(N,)`."""
-        rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
-        for own in _slices(rows, self.rows_of_chunk()):
-            chunk = rows[own]
+        kept = self.settings.kept
+        rows = (targets != IGNORED).nonzero().squeeze(1) if kept is None else kept  # (N',)
+        for own in _slices(targets if isinstance(rows, slice) else rows, self.rows_of_chunk()):
+            chunk = own if isinstance(rows, slice) else rows[own]  # without one to leave out, nothing is gathered
             self.add(hidden, chunk, targets[chunk], None if factors is None else factors[chunk])
 
-    def add(self, hidden: Tensor, chunk: Tensor, targets: Tensor, factors: Tensor | None) -> None:
+    def add(self, hidden: Tensor, chunk: Tensor | slice, targets: Tensor, factors: Tensor | None) -> None:
         """Adds the rows of `hidden` that `chunk` names."""
         settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
@@ -395,7 +414,7 @@ class _Sums:
         if quick:
             products = onednn_product(rows, self.matrix)  # (R, V)
         else:
-            products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
+            products = settings.buffers.get("products", (len(rows), V), rows, settings.dtype)
             torch.mm(rows, self.matrix.T, out=products)
         few = len(rows)
         if products.device.type == "cpu":
@@ -404,10 +423,10 @@ class _Sums:
             losses = self._to_gradient(products[own], targets[own], None if factors is None else factors[own])
             self.loss += losses.sum()
             if self.each is not None:
-                self.each[chunk[own]] = losses
+                self.each[torch.arange(len(self.each), device=losses.device)[chunk][own]] = losses
         if self.hidden is not None:
             multiplied = onednn_product(products, self.matrix.T) if quick else products @ self.matrix
-            self.hidden.index_copy_(0, chunk, multiplied.to(self.hidden.dtype))
+            self.hidden[chunk] = multiplied.to(self.hidden.dtype)
         if self.weight:
             self._add_to_weight(products, rows)
 
