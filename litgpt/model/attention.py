@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.kernels import sdpa, varlen
+from litgpt.kernels import sdpa, triton, varlen
 from litgpt.model.cache import Span
 from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm
 from litgpt.model.positions import alibi_bias
@@ -71,6 +71,10 @@ class Attention(nn.Module):
     def apply_rope(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Rotates queries or keys `(B, heads, T, H)` to their positions."""
         cos, sin = context.ropes[self.rope_index]
+        if triton.chosen(x):
+            from litgpt.kernels.triton.rope import rope
+
+            return rope(x, cos, sin, self.config.rope_interleave)
         return apply_rope(x, cos, sin, self.config.rope_interleave)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
@@ -146,7 +150,10 @@ class CausalSelfAttention(Attention):
         B, T, _ = x.shape
         q, k, v, gate = self.project(x)
         if self.uses_rope:
-            q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
+            if triton.chosen(q, k):
+                q, k = self.apply_rope(q, context), self.apply_rope(k, context)
+            else:
+                q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
             if self.config.norm_turned:
                 q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
         if self.config.norm_qk_rotated:

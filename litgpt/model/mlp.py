@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
+from litgpt.kernels import triton
 from litgpt.model.norm import make_norm
 
 
@@ -48,11 +49,16 @@ class LLaMAMLP(nn.Module):
         self.fc_2 = nn.Linear(config.n_embd, width, bias=bias)
         self.proj = nn.Linear(width, config.n_embd, bias=bias)
         self.act = None if config.activation in (None, "silu") else make_activation(config.activation)
+        self.activation = config.activation or "silu"
         self.norm_inner = make_norm(config, width) if config.norm_inner else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, C)` → `(…, C)`."""
         gate, up = self.fc_1(x), self.fc_2(x)
+        if self.activation in FUSED and triton.chosen(gate, up):
+            from litgpt.kernels.triton.gated import gated
+
+            return self.proj(normed(gated(gate, up, self.activation), self.norm_inner))
         return self.proj(normed(swiglu(gate, up) if self.act is None else self.act(gate) * up, self.norm_inner))
 
 
@@ -84,7 +90,8 @@ class GemmaMLP(LLaMAMLP):
 
     def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
         super().__init__(config, intermediate_size)
-        self.act = make_activation(config.activation or GELUS[config.gelu_approximate])
+        self.activation = config.activation or GELUS[config.gelu_approximate]
+        self.act = make_activation(self.activation)
 
 
 class XIELU(nn.Module):
@@ -120,6 +127,8 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+FUSED = {"silu", "gelu", "gelu_tanh"}
+"""Activations that a kernel computes together with the product by `up`."""
 GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

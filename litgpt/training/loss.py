@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from litgpt.kernels import triton
+from litgpt.kernels.buffers import Buffers
 from litgpt.kernels.linear import faster_with_onednn, onednn_product
 from litgpt.kernels.values import has_values
 from litgpt.model import GPT
@@ -62,22 +64,6 @@ class Terms:
     def plain(self) -> Terms:
         """The same logits with nothing but the target's loss: what validation reports."""
         return replace(self, z_loss=0.0, label_smoothing=0.0, dft=False)
-
-
-class Buffers:
-    """Memory that is used again and again: a fresh large tensor costs ten times a reused one (page faults)."""
-
-    def __init__(self) -> None:
-        self._flat: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
-
-    def get(self, purpose: str, shape: tuple[int, int], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory of that shape and dtype on the device of `like`; the same for the same purpose each
-        time."""
-        key = (purpose, dtype, like.device)
-        numel = shape[0] * shape[1]
-        if key not in self._flat or self._flat[key].numel() < numel:
-            self._flat[key] = torch.empty(numel, dtype=dtype, device=like.device)
-        return self._flat[key][:numel].view(shape)
 
 
 class Objective(nn.Module):
@@ -433,6 +419,8 @@ class _Sums:
     def _to_gradient(self, products: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
         """Turns logits `(R, V)` into the loss's gradient by them, in place; returns the losses, `(R,)`."""
         settings, terms = self.settings, self.settings.terms
+        if triton.chosen(products):
+            return self._to_gradient_at_once(products, targets, factors)
         shape = (products.size(0), products.size(1))
         logits, slope = products, None
         if settings.dtype != settings.wide:
@@ -471,6 +459,18 @@ class _Sums:
             self.bias += gradient.sum(0)
         if gradient.dtype != products.dtype:
             products.copy_(gradient)
+        return losses
+
+    def _to_gradient_at_once(self, products: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
+        """As `_to_gradient`, by one kernel."""
+        from litgpt.kernels.triton.cross_entropy import cross_entropy_
+
+        terms = self.settings.terms
+        wanted = self.hidden is not None or self.bias is not None or bool(self.weight)
+        settings = (terms.cap, terms.z_loss, terms.label_smoothing, terms.dft, wanted)
+        losses: Tensor = cross_entropy_(products, targets, self.offset, factors, *settings)
+        if self.bias is not None:
+            self.bias += products.sum(0, dtype=self.bias.dtype)
         return losses
 
     def _add_to_weight(self, gradient: Tensor, rows: Tensor) -> None:
