@@ -118,7 +118,7 @@ class Scorer:
         return [score for score in scores if score is not None]
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == self.model.transformer.wte.weight.dtype:
+        if self.model.computes_in(self.dtype):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 

@@ -30,7 +30,7 @@ from litgpt.model.delta_net import GatedDeltaNet
 from litgpt.model.mamba import Mamba2, ShortConv
 from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts, LLaMAMoE, MixtureBesideMLP
-from litgpt.model.norm import make_norm
+from litgpt.model.norm import looked_up, make_norm
 from litgpt.model.positions import sinusoids
 from litgpt.model.rope import RopeTable
 from litgpt.reading import reading
@@ -83,6 +83,12 @@ class GPT(nn.Module):
                 if isinstance(module, Experts):
                     count -= sum(part.numel() for part in module.parameters()) * idle // self.config.n_expert
         return count
+
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        """Whether it computes in `dtype` without autocast. A model that trains under it has wide norms beside frozen
+        layers in 16 bits."""
+        parts = self.transformer.wte, self.transformer.h[0].norm_1, self.transformer.ln_f
+        return all(parameter.dtype == dtype for part in parts for parameter in part.parameters())
 
     # -- tying
 
@@ -195,7 +201,7 @@ class GPT(nn.Module):
 
     def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
         """Token ids `(B, T)` at `positions`, `(T,)` or `(B, T)` → what the first block works on `(B, T, C)`."""
-        x = self.transformer.wte(idx)  # (B, T, C)
+        x = looked_up(self.transformer.wte(idx))  # (B, T, C)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
         elif self.config.embedding_multiplier != 1:
@@ -353,7 +359,7 @@ class LayerInputs(nn.Module):
 
     def forward(self, idx: Tensor, x: Tensor) -> Tensor:
         """Token ids `(B, T)`, embedded `(B, T, C)` → `(B, T, L, P)`."""
-        own = self.wte(idx)
+        own = looked_up(self.wte(idx))
         own = own * torch.tensor(self.shape[1] ** 0.5, dtype=own.dtype)
         common = self.projection(x) * x.size(-1) ** -0.5
         return (self.norm(common.unflatten(-1, self.shape)) + own.unflatten(-1, self.shape)) * 2**-0.5
