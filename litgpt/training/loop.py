@@ -25,7 +25,8 @@ from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import use_fast_linear
 from litgpt.kernels.sdpa import varying_shapes
-from litgpt.peft import parameter_counts
+from litgpt.peft import narrow_frozen, parameter_counts
+from litgpt.runtime import product_dtype
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
 from litgpt.training.batching.packing import input_length, one_shape
@@ -113,6 +114,8 @@ class _Loop:
             load_weights(run, saved.folder)
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad = run.owns(name) and parameter.is_floating_point()
+        if precision.endswith("-mixed"):
+            narrow_frozen(run.model, product_dtype(precision))
         shape_blocks(run)
         self.objective = self.fabric.setup_module(self.plain)
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
