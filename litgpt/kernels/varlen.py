@@ -89,12 +89,12 @@ def attend(
         repeats = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     ends, longest = boundaries(lengths, q.device), max(lengths)
-    rows = [part[0].transpose(0, 1) for part in (q, k, v)]  # (T, heads, H)
+    q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # (T, heads, H)
     seen = (-1 if window is None else window - 1, 0)
     if sinks is None:
-        y = _call(*rows, ends, longest, scale, seen)
+        y = _call(q, k, v, ends, longest, scale, seen)
     else:
-        y = _WithSinks.apply(*rows, sinks, ends, longest, scale, seen)
+        y = _WithSinks.apply(q, k, v, sinks, ends, longest, scale, seen)
     return y.transpose(0, 1)[None, ..., :size]
 
 

@@ -87,7 +87,9 @@ class GPT(nn.Module):
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Whether it computes in `dtype` without autocast. A model that trains under it has wide norms beside frozen
         layers in 16 bits."""
-        parts = self.transformer.wte, self.transformer.h[0].norm_1, self.transformer.ln_f
+        first = self.transformer.h[0]
+        assert isinstance(first, Block)
+        parts = self.transformer.wte, first.norm_1, self.transformer.ln_f
         return all(parameter.dtype == dtype for part in parts for parameter in part.parameters())
 
     # -- tying

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def compute(fabric: Fabric, objective: nn.Module, micro_batch: MicroBatch, **more: Any) -> Tensor:
     """The objective of a micro-batch, which is brought to the device without waiting for it."""
-    parts = micro_batch.inputs, micro_batch.targets, micro_batch.given, micro_batch.kept
+    parts: tuple[Any, ...] = micro_batch.inputs, micro_batch.targets, micro_batch.given, micro_batch.kept
     if fabric.device.type == "cuda":  # what isn't pinned would be copied only when all before it is done
         parts = tuple(part.pin_memory() if isinstance(part, Tensor) else part for part in parts)
     inputs, targets, given, kept = fabric.to_device(parts)

@@ -158,13 +158,13 @@ def test_registered_as_torch_asks(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_or_off_a_training_has_the_same_losses(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     def losses(steps: int = 50) -> list[float]:
-        model = tiny_model(norm_qk=True).to(dtype)
+        model = tiny_model(norm_qk=True, n_layer=1).to(dtype)
         objective = NextToken(model).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         found = []
         for step in range(steps):
-            ids = (torch.arange(30) * (step % 5 + 1) % 37)[None]
-            loss = objective(ids[:, :-1], ids[:, 1:], (12, 17)) / 29
+            ids = (torch.arange(10) * (step % 5 + 1) % 37)[None]
+            loss = objective(ids[:, :-1], ids[:, 1:], (4, 5)) / 9
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
