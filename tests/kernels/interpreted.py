@@ -8,17 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from litgpt.kernels import triton, varlen
+from litgpt.kernels import triton
 from litgpt.kernels.triton.cross_entropy import cross_entropy_
 from litgpt.kernels.triton.gated import KINDS, gated
 from litgpt.kernels.triton.norm import rms_norm
 from litgpt.kernels.triton.rope import rope
 from litgpt.model.mlp import FUNCTIONS
 from litgpt.model.rope import apply_rope
-from litgpt.training.loss import IGNORED, NextToken, Terms, linear_cross_entropy
-from tests.training.runs import tiny_model
+from litgpt.training.loss import IGNORED, Terms, linear_cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -153,59 +151,3 @@ def test_registered_as_torch_asks(name: str) -> None:
     """Schema, fakes, autograd, and what compilers make of it."""
     operator, arguments = operators()[name]
     torch.library.opcheck(operator, arguments)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_or_off_a_training_has_the_same_losses(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    def losses(steps: int = 50) -> list[float]:
-        model = tiny_model(norm_qk=True, n_layer=1).to(dtype)
-        objective = NextToken(model).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        found = []
-        for step in range(steps):
-            ids = (torch.arange(10) * (step % 5 + 1) % 37)[None]
-            loss = objective(ids[:, :-1], ids[:, 1:], (4, 5)) / 9
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            found.append(float(loss.detach()))
-        return found
-
-    off = losses()
-    calls = []
-    monkeypatch.setattr(triton, "chosen", lambda *tensors: not calls.append(1))
-    on = losses()
-    assert calls
-    assert off[45] < off[0] - 0.1  # of the same tokens
-    tight = dtype == torch.float32
-    torch.testing.assert_close(torch.tensor(on), torch.tensor(off), rtol=1e-4 if tight else 3e-2, atol=0)
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations that compute or copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not function.is_view and "empty" not in function.__name__:
-            self.names.append(function.__name__)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("settings", [{}, {"norm_qk": True}, {"mlp_class_name": "GemmaMLP"}], ids=str)
-def test_a_layer_takes_few_launches(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward, in training, over packed documents; `meta` stands for a GPU."""
-    monkeypatch.setattr(triton, "chosen", lambda *tensors: True)
-    monkeypatch.setattr(varlen, "applies", lambda *tensors: True)
-
-    def launches(n_layer: int) -> list[str]:
-        model = tiny_model(n_layer=n_layer, **settings).to("meta", torch.bfloat16)
-        with Launches() as counted:
-            model.hidden(torch.zeros(1, 12, dtype=torch.long, device="meta"), lengths=(5, 7))
-        return counted.names
-
-    two, three = launches(2), launches(3)
-    assert 0 < len(three) - len(two) <= 20, three
-    print(len(three) - len(two))
