@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FunctionType
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.attention import AttentionContext
 from litgpt.model.cache import KVCache, Span
+from litgpt.model.rope import RopeTable
 from litgpt.runtime import check_compiler
 
 LEAST_POSITIONS = 256
@@ -47,7 +49,12 @@ class CompiledStep:
         # A code object of its own: torch counts compiled shapes by it, and other engines have theirs.
         own = FunctionType(_run_block.__code__.replace(), globals(), "_run_block")
         self._block = torch.compile(own, dynamic=False)
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        # Graphs read these by their address, and the model replaces its own when a longer sequence comes.
+        self._ropes = [RopeTable(model.config, rope.base) for rope in model.ropes]
+        for rope in self._ropes:
+            rope.cos_sin(cache.length, cache.keys[0].device, cache.length)
+        self._graphs: dict[tuple[int, int], CudaGraph] = {}
+        self._pool: Any = None
         self._captures = device.type == "cuda" and model.config.n_expert == 0  # experts are chosen on the host
 
     def __call__(self, tokens: Sequence[int], starts: Sequence[int], headroom: Sequence[int]) -> Tensor:
@@ -74,7 +81,7 @@ class CompiledStep:
         positions = places[:, None]  # (n, 1)
         x = self._model.embed(idx, positions)
         span = _Columns(self._cache, slice(0, idx.size(0)), [0] * idx.size(0), places, end)
-        context = self._model.context(positions, end, span=span)
+        context = self._model.context(positions, end, span=span, ropes=self._ropes)
         context = replace(context, layer_inputs=self._model.layer_inputs(idx, x))
         for number, block in enumerate(self._model.transformer.h):
             keys, values = self._cache.keys[number], self._cache.values[number]
@@ -82,9 +89,12 @@ class CompiledStep:
         hidden: Tensor = self._model.transformer.ln_f(x)
         return hidden
 
-    def _graph(self, rows: int, end: int) -> _Graph:
+    def _graph(self, rows: int, end: int) -> CudaGraph:
         if (rows, end) not in self._graphs:
-            self._graphs[rows, end] = _Graph(lambda idx, places: self._run(idx, places, end), rows, self._device)
+            if self._pool is None:  # one for all: they run one after the other, and results are copied out
+                self._pool = torch.cuda.graph_pool_handle()
+            run = partial(self._run, end=end)
+            self._graphs[rows, end] = CudaGraph(run, rows, self._device, self._pool)
         return self._graphs[rows, end]
 
 
@@ -131,10 +141,11 @@ class _Layer:
         return self.keys[:n, :, :end], self.values[:n, :, :end]
 
 
-class _Graph:
+class CudaGraph:
     """One shape of the step as a CUDA graph."""
 
-    def __init__(self, run: Callable[[Tensor, Tensor], Tensor], rows: int, device: torch.device) -> None:
+    def __init__(self, run: Callable[[Tensor, Tensor], Tensor], rows: int, device: torch.device, pool: Any) -> None:
+        self._pool = pool
         self._idx = torch.zeros((rows, 1), dtype=torch.long, device=device)
         self._places = torch.zeros(rows, dtype=torch.long, device=device)
         self._run = run
@@ -159,5 +170,5 @@ class _Graph:
             self._run(self._idx, self._places)
         torch.cuda.current_stream(self._idx.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=self._pool):
             self._hidden = self._run(self._idx, self._places)

@@ -22,6 +22,7 @@ from litgpt.engine.request import Request, StopMatcher, check_tokens, common_pre
 from litgpt.engine.sampling import Logprob, Sampling, choose, measure, penalize
 from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.kernels.linear import use_fast_linear
+from litgpt.kernels.sdpa import varying_shapes
 from litgpt.model import GPT
 from litgpt.model.cache import Span
 from litgpt.peft.adapter_bank import AdapterBank
@@ -32,6 +33,16 @@ FIXED_CHUNKS = {"cpu": 64}
 OTHER_FIXED_CHUNK = 256
 """Prompt tokens that a deterministic engine processes at once, by the kind of device: what prompts share is computed
 once in steps of so many. Fewer take longer where one pass could take more at hardly any cost."""
+
+
+def nothing_left() -> LitGPTError:
+    """What a request ends with that leaves itself no token to choose."""
+    return LitGPTError("The request's penalties, biases and grammar leave no token to choose.")
+
+
+def restricted(request: Request) -> bool:
+    """Whether a request changes scores, so that no token may be left to choose."""
+    return request.sampling.penalizing or bool(request.sampling.grammar)
 
 
 class Engine:
@@ -266,7 +277,7 @@ class Engine:
                 self.model.eval()
             self.step_began = perf_counter()
             try:
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad(), varying_shapes(), self._autocast():
                     self._run_pending_work()
                     self._step()
             except BaseException as error:
@@ -294,7 +305,7 @@ class Engine:
                     future.set_exception(error)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == self.model.transformer.wte.weight.dtype:
+        if self.model.computes_in(self.dtype):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
@@ -418,16 +429,24 @@ class Engine:
             rows = [row.clone() for row in hidden.split(1)]  # each where memory is aligned as for any other
             return [self._choose([request], row)[0] for request, row in zip(requests, rows, strict=True)]
         with self.using_adapters([request.adapter for request in requests]):
-            logits = self._scores(hidden)  # (n, V)
+            logits: Tensor = self.model.head(hidden).float()  # (n, V)
+        finite = logits.amax(dim=-1).isfinite()
         asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
-        own = logits[asking]  # a copy: the model's own scores
+        own = logits[asking] if asking else logits[:0]  # a copy: the model's own scores
         for row, request in enumerate(requests):
             try:
                 self._shape(logits[row], request)
             except LitGPTError as error:  # ends this request, not its neighbours
                 request.refuse(error)
         draws = [request.draw() for request in requests]
-        tokens = choose(logits, [request.sampling for request in requests], draws).tolist()
+        chosen = choose(logits, [request.sampling for request in requests], draws)
+        # All that the host has to know, at once: it waits for a GPU no more than once a token.
+        left = logits.amax(dim=-1).isfinite() if any(restricted(request) for request in requests) else finite
+        tokens, fine, choosable = torch.stack((chosen, finite, left)).tolist()
+        self._check_finite(all(fine))
+        for request, some in zip(requests, choosable, strict=True):
+            if not some and restricted(request) and not request.done:
+                request.refuse(nothing_left())
         noted: dict[int, Logprob] = {}
         if asking:
             settings = [requests[row].sampling for row in asking]
@@ -437,18 +456,19 @@ class Engine:
     def _scores(self, hidden: Tensor) -> Tensor:
         """The model's float32 scores `(…, V)` of hidden states `(…, C)`."""
         logits: Tensor = self.model.head(hidden).float()
-        if not bool(logits.amax(dim=-1).isfinite().all()):
+        self._check_finite(bool(logits.amax(dim=-1).isfinite().all()))
+        return logits
+
+    def _check_finite(self, finite: bool) -> None:
+        if not finite:
             name = str(self.dtype).removeprefix("torch.")
             raise LitGPTError(f"The model's scores are not finite numbers in {name}; try another precision.")
-        return logits
 
     def _shape(self, scores: Tensor, request: Request) -> None:
         """Changes the scores `(V,)` as the request asks, in place."""
         if request.sampling.penalizing:
             scores[:] = penalize(scores, request.sampling, request.prompt, request.output)
         request.restrict(scores)
-        if (request.sampling.penalizing or request.sampling.grammar) and not bool(scores.amax().isfinite()):
-            raise LitGPTError("The request's penalties, biases and grammar leave no token to choose.")
 
     def _release(self) -> None:
         """Takes requests that are done out of their slots; others move there: slots in use are the first ones."""

@@ -168,7 +168,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]
     plain = [row for row in random if samplings[row].top_k is None and samplings[row].top_p == 1]
     for rows in filter(None, (few, ranked, plain)):
         settings = [samplings[row] for row in rows]
-        scores, ids = logits[rows], None  # (R', V)
+        scores, ids = logits if len(rows) == len(samplings) else logits[rows], None  # (R', V)
         if rows is few:
             widest = max(setting.top_k or 0 for setting in settings)
             scores, ids = scores.topk(min(widest, logits.size(-1)))  # (R', K), best first

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.engine.engine import Engine
+from litgpt.engine.engine import Engine, nothing_left, restricted
 from litgpt.engine.memory import headroom_bytes
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import measure, pick, probabilities
@@ -222,6 +222,8 @@ class SpeculativeEngine(Engine):
         """The next token of a request without drafts, by the large model's scores `(V,)`."""
         scores = scores.clone()
         self._shape(scores, request)
+        if restricted(request) and not bool(scores.amax().isfinite()):
+            raise nothing_left()
         if request.sampling.greedy:
             return int(scores.argmax())
         return int(pick(probabilities(scores[None], request.sampling), [request.draw()]))

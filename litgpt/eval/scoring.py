@@ -23,6 +23,7 @@ from litgpt.engine.memory import check_cache_fits, headroom_bytes
 from litgpt.engine.request import common_prefix
 from litgpt.errors import LitGPTError, UnsupportedError, check_token_ids
 from litgpt.kernels.linear import use_fast_linear
+from litgpt.kernels.sdpa import varying_shapes
 from litgpt.model import GPT
 from litgpt.model.cache import KVCache, Span
 from litgpt.runtime import free_memory
@@ -108,7 +109,7 @@ class Scorer:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), varying_shapes(), self._autocast():
                 for texts, hidden in self._passes(self._texts(pairs)):
                     self._measure(texts, hidden, scores)
                     progress(sum(len(text.asked) for text in texts))
@@ -117,7 +118,7 @@ class Scorer:
         return [score for score in scores if score is not None]
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == self.model.transformer.wte.weight.dtype:
+        if self.model.computes_in(self.dtype):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 

@@ -7,14 +7,14 @@ S: positions of the keys, R: dimensions of a head that rotate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.kernels import varlen
+from litgpt.kernels import sdpa, triton, varlen
 from litgpt.model.cache import Span
 from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm, upcast
 from litgpt.model.positions import alibi_bias
@@ -73,15 +73,22 @@ class Attention(nn.Module):
     def apply_rope(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Rotates queries or keys `(B, heads, T, H)` to their positions."""
         cos, sin = context.ropes[self.rope_index]
+        if triton.chosen(x):
+            from litgpt.kernels.triton.rope import rope
+
+            return rope(x, cos, sin, self.config.rope_interleave)
         return apply_rope(x, cos, sin, self.config.rope_interleave)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `context` allows."""
         if context.lengths is None:
             return self.attend_masked(q, k, v, context.masks[self.window])
-        plain = self.window is None and self.config.attention_logit_softcapping is None and self.sinks is None
-        if plain and self.config.alibi is None and varlen.applies(q, k, v):
-            return varlen.attend(q, k, v, context.lengths, self.scale)
+        plain = self.config.attention_logit_softcapping is None and self.config.alibi is None
+        if plain and varlen.applies(q, k, v):
+            lengths, window = context.lengths, self.window
+            if window is not None and self.config.chunked_windows:  # whose blocks see as little of each other
+                lengths, window = in_blocks(lengths, window), None
+            return varlen.attend(q, k, v, lengths, self.scale, window, self.sinks)
         # Document by document: the work grows with the square of each, not of all.
         documents = zip(
             q.split(context.lengths, 2), k.split(context.lengths, 2), v.split(context.lengths, 2), strict=True
@@ -98,9 +105,7 @@ class Attention(nn.Module):
             if trains_faster_in_float32(q, k):
                 with torch.autocast("cpu", enabled=False):
                     return self.attend_masked(q.float(), k.float(), v.float(), mask).to(q.dtype)
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
-            )
+            return sdpa.attend(q, k, v, mask, causal, self.scale)
         repeats = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         scores = softcap(q @ k.mT * self.scale, self.config.attention_logit_softcapping)  # (B, N, T, S)
@@ -147,7 +152,10 @@ class CausalSelfAttention(Attention):
         B, T, _ = x.shape
         q, k, v, gate = self.project(x)
         if self.uses_rope:
-            q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
+            if triton.chosen(q, k):
+                q, k = self.apply_rope(q, context), self.apply_rope(k, context)
+            else:
+                q, k = self.apply_rope(torch.cat((q, k), dim=1), context).split((q.size(1), k.size(1)), dim=1)
             if self.config.norm_turned:
                 q, k = rms_norm(q, self.config.norm_eps), rms_norm(k, self.config.norm_eps)
         if self.config.norm_qk_rotated:
@@ -188,11 +196,12 @@ class CausalSelfAttention(Attention):
         return q, k, v, gate
 
     def norm_heads(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one."""
+        """Norms queries or keys `(B, heads, T, H)`, each head by itself or all heads of a token as one; their dtype
+        stays that of the values, which every fast kernel of attention asks for."""
         if self.config.norm_qk_type != "olmo2":
-            return norm(x)
+            return norm(x).to(x.dtype)
         B, heads, T, H = x.shape
-        return norm(x.transpose(1, 2).reshape(B, T, heads * H)).view(B, T, heads, H).transpose(1, 2)
+        return norm(x.transpose(1, 2).reshape(B, T, heads * H)).to(x.dtype).view(B, T, heads, H).transpose(1, 2)
 
 
 class MultiheadLatentAttention(Attention):
@@ -348,6 +357,11 @@ def trains_faster_in_float32(q: Tensor, k: Tensor) -> bool:
     times as long over short documents (16 to 160 tokens, on one with AMX), the casts included."""
     bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
     return bf16_on_cpu and k.size(2) < BF16_MIN_KEYS and q.requires_grad and torch.is_grad_enabled()
+
+
+def in_blocks(lengths: Sequence[int], size: int) -> tuple[int, ...]:
+    """Documents of these lengths cut into pieces of `size` tokens each, and what is left."""
+    return tuple(min(size, length - start) for length in lengths for start in range(0, length, size))
 
 
 def query_factors(config: Config, positions: Tensor) -> Tensor | None:

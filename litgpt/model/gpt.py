@@ -31,7 +31,7 @@ from litgpt.model.delta_net import ChannelDeltaNet, GatedDeltaNet
 from litgpt.model.mamba import Mamba2, ShortConv
 from litgpt.model.mlp import GemmaMLP, GptNeoxMLP, LLaMAMLP
 from litgpt.model.moe import Experts, LLaMAMoE, MixtureBesideMLP
-from litgpt.model.norm import make_norm
+from litgpt.model.norm import looked_up, make_norm
 from litgpt.model.positions import sinusoids
 from litgpt.model.rope import RopeTable
 from litgpt.model.streams import GatheringNorm, LowRankPath, Spread, Streams
@@ -85,6 +85,14 @@ class GPT(nn.Module):
                 if isinstance(module, Experts):
                     count -= sum(part.numel() for part in module.parameters()) * idle // self.config.n_expert
         return count
+
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        """Whether it computes in `dtype` without autocast. A model that trains under it has wide norms beside frozen
+        layers in 16 bits."""
+        first = self.transformer.h[0]
+        assert isinstance(first, Block)
+        parts = self.transformer.wte, first.norm_1, self.transformer.ln_f
+        return all(parameter.dtype == dtype for part in parts for parameter in part.parameters())
 
     # -- tying
 
@@ -198,7 +206,7 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
         """Token ids `(B, T)` at `positions`, `(T,)` or `(B, T)` → what the first block works on `(B, T, C)`; several
         streams of it are stacked before that."""
-        x = self.transformer.wte(idx)  # (B, T, C)
+        x = looked_up(self.transformer.wte(idx))  # (B, T, C)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
         elif self.config.embedding_multiplier != 1:
@@ -226,7 +234,8 @@ class GPT(nn.Module):
         """Where each token stands in its sequence, `(T,)`, or `(B, T)` for rows at different positions."""
         T = idx.size(1)
         if lengths is not None:
-            return torch.cat([torch.arange(length, device=idx.device) for length in lengths])
+            places = torch.cat([torch.arange(length) for length in lengths])  # on the host, then one copy
+            return places.to(idx.device, non_blocking=True)
         if span is not None:
             if len(set(span.starts)) > 1:
                 return span.positions(T, idx.device)
@@ -234,22 +243,30 @@ class GPT(nn.Module):
         return torch.arange(T, device=idx.device)
 
     def context(
-        self, positions: Tensor, longest: int, lengths: Sequence[int] | None = None, span: Span | None = None
+        self,
+        positions: Tensor,
+        longest: int,
+        lengths: Sequence[int] | None = None,
+        span: Span | None = None,
+        ropes: Sequence[RopeTable] | None = None,
     ) -> AttentionContext:
-        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, attend to keys at 0 … `longest` - 1."""
-        ropes = []
+        """What the blocks share: tokens at `positions`, `(T,)` or `(B, T)`, attend to keys at 0 … `longest` - 1.
+
+        `ropes`: other tables than the model's own, which grow as sequences do.
+        """
+        tables_of, ropes_at = self.ropes if ropes is None else ropes, []
         extent = longest if span is None else span.cache.length
-        for rope in self.ropes:
+        for rope in tables_of:
             tables = rope.cos_sin(longest, positions.device, extent)
             cos, sin = (table[positions] for table in tables)  # (T, R) or (B, T, R)
-            ropes.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
+            ropes_at.append((cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin))
         masks = {}
         if lengths is None:
             for window in {self.config.window(layer) for layer in range(self.config.n_layer)}:
                 keys = None if span is None else span.key_positions(window, positions.size(-1))
                 masks[window] = model_mask(self.config, positions, longest, window, keys)
         factors = query_factors(self.config, positions)
-        return AttentionContext(tuple(ropes), masks, tuple(lengths) if lengths is not None else None, span, factors)
+        return AttentionContext(tuple(ropes_at), masks, tuple(lengths) if lengths is not None else None, span, factors)
 
     # -- the cache of LitGPT's callers; the engine keeps its own
 
@@ -351,7 +368,7 @@ class LayerInputs(nn.Module):
 
     def forward(self, idx: Tensor, x: Tensor) -> Tensor:
         """Token ids `(B, T)`, embedded `(B, T, C)` → `(B, T, L, P)`."""
-        own = self.wte(torch.where(idx < self.wte.num_embeddings, idx, 0))
+        own = looked_up(self.wte(torch.where(idx < self.wte.num_embeddings, idx, 0)))
         own = own * torch.tensor(self.shape[1] ** 0.5, dtype=own.dtype)
         common = self.projection(x) * x.size(-1) ** -0.5
         return (self.norm(common.unflatten(-1, self.shape)) + own.unflatten(-1, self.shape)) * 2**-0.5

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
+from litgpt.kernels import triton
 from litgpt.model.norm import make_norm
 
 
@@ -51,6 +52,7 @@ class LLaMAMLP(nn.Module):
         self.cutoff: float | None = None
         """How many standard deviations above the mean what goes into a gate is cut off."""
         self.act = None if config.activation in (None, "silu") else make_activation(config.activation)
+        self.activation = config.activation or "silu"
         self.norm_inner = make_norm(config, width) if config.norm_inner else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +62,16 @@ class LLaMAMLP(nn.Module):
             gate = gate * self.multipliers["gate"]
         if self.cutoff is not None:
             gate = F.relu(gate - gate.mean(-1, keepdim=True) - gate.std(-1, keepdim=True, unbiased=False) * self.cutoff)
-        y = self.proj(normed(swiglu(gate, up) if self.act is None else self.act(gate) * up, self.norm_inner))
+        y = self.proj(normed(self.gated(gate, up), self.norm_inner))
         return y if self.multipliers is None else y * self.multipliers["mlp_out"]
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The activation of what goes into the gates, times what they let through."""
+        if self.activation in FUSED and triton.chosen(gate, up):
+            from litgpt.kernels.triton.gated import gated
+
+            return gated(gate, up, self.activation)
+        return swiglu(gate, up) if self.act is None else self.act(gate) * up
 
 
 def normed(hidden: Tensor, norm: nn.Module | None) -> Tensor:
@@ -92,7 +102,8 @@ class GemmaMLP(LLaMAMLP):
 
     def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
         super().__init__(config, intermediate_size)
-        self.act = make_activation(config.activation or GELUS[config.gelu_approximate])
+        self.activation = config.activation or GELUS[config.gelu_approximate]
+        self.act = make_activation(self.activation)
 
 
 class XIELU(nn.Module):
@@ -128,6 +139,8 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+FUSED = {"silu", "gelu", "gelu_tanh"}
+"""Activations that a kernel computes together with the product by `up`."""
 GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -227,7 +227,8 @@ class Experts(nn.Module):
         linear = linear or self.linear
         order = expert_ids.flatten().argsort(stable=True)  # (A,): assignments, expert by expert
         source, expert = order // expert_ids.size(1), expert_ids.flatten()[order]  # (A,) each
-        ends = torch.bincount(expert, minlength=len(self.fc_1)).cumsum(0).to(torch.int32)  # (E,)
+        every = torch.arange(len(self.fc_1), device=expert.device)
+        ends = torch.searchsorted(expert, every, right=True, out_int32=True)  # (E,); to count would wait for a GPU
         scale = weights.flatten()[order, None]  # (A, 1)
         x = tokens[source] * scale if self.scales_inputs else tokens[source]  # (A, C)
         hidden = linear("fc_1", x, expert, ends)  # (A, I)
@@ -235,12 +236,12 @@ class Experts(nn.Module):
         hidden = self.activation(hidden, linear("fc_2", x, expert, ends)) if gated else self.act(hidden)
         y = linear("proj", hidden, expert, ends)  # (A, C)
         y = y if self.scales_inputs else y * scale
-        return torch.zeros_like(tokens).index_add(0, source, y)
+        return torch.zeros_like(tokens).index_add(0, source, y.to(tokens.dtype))
 
     def linear(self, part: str, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """`part` of every expert for its own rows of `x`; `expert` has each row's expert, `ends` where each ends."""
         y = grouped_linear(x, getattr(self, part), ends)
-        return y + getattr(self, f"{part}_bias")[expert] if f"{part}.bias" in self.parts else y
+        return y + getattr(self, f"{part}_bias")[expert].to(y.dtype) if f"{part}.bias" in self.parts else y
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         """GeGLU, SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
@@ -300,12 +301,19 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ends: `(E,)` int32, one past the last row of each group.
 
     Returns:
-        `(A, out)`.
+        `(A, out)`, in autocast's dtype inside autocast, as of any other product.
     """
-    grouped = torch.float32, torch.bfloat16, torch.float16
-    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
-    if x.dtype in (grouped if x.device.type == "cpu" else grouped[1:2]) and x.dtype == weight.dtype and aligned:
-        return F.grouped_mm(x.contiguous(), weight.mT, offs=ends)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    grouped = (torch.float32, torch.bfloat16, torch.float16) if x.device.type == "cpu" else (torch.bfloat16,)
+    if x.dtype in grouped and x.dtype == weight.dtype:
+        rows, columns = (-size % (16 // x.element_size()) for size in weight.shape[1:])
+        if not rows and not columns:
+            return F.grouped_mm(x.contiguous(), weight.mT, offs=ends)
+        if x.device.type != "cpu":  # low ranks, say; group by group, the host would wait to know how many rows each has
+            padded = grouped_linear(F.pad(x, (0, columns)), F.pad(weight, (0, columns, 0, rows)), ends)
+            return padded[:, : weight.size(1)]
     starts = [0, *ends.tolist()]
     groups = [x[start:end] @ matrix.T for start, end, matrix in zip(starts, starts[1:], weight, strict=False)]
     return torch.cat(groups)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
+from litgpt.kernels import triton
 
 
 class RMSNorm(nn.Module):
@@ -32,8 +33,12 @@ class RMSNorm(nn.Module):
         """`(…, size)` → `(…, size)`."""
         if self.weight is None:
             return rms_norm(x, self.eps)
+        if triton.chosen(x, self.weight):
+            from litgpt.kernels.triton.norm import rms_norm as at_once
+
+            return at_once(x, self.weight, self.eps, self.unit_offset)
         if not self.unit_offset:  # Llama rounds before it multiplies, Gemma after
-            return rms_norm(x, self.eps) * self.weight
+            return (rms_norm(x, self.eps) * self.weight).to(x.dtype)  # also beside wider weights, under autocast
         normed = rms_norm(upcast(x), self.eps)
         return (normed * (1 + self.weight.to(normed.dtype))).to(x.dtype)
 
@@ -50,6 +55,12 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 def upcast(x: Tensor) -> Tensor:
     """`x` in float32 at least."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def looked_up(x: Tensor) -> Tensor:
+    """An embedding `x`, under autocast in float32 at least: what layers add to it is not rounded to 16 bits, though the
+    table may be kept in them."""
+    return upcast(x) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class OffsetLayerNorm(nn.LayerNorm):

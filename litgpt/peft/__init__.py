@@ -15,6 +15,7 @@ from litgpt.peft.method import empty_parameter as empty_parameter
 from litgpt.peft.method import freeze_others as freeze_others
 from litgpt.peft.method import load_owned as load_owned
 from litgpt.peft.method import merged_weights as merged_weights
+from litgpt.peft.method import narrow_frozen as narrow_frozen
 from litgpt.peft.method import owned_state as owned_state
 from litgpt.peft.method import parameter_counts as parameter_counts
 from litgpt.peft.method import switched_off as switched_off

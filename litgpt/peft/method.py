@@ -269,6 +269,16 @@ def freeze_others(model: nn.Module, owns: Callable[[str], bool]) -> None:
         parameter.requires_grad = owns(name)
 
 
+def narrow_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps what doesn't train and only ever enters products, or is looked up, in the dtype of the products: beside it,
+    autocast makes no copies. What trains stays as it is, and so do norms, which are small."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | Experts):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+
+
 def base_name(name: str) -> str:
     """The name of a frozen parameter in a checkpoint: `….qkv.linear.weight` is `….qkv.weight` there."""
     return name.replace(".linear.", ".")

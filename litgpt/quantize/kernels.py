@@ -57,6 +57,8 @@ def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     few = 0 if slow_kernels(rows) else FEW_INT8
     if rows.device.type == "cpu" and rows.size(0) <= few and rows.size(1) % 16 == 0:
         return torch.ops.aten._weight_int8pack_mm(rows, weight, scale)
+    if rows.device.type != "cpu":  # whose memory is as fast for all as for a part, and each launch takes its time
+        return F.linear(rows, weight.to(rows.dtype)).mul_(scale)
     step, x = max(1, CHUNK // weight.size(1)), rows.to(matmul_dtype(rows))
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     parts = [F.linear(x, float32_scratch(part) if on_cpu else part.to(x.dtype)) for part in weight.split(step)]
@@ -97,7 +99,8 @@ def int4_dequantized(packed: Tensor, scales: Tensor) -> Tensor:
         halves = [torch.stack(pair, dim=2).flatten(1) for pair in _halves(packed, scales)]  # (I, rows) each
         return torch.cat(halves, dim=1).t().contiguous()
     # No other way to read what a kernel keeps to itself: what it makes of the unit vectors.
-    parts = torch.eye(columns, dtype=scales.dtype, device=scales.device).split(FEW_INT4)
+    few = FEW_INT4 if packed.device.type == "cpu" else columns
+    parts = torch.eye(columns, dtype=scales.dtype, device=scales.device).split(few)
     return torch.cat([int4_product(part, packed, scales) for part in parts]).t().contiguous()
 
 

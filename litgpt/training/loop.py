@@ -25,10 +25,12 @@ import torch
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import use_fast_linear
-from litgpt.peft import parameter_counts
+from litgpt.kernels.sdpa import varying_shapes
+from litgpt.peft import narrow_frozen, parameter_counts
+from litgpt.runtime import product_dtype
 from litgpt.training.batching.batches import Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
-from litgpt.training.batching.packing import TokenizedSample, input_length
+from litgpt.training.batching.packing import TokenizedSample, input_length, one_shape
 from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
 from litgpt.training.loss import NextToken, Objective
@@ -58,6 +60,9 @@ def fit(run: Run) -> Result:
         open_while_running.callback(loop.optimizer_step.close)
         stop = open_while_running.enter_context(stop_requests(run.fabric.is_global_zero))
         try:
+            on_cuda = run.fabric.device.type == "cuda"
+            if not (on_cuda and one_shape(loop.samples.read(0, min(8, len(run.train_dataset))))):
+                open_while_running.enter_context(varying_shapes())
             loop.begin()
             while not loop.finished():
                 loop.step()
@@ -110,6 +115,8 @@ class _Loop:
             load_weights(run, saved.folder)
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad = run.owns(name) and parameter.is_floating_point()
+        if precision.endswith("-mixed"):
+            narrow_frozen(run.model, product_dtype(precision))
         shape_blocks(run)
         self.objective = self.fabric.setup_module(self.plain)
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own

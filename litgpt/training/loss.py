@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from litgpt.kernels import triton
+from litgpt.kernels.buffers import Buffers
 from litgpt.kernels.linear import faster_with_onednn, onednn_product
 from litgpt.kernels.values import has_values
 from litgpt.model import GPT
@@ -30,6 +32,9 @@ IGNORED = -100
 
 CHUNK_BYTES = 64 * 2**20
 """Memory for the logits of one chunk, bytes."""
+
+CHUNK_ROWS = 1024
+"""Rows of one chunk where kernels are launched from a host, which takes longer than it takes to compute a few rows."""
 
 CACHED_BYTES = 2 * 2**20
 """Memory for what is computed of logits between two products on a CPU: small enough to stay in its cache."""
@@ -61,22 +66,6 @@ class Terms:
         return replace(self, z_loss=0.0, label_smoothing=0.0, dft=False)
 
 
-class Buffers:
-    """Memory that is used again and again: a fresh large tensor costs ten times a reused one (page faults)."""
-
-    def __init__(self) -> None:
-        self._flat: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
-
-    def get(self, purpose: str, shape: tuple[int, int], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory of that shape and dtype on the device of `like`; the same for the same purpose each
-        time."""
-        key = (purpose, dtype, like.device)
-        numel = shape[0] * shape[1]
-        if key not in self._flat or self._flat[key].numel() < numel:
-            self._flat[key] = torch.empty(numel, dtype=dtype, device=like.device)
-        return self._flat[key][:numel].view(shape)
-
-
 class Objective(nn.Module):
     """What a run minimises: the losses of one micro-batch, summed up."""
 
@@ -86,6 +75,9 @@ class Objective(nn.Module):
     """Whether a step's sum is divided by its samples, not by its target tokens."""
     estimates = False
     """Whether there is something to find out of all samples of a step before the loss of any."""
+    kept: Tensor | slice | None = None
+    """Which rows of the coming micro-batch have a target, as the host knows it; None: to be found out, for which a host
+    waits for its GPU. Good for one call."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -125,10 +117,11 @@ class NextToken(Objective):
         """
         hidden, weight, bias = before_logits(self.model, inputs, lengths)
         targets, terms = targets.flatten(), self.terms if self.training else self.terms.plain
+        kept, self.kept = self.kept, None
         if weight is not None:
-            return linear_cross_entropy(hidden, weight, targets, bias, terms, self.scratch)
+            return linear_cross_entropy(hidden, weight, targets, bias, terms, self.scratch, kept)
         assert self.model.config.padded_vocab_size is not None
-        return head_cross_entropy(self.model.head, hidden, targets, self.model.config.padded_vocab_size, terms)
+        return head_cross_entropy(self.model.head, hidden, targets, self.model.config.padded_vocab_size, terms, kept)
 
 
 def before_logits(
@@ -174,6 +167,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     terms: Terms = Terms(),
     buffers: Buffers | None = None,
+    kept: Tensor | slice | None = None,
 ) -> Tensor:
     """The sum over tokens of `-log softmax(softcap(hidden @ weight.T + bias))[target]` and of the other `terms`, in
     float32.
@@ -189,8 +183,10 @@ def linear_cross_entropy(
         bias: `(V,)`.
         terms: Soft cap, z-loss, label smoothing.
         buffers: Kept between calls, saves allocating.
+        kept: The rows that have a target, where that is known.
     """
     settings = _Settings.of(hidden, weight, bias, terms, buffers)
+    settings.kept = kept
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)
     assert isinstance(loss, Tensor)
@@ -220,15 +216,20 @@ def linear_log_probs(
 
 
 def head_cross_entropy(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, vocab_size: int, terms: Terms = Terms()
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    terms: Terms = Terms(),
+    kept: Tensor | slice | None = None,
 ) -> Tensor:
     """The same sum for a head that is more than a weight (LoRA, quantized): `head` maps `(R, C)` to logits `(R, V)`,
     soft cap included.
 
     Chunks are computed again in the backward pass instead of being kept.
     """
-    kept = targets != IGNORED
-    hidden, targets = hidden[kept], targets[kept]
+    rows = targets != IGNORED if kept is None else kept
+    hidden, targets = hidden[rows], targets[rows]
 
     def chunk_loss(rows: Tensor, row_targets: Tensor) -> Tensor:
         logits = head(rows)
@@ -240,7 +241,7 @@ def head_cross_entropy(
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
     loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-    for own in slices(hidden, chunk_rows(vocab_size, 4)):
+    for own in slices(hidden, chunk_rows(vocab_size, 4, hidden)):
         loss = loss + checkpoint(chunk_loss, hidden[own], targets[own], use_reentrant=False)
     return loss.float()
 
@@ -256,7 +257,7 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
 
     parts = [
         checkpoint(chunk_log_probs, hidden[chunk], targets[chunk], use_reentrant=False)
-        for chunk in (rows[own] for own in slices(rows, chunk_rows(vocab_size, 4)))
+        for chunk in (rows[own] for own in slices(rows, chunk_rows(vocab_size, 4, hidden)))
     ]
     start = hidden[:, 0].float() * 0.0 if hidden.dtype.itemsize < 4 else hidden[:, 0] * 0.0
     return start.index_add(0, rows, torch.cat(parts)) if parts else start
@@ -264,6 +265,8 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
 
 class _Settings:
     """What one call is about besides its tensors."""
+
+    kept: Tensor | slice | None = None
 
     @classmethod
     def of(
@@ -293,9 +296,10 @@ class _Settings:
         return _Settings(self.terms, self.dtype, (False, False, False), self.buffers)
 
 
-def chunk_rows(vocab_size: int, itemsize: int) -> int:
-    """Rows of a chunk of logits, a multiple of 16; `itemsize`: bytes for each of its numbers."""
-    return max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
+def chunk_rows(vocab_size: int, itemsize: int, like: Tensor) -> int:
+    """Rows of a chunk of logits, a multiple of 16, on the device of `like`; `itemsize`: bytes for each of its numbers."""
+    fit = max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
+    return fit if like.device.type == "cpu" else max(fit, CHUNK_ROWS)
 
 
 def slices(tensor: Tensor, rows: int) -> list[slice]:
@@ -387,16 +391,17 @@ class _Sums:
         """Rows whose logits are made at a time. On a CPU these are held in the dtype of the products alone."""
         settings = self.settings
         on_cpu = self.matrix.device.type == "cpu"
-        return chunk_rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize)
+        return chunk_rows(self.matrix.size(0), (settings.dtype if on_cpu else settings.wide).itemsize, self.matrix)
 
     def add_all(self, hidden: Tensor, targets: Tensor, factors: Tensor | None = None) -> None:
         """Adds all rows that have a target; their gradients are multiplied with `factors`, `(N,)`."""
-        rows = (targets != IGNORED).nonzero().squeeze(1)  # (N',)
-        for own in slices(rows, self.rows_of_chunk()):
-            chunk = rows[own]
+        kept = self.settings.kept
+        rows = (targets != IGNORED).nonzero().squeeze(1) if kept is None else kept  # (N',)
+        for own in slices(targets if isinstance(rows, slice) else rows, self.rows_of_chunk()):
+            chunk = own if isinstance(rows, slice) else rows[own]  # without one to leave out, nothing is gathered
             self.add(hidden, chunk, targets[chunk], None if factors is None else factors[chunk])
 
-    def add(self, hidden: Tensor, chunk: Tensor, targets: Tensor, factors: Tensor | None) -> None:
+    def add(self, hidden: Tensor, chunk: Tensor | slice, targets: Tensor, factors: Tensor | None) -> None:
         """Adds the rows of `hidden` that `chunk` names."""
         settings, V = self.settings, self.matrix.size(0)
         rows = hidden.detach()[chunk].to(settings.dtype)  # (R, C)
@@ -404,7 +409,7 @@ class _Sums:
         if quick:
             products = onednn_product(rows, self.matrix)  # (R, V)
         else:
-            products = settings.buffers.get("products", (chunk.numel(), V), rows, settings.dtype)
+            products = settings.buffers.get("products", (len(rows), V), rows, settings.dtype)
             torch.mm(rows, self.matrix.T, out=products)
         few = len(rows)
         if products.device.type == "cpu":
@@ -413,16 +418,18 @@ class _Sums:
             losses = self._to_gradient(products[own], targets[own], None if factors is None else factors[own])
             self.loss += losses.sum()
             if self.each is not None:
-                self.each[chunk[own]] = losses
+                self.each[torch.arange(len(self.each), device=losses.device)[chunk][own]] = losses
         if self.hidden is not None:
             multiplied = onednn_product(products, self.matrix.T) if quick else products @ self.matrix
-            self.hidden.index_copy_(0, chunk, multiplied.to(self.hidden.dtype))
+            self.hidden[chunk] = multiplied.to(self.hidden.dtype)
         if self.weight:
             self._add_to_weight(products, rows)
 
     def _to_gradient(self, products: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
         """Turns logits `(R, V)` into the loss's gradient by them, in place; returns the losses, `(R,)`."""
         settings, terms = self.settings, self.settings.terms
+        if triton.chosen(products):
+            return self._to_gradient_at_once(products, targets, factors)
         shape = (products.size(0), products.size(1))
         logits, slope = products, None
         if settings.dtype != settings.wide:
@@ -461,6 +468,18 @@ class _Sums:
             self.bias += gradient.sum(0)
         if gradient.dtype != products.dtype:
             products.copy_(gradient)
+        return losses
+
+    def _to_gradient_at_once(self, products: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
+        """As `_to_gradient`, by one kernel."""
+        from litgpt.kernels.triton.cross_entropy import cross_entropy_
+
+        terms = self.settings.terms
+        wanted = self.hidden is not None or self.bias is not None or bool(self.weight)
+        settings = (terms.cap, terms.z_loss, terms.label_smoothing, terms.dft, wanted)
+        losses: Tensor = cross_entropy_(products, targets, self.offset, factors, *settings)
+        if self.bias is not None:
+            self.bias += products.sum(0, dtype=self.bias.dtype)
         return losses
 
     def _add_to_weight(self, gradient: Tensor, rows: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from litgpt.training.batching.batches import Batch, sum_over_ranks
+from litgpt.training.batching.packing import MicroBatch
 from litgpt.training.blocks import offloading
 from litgpt.training.loss import Objective
 from litgpt.training.optim.optimizers import StepsInBackward, gradient_norm
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from litgpt.training.run import Run
+
+
+def compute(fabric: Fabric, objective: nn.Module, micro_batch: MicroBatch, **more: Any) -> Tensor:
+    """The objective of a micro-batch, which is brought to the device without waiting for it."""
+    parts: tuple[Any, ...] = micro_batch.inputs, micro_batch.targets, micro_batch.given, micro_batch.kept
+    if fabric.device.type == "cuda":  # what isn't pinned would be copied only when all before it is done
+        parts = tuple(part.pin_memory() if isinstance(part, Tensor) else part for part in parts)
+    inputs, targets, given, kept = fabric.to_device(parts)
+    plain = getattr(objective, "module", objective)
+    assert isinstance(plain, Objective)
+    plain.kept = kept
+    loss: Tensor = objective(inputs, targets, micro_batch.lengths, given, **more)
+    return loss
 
 
 @torch.no_grad()
@@ -37,8 +51,7 @@ def begin(fabric: Fabric, objective: nn.Module, batches: Sequence[Batch]) -> Non
     total = torch.zeros((), dtype=torch.float32, device=fabric.device)
     for batch in batches:
         for micro_batch in batch.of_rank(fabric.global_rank):
-            inputs, targets, given = fabric.to_device((micro_batch.inputs, micro_batch.targets, micro_batch.given))
-            total += objective(inputs, targets, micro_batch.lengths, given, estimating=True)
+            total += compute(fabric, objective, micro_batch, estimating=True)
     objective.train(training)
     plain.estimate(sum_over_ranks(fabric, total), sum(len(batch.samples) for batch in batches))
 
@@ -93,10 +106,9 @@ class OptimizerStep:
         begin(fabric, self.objective, [batch])
         micro_batches = list(batch.of_rank(fabric.global_rank))
         for number, micro_batch in enumerate(micro_batches, start=1):
-            inputs, targets, given = fabric.to_device((micro_batch.inputs, micro_batch.targets, micro_batch.given))
             with fabric.no_backward_sync(self.objective, enabled=number < len(micro_batches)):
                 with offloading(self.run.model, self.run.train.activation_offload):
-                    loss = self.objective(inputs, targets, micro_batch.lengths, given)
+                    loss = compute(fabric, self.objective, micro_batch)
                 fabric.backward(loss * share)
             total += loss.detach()
         return total

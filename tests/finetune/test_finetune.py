@@ -101,14 +101,19 @@ def test_a_tied_head_with_an_update_is_tied_no_more(hf_folder: Path, data_file: 
     assert torch.equal(final.transformer.wte.weight, load_model(hf_folder).transformer.wte.weight)
 
 
-@pytest.mark.parametrize("setup", [lora.setup, full.setup], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("setup", "precision"),
+    [(lora.setup, "32-true"), (lora.setup, "bf16-mixed"), (full.setup, "32-true")],
+    ids=["lora", "lora-mixed", "full"],
+)
 def test_a_resumed_run_is_the_run_that_never_stopped(
-    setup: Callable[..., None], lit_folder: Path, data_file: Path, tmp_path: Path
+    setup: Callable[..., None], precision: str, lit_folder: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    whole = run(setup, lit_folder, data_file, tmp_path / "whole")
-    run(setup, lit_folder, data_file, tmp_path / "parts", train={"save_interval": 2})
+    asked = {"precision": precision}
+    whole = run(setup, lit_folder, data_file, tmp_path / "whole", **asked)
+    run(setup, lit_folder, data_file, tmp_path / "parts", train={"save_interval": 2}, **asked)
     weights = load_pth(whole / "final" / "lit_model.pth")
-    again = run(setup, lit_folder, data_file, tmp_path / "parts", resume=tmp_path / "parts" / "step-000002")
+    again = run(setup, lit_folder, data_file, tmp_path / "parts", resume=tmp_path / "parts" / "step-000002", **asked)
     resumed = load_pth(again / "final" / "lit_model.pth")
     for name, tensor in weights.items():
         assert torch.equal(tensor, resumed[name]), name

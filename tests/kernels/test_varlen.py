@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.attention.varlen  # which looks up what a test replaces
 from torch import Tensor
 
 from litgpt.config import Config
@@ -31,25 +31,49 @@ def looking(**options: Any) -> Attention:
     return Attention(config, 0, 0.3)
 
 
+def scores(q: Tensor, k: Tensor, ends: Tensor, scale: float, window: Any) -> Tensor:
+    """`(T, N, H)` and `(T, N, H)` → `(N, T, T)`, minus infinity where a query doesn't see a key."""
+    at = torch.arange(q.size(0))
+    document = torch.bucketize(at, ends, right=True)
+    back = at[:, None] - at
+    seen = (document[:, None] == document) & (back >= 0) & (back <= (window[0] if window[0] >= 0 else len(at)))
+    return (torch.einsum("qnh,knh->nqk", q, k) * scale).masked_fill(~seen, -torch.inf)
+
+
 def with_groups(query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
-                *, scale: float, window_size: tuple[int, int], enable_gqa: bool = False) -> Tensor:  # fmt: skip
-    """What torch's function promises, the slow way: attention within `cu_seq`, each range by itself."""
-    assert window_size == (-1, 0)
+                *, scale: float, window_size: tuple[int, int], enable_gqa: bool = False,
+                return_aux: Any = None) -> Any:  # fmt: skip
+    """What torch's function promises, the slow way."""
+    assert window_size[1] == 0
     assert cu_seq_q.dtype == torch.int32
+    assert cu_seq_q is cu_seq_k
     assert max_q == max_k == int(cu_seq_q.diff().max())
     assert enable_gqa or query.size(1) == key.size(1)
-    found = []
-    for start, end in zip(cu_seq_q[:-1].tolist(), cu_seq_k[1:].tolist(), strict=True):
-        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
-        found.append(y[0].transpose(0, 1))
-    return torch.cat(found)
+    assert key.size(-1) == value.size(-1)
+    key, value = (part.repeat_interleave(query.size(1) // key.size(1), dim=1) for part in (key, value))
+    found = scores(query, key, cu_seq_q, scale, window_size)
+    y = torch.einsum("nqk,knh->qnh", found.softmax(-1), value)
+    return (y, found.logsumexp(-1)) if return_aux is not None and return_aux.lse else y
 
 
-def without_groups(query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int,
-                   max_k: int, *, scale: float, window_size: tuple[int, int]) -> Tensor:  # fmt: skip
+def without_groups(
+    q: Tensor, k: Tensor, v: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, *longest: int, scale: float, **more: Any
+) -> Any:
     """The same as an older torch has it."""
-    return with_groups(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+    assert "enable_gqa" not in more
+    return with_groups(q, k, v, cu_seq_q, cu_seq_k, *longest, scale=scale, **more)
+
+
+def backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, ends: Tensor,
+             *rest: Any, scale: float, window_size_left: int, window_size_right: int) -> Any:  # fmt: skip
+    """What FlashAttention's backward pass computes, by the equations of its paper (section B.2)."""
+    groups = k.size(1)
+    k, v = (part.repeat_interleave(q.size(1) // groups, dim=1) for part in (k, v))
+    p = (scores(q, k, ends, scale, (window_size_left, window_size_right)) - lse[..., None]).exp()
+    of_p = torch.einsum("qnh,knh->nqk", gradient, v)
+    of_scores = p * (of_p - (gradient * y).sum(-1).t()[..., None]) * scale
+    of_k, of_v = torch.einsum("nqk,qnh->knh", of_scores, q), torch.einsum("nqk,qnh->knh", p, gradient)
+    return torch.einsum("nqk,knh->qnh", of_scores, k), *(x.unflatten(1, (groups, -1)).sum(2) for x in (of_k, of_v))
 
 
 def test_boundaries_are_where_documents_begin_and_the_last_one_ends() -> None:
@@ -58,15 +82,40 @@ def test_boundaries_are_where_documents_begin_and_the_last_one_ends() -> None:
     assert ends.dtype == torch.int32
 
 
+WINDOW = {"sliding_window_size": 4, "sliding_window_indices": [1]}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": WINDOW,
+    "chunks": {**WINDOW, "chunked_windows": True},
+    "sinks": {"attention_sinks": True},
+    "sinks-window": {"attention_sinks": True, **WINDOW},
+}
+
+
 @pytest.mark.parametrize("function", [with_groups, without_groups])
 @pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", KINDS)
 def test_is_told_the_same_attention_as_document_by_document(
-    groups: int, function: Any, monkeypatch: pytest.MonkeyPatch
+    kind: str, groups: int, function: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Values smaller than the keys, too, as latent attention has them; gradients included."""
+    attention = looking(**KINDS[kind])
+    q, k, v = packed(groups, torch.float64)
+    v = v[..., :12].detach().requires_grad_()
+    wanted = [q, k, v]
+    if attention.sinks is not None:
+        attention.sinks = torch.nn.Parameter(torch.randn(4, dtype=torch.float64))
+        wanted.append(attention.sinks)
+    expected = attention.attend(q, k, v, AttentionContext((), {}, LENGTHS))
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * weights).sum(), wanted)
     monkeypatch.setattr(varlen, "kernel", lambda: function)
-    q, k, v = packed(groups)
-    expected = looking().attend(q, k, v, AttentionContext((), {}, LENGTHS))
-    torch.testing.assert_close(varlen.attend(q, k, v, LENGTHS, 0.3), expected)
+    monkeypatch.setattr(varlen, "applies", lambda *tensors: True)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", backward)
+    found = attention.attend(q, k, v, AttentionContext((), {}, LENGTHS))
+    torch.testing.assert_close(found, expected)
+    for own, other in zip(torch.autograd.grad((found * weights).sum(), wanted), gradients, strict=True):
+        torch.testing.assert_close(own, other)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +143,17 @@ def test_is_not_chosen_on_a_cpu() -> None:
     ("options", "chosen"),
     [
         ({}, True),
-        ({"sliding_window_size": 4, "sliding_window_indices": [1]}, False),
+        (WINDOW, True),
         ({"attention_logit_softcapping": 5.0}, False),
-        ({"attention_sinks": True}, False),
+        ({"attention_sinks": True}, True),
     ],
 )
-def test_attention_uses_it_where_it_is_plain(
+def test_attention_uses_it_unless_scores_are_changed(
     options: dict[str, Any], chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, ...]] = []
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], *more: Any) -> Tensor:
         calls.append(lengths)
         return q
 
@@ -116,15 +165,17 @@ def test_attention_uses_it_where_it_is_plain(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("groups", [1, 4])
-def test_equals_document_by_document_on_cuda(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_document_by_document_on_cuda(kind: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = packed(groups, torch.bfloat16, "cuda")
     if not varlen.applies(*tensors):
         pytest.skip("this GPU has no such kernel")
     weights = torch.randn(1, 4, sum(LENGTHS), 16, device="cuda", dtype=torch.bfloat16)
-    found = looking().attend(*tensors, AttentionContext((), {}, LENGTHS))
+    attention = looking(**KINDS[kind]).to("cuda")
+    found = attention.attend(*tensors, AttentionContext((), {}, LENGTHS))
     gradients = torch.autograd.grad((found * weights).sum(), tensors)
     monkeypatch.setattr(varlen, "applies", lambda *tensors: False)
-    expected = looking().attend(*tensors, AttentionContext((), {}, LENGTHS))
+    expected = attention.attend(*tensors, AttentionContext((), {}, LENGTHS))
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
     for own, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), tensors), strict=True):
         torch.testing.assert_close(own, other, atol=5e-2, rtol=5e-2)

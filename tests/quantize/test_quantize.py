@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt import LLM, runtime
 from litgpt.checkpoint.finetuned import find_finetuned
@@ -556,3 +557,25 @@ def perplexity(model: GPT, tokens: Tensor) -> float:
     logits = model(tokens)
     assert isinstance(logits, Tensor)
     return float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()).exp())
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute or copy; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [1, 64, 500])
+def test_away_from_the_cpu_a_product_with_8_bits_is_three_kernels(rows):
+    """Of 4096 x 4096 weights, of which a CPU takes sixteen parts; `meta` stands for another device."""
+    weight = torch.empty(4096, 4096, dtype=torch.int8, device="meta")
+    x, scale = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((rows, 4096), (4096,)))
+    with Launches() as launches:
+        assert kernels.int8_product(x, weight, scale).shape == (rows, 4096)
+    assert launches.n <= 4  # one of them transposes

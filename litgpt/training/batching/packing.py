@@ -39,6 +39,12 @@ class MicroBatch(NamedTuple):
     given: Tensor | None = None
     """What the objective is given of each sample, `(S, G)`; None: nothing."""
 
+    @property
+    def kept(self) -> Tensor | slice:
+        """The places of the targets that have a loss, counted through all rows; a slice: all have."""
+        found = (self.targets.flatten() != IGNORED).nonzero().squeeze(1)
+        return slice(None) if len(found) == self.targets.numel() else found
+
 
 def plan_packed(lengths: Sequence[int], capacity: int, ranks: int = 1) -> PackingPlan:
     """Spreads samples over as few micro-batches of at most `capacity` tokens as it can, evenly filled, the same
@@ -87,6 +93,11 @@ def input_length(sample: TokenizedSample, limit: int | None = None) -> int:
     """Tokens that a sample puts into the model: all but its last, at most `limit`."""
     length = max(0, sample["input_ids"].numel() - 1)
     return length if limit is None else min(length, limit)
+
+
+def one_shape(samples: Sequence[TokenizedSample]) -> bool:
+    """Whether these samples all have the same length and are one document each, so that micro-batches look alike."""
+    return len({input_length(sample) for sample in samples}) == 1 and not any(DOCUMENTS in each for each in samples)
 
 
 def target_count(sample: TokenizedSample, limit: int | None = None) -> int:

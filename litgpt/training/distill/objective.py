@@ -55,7 +55,7 @@ class Distillation(Objective):
         start = start.float() if start.dtype.itemsize < 4 else start
         entropy = divergence = start
         known = self._teacher[0].ask(asked) if len(rows) else None
-        for own in slices(rows, max(16, chunk_rows(size, 4) // HELD_AT_ONCE)):
+        for own in slices(rows, max(16, chunk_rows(size, 4, hidden) // HELD_AT_ONCE)):
             assert known is not None
             found = checkpoint(self._of_chunk, hidden[rows[own]], wanted[own], known, own, use_reentrant=False)
             entropy, divergence = entropy + found[0], divergence + found[1]

@@ -14,7 +14,7 @@ from torch import nn
 from litgpt.args import EvalArgs
 from litgpt.errors import LitGPTError
 from litgpt.training.batching.batches import Batch, Batching, sum_over_ranks
-from litgpt.training.step import begin
+from litgpt.training.step import begin, compute
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -89,7 +89,8 @@ def validate(
     was_training = objective.training
     objective.eval()
     count = len(dataset) if max_samples is None else min(max_samples, len(dataset))
-    loss = torch.zeros((), dtype=torch.float64)
+    wide = torch.float32 if fabric.device.type == "mps" else torch.float64
+    loss = torch.zeros((), dtype=wide, device=fabric.device)  # the host need not know it before the end
     units = done = 0
     batches = _batches(dataset, count, batching, fabric.world_size)
     if batching.per_sample:  # a loss that may depend on all samples
@@ -101,8 +102,7 @@ def validate(
             on_progress(done, count)
         done += len(batch.samples)
         for micro_batch in batch.of_rank(fabric.global_rank):
-            inputs, wanted, given = fabric.to_device((micro_batch.inputs, micro_batch.targets, micro_batch.given))
-            loss += objective(inputs, wanted, micro_batch.lengths, given).double().cpu()
+            loss += compute(fabric, objective, micro_batch).to(loss.dtype)
     objective.train(was_training)
     total = sum_over_ranks(fabric, loss)
     return total / units if units else float("nan")

@@ -24,7 +24,7 @@ from litgpt.args import TrainArgs
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
-from litgpt.peft import Method, switched_off
+from litgpt.peft import Method, narrow_frozen, switched_off
 from litgpt.quantize import make_layer, replace_linears
 from litgpt.quantize.linear import QuantizedLinear
 from litgpt.runtime import parameter_dtype, product_dtype
@@ -119,6 +119,8 @@ def estimate_memory(spec: RunSpec) -> MemoryEstimate:
         parameter.requires_grad = spec.method.owns(name) and parameter.is_floating_point()
     with FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker() as tracker, EvenExperts():
         _materialise(model, spec.device, dtype)
+        if spec.precision.endswith("-mixed"):
+            narrow_frozen(model, product_dtype(spec.precision))
         weights = tracker.live
         trained = [parameter for _, parameter in trained_parameters(model)]
         optimizer = optimizer_for(model, spec.optimizer, spec.train, spec.precision)

@@ -23,7 +23,7 @@ from litgpt.kernels import dropout
 from litgpt.lora import LoRA
 from litgpt.model import GPT
 from litgpt.model.initialization import initialize
-from litgpt.peft import Full, Method
+from litgpt.peft import Full, Method, narrow_frozen
 from litgpt.quantize import quantize_model
 from litgpt.training.blocks import checkpoint_blocks
 from litgpt.training.loss import CHUNK_BYTES, NextToken, _Sums
@@ -58,6 +58,8 @@ def real_model(of: RunSpec) -> GPT:
     initialize(model)
     of.method.attach(model)
     model.to(torch.bfloat16 if of.precision == "bf16-true" else torch.float32)
+    if of.precision == "bf16-mixed":
+        narrow_frozen(model, torch.bfloat16)
     if of.train.checkpointed_every:
         checkpoint_blocks(model, of.train.checkpointed_every)
     return model.train()
@@ -77,6 +79,7 @@ KINDS = {
     "Adafactor": spec(optimizer="Adafactor"),
     "Muon": spec(optimizer="Muon"),
     "LoRA": spec(LoRA(r=4)),
+    "LoRA, bf16-mixed": spec(LoRA(r=4), precision="bf16-mixed"),
     "Adapter": spec(Adapter(start_layer=1)),
     "AdapterV2": spec(AdapterV2()),
     "checkpointing": spec(train={"activation_checkpointing": "full"}),
