@@ -20,7 +20,8 @@ import pytest
 
 from tests.deploy.lora_runs import make_run
 from tests.generate.folder import make_folder
-from tests.test_docs import ROOT, fences, shell_lines
+from tests.pages import commands, fences
+from tests.paths import ROOT
 
 PAGE = ROOT / "tutorials" / "deploy.md"
 
@@ -85,7 +86,7 @@ def folder(tmp_path_factory) -> Path:
 def server(folder) -> Iterator[int]:
     """The port of the tutorial's first server."""
     port = free_port()
-    process = started(shell_lines(PAGE)[0], port, folder)
+    process = started(commands(PAGE, "bash")[0], port, folder)
     yield port
     assert stopped(process) == 0
 
@@ -131,14 +132,14 @@ def test_the_page_is_there(server):
 
 def test_the_limits_are_taken(folder):
     port = free_port()
-    process = started(next(line for line in shell_lines(PAGE) if "--max_queue" in line), port, folder)
+    process = started(next(line for line in commands(PAGE, "bash") if "--max_queue" in line), port, folder)
     assert get(port, "/v1/models")[0] == 200
     assert stopped(process) == 0
 
 
 def test_keys_are_asked_for(folder):
     port = free_port()
-    line = next(line for line in shell_lines(PAGE) if "--api_key_file" in line)
+    line = next(line for line in commands(PAGE, "bash") if "--api_key_file" in line)
     process = started(line.replace("--host 0.0.0.0 ", ""), port, folder)
     assert get(port, "/v1/models")[0] == 401
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": "Bearer one-key"})
@@ -148,7 +149,7 @@ def test_keys_are_asked_for(folder):
 
 
 def test_each_adapter_answers(folder):
-    line = next(line for line in shell_lines(PAGE) if "--adapters" in line)
+    line = next(line for line in commands(PAGE, "bash") if "--adapters" in line)
     base = make_folder(folder / shlex.split(line)[2])
     for seed, name in enumerate(("support", "poems")):
         make_run(folder / f"out/{name}/final", base, seed, r=4, alpha=8)
@@ -164,7 +165,7 @@ def test_each_adapter_answers(folder):
 
 def test_litserve_answers_as_well(folder):
     port = free_port()
-    process = started(next(line for line in shell_lines(PAGE) if "litserve" in line), port, folder)
+    process = started(next(line for line in commands(PAGE, "bash") if "litserve" in line), port, folder)
     assert json.loads(post(port, "/predict", {"prompt": "Emma was", "max_new_tokens": 5}))["output"]
     assert stopped(process) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule, SFTDataset, get_sft_collate_fn
+from litgpt.data.lightning_module import lightning
 from litgpt.data.registry import MODULES, find_module
 from litgpt.data.sft.data_module import SFTModule
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from litgpt.data.tinystories import TinyStories as TinyStories
     from litgpt.data.token_files import TokenFiles as TokenFiles
 
-__all__ = ["MODULES", "DataModule", "SFTDataset", "SFTModule", "get_sft_collate_fn", *MODULES]
+__all__ = ["MODULES", "DataModule", "SFTDataset", "SFTModule", "get_sft_collate_fn", "lightning", *MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.lightning import as_lightning
+from litgpt.data.lightning_module import as_lightning
 from litgpt.data.sft.samples import SFTDataset as SFTDataset
 from litgpt.errors import LitGPTError, check_token_ids, quoted
 

@@ -4,7 +4,7 @@ Annotations are types here, not texts: a subclass in another file takes them ove
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from litgpt.data.storage.data_files import data_files, listed, other_files
 from litgpt.data.storage.download import fetch_data_set
 from litgpt.errors import LitGPTError, closest, file_error, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
+from litgpt.prompts.chat_template import check_variables
 from litgpt.tokenizer.files import special_tokens
 
 
@@ -48,6 +49,10 @@ class Conversations(SFTModule):
     """A file with the Jinja template to use instead of the tokenizer's own; it is saved with the model."""
     turns: Literal["all", "last"] = "all"
     """Which of the assistant's turns are learned; a message with `weight: 0` or `train: false` never is."""
+    mask_template: bool = False
+    """Learn nothing of what the chat template writes of itself before an answer, such as an empty `<think></think>`."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the chat template reads with every row, such as `{"enable_thinking": false}`; a row's own win."""
     columns: dict[str, str] = field(default_factory=dict)
     """Other names of keys: `{"question": "prompt"}` reads `question` as `prompt`."""
     access_token: str | None = None
@@ -64,6 +69,9 @@ class Conversations(SFTModule):
             raise LitGPTError("data.val_split is a split of data.repo_id; with data.path it is data.val_path.")
         if self.val_split is not None and self.val_path is not None:
             raise LitGPTError("data.val_path and data.val_split exclude each other: give one of them.")
+        if self.mask_template and not self.mask_prompt:
+            raise LitGPTError("data.mask_template leaves out a part of what data.mask_prompt false learns: give one.")
+        check_variables(self.chat_template_kwargs, "data.chat_template_kwargs")
         if self.turns not in ("all", "last"):
             raise LitGPTError(f"data.turns is all or last, not {quoted(self.turns)}.")
 
@@ -116,13 +124,17 @@ class Conversations(SFTModule):
         return self.val_split_fraction
 
     def options(self) -> dict[str, Any]:
-        return {"columns": self.columns}
+        return {"columns": self.columns, **({"given": given} if (given := self.chat_template_kwargs) else {})}
 
     def conversation(self, row: Row) -> Conversation:
         found = parse_conversation(renamed(row, self.columns))
         if found.messages and self._no_template is not None:
             raise self._no_template
-        return found
+        return self.with_variables(found)
+
+    def with_variables(self, found: Conversation) -> Conversation:
+        """The conversation of a row, with `chat_template_kwargs` where the row says nothing else."""
+        return replace(found, variables={**self.chat_template_kwargs, **found.variables}) if found.messages else found
 
     def check_keys(self, keys: set[str]) -> None:
         missing = [name for name in self.columns if name not in keys]

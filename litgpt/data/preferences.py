@@ -39,7 +39,7 @@ class Preferences(Conversations):
             found = parse_preference(renamed(row, self.columns))
             if self._no_template is not None:
                 raise self._no_template
-            return found
+            return [(kind, self.with_variables(conversation)) for kind, conversation in found]
 
         return parse
 

@@ -14,6 +14,8 @@ from litgpt.prompts.rendering import TemplateFailure, ask
 from litgpt.reading import optional_json, read_text, reading
 
 MAX_TEMPLATE = 1_000_000
+RESERVED_VARIABLES = ("messages", "add_generation_prompt", "self")
+"""Variables that every template is given."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which messages carry their reasoning; templates read the first, gpt-oss' the second."""
 
@@ -102,6 +104,14 @@ class Template:
         except (TemplateFailure, RecursionError) as error:
             raise LitGPTError(f"{self.where} refuses this conversation: {one_line(error)}.") from None
         return found["text"], [(start, end) for start, end in found["spans"]]
+
+
+def check_variables(given: Any, where: str) -> None:
+    """Raises a LitGPTError where `given` is not what data may say to a chat template; `where` names it."""
+    if not isinstance(given, Mapping):
+        raise LitGPTError(f"{where} is an object with what the chat template reads.")
+    if taken := [name for name in RESERVED_VARIABLES if name in given]:
+        raise LitGPTError(f"{where} has {quoted(taken[0])}, which is not for the data to say.")
 
 
 @lru_cache(maxsize=32)

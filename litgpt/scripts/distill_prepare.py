@@ -149,7 +149,8 @@ def best_of(
         known = teacher.ask(asked)
         if isinstance(known, AllTokens):
             rows = [
-                _best(known, own, k, temperature, vocabulary) for own in slices(asked.rows, chunk_rows(vocabulary, 16))
+                _best(known, own, k, temperature, vocabulary)
+                for own in slices(asked.rows, chunk_rows(vocabulary, 16, known))
             ]
             known = BestTokens(torch.cat([ids for ids, _ in rows]), torch.cat([values for _, values in rows]))
         assert isinstance(known, BestTokens)

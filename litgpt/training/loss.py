@@ -297,7 +297,7 @@ class _Settings:
 
 
 def chunk_rows(vocab_size: int, itemsize: int, like: Tensor) -> int:
-    """Rows of a chunk of logits, a multiple of 16, on the device of `like`; `itemsize`: bytes for each of its numbers."""
+    """Rows of a chunk of logits, a multiple of 16, on the device of `like`; `itemsize`: bytes for each number."""
     fit = max(16, CHUNK_BYTES // (vocab_size * itemsize) // 16 * 16)
     return fit if like.device.type == "cpu" else max(fit, CHUNK_ROWS)
 

@@ -392,3 +392,44 @@ def test_pretraining_keeps_the_share_to_validate_on_from_the_ends_of_many_files(
 
     train, val = targets(module.train_dataset), targets(module.val_dataset)
     assert val / (train + val) == pytest.approx(0.3, abs=0.03)
+
+
+THINKS = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' and (m.reasoning_content or loop.last) %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}~{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% if enable_thinking is defined and not enable_thinking %}"
+    "<think></think>{% endif %}{% endif %}"
+)
+"""As Qwen 3's: an answer without reasoning has an empty block, which the prompt has where thinking is turned off."""
+
+
+def test_what_the_template_writes_of_itself_is_learned_unless_told_otherwise(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(THINKS)
+    thought = dialog("4")
+    thought["messages"][1]["reasoning_content"] = "2 + 2"
+    off = {**dialog("5"), "chat_template_kwargs": {"enable_thinking": False}}
+    rows = [dialog("3"), thought, off]
+    asked = [f"[user]Say {n}.~[assistant]" for n in (3, 4, 5)]
+
+    def learned(**arguments: Any) -> list[str]:
+        return samples(tokenizer, tmp_path, rows, chat_template=template, **arguments)
+
+    empty, thinks = "<think></think>", f"{asked[1]}⟦<think>2 + 2</think>4~</s>⟧"
+    assert learned() == [f"{asked[0]}⟦{empty}3~</s>⟧", thinks, f"{asked[2]}{empty}⟦5~</s>⟧"]
+    masked = [f"{asked[0]}{empty}⟦3~</s>⟧", thinks, f"{asked[2]}{empty}⟦5~</s>⟧"]
+    assert learned(mask_template=True) == masked
+    given = {"enable_thinking": False}
+    assert learned(chat_template_kwargs=given)[0] == masked[0]
+    rows[2]["chat_template_kwargs"]["enable_thinking"] = True
+    assert learned(chat_template_kwargs=given)[2] == f"{asked[2]}⟦{empty}5~</s>⟧"  # a row's own word wins
+
+
+def test_what_a_template_is_told_of_all_rows_is_checked(tmp_path: Path) -> None:
+    for given in ({"messages": 1}, [1]):
+        with pytest.raises(LitGPTError, match=r"data\.chat_template_kwargs"):
+            Conversations(path=tmp_path, chat_template_kwargs=given)  # type: ignore[arg-type]
+    with pytest.raises(LitGPTError, match="give one"):
+        Conversations(path=tmp_path, mask_template=True, mask_prompt=False)

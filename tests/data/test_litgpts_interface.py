@@ -88,7 +88,7 @@ def test_a_share_to_validate_on_is_checked_before_anything_is_read(fraction: flo
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_trainer_takes_them(package: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    lightning = pytest.importorskip(package)
+    lightning, lightning_pytorch = pytest.importorskip(package), pytest.importorskip("lightning.pytorch")
 
     class Model(lightning.LightningModule):
         def __init__(self) -> None:
@@ -109,11 +109,17 @@ def test_a_trainer_takes_them(package: str, tokenizer: Tokenizer, tmp_path: Path
     name = code_identity(module)
     module.log = lambda sentence: None
     module.connect(tokenizer, batch_size=3)
+    wrapped = data.lightning(module)
+    assert isinstance(wrapped, lightning_pytorch.LightningDataModule) and wrapped.module is module
     assert isinstance(module, data.JSON) and isinstance(module, lightning.LightningDataModule)
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, num_sanity_val_steps=0, **quiet)
     trainer.fit(model, module)
     assert model.seen == 103
+    if package == "lightning.pytorch":
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, num_sanity_val_steps=0, **quiet)
+        trainer.fit(again := Model(), wrapped)
+        assert again.seen == 103
     assert code_identity(module) == name
     connected = data.Alpaca()
     connected.connect()

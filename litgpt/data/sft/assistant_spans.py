@@ -66,7 +66,7 @@ class AssistantSpans:
         around = [self._marks.get(which) for which in (index - 1, index, index + 1)]
         if None in around:
             return None
-        contents = [_content(self.messages[which]) for which in (index, index + 1)]
+        contents = [answer_text(self.messages[which]) for which in (index, index + 1)]
         spaces = [self._marked_text[a + 1 : b] for a, b in itertools.pairwise(around)]  # type: ignore[operator]
         before, after = (space.removesuffix(content) for space, content in zip(spaces, contents, strict=True))
         return before, after
@@ -77,7 +77,7 @@ class AssistantSpans:
         prompt = self._rendered(index, True)
         start = len(prompt)
         if not self.text.startswith(prompt):
-            start = _start(self.text, prompt, self._rendered(index, False), _content(self.messages[index]))
+            start = _start(self.text, prompt, self._rendered(index, False), answer_text(self.messages[index]))
         if start < 0 or index == len(self.messages) - 1:
             return None if start < 0 else (start, len(self.text))
         as_last = self._rendered(index + 1, False)
@@ -100,7 +100,7 @@ class AssistantSpans:
     def _marked_start(self, index: int, after: str) -> int:
         """Where the answer starts in `after`, the text between the end of the message before and that of its own
         content; -1 where that can't be found."""
-        content = _content(self.messages[index])
+        content = answer_text(self.messages[index])
         if not index:  # nothing comes before it that could be rendered
             return len(after) - len(content) if content and after.endswith(content) else -1
         prompt, before = (self._tail(index, prompted) for prompted in (True, False))
@@ -246,7 +246,7 @@ def _common(one: str, other: str) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _content(message: Message) -> str:
+def answer_text(message: Message) -> str:
     """A message's text as templates write it, without white space around it."""
     content = message.get("content") or ""
     if isinstance(content, list):

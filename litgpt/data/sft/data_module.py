@@ -163,9 +163,10 @@ class SFTModule(DataModule):
             raise LitGPTError("These samples need a tokenizer: call connect(tokenizer=...) before setup().")
         if self._row_renderer is None:
             assert isinstance(self.prompt_style, PromptStyle)
-            renderer = Renderer(self.prompt_style, getattr(self, "turns", "all"))
+            mask_template = getattr(self, "mask_template", False)
+            renderer = Renderer(self.prompt_style, getattr(self, "turns", "all"), mask_template)
             parts = (code_identity(self), canonical_json(self.options()), style_key(renderer.style))
-            key = content_hash(*parts, renderer.turns.encode()).encode()
+            key = content_hash(*parts, renderer.turns.encode(), *([b"mask_template"] if mask_template else [])).encode()
             self._row_renderer = RowRenderer(self.conversation, renderer, key, self.answers)
         return self._row_renderer
 

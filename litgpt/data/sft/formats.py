@@ -23,7 +23,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, closest, quoted
 from litgpt.prompts.base import Message, join_text, protected_message
-from litgpt.prompts.chat_template import REASONING
+from litgpt.prompts.chat_template import REASONING, check_variables
 
 Row = Mapping[str, Any]
 """One entry of a data file."""
@@ -63,8 +63,6 @@ MEDIA_TYPES = ("image", "image_url", "input_image", "audio", "input_audio", "vid
 """Parts of a message's content that no model here takes."""
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """What a cell of a table holds that is for rows of another format."""
-RESERVED_VARIABLES = ("messages", "add_generation_prompt", "self")
-"""Variables that every template is given."""
 RESERVED_FIELDS = ("prompt", "self", "sys_prompt")
 """Parameters of a prompt style's `apply` that are no key of a sample."""
 KNOWN_FORMATS = "messages, conversations, instruction and output, prompt and completion, or text"
@@ -302,10 +300,7 @@ def conversation_of(
 def _variables(keys: RowKeys) -> Mapping[str, Any]:
     """What a row says to its template besides the messages."""
     given, documents = (from_json(keys.row, keys.take(name)) for name in ("chat_template_kwargs", "documents"))
-    if given and not isinstance(given, Mapping):
-        raise LitGPTError("`chat_template_kwargs` is an object with what the chat template reads.")
-    if taken := [name for name in RESERVED_VARIABLES if name in (given or ())]:
-        raise LitGPTError(f"`chat_template_kwargs` has {quoted(taken[0])}, which is not for the data to say.")
+    check_variables(given or {}, "`chat_template_kwargs`")
     return {**({"documents": documents} if documents else {}), **(given or {})}
 
 

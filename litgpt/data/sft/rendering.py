@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, renders_calls
+from litgpt.data.sft.assistant_spans import AssistantSpans, CharSpan, answer_text, renders_calls
 from litgpt.data.sft.formats import EMPTY, Conversation, with_arguments_as_texts
 from litgpt.errors import LitGPTError, quoted
 from litgpt.prompts import ChatTemplate, PromptStyle
@@ -58,10 +58,11 @@ class Renderer:
     Args:
         style: A prompt style, or the tokenizer's own template.
         turns: Which of the assistant's turns are targets: all that the data doesn't exclude, or the last one only.
+        mask_template: What a chat template writes of itself before an answer is no target.
     """
 
-    def __init__(self, style: PromptStyle, turns: str = "all") -> None:
-        self.style, self.turns = style, turns
+    def __init__(self, style: PromptStyle, turns: str = "all", mask_template: bool = False) -> None:
+        self.style, self.turns, self.mask_template = style, turns, mask_template
 
     def render(self, conversation: Conversation) -> RenderedSample:
         """The conversation as text.
@@ -217,6 +218,8 @@ class Renderer:
             _check_all_is_rendered(template, messages, text)
             targets = [is_target for _, is_target in answers]
             if len(spans) == len(answers) or (spans and all(targets)):
+                if len(spans) == len(answers):
+                    spans = [self._own(text, span, messages[i]) for span, (i, _) in zip(spans, answers, strict=True)]
                 chosen = spans if all(targets) else [span for span, own in zip(spans, targets, strict=True) if own]
                 return RenderedSample([RenderedPart(text, _filled(chosen))], opens=False, ends=False, marked=True)
         found = AssistantSpans(messages, render)
@@ -232,8 +235,17 @@ class Renderer:
                     f"{template.where} has no generation marks and writes this conversation so that what the assistant "
                     "said can't be told from the rest; choose another data.prompt_style, or give the template marks."
                 )
-            spans.append(span)
+            spans.append(self._own(found.text, span, messages[index]))
         return RenderedSample([RenderedPart(found.text, _filled(spans))], opens=False, ends=True)
+
+    def _own(self, text: str, span: CharSpan, message: Message) -> CharSpan:
+        """An answer's span, with `mask_template` without what the template writes before the answer's text: an empty
+        `<think></think>`, say. The tag that opens the answer's own reasoning stays."""
+        content = answer_text(message)
+        if not self.mask_template or not content or any(message.get(key) for key in REASONING):
+            return span
+        start = text.find(content, *span)
+        return span if start < 0 else (start, span[1])
 
 
 def _check_all_is_rendered(template: Template, messages: Sequence[Message], text: str) -> None:

@@ -1,6 +1,7 @@
-"""Data modules in Lightning's `Trainer`, which takes no other than its own kind.
+"""Data modules in Lightning's `Trainer`, which takes no other than its own kind: `lightning` wraps one.
 
-Nothing of Lightning is imported here: where a program has its `Trainer`, it has its data module as well.
+As in LitGPT, a module that `connect` was called on may go into a `Trainer` by itself, too. That imports nothing of
+Lightning: where a program has its `Trainer`, it has its data module as well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,34 @@ from litgpt.args import PLAIN_CLASS, import_path, plain_class
 
 MODULES = ("lightning.pytorch.core.datamodule", "pytorch_lightning.core.datamodule")
 """Where the class is, in either of the packages that have it."""
+
+
+def lightning(module: Any) -> Any:
+    """Wraps a data module for Lightning's `Trainer`: a `LightningDataModule` with its loaders; `connect` it first.
+
+    Example:
+        trainer.fit(model, litgpt.data.lightning(data))
+    """
+    from lightning.pytorch import LightningDataModule
+
+    class Wrapped(LightningDataModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def prepare_data(self) -> None:
+            module.prepare_data()
+
+        def setup(self, stage: str) -> None:
+            module.setup(stage)
+
+        def train_dataloader(self) -> Any:
+            return module.train_dataloader()
+
+        def val_dataloader(self) -> Any:
+            return module.val_dataloader()
+
+    return Wrapped()
 
 
 def as_lightning(module: Any) -> None:
