@@ -37,6 +37,7 @@ def setup(
     tokenizer_dir: Path | None = None,
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow", "litlogger"] = "tensorboard",
     seed: int = 42,
+    strategy: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto",
 ) -> None:
     """Pretrain a model, from random weights or from those of a checkpoint.
 
@@ -61,6 +62,8 @@ def setup(
         tokenizer_dir: A folder with the tokenizer that the data needs; it is copied into the checkpoints.
         logger_name: Where metrics go besides the CSV file.
         seed: Of the random weights, the order of the data and dropout.
+        strategy: How several devices share the work: each holds the whole model (ddp), or its part of it (fsdp: FSDP2;
+            hsdp: a copy on each host is shared out over its devices). Auto shares the model out where it doesn't fit.
 
     Example:
         litgpt download EleutherAI/pythia-14m --tokenizer_only true

@@ -13,18 +13,33 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from litgpt.errors import LitGPTError, MissingPackageError, UnsupportedError, closest, file_error, is_quiet, quoted
+from litgpt.errors import (
+    LitGPTError,
+    MissingPackageError,
+    UnsupportedError,
+    UsageError,
+    closest,
+    file_error,
+    is_quiet,
+    quoted,
+)
 from litgpt.kernels.linear import has_bfloat16
+from litgpt.model.sharding import shard
 from litgpt.quantize import check_quantization
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from litgpt.model import GPT
 
 PRECISIONS: dict[str, torch.dtype] = {
     "32-true": torch.float32,
@@ -36,6 +51,8 @@ PRECISIONS: dict[str, torch.dtype] = {
 """What `--precision` may say → the dtype parameters are kept in; `-mixed` computes products in 16 bits."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+STRATEGIES = ("auto", "ddp", "fsdp", "hsdp")
+"""What `--strategy` may say."""
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -149,11 +166,13 @@ def make_fabric(
     precision: str | None = None,
     device: str = "auto",
     seed: int | None = None,
+    strategy: str = "auto",
+    needed: Callable[[], int] = int,
 ) -> Fabric:
     """Lightning Fabric, launched: after this call every rank runs.
 
-    Several devices hold a whole model each and average gradients (DDP). Under `torchrun` its numbers of processes
-    count.
+    Several devices hold a whole model each and average gradients (DDP), or share out weights, gradients and optimizer
+    (FSDP2; the model is to be shared out by `shard_model`). Under `torchrun` its numbers of processes count.
 
     Args:
         devices: How many on each host; `auto`: all GPUs there are, one CPU.
@@ -161,9 +180,12 @@ def make_fabric(
         precision: None: `default_precision`.
         device: `auto`, `cpu`, `cuda` or `mps`.
         seed: Of Python, numpy and torch, the same on each rank.
+        strategy: One of `STRATEGIES`; one device needs none.
+        needed: Bytes that a whole model takes in training, by which `auto` chooses.
 
     Raises:
-        LitGPTError: A device or precision that is not there, or no seed.
+        LitGPTError: A device or precision that is not there, no seed, or a strategy that these devices or this
+            precision can't follow.
     """
     if seed is not None and not 0 <= seed < 2**32:
         raise LitGPTError(f"seed must lie between 0 and {2**32 - 1}, not {seed}.")
@@ -173,13 +195,16 @@ def make_fabric(
     kind = pick_device(device).type
     devices, num_nodes = process_counts(devices, num_nodes, kind)
     several = devices * num_nodes > 1
+    precision = training_precision(precision, kind)
+    chosen = choose_strategy(strategy, devices, num_nodes, kind, precision, needed)
     fabric = Fabric(
         accelerator=kind,
         devices=devices,
         num_nodes=num_nodes,
-        precision=training_precision(precision, kind),
-        strategy="ddp" if several else "auto",
+        precision=precision,
+        strategy=_sharding(devices * num_nodes) if chosen in ("fsdp", "hsdp") else chosen,
     )
+    vars(fabric)["copies"] = (num_nodes if num_nodes > 1 else 2) if chosen == "hsdp" else 1
     if is_quiet():
         fabric.print = lambda *args, **kwargs: None
     if kind == "cpu":
@@ -190,6 +215,78 @@ def make_fabric(
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
+
+
+def choose_strategy(
+    strategy: str, devices: int, num_nodes: int, kind: str, precision: str, needed: Callable[[], int] = int
+) -> Literal["auto", "ddp", "fsdp", "hsdp"]:
+    """What `--strategy` means on so many devices: `auto` (one device, nothing to share), `ddp`, `fsdp` or `hsdp`.
+
+    Left to us, a model is copied to each device (`ddp`) where that leaves a fifth of its memory free, else shared out.
+
+    Args:
+        strategy: As asked for.
+        devices: On each host.
+        num_nodes: Hosts.
+        kind: Of device.
+        precision: Of the training.
+        needed: Bytes that a whole model takes in training.
+
+    Raises:
+        LitGPTError: It can't be followed.
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f"strategy is one of {', '.join(STRATEGIES)}, not {quoted(strategy)}.")
+    world = devices * num_nodes
+    if world == 1:
+        return "auto"
+    if strategy == "auto":
+        on_one = torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else memory_limit() // devices
+        strategy = "fsdp" if needed() > 0.8 * on_one and precision != "16-mixed" else "ddp"
+    if strategy in ("fsdp", "hsdp") and precision == "16-mixed":
+        raise LitGPTError(
+            f"--strategy {strategy} can't scale the losses of 16-mixed over shared-out gradients: use --precision "
+            "bf16-mixed, or --strategy ddp."
+        )
+    if strategy == "hsdp" and (world % 2 or world < 4):
+        raise LitGPTError(
+            f"--strategy hsdp makes copies of a model that is shared out, so it needs an even number of devices from 4 "
+            f"on, not {world}; use --strategy fsdp."
+        )
+    return strategy  # type: ignore[return-value]
+
+
+def _sharding(world: int) -> Any:
+    """Fabric's strategy for models whose parameters are DTensors; `shard_model` makes them."""
+    from lightning.fabric.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(lambda model, mesh: model, data_parallel_size=world, tensor_parallel_size=1)
+
+
+def shards(fabric: Fabric) -> bool:
+    """Whether the fabric's models are to be shared out by `shard_model`."""
+    from lightning.fabric.strategies import ModelParallelStrategy
+
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def shard_model(model: GPT, fabric: Fabric) -> None:
+    """Shares a model on `meta`, with its method attached, out over the fabric's ranks, and makes room for what is this
+    rank's."""
+    if model.config.n_expert:
+        raise UnsupportedError("Mixtures of experts are not shared out over devices yet: use --strategy ddp.")
+    shard(model, sharing_mesh(fabric))
+    model.to_empty(device=fabric.device)
+
+
+def sharing_mesh(fabric: Fabric) -> DeviceMesh:
+    """The ranks over which the fabric's models are shared out; of two dimensions where there are several copies."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    copies = vars(fabric)["copies"]
+    shape = (fabric.world_size,) if copies == 1 else (copies, fabric.world_size // copies)
+    names = ("shard",) if copies == 1 else ("replicate", "shard")
+    return init_device_mesh(fabric.device.type, shape, mesh_dim_names=names)
 
 
 def local_devices(place: torch.device, devices: int | Literal["auto"] = "auto") -> list[torch.device]:
@@ -337,6 +434,16 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     known = [found for found in (_available_memory(), _left_in_group()) if found is not None]
     return min(known, default=None)
+
+
+def memory_limit() -> int:
+    """Bytes that this machine has, or its container may use; the same in each of its processes at any time."""
+    found = []
+    with suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(ValueError, OSError):
+        found.append(int((CGROUP / "memory.max").read_text()))
+    return min(found, default=2**63)
 
 
 def _available_memory() -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from litgpt.config import Config
 from litgpt.errors import LitGPTError, MissingFileError, progress, quoted
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
+from litgpt.model.sharding import saved_tensors, shape_only
 from litgpt.quantize import QuantizedLinear, replace_linears
 from litgpt.reading import check_pickles, reading
 
@@ -115,6 +116,44 @@ def fill(
     model.load_state_dict(state, assign=True, strict=not quantize and not experts)
     if HEAD in state:
         model.tie()
+
+
+def part_source(
+    model: GPT,
+    weights: Tensors,
+    dtype: torch.dtype | None = None,
+    saved_name: Callable[[str], str] = str,
+    fresh: Callable[[str], bool] = str.isspace,
+) -> Tensors:
+    """What `litgpt.model.sharding.load_tensors` fills a model from that has no values yet.
+
+    Args:
+        model: With a method attached, or none.
+        weights: Of the model before that.
+        dtype: What floating-point weights are cast to.
+        saved_name: The name in `weights` of a tensor of the model.
+        fresh: Which tensors, by name in the model, `weights` needn't have; they start as their modules say.
+
+    Raises:
+        LitGPTError: A tensor is missing, surplus, or (when it is fetched) of another shape.
+    """
+    shapes = {name: one.shape for name, one in saved_tensors(model, shape_only)}
+    origins = {name: saved_name(name) for name in shapes}
+    if HEAD not in weights.names:
+        origins = {name: EMBEDDING if origin == HEAD else origin for name, origin in origins.items()}
+    wanted = [origin for name, origin in origins.items() if origin in weights.names or not fresh(name)]
+    check_names(wanted, weights.names, tied=bool(model.config.tie_embeddings))
+    origins = {name: origin for name, origin in origins.items() if origin in weights.names}
+
+    def fetch(name: str) -> Tensor:
+        tensor = weights.fetch(origins[name])
+        check_shape(origins[name], tensor, shapes[name])
+        return cast(name, tensor, dtype)
+
+    def rows(name: str, start: int, count: int) -> Tensor:
+        return cast(name, weights.rows(origins[name], start, count), dtype)
+
+    return Tensors(tuple(origins), fetch, rows)
 
 
 def expert_slots(model: GPT) -> dict[str, tuple[Experts, str, int]]:

@@ -41,6 +41,14 @@ class Tensors:
 
     names: tuple[str, ...]
     fetch: Fetch
+    fetch_rows: Callable[[str, int, int], Tensor] | None = None
+    """Some rows of a tensor, where that is less work than the whole: `(name, first row, number)`."""
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """`count` rows of a tensor from `start` on; of one that is memory-mapped no others are read."""
+        if self.fetch_rows is not None:
+            return self.fetch_rows(name, start, count)
+        return self.fetch(name).narrow(0, start, count)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self.fetch(name)) for name in self.names)
@@ -129,7 +137,15 @@ class WeightTable:
                 tensor[self.config.padding_row] = 0
             return tensor
 
-        return Tensors(tuple(sources), fetch)
+        def fetch_rows(ours: str, start: int, count: int) -> Tensor:
+            if not isinstance(self._rule(ours), Join) or ours not in shapes:
+                return fetch(ours).narrow(0, start, count)
+            parts = self._upright(ours, [theirs.fetch(present[name]) for name in sources[ours]], shapes[ours])
+            if sum(map(len, parts)) != shapes[ours][0] or any(part.shape[1:] != shapes[ours][1:] for part in parts):
+                fetch(ours)  # which says what is wrong
+            return rows_of_joined(parts, start, count)
+
+        return Tensors(tuple(sources), fetch, fetch_rows)
 
     def _tell_surplus(self, names: list[str]) -> None:
         """What no rule uses is left alone, as transformers leaves it, but for files whose format knows every tensor."""
@@ -280,6 +296,16 @@ class WeightTable:
 def _tell_once(sentence: str) -> None:
     """Once a process."""
     print(sentence, file=sys.stderr)
+
+
+def rows_of_joined(parts: Sequence[Tensor], start: int, count: int) -> Tensor:
+    """`count` rows from `start` on of tensors one below the other; no others are read."""
+    pieces, first = [], 0
+    for part in parts:
+        low, high = max(start, first), min(start + count, first + len(part))
+        pieces += [part[low - first : high - first]] if low < high else []
+        first += len(part)
+    return torch.cat(pieces)
 
 
 def ungroup_rows(rule: Dealt, which: int, tensor: Tensor) -> Tensor:

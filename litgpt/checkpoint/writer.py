@@ -10,7 +10,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
@@ -22,12 +22,14 @@ from torch import Tensor
 
 from litgpt.checkpoint.atomic import atomic_file
 from litgpt.checkpoint.layout import TOKENIZER_FILES
-from litgpt.checkpoint.reader import EMBEDDING
+from litgpt.checkpoint.reader import EMBEDDING, HEAD
 from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families.composites import is_composite, text_settings
 from litgpt.hub_client import HF_CONFIG_FILE
+from litgpt.model import GPT
+from litgpt.model.sharding import is_sharded, saved_tensors
 from litgpt.reading import read_json
 
 ALIGNMENT = 64
@@ -54,6 +56,32 @@ def save_state(
             if first.setdefault(place, name) != name:
                 shared[name] = first[place]
     write_lit(path, ((name, tensor) for name, tensor in state.items() if name not in shared), shared, wrap, beside)
+
+
+def save_owned(
+    path: str | Path,
+    model: GPT,
+    owns: Callable[[str], bool],
+    wrap: str = "",
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """Writes what trains of a model, under the names of its state dict; of one that is shared out over ranks each
+    tensor is gathered when its turn comes, so that the other ranks have to call `gather_owned`. See `write_lit`."""
+    if not is_sharded(model):
+        return save_state(path, {name: one for name, one in model.state_dict().items() if owns(name)}, wrap, beside)
+    shared = {HEAD: EMBEDDING} if model.tied and owns(HEAD) else {}
+    write_lit(path, _gathered(model, owns), shared, wrap, beside)
+
+
+def gather_owned(model: GPT, owns: Callable[[str], bool]) -> None:
+    """What the other ranks do while the first one is in `save_owned`."""
+    for _ in _gathered(model, owns) if is_sharded(model) else ():
+        pass
+
+
+def _gathered(model: GPT, owns: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    tied = model.tied
+    return saved_tensors(model, wanted=lambda name: owns(name) and not (tied and name == HEAD))
 
 
 def write_lit(

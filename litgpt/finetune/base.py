@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 
 from litgpt.args import hyperparameters, portable
@@ -16,17 +17,17 @@ from litgpt.checkpoint.fingerprint import BASE, fingerprint
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, Checkpoint, copy_config_files, find_checkpoint
 from litgpt.checkpoint.merge import merge
 from litgpt.checkpoint.reader import load_model
-from litgpt.checkpoint.writer import save_state
+from litgpt.checkpoint.writer import save_owned
 from litgpt.data import Alpaca, DataModule
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, UnsupportedError
 from litgpt.eval.during_training import check_tasks, tasks_of
 from litgpt.model import GPT
-from litgpt.peft import Method, owned_state
+from litgpt.peft import Method
 from litgpt.peft.lora import OVERRIDABLE, LoRA
 from litgpt.prompts import PromptStyle, save_prompt_style
-from litgpt.runtime import make_fabric, parameter_dtype, pick_device, quantized_precision
+from litgpt.runtime import parameter_dtype, pick_device, quantized_precision, shards
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import check_finetuning
 from litgpt.training.loop import fit
@@ -36,6 +37,7 @@ from litgpt.training.metrics.validation import example_index
 from litgpt.training.optim.optimizers import check_optimizer, dotted
 from litgpt.training.retention import output_folder, refuse_overwriting
 from litgpt.training.run import Result, Rollouts, TrainingArguments
+from litgpt.training.sharded import open_sharded, training_bytes
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:
@@ -121,23 +123,20 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     base = (fingerprint(checkpoint), checkpoint.path) if args.method.suffix else None
     method = args.method
     precision = quantized_precision(args.quantize, args.precision, training=True, device=pick_device())
-    fabric = make_fabric(args.devices, args.num_nodes, precision, seed=args.seed)
+    dtype = parameter_dtype(precision)
+    fabric = args.make_fabric(
+        precision, lambda: 0 if args.quantize else training_bytes(checkpoint.config, dtype, method)
+    )
     resume = resume_point(args.resume, args.out_dir)
     tokenizer = Tokenizer(checkpoint.dir)
     if args.resize_vocab and tokenizer.largest_id >= rows_of(method, checkpoint):
         method = args.method = method.resized(tokenizer.largest_id + 1)
-    place = fabric.device if args.quantize else "cpu"  # what is quantized stays where it is
-    model = load_model(checkpoint, place, parameter_dtype(precision), args.quantize)
-    if update is None:
-        method.check(model)
-    elif rows_of(method, checkpoint) != rows_of(update.method, checkpoint):
+    if update is not None and rows_of(method, checkpoint) != rows_of(update.method, checkpoint):
         raise LitGPTError(
             "--resize_vocab true can't add tokens to updates that were trained without them; merge these first "
             "(`litgpt merge_lora`), and start from the result."
         )
-    method.attach(model)
-    if update is not None:
-        update.load_into(model)
+    model = start_model(args, checkpoint, update, fabric, dtype)
     make_datasets(args, data, tokenizer, model, fabric)
     start = Start(
         model=model,
@@ -177,6 +176,27 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     if isinstance(method, LoRA):
         run.complete = lambda folder: merge_beside(folder, run.weights_file, method, checkpoint)
     return fit(run)
+
+
+def start_model(
+    args: FinetuneArguments, checkpoint: Checkpoint, update: Finetuned | None, fabric: Fabric, dtype: torch.dtype
+) -> GPT:
+    """The model with the method attached, as it is before training."""
+    if shards(fabric):
+        if args.quantize:
+            raise UnsupportedError(
+                f"--quantize {args.quantize} keeps the layers of a whole model in few bits, and this one is shared out "
+                "over devices: use --strategy ddp, or leave --quantize out."
+            )
+        return open_sharded(checkpoint, fabric, dtype, args.method, update)
+    place = fabric.device if args.quantize else "cpu"  # what is quantized stays where it is
+    model = load_model(checkpoint, place, dtype, args.quantize)
+    if update is None:
+        args.method.check(model)
+    args.method.attach(model)
+    if update is not None:
+        update.load_into(model)
+    return model
 
 
 def rows_of(method: Method, checkpoint: Checkpoint) -> int:
@@ -260,9 +280,10 @@ def save(
     base: tuple[str, Path] | None,
 ) -> None:
     """Writes what was trained into `folder`, with all that is needed to use it."""
-    save_state(
+    save_owned(
         folder / f"{LIT_MODEL}{method.suffix}",
-        owned_state(model, method.owns),
+        model,
+        method.owns,
         wrap="model",
         beside={BASE: base[0]} if base else None,
     )

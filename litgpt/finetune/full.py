@@ -33,6 +33,7 @@ def setup(
     access_token: str | None = None,
     resize_vocab: bool = False,
     loss: Literal["cross_entropy", "dft"] = "cross_entropy",
+    strategy: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto",
 ) -> None:
     """Finetune all weights of a model.
 
@@ -55,6 +56,8 @@ def setup(
         logger_name: Where metrics go besides the CSV file.
         seed: Of the order of the samples and dropout.
         access_token: For checkpoints on the hub that ask for one.
+        strategy: How several devices share the work: each holds the whole model (ddp), or its part of it (fsdp: FSDP2;
+            hsdp: a copy on each host is shared out over its devices). Auto shares the model out where it doesn't fit.
 
     Example:
         litgpt finetune_full HuggingFaceTB/SmolLM2-135M-Instruct --data JSON --data.json_path my_data.jsonl

@@ -161,8 +161,9 @@ class GPT(nn.Module):
         Raises:
             LitGPTError: A sequence is longer than `max_seq_length`.
         """
+        shape = idx.shape
         if lengths is not None and len(set(lengths)) == 1:  # documents of one length are an ordinary batch
-            return self.hidden(idx.view(len(lengths), lengths[0])).view(1, idx.size(1), -1)
+            idx, lengths = idx.view(len(lengths), lengths[0]), None
         longest = max(lengths) if lengths is not None else span.end(idx.size(1)) if span is not None else idx.size(1)
         if longest > self.max_seq_length:
             raise LitGPTError(
@@ -177,7 +178,7 @@ class GPT(nn.Module):
             x = block(x, context)
         if span is not None:
             span.finish(idx.size(1))
-        return self.transformer.ln_f(x)
+        return self.transformer.ln_f(x.view(*shape, -1))
 
     def hidden_apart(self, rows: Sequence[Tensor], spans: Sequence[Span]) -> list[Tensor]:
         """`hidden` of several sequences, `(1, T)` each, to the bit what it is of each alone.

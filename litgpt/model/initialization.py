@@ -13,6 +13,7 @@ from torch import nn
 
 from litgpt.errors import LitGPTError, quoted
 from litgpt.model.gpt import GPT
+from litgpt.model.sharding import empty, whole_parameters
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def initialize(model: GPT) -> None:
         and nanoGPT);
     `neox`: N(0, sqrt(2 / 5C)), output projections N(0, 1 / (L sqrt(C))) (GPT-NeoX-20B,
         https://arxiv.org/abs/2204.06745).
-    Biases are zero, norms one.
+    Biases are zero, norms one. A model that is shared out over ranks gets the same numbers, drawn on every rank.
     """
     config = model.config
     schemes = {
@@ -36,12 +37,13 @@ def initialize(model: GPT) -> None:
         )
     spread, output_spread = schemes[config.family.init]
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=output_spread if name.endswith(".proj") else spread)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        else:
-            _reset_own(module)
+        with whole_parameters(module, empty, keep=True):
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=output_spread if name.endswith(".proj") else spread)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            else:
+                _reset_own(module)
 
 
 def _reset_own(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from litgpt.errors import LitGPTError, UsageError
 from litgpt.model import GPT
 from litgpt.model.moe import EXPERT_PARTS, Experts
+from litgpt.model.sharding import is_sharded, load_tensors, saved_tensors, shape_only
 
 
 class Method(ABC):
@@ -290,8 +291,23 @@ def base_state(model: nn.Module, owns: Callable[[str], bool]) -> Iterator[tuple[
 
 
 def owned_state(model: nn.Module, owns: Callable[[str], bool]) -> dict[str, Tensor]:
-    """What `lit_model.pth.<method>` holds: the owned parameters under their names in the model."""
-    return {name: tensor for name, tensor in model.state_dict().items() if owns(name)}
+    """What `lit_model.pth.<method>` holds: the owned parameters under their names in the model; only their shapes where
+    they are shared out over ranks."""
+    tensors = saved_tensors(model, shape_only) if is_sharded(model) else model.state_dict().items()
+    return {name: tensor for name, tensor in tensors if owns(name)}
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A state dict, of which rows can be asked for."""
+
+    names: dict[str, Tensor]
+
+    def fetch(self, name: str) -> Tensor:
+        return self.names[name]
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        return self.names[name].narrow(0, start, count)
 
 
 def load_owned(model: nn.Module, owns: Callable[[str], bool], state: dict[str, Tensor], where: str) -> None:
@@ -314,6 +330,9 @@ def load_owned(model: nn.Module, owns: Callable[[str], bool], state: dict[str, T
         raise LitGPTError(
             f"{where} holds {surplus[0]}, which the model has no place for; it was trained with other settings."
         )
+    if is_sharded(model):
+        load_tensors(model.named_modules(), _Whole(state))
+        return
     on_meta = any(tensor.is_meta for tensor in own.values())
     model.load_state_dict(state, strict=False, assign=on_meta)
 

@@ -18,6 +18,8 @@ class TrainingSetup:
     device: str
     """`cpu`, `cuda`, `mps`."""
     ranks: int
+    sharded: bool = False
+    """Whether the model is shared out over them."""
 
 
 def _in_backward(clash: Callable[[TrainingSetup], bool]) -> Callable[[TrainingSetup], bool]:
@@ -59,6 +61,11 @@ INCOMPATIBILITIES: dict[str, tuple[Callable[[TrainingSetup], bool], str]] = {
         lambda setup: setup.train.activation_offload and setup.device == "cpu",
         "train.activation_offload keeps activations in the host's memory, and this run is on the CPU, where they are "
         "anyway: leave it out, or use train.activation_checkpointing.",
+    ),
+    "activation offload, FSDP": (
+        lambda setup: setup.train.activation_offload and setup.sharded and setup.device != "cpu",
+        "train.activation_offload can't tell activations from gathered weights: leave it out with --strategy fsdp, or "
+        "use train.activation_checkpointing.",
     ),
     "document masks, padding": (
         lambda setup: setup.train.document_masks and not setup.train.packing,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT, Signals
@@ -23,9 +23,11 @@ from statistics import fmean
 import torch
 
 from litgpt.checkpoint.atomic import atomic_folder
+from litgpt.checkpoint.writer import gather_owned
 from litgpt.errors import LitGPTError
 from litgpt.kernels.linear import use_fast_linear
 from litgpt.kernels.sdpa import varying_shapes
+from litgpt.model.sharding import is_sharded
 from litgpt.peft import narrow_frozen, parameter_counts
 from litgpt.runtime import product_dtype
 from litgpt.training.batching.batches import Batching, sum_over_ranks
@@ -37,10 +39,11 @@ from litgpt.training.loss import NextToken, Objective
 from litgpt.training.metrics.metrics import RunMetrics
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
-from litgpt.training.optim.optimizers import optimizer_for, scale_rates, trained_parameters
+from litgpt.training.optim.optimizers import check_sharded, optimizer_for, scale_rates, trained_parameters
 from litgpt.training.retention import claimed, files_in, left_before, prune
 from litgpt.training.run import Identity, Interrupted, Result, Run
 from litgpt.training.schedule import Counters, GroupRates, RunLimits, make_schedule
+from litgpt.training.sharded import write_optimizer
 from litgpt.training.signals import stop_requests
 from litgpt.training.state import STATE_FILE, SavedState, TrainingState, load_state, load_weights, save_state
 from litgpt.training.step import OptimizerStep
@@ -101,7 +104,8 @@ class _Loop:
             )
         fabric = run.fabric
         precision = fabric.strategy.precision.precision
-        check_incompatibilities(TrainingSetup(run.train, precision, fabric.device.type, fabric.world_size))
+        sharded = is_sharded(run.model)
+        check_incompatibilities(TrainingSetup(run.train, precision, fabric.device.type, fabric.world_size, sharded))
         self.run, self.fabric = run, fabric
         self.state = TrainingState(Counters(), Validations(), Identity())
         self.limits = RunLimits.of(run.train, len(run.train_dataset))
@@ -109,7 +113,7 @@ class _Loop:
         self.samples = Shuffled(run.train_dataset, run.seed)
         self.batching = Batching.of(run.train, self.plain.sequences, self.plain.per_sample)
         self.metrics = RunMetrics(run, self.limits)
-        saved = None if run.resume is None else SavedState.read(run.resume)
+        saved = None if run.resume is None else SavedState.read(run.resume, mmap=is_sharded(run.model))
         self.changes = "" if saved is None else saved.changes(run)
         if saved is not None:
             load_weights(run, saved.folder)
@@ -122,6 +126,8 @@ class _Loop:
         if not run.train.compile:  # one compilation is for all blocks, and this makes each layer's forward its own
             # As the engine of an example will: validations before and after it are alike.
             use_fast_linear(run.model, headroom=0)
+        if sharded:
+            check_sharded(run.optimizer, trained_parameters(run.model)[0][1])
         optimizer = optimizer_for(run.model, run.optimizer, run.train, precision)
         scale_rates(optimizer, trained_parameters(run.model), run.rate_factor)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
@@ -380,16 +386,24 @@ class _Loop:
         return folder
 
     def _save(self, folder: Path, with_state: bool = False) -> Path:
-        if self.fabric.is_global_zero:
-            # What an earlier run left there can't be resumed from while its files are replaced one by one.
-            if (folder / STATE_FILE).is_file():
-                (folder / STATE_FILE).unlink()
-            with atomic_folder(folder) as unfinished:
-                self.run.save(unfinished)
-                if with_state:
-                    save_state(unfinished, self.run, self.optimizer.optimizer, self.state)
-                    if self.run.rollouts is not None:
-                        self.run.rollouts.save(unfinished, self.counters.step)
+        run, first = self.run, self.fabric.is_global_zero
+        # What an earlier run left there can't be resumed from while its files are replaced one by one.
+        if first and (folder / STATE_FILE).is_file():
+            (folder / STATE_FILE).unlink()
+        with atomic_folder(folder) if first else nullcontext(folder) as unfinished:
+            if first:
+                run.save(unfinished)
+            else:
+                gather_owned(run.model, run.owns)
+            if with_state:
+                if is_sharded(run.model):
+                    unfinished = Path(self.fabric.broadcast(str(unfinished)))
+                if first or is_sharded(run.model):
+                    optimizer = write_optimizer(unfinished, self.optimizer.optimizer)
+                if first:
+                    save_state(unfinished, run, optimizer, self.state)
+                    if run.rollouts is not None:
+                        run.rollouts.save(unfinished, self.counters.step)
                     self.state.identity.files = files_in(unfinished)
         self.fabric.barrier()
         return folder

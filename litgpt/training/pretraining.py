@@ -14,14 +14,15 @@ import yaml
 from litgpt.args import EvalArgs, hyperparameters, portable
 from litgpt.checkpoint.layout import HYPERPARAMETERS, LIT_MODEL, TOKENIZER_FILES, copy_config_files, find_checkpoint
 from litgpt.checkpoint.reader import load_model
-from litgpt.checkpoint.writer import save_state
+from litgpt.checkpoint.writer import save_owned
 from litgpt.config import Config, named_row
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError
 from litgpt.model import GPT
 from litgpt.model.initialization import initialize
-from litgpt.runtime import make_fabric, parameter_dtype
+from litgpt.model.sharding import everything
+from litgpt.runtime import parameter_dtype, shards
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.batching.documents import by_documents
 from litgpt.training.loop import fit
@@ -30,6 +31,7 @@ from litgpt.training.metrics.validation import example_index
 from litgpt.training.optim.optimizers import check_optimizer, dotted
 from litgpt.training.retention import output_folder
 from litgpt.training.run import Result, TrainingArguments
+from litgpt.training.sharded import new_sharded, open_sharded, training_bytes
 from litgpt.training.state import resume_point
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def _pretrain(args: PretrainArguments, tasks: Tasks | None) -> Result:
         raise LitGPTError(
             "Nothing says what to train on: add --data TextFiles --data.train_data_path FOLDER, for example."
         )
-    fabric = make_fabric(args.devices, args.num_nodes, args.precision, seed=args.seed)
+    fabric = args.make_fabric(args.precision, lambda: training_bytes(config, torch.float32))
     model = starting_model(args, config, fabric)
     if args.train.max_seq_length is not None:
         model.max_seq_length = args.train.max_seq_length
@@ -80,7 +82,7 @@ def _pretrain(args: PretrainArguments, tasks: Tasks | None) -> Result:
         train_dataset, val_dataset = by_documents(train_dataset, tokenizer), by_documents(val_dataset, tokenizer)
 
     def save(folder: Path) -> None:
-        save_state(folder / LIT_MODEL, model.state_dict(), wrap="model")
+        save_owned(folder / LIT_MODEL, model, everything, wrap="model")
         if args.initial_checkpoint_dir is not None:
             copy_config_files(find_checkpoint(args.initial_checkpoint_dir).dir, folder)
         if tokenizer is not None:
@@ -141,19 +143,25 @@ def _shape(config: Config) -> dict[str, Any]:
 
 
 def starting_model(args: PretrainArguments, config: Config, fabric: Fabric) -> GPT:
-    """The model with the weights that training starts from, on the CPU.
+    """The model with the weights that training starts from, on the CPU, or shared out over the devices.
 
     Raises:
         LitGPTError: The checkpoint to start from can't be read, or has a head of its own that should be tied.
     """
     if args.initial_checkpoint_dir is not None:
-        model = load_model(args.initial_checkpoint_dir, dtype=parameter_dtype(fabric.strategy.precision.precision))
+        dtype = parameter_dtype(fabric.strategy.precision.precision)
+        if shards(fabric):
+            model = open_sharded(find_checkpoint(args.initial_checkpoint_dir), fabric, dtype)
+        else:
+            model = load_model(args.initial_checkpoint_dir, dtype=dtype)
         if args.train.tie_embeddings and not model.tied:
             raise LitGPTError(
                 f"train.tie_embeddings would throw away the head that {args.initial_checkpoint_dir} has of its own; "
                 "leave it out."
             )
         return model
+    if shards(fabric):
+        return new_sharded(config, fabric)
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device="cpu")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.errors import LitGPTError
+from litgpt.model.sharding import everything as everything
+from litgpt.runtime import make_fabric
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -57,11 +59,6 @@ class Logger(Protocol):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
 
     def finalize(self, status: str) -> None: ...
-
-
-def everything(name: str) -> bool:
-    """The `owns` of full training."""
-    return True
 
 
 def one_rate(name: str) -> float:
@@ -145,6 +142,7 @@ class TrainingArguments(RunArguments):
     precision: str | None
     devices: int | str
     num_nodes: int
+    strategy: str = "auto"
     resume: bool | str | Path
     data: DataModule | None
     log: LogArgs
@@ -157,6 +155,12 @@ class TrainingArguments(RunArguments):
         """From the arguments of a command, of which those that have no field here are left out, and `more` fields."""
         own = {name: arguments[name] for name in arguments if name in cls.__dataclass_fields__}
         return cls(arguments=arguments, **{**own, **more})
+
+    def make_fabric(self, precision: str | None, needed: Callable[[], int]) -> Fabric:
+        """The devices that these arguments ask for; see `runtime.make_fabric`."""
+        return make_fabric(
+            self.devices, self.num_nodes, precision, seed=self.seed, strategy=self.strategy, needed=needed
+        )
 
     def read_data(
         self, data: DataModule, tokenizer: Tokenizer | None, max_seq_length: int, model: GPT, fabric: Fabric

@@ -32,12 +32,13 @@ from litgpt.peft import load_owned
 from litgpt.reading import reading
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.schedule import Counters
+from litgpt.training.sharded import read_optimizer
 
 if TYPE_CHECKING:
     from litgpt.training.run import Identity, Run
 
 STATE_FILE, STATE = "training_state.pt", "no saved state of a run"
-ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "log", "logger_name"})
+ELSEWHERE = frozenset({"out_dir", "resume", "devices", "num_nodes", "strategy", "log", "logger_name"})
 """Settings that the model doesn't depend on."""
 
 
@@ -175,15 +176,15 @@ class SavedState:
     precision: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> SavedState:
-        """Of a `step-*` folder.
+    def read(cls, folder: Path, mmap: bool = False) -> SavedState:
+        """Of a `step-*` folder; its tensors memory-mapped where a rank needs parts of them alone.
 
         Raises:
             LitGPTError: It is damaged.
         """
         path = folder / STATE_FILE
         with reading(path, STATE, "resume from an earlier step"):
-            content = load_pickle(path)
+            content = load_pickle(path, mmap)
             counters = numbers(Counters, content["counters"])
             return cls(
                 folder,
@@ -230,15 +231,16 @@ def _written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def save_state(folder: Path, run: Run, optimizer: Optimizer, state: TrainingState) -> None:
-    """Writes `training_state.pt` into a folder that has the weights already."""
+def save_state(folder: Path, run: Run, optimizer: dict[str, Any], state: TrainingState) -> None:
+    """Writes `training_state.pt`, with the optimizer's state or what of it isn't in files of its own, into a folder
+    that has the weights already."""
     content = {
         "header": asdict(Header(state.identity.name, state.log, time.time())),
         "counters": asdict(state.counters),
         "validations": asdict(state.validations),
         "run": {**_fingerprint(run), **run.fixed},
         "settings": flat(run.settings),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer,
         "precision": run.fabric.strategy.precision.state_dict(),
     }
     with atomic_file(folder / STATE_FILE) as temporary, temporary.open("wb") as file:
@@ -269,7 +271,9 @@ def load_state(run: Run, saved: SavedState, optimizer: Optimizer, state: Trainin
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
         check_optimizer_state(optimizer, saved.optimizer)
-        optimizer.load_state_dict(saved.optimizer)
+        found = read_optimizer(saved.folder, saved.optimizer, optimizer)
+        check_optimizer_state(optimizer, found)
+        optimizer.load_state_dict(found)
     except LitGPTError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from litgpt.model.sharding import whole
 from litgpt.training.batching.batches import Batch, sum_over_ranks
 from litgpt.training.batching.packing import MicroBatch
 from litgpt.training.blocks import offloading
@@ -120,7 +121,9 @@ class OptimizerStep:
         scaled = self.fabric.strategy.precision.precision == "16-mixed"
         limit = self.run.train.max_norm or (float("inf") if scaled and wanted else None)
         if limit is not None:  # which undoes the scale of 16-mixed first
-            return self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+            return whole(
+                self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+            )
         return gradient_norm(self.run.model.parameters()) if wanted else None
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ CLASHES: dict[str, dict[str, Any]] = {
     "optimizer in backward, ranks": dict(optimizer_in_backward=True, micro_batch_size=4),
     "guard, 16-mixed": dict(guard=10.0),
     "activation offload, no GPU": dict(activation_offload=True),
+    "activation offload, FSDP": dict(activation_offload=True),
     "document masks, padding": dict(document_masks=True, packing=False),
 }
 
@@ -28,7 +29,9 @@ def test_what_cannot_hold_together_is_refused(tmp_path, pair):
     run = make_run(tmp_path, train=CLASHES[pair])
     _, sentence = INCOMPATIBILITIES[pair]
     precision = "16-mixed" if "16-mixed" in pair else "32-true"
-    setup = TrainingSetup(run.train, precision, "cpu", ranks=2 if "ranks" in pair else 1)
+    sharded = "FSDP" in pair
+    ranks = 2 if sharded or "ranks" in pair else 1
+    setup = TrainingSetup(run.train, precision, "cuda" if sharded else "cpu", ranks, sharded)
     assert [name for name, (refuses, _) in INCOMPATIBILITIES.items() if refuses(setup)] == [pair]
     assert sentence.endswith(".") and "train." in sentence
     if setup.precision == "32-true" and setup.ranks == 1:

@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from litgpt.errors import LitGPTError, quoted
 from litgpt.model.attention import CausalSelfAttention
+from litgpt.model.sharding import is_sharded, like, whole
 from litgpt.peft.lora_layers import LoRALinear
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -94,9 +95,13 @@ class Muon(Optimizer):
         update = gradient.lerp(momentum, keep) if group["nesterov"] else momentum
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         sizes = group["parts"] or [parameter.size(-2)]
-        for part, its_update in zip(parameter.split(sizes, -2), update.split(sizes, -2), strict=True):
+        # The singular vectors are of all rows: where ranks share them, each rank computes the whole step.
+        target = torch.zeros_like(update := whole(update)) if is_sharded(parameter) else parameter
+        for part, its_update in zip(target.split(sizes, -2), update.split(sizes, -2), strict=True):
             direction = orthogonalized(its_update, self.ns_steps)
             part.add_(direction, alpha=-group["lr"] * self._scale(*part.shape[-2:]))
+        if target is not parameter:
+            parameter.add_(like(target, parameter))
 
     def _scale(self, rows: int, columns: int) -> float:
         if self.adjust_lr_fn == "original":

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from litgpt.args import TrainArgs, import_path
 from litgpt.errors import LitGPTError, MissingPackageError, UsageError, closest, one_line, quoted
+from litgpt.model.sharding import whole
 from litgpt.training.optim.muon import Muon, fused_parts, groups_for_muon
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
@@ -122,6 +123,39 @@ def check_optimizer(spec: str | dict[str, Any]) -> None:
         optimizer.step()
 
 
+def check_sharded(spec: str | dict[str, Any], sharded: Tensor) -> None:
+    """Tries an optimizer on a small matrix that is shared out as `sharded` is; called on every rank.
+
+    Raises:
+        UsageError: It doesn't step that as it steps a matrix in one piece.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    of: Any = sharded
+    start = torch.linspace(-1, 1, 64 * of.device_mesh.size(), device=sharded.device).view(-1, 8)
+    layout = distribute_tensor(start, of.device_mesh, of.placements, src_data_rank=None)
+    results = []
+    for matrix in (start.clone(), layout):
+        parameter = nn.Parameter(matrix)
+        optimizer = make_optimizer(spec, [("transformer.h.0.mlp.fc.weight", parameter)])
+        try:
+            for _ in range(2):
+                parameter.grad = parameter.detach().sin()
+                optimizer.step()
+            results.append(whole(parameter.detach()))
+        except LitGPTError:
+            raise
+        except Exception:
+            results.append(torch.full_like(start, float("nan")))
+    alone, together = results
+    if not torch.allclose(alone, together, atol=1e-6):
+        name = _split(spec)[0]
+        raise UsageError(
+            f"optimizer: {name} can't step a matrix whose rows are on several devices; use AdamW, say, or "
+            "--strategy ddp."
+        )
+
+
 @contextmanager
 def _refusals(class_path: str, init_args: Mapping[str, Any]) -> Iterator[None]:
     try:
@@ -215,9 +249,7 @@ def find_class(class_path: str) -> type[Optimizer]:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The 2-norm of all gradients together, in float32 at least; zero without any."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    whole = getattr(norm, "full_tensor", None)  # of gradients that are shared out over ranks
-    return whole() if whole is not None else norm
+    return whole(torch.nn.utils.get_total_norm(gradients))
 
 
 class StepsInBackward:

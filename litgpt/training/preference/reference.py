@@ -19,6 +19,7 @@ from litgpt.checkpoint.writer import save_state
 from litgpt.data.storage.fingerprint import data_fingerprint
 from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError
+from litgpt.model.sharding import is_sharded
 from litgpt.training.batching.batches import Batching
 from litgpt.training.batching.packing import GIVEN
 from litgpt.training.preference.losses import PreferenceLoss
@@ -103,12 +104,13 @@ def log_probs_of(fabric: Fabric, model: GPT, dataset: Samples, batching: Batchin
         batch = batching.cut([dataset[at] for at in range(start, min(start + size, len(dataset)))], fabric.world_size)
         chosen = [of_ranks[fabric.global_rank] for of_ranks in batch.plan]
         for indices, micro_batch in zip(chosen, batch.of_rank(fabric.global_rank), strict=True):
-            if not indices:
+            if not indices and not is_sharded(model):  # whose ranks go through it together
                 continue
             inputs, targets = fabric.to_device((micro_batch.inputs, micro_batch.targets))
             with fabric.autocast():
                 sums, _ = objective.log_probs(inputs, targets, micro_batch.lengths)
-            found[[start + index for index in indices]] = sums.view(-1, 2).float()
+            if indices:
+                found[[start + index for index in indices]] = sums.view(-1, 2).float()
     if fabric.world_size > 1:
         found = fabric.all_reduce(found, reduce_op="sum")
     return found.cpu()
