@@ -31,12 +31,12 @@ from litgpt.runtime import parameter_dtype, pick_device, quantized_precision, sh
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.incompatibilities import check_finetuning
 from litgpt.training.loop import fit
-from litgpt.training.loss import IGNORED, NextToken, Objective
+from litgpt.training.loss import IGNORED, NextToken
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
 from litgpt.training.optim.optimizers import check_optimizer, dotted
 from litgpt.training.retention import output_folder, refuse_overwriting
-from litgpt.training.run import Result, Rollouts, TrainingArguments
+from litgpt.training.run import Objective, Result, Rollouts, TrainingArguments
 from litgpt.training.sharded import open_sharded, training_bytes
 from litgpt.training.state import resume_point
 

@@ -15,10 +15,10 @@ from litgpt.finetune.base import FinetuneArguments, Start
 from litgpt.model import GPT
 from litgpt.peft import switched_off
 from litgpt.training.batching.batches import Batching
-from litgpt.training.loss import Objective
 from litgpt.training.preference.losses import REFERENCED, PreferenceLoss
 from litgpt.training.preference.objective import Preferences
 from litgpt.training.preference.reference import with_reference
+from litgpt.training.run import Objective
 
 
 @dataclass(kw_only=True)

@@ -29,12 +29,12 @@ from litgpt.runtime import make_fabric, parameter_dtype, pick_device, quantized_
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.batching.batches import Batching
 from litgpt.training.batching.packing import GIVEN
-from litgpt.training.loss import NextToken, Objective
+from litgpt.training.loss import NextToken
 from litgpt.training.metrics.validation import Validations
 from litgpt.training.optim.optimizers import optimizer_for
 from litgpt.training.policy.losses import KINDS, PolicyLoss
 from litgpt.training.policy.objective import ADVANTAGE, OLD, Policy
-from litgpt.training.run import Identity, Run
+from litgpt.training.run import Identity, Objective, Run
 from litgpt.training.schedule import Counters
 from litgpt.training.state import SavedState, TrainingState, load_state, load_weights, save_state
 from litgpt.training.step import OptimizerStep

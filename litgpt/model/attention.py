@@ -284,8 +284,9 @@ class MultiheadLatentAttention(Attention):
             return super().attend(q, k, v, context)
         if context.lengths is None:
             return self.attend_masked(q, k, v, chosen[0].to(q.device))
-        documents = zip(*(part.split(context.lengths, 2) for part in (q, k, v)), chosen, strict=True)
-        return torch.cat([self.attend_masked(*part, mask.to(q.device)) for *part, mask in documents], 2)
+        queries, keys, values = (part.split(context.lengths, 2) for part in (q, k, v))
+        documents = zip(queries, keys, values, chosen, strict=True)
+        return torch.cat([self.attend_masked(q, k, v, mask.to(q.device)) for q, k, v, mask in documents], 2)
 
 
 class Indexer(nn.Module):
@@ -336,7 +337,7 @@ class Indexer(nn.Module):
         if context.lengths is None:
             return [self.mask(q, weights, keys, context.masks[None])]
         documents = zip(*(part.split(context.lengths, 2) for part in (q, weights, keys)), strict=True)
-        return [self.mask(*document, None) for document in documents]
+        return [self.mask(queries, gates, seen, None) for queries, gates, seen in documents]
 
     def mask(self, q: Tensor, weights: Tensor, keys: Tensor, seen: Tensor | None) -> Tensor:
         """True at the best of the keys that a query may see, `(B, 1, T, S)`."""

@@ -103,7 +103,7 @@ class GatedDeltaNet(nn.Module):
         repeats = self.n_value_heads // self.n_key_heads
         q, k = (l2_norm(part).repeat_interleave(repeats, dim=2).transpose(1, 2) for part in (q, k))  # (B, N, T, P)
         with torch.autocast(qkv.device.type, enabled=False):  # sums over all tokens so far
-            y, state = self.rule(
+            y, state = type(self).rule(
                 q * self.key_size**-0.5, k, upcast(v).transpose(1, 2), log_decay.transpose(1, 2), beta.mT, state
             )
         if context.span is not None:

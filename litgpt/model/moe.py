@@ -185,6 +185,8 @@ class Experts(nn.Module):
     In memory each part is one tensor; a state dict names them expert by expert (`0.fc_1.weight`), as LitGPT does.
     """
 
+    fc_1: nn.Parameter  # (E, I, C)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.intermediate_size is not None

@@ -150,7 +150,7 @@ def best_of(
         if isinstance(known, AllTokens):
             rows = [
                 _best(known, own, k, temperature, vocabulary)
-                for own in slices(asked.rows, chunk_rows(vocabulary, 16, known))
+                for own in slices(asked.rows, chunk_rows(vocabulary, 16, asked.rows))
             ]
             known = BestTokens(torch.cat([ids for ids, _ in rows]), torch.cat([values for _, values in rows]))
         assert isinstance(known, BestTokens)

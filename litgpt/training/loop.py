@@ -35,13 +35,13 @@ from litgpt.training.batching.order import Shuffled
 from litgpt.training.batching.packing import TokenizedSample, input_length, one_shape
 from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
-from litgpt.training.loss import NextToken, Objective
+from litgpt.training.loss import NextToken
 from litgpt.training.metrics.metrics import RunMetrics
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
 from litgpt.training.optim.optimizers import check_sharded, optimizer_for, scale_rates, trained_parameters
 from litgpt.training.retention import claimed, files_in, left_before, prune
-from litgpt.training.run import Identity, Interrupted, Result, Run
+from litgpt.training.run import Identity, Interrupted, Objective, Result, Run
 from litgpt.training.schedule import Counters, GroupRates, RunLimits, make_schedule
 from litgpt.training.sharded import write_optimizer
 from litgpt.training.signals import stop_requests

@@ -10,7 +10,7 @@ N: rows (tokens), C: `n_embd`, V: vocabulary, R: rows of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from litgpt.kernels.linear import faster_with_onednn, onednn_product
 from litgpt.kernels.values import has_values
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear, dense_weight
+from litgpt.training.run import Objective
 
 IGNORED = -100
 """The target of a token that has no loss."""
@@ -64,39 +65,6 @@ class Terms:
     def plain(self) -> Terms:
         """The same logits with nothing but the target's loss: what validation reports."""
         return replace(self, z_loss=0.0, label_smoothing=0.0, dft=False)
-
-
-class Objective(nn.Module):
-    """What a run minimises: the losses of one micro-batch, summed up."""
-
-    sequences = 1
-    """That a sample consists of, one behind the other."""
-    per_sample = False
-    """Whether a step's sum is divided by its samples, not by its target tokens."""
-    estimates = False
-    """Whether there is something to find out of all samples of a step before the loss of any."""
-    kept: Tensor | slice | None = None
-    """Which rows of the coming micro-batch have a target, as the host knows it; None: to be found out, for which a host
-    waits for its GPU. Good for one call."""
-
-    def __init__(self, model: GPT) -> None:
-        super().__init__()
-        self.model = model
-        self.scratch = Buffers()
-
-    def begin(self, samples: Sequence[Mapping[str, Tensor]]) -> None:
-        """Called with all samples of a step, or of a validation, of all ranks, before any is computed."""
-
-    def estimate(self, total: float, samples: int) -> None:
-        """Called with what `forward(…, estimating=True)` summed up over micro-batches and ranks."""
-
-    def measured(self) -> Tensor | None:
-        """Sums over the samples since the last call, which `metrics` understands; None: nothing is measured."""
-        return None
-
-    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """What is logged besides the loss, by name, from `measured` of all ranks."""
-        return {}
 
 
 class NextToken(Objective):

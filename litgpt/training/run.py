@@ -11,8 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from torch import Tensor, nn
+
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.errors import LitGPTError
+from litgpt.kernels.buffers import Buffers
+from litgpt.model import GPT
 from litgpt.model.sharding import everything as everything
 from litgpt.runtime import make_fabric
 
@@ -20,9 +24,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from litgpt.data import DataModule
-    from litgpt.model import GPT
     from litgpt.tokenizer import Tokenizer
-    from litgpt.training.loss import Objective
 
 
 class Samples(Protocol):
@@ -31,6 +33,39 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Objective(nn.Module):
+    """What a run minimises: the losses of one micro-batch, summed up."""
+
+    sequences = 1
+    """That a sample consists of, one behind the other."""
+    per_sample = False
+    """Whether a step's sum is divided by its samples, not by its target tokens."""
+    estimates = False
+    """Whether there is something to find out of all samples of a step before the loss of any."""
+    kept: Tensor | slice | None = None
+    """Which rows of the coming micro-batch have a target, as the host knows it; None: to be found out, for which a host
+    waits for its GPU. Good for one call."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+        self.scratch = Buffers()
+
+    def begin(self, samples: Sequence[Mapping[str, Tensor]]) -> None:
+        """Called with all samples of a step, or of a validation, of all ranks, before any is computed."""
+
+    def estimate(self, total: float, samples: int) -> None:
+        """Called with what `forward(…, estimating=True)` summed up over micro-batches and ranks."""
+
+    def measured(self) -> Tensor | None:
+        """Sums over the samples since the last call, which `metrics` understands; None: nothing is measured."""
+        return None
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """What is logged besides the loss, by name, from `measured` of all ranks."""
+        return {}
 
 
 class Rollouts(Protocol):

@@ -12,8 +12,8 @@ from litgpt.model.sharding import whole
 from litgpt.training.batching.batches import Batch, sum_over_ranks
 from litgpt.training.batching.packing import MicroBatch
 from litgpt.training.blocks import offloading
-from litgpt.training.loss import Objective
 from litgpt.training.optim.optimizers import StepsInBackward, gradient_norm
+from litgpt.training.run import Objective
 from litgpt.training.schedule import Counters
 from litgpt.training.spike_guard import skip_reason
 

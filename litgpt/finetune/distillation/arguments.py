@@ -26,8 +26,8 @@ from litgpt.training.distill.divergences import DistillationLoss
 from litgpt.training.distill.objective import Distillation
 from litgpt.training.distill.stored import Manifest, StoredTeacher
 from litgpt.training.distill.teachers import ModelTeacher, Teacher
-from litgpt.training.loss import IGNORED, Objective
-from litgpt.training.run import Rollouts
+from litgpt.training.loss import IGNORED
+from litgpt.training.run import Objective, Rollouts
 
 
 @dataclass(kw_only=True)

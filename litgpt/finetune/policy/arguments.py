@@ -20,10 +20,9 @@ from litgpt.finetune.sampling_answers import Sampler
 from litgpt.model import GPT
 from litgpt.peft import switched_off
 from litgpt.training.batching.batches import Batching
-from litgpt.training.loss import Objective
 from litgpt.training.policy.losses import PolicyLoss
 from litgpt.training.policy.objective import Policy
-from litgpt.training.run import Rollouts
+from litgpt.training.run import Objective, Rollouts
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from litgpt.model import GPT
 from litgpt.training.distill.divergences import DistillationLoss
 from litgpt.training.distill.teachers import Asked, Known, Teacher
-from litgpt.training.loss import Objective, chunk_rows, slices
+from litgpt.training.loss import chunk_rows, slices
+from litgpt.training.run import Objective
 
 HELD_AT_ONCE = 8
 """Tensors of the size of a chunk's logits that are there at the same time."""

@@ -29,12 +29,13 @@ from litgpt.quantize import make_layer, replace_linears
 from litgpt.quantize.linear import QuantizedLinear
 from litgpt.runtime import parameter_dtype, product_dtype
 from litgpt.training.blocks import MOVED_BYTES, checkpoint_blocks
-from litgpt.training.loss import NextToken, Objective
+from litgpt.training.loss import NextToken
 from litgpt.training.metrics.flops import Flops, flops_per_token, numbers_in
 from litgpt.training.optim.optimizers import StepsInBackward, optimizer_for, trained_parameters
 from litgpt.training.planner.heap import Heap
 from litgpt.training.preference.losses import PreferenceLoss
 from litgpt.training.preference.objective import Preferences
+from litgpt.training.run import Objective
 
 aten = torch.ops.aten
 

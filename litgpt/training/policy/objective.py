@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from litgpt.model import GPT
-from litgpt.training.loss import IGNORED, Objective, token_log_probs
+from litgpt.training.loss import IGNORED, token_log_probs
 from litgpt.training.policy.losses import PolicyLoss
+from litgpt.training.run import Objective
 
 ADVANTAGE, OLD, SAMPLED, NUMBERS = "advantage", "old", "sampled", "numbers"
 """Keys of a sample: its advantage; log-probabilities of its targets, `(n,)`, by the trainer when they were drawn

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from litgpt.model import GPT
-from litgpt.training.loss import IGNORED, Objective, token_log_probs
+from litgpt.training.loss import IGNORED, token_log_probs
 from litgpt.training.preference.losses import PreferenceLoss
+from litgpt.training.run import Objective
 
 SIDES = ("chosen", "rejected")
 
