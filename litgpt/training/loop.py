@@ -119,7 +119,7 @@ class _Loop:
             load_weights(run, saved.folder)
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad = run.owns(name) and parameter.is_floating_point()
-        if precision.endswith("-mixed"):
+        if precision.endswith("-mixed") and not sharded:  # FSDP2 gathers parameters of one dtype
             narrow_frozen(run.model, product_dtype(precision))
         shape_blocks(run)
         self.objective = self.fabric.setup_module(self.plain)

@@ -197,6 +197,8 @@ def head_cross_entropy(
     Chunks are computed again in the backward pass instead of being kept.
     """
     rows = targets != IGNORED if kept is None else kept
+    if not len(targets[rows]):
+        return connected(head, hidden)
     hidden, targets = hidden[rows], targets[rows]
 
     def chunk_loss(rows: Tensor, row_targets: Tensor) -> Tensor:
@@ -208,10 +210,9 @@ def head_cross_entropy(
         loss = F.cross_entropy(logits, row_targets, reduction="sum", label_smoothing=terms.label_smoothing)
         return loss + terms.z_loss * logits.logsumexp(-1).square().sum() if terms.z_loss else loss
 
-    loss = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-    for own in slices(hidden, chunk_rows(vocab_size, 4, hidden)):
-        loss = loss + checkpoint(chunk_loss, hidden[own], targets[own], use_reentrant=False)
-    return loss.float()
+    chunks = slices(hidden, chunk_rows(vocab_size, 4, hidden))
+    losses = [checkpoint(chunk_loss, hidden[own], targets[own], use_reentrant=False) for own in chunks]
+    return torch.stack(losses).sum().float()
 
 
 def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -227,8 +228,17 @@ def head_log_probs(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Te
         checkpoint(chunk_log_probs, hidden[chunk], targets[chunk], use_reentrant=False)
         for chunk in (rows[own] for own in slices(rows, chunk_rows(vocab_size, 4, hidden)))
     ]
-    start = hidden[:, 0].float() * 0.0 if hidden.dtype.itemsize < 4 else hidden[:, 0] * 0.0
-    return start.index_add(0, rows, torch.cat(parts)) if parts else start
+    if not parts:
+        return connected(head, hidden).expand(len(targets))
+    log_probs = torch.cat(parts)
+    return log_probs.new_zeros(len(targets)).index_add(0, rows, log_probs)
+
+
+def connected(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Zero, in float32 or wider, made of all that makes logits. Where every target is ignored, all that trains still
+    gets its gradient: ranks whose parameters with one differ would wait for each other."""
+    logits = head(hidden[:1])
+    return (logits.float() if logits.dtype.itemsize < 4 else logits).sum() * 0.0
 
 
 class _Settings:

@@ -19,6 +19,9 @@ from litgpt.checkpoint.writer import save_owned, save_state
 from litgpt.errors import LitGPTError, UsageError
 from litgpt.model.sharding import is_sharded
 from litgpt.peft import Full, Method
+from litgpt.peft.adapter import Adapter
+from litgpt.peft.adapter_v2 import AdapterV2
+from litgpt.peft.lora import LoRA
 from litgpt.runtime import choose_strategy, leave_processes, make_fabric, shards
 from litgpt.training.loop import fit
 from litgpt.training.run import Result
@@ -44,11 +47,12 @@ def train(
     ranks: int = 1,
     strategy: str = "fsdp",
     method: Method | None = None,
+    precision: str = "32-true",
     **fields: Any,
 ) -> Result:
     """A run over the model in `source`, on so many ranks."""
     method = method or Full()
-    fabric = make_fabric(ranks, precision="32-true", device="cpu", seed=3, strategy=strategy)
+    fabric = make_fabric(ranks, precision=precision, device="cpu", seed=3, strategy=strategy)
     if shards(fabric):
         model = open_sharded(find_checkpoint(source), fabric, torch.float32, method)
         assert is_sharded(model)
@@ -90,12 +94,12 @@ def rank(number: int, port: int, ranks: int, jobs: Callable[..., None], args: tu
     leave_processes()
 
 
-def equal(one: Path, other: Path, version: int = 0, skip: int = 0) -> None:
-    """Whether two runs logged the same; `skip`: but for the first rows of the first one."""
+def equal(one: Path, other: Path, tolerance: float = TOLERANCE) -> None:
+    """Whether two runs logged the same in the steps of the second."""
     for name in ("loss", "val_loss", "grad_norm", "learning_rate", "total_tokens"):
-        found = column(other, name, version)
-        assert found == pytest.approx(column(one, name)[-len(found) :], abs=TOLERANCE), name
-    assert column(other, "loss", version)
+        found = column(other, name)
+        assert found == pytest.approx(column(one, name)[-len(found) :], abs=tolerance), name
+    assert column(other, "loss")
 
 
 def two_ranks(folder: Path) -> None:
@@ -131,6 +135,29 @@ def test_the_final_checkpoint_is_whole(folder):
 def test_a_run_goes_on_with_another_number_of_ranks(folder, change):
     equal(folder / "one", folder / change)
     assert not (folder / change / "step-000003").exists()  # it began after that
+
+
+METHODS: dict[str, tuple[Method, str, float]] = {
+    "lora": (LoRA(r=4, key=True, mlp=True, dropout=0.0), "32-true", TOLERANCE),
+    "lora-mixed": (LoRA(r=4, key=True, mlp=True, dropout=0.0), "bf16-mixed", 0.02),
+    "dora": (LoRA(r=4, dora=True, dropout=0.0), "32-true", TOLERANCE),
+    "adapter": (Adapter(start_layer=0), "32-true", TOLERANCE),
+    "adapter_v2": (AdapterV2(start_layer=0), "32-true", TOLERANCE),
+}
+
+
+def methods_on_two_ranks(folder: Path) -> None:
+    for name, (method, precision, _) in METHODS.items():
+        train(folder / "model", folder / f"{name}-two", 2, method=method, precision=precision)
+
+
+@pytest.mark.slow
+def test_every_method_is_shared_out(folder):
+    for name, (method, precision, _) in METHODS.items():
+        train(folder / "model", folder / f"{name}-one", method=method, precision=precision)
+    start(methods_on_two_ranks, 2, folder)
+    for name, (*_, tolerance) in METHODS.items():
+        equal(folder / f"{name}-one", folder / f"{name}-two", tolerance)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from litgpt.model import GPT
 from litgpt.training.distill.divergences import DistillationLoss
 from litgpt.training.distill.teachers import Asked, Known, Teacher
-from litgpt.training.loss import chunk_rows, slices
+from litgpt.training.loss import chunk_rows, connected, slices
 from litgpt.training.run import Objective
 
 HELD_AT_ONCE = 8
@@ -52,9 +52,9 @@ class Distillation(Objective):
         assert size is not None
         hidden = self.model.hidden(inputs, lengths=lengths).flatten(0, 1)
         wanted = targets.flatten()[rows]
-        start = hidden.sum() * 0.0  # stays connected to the model where every target is ignored
-        start = start.float() if start.dtype.itemsize < 4 else start
-        entropy = divergence = start
+        entropy = divergence = (
+            hidden.new_zeros((), dtype=torch.float32) if len(rows) else connected(self.model.head, hidden)
+        )
         known = self._teacher[0].ask(asked) if len(rows) else None
         for own in slices(rows, max(16, chunk_rows(size, 4, hidden) // HELD_AT_ONCE)):
             assert known is not None
