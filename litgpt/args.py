@@ -317,7 +317,7 @@ def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-LITGPT_LACKS = {"resume": False, "resize_vocab": False, "loss": "cross_entropy"}
+LITGPT_LACKS = {"resume": False, "resize_vocab": False, "loss": "cross_entropy", "strategy": "auto"}
 """Arguments of training commands that LitGPT's may lack, with their defaults."""
 
 
@@ -357,8 +357,7 @@ def plain(value: Any) -> Any:
         return hyperparameters({str(name): entry for name, entry in value.items()})
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(entry) for entry in value]
-    chosen_among_classes = type(value).__mro__[1:-1]
-    if dataclasses.is_dataclass(value) and not chosen_among_classes:
+    if not isinstance(value, type) and all(map(dataclasses.is_dataclass, type(value).__mro__[:-1])):
         return hyperparameters({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, type) or callable(value):
         return import_path(value)

@@ -275,6 +275,10 @@ def shard_model(model: GPT, fabric: Fabric) -> None:
     rank's."""
     if model.config.n_expert:
         raise UnsupportedError("Mixtures of experts are not shared out over devices yet: use --strategy ddp.")
+    if any(parameter.dim() == 0 for parameter in model.parameters()):
+        raise UnsupportedError(
+            "FSDP2 can't share out parameters that are a single number, as this model has: use --strategy ddp."
+        )
     shard(model, sharing_mesh(fabric))
     model.to_empty(device=fabric.device)
 

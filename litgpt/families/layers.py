@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 
+@dataclass
 class Layers:
     """The part of a `Config` that answers for each layer by its number."""
 
-    n_layer: int
-    n_head: int
-    head_size: int | None
-    n_query_groups: int | None
-    sliding_window_size: int | None
-    sliding_window_indices: list[int] | None
-    attention_gate: bool
-    linear_attention: dict[str, Any] | None
-    state_space: dict[str, Any] | None
-    short_conv: dict[str, Any] | None
-    linear_attention_indices: list[int] | None
-    sparse_attention: dict[str, Any] | None
-    indexer_layers: list[int] | None
-    mixer_layers: list[int] | None
-    state_beside_attention: bool
-    global_heads: dict[str, Any] | None
-    shared_kv_layers: int
-    moe_layers: list[int] | None
-    first_k_dense_replace: int | None
+    if TYPE_CHECKING:  # fields of the `Config`; here they would stand before its others
+        n_layer: int
+        n_head: int
+        head_size: int | None
+        n_query_groups: int | None
+        sliding_window_size: int | None
+        sliding_window_indices: list[int] | None
+        attention_gate: bool
+        linear_attention: dict[str, Any] | None
+        state_space: dict[str, Any] | None
+        short_conv: dict[str, Any] | None
+        linear_attention_indices: list[int] | None
+        sparse_attention: dict[str, Any] | None
+        indexer_layers: list[int] | None
+        mixer_layers: list[int] | None
+        state_beside_attention: bool
+        global_heads: dict[str, Any] | None
+        shared_kv_layers: int
+        moe_layers: list[int] | None
+        first_k_dense_replace: int | None
 
     def window(self, layer: int) -> int | None:
         """How many tokens back (itself included) layer number `layer` sees; None: all."""

@@ -9,7 +9,9 @@ from litgpt.args import arguments_of, inherits
 from litgpt.finetune.adapter import setup as adapter
 
 
-@inherits(adapter, last="data train eval log optimizer logger_name seed access_token resize_vocab loss".split())
+@inherits(
+    adapter, last="data train eval log optimizer logger_name seed access_token resize_vocab loss strategy".split()
+)
 def setup(
     out_dir: Path = Path("out/finetune/adapter-v2"),
     resume: bool | Literal["auto"] | Path | None = False,

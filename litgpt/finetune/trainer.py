@@ -36,6 +36,7 @@ from litgpt.training.policy.losses import KINDS, PolicyLoss
 from litgpt.training.policy.objective import ADVANTAGE, OLD, Policy
 from litgpt.training.run import Identity, Objective, Run
 from litgpt.training.schedule import Counters
+from litgpt.training.sharded import write_optimizer
 from litgpt.training.state import SavedState, TrainingState, load_state, load_weights, save_state
 from litgpt.training.step import OptimizerStep
 
@@ -246,7 +247,7 @@ class Trainer:
         """Writes what was learned, as every command opens it, with what `load_state` needs to go on exactly."""
         with atomic_folder(folder) as unfinished:
             self._save(unfinished)
-            save_state(unfinished, self._run, self._optimizer.optimizer, self._state)
+            save_state(unfinished, self._run, write_optimizer(unfinished, self._optimizer.optimizer), self._state)
         return Path(folder)
 
     def load_state(self, folder: str | Path) -> None:

@@ -178,7 +178,8 @@ class GPT(nn.Module):
             x = block(x, context)
         if span is not None:
             span.finish(idx.size(1))
-        return self.transformer.ln_f(x.view(*shape, -1))
+        hidden: Tensor = self.transformer.ln_f(x)
+        return hidden.view(*shape, -1)
 
     def hidden_apart(self, rows: Sequence[Tensor], spans: Sequence[Span]) -> list[Tensor]:
         """`hidden` of several sequences, `(1, T)` each, to the bit what it is of each alone.

@@ -60,7 +60,7 @@ def upcast(x: Tensor) -> Tensor:
 def looked_up(x: Tensor) -> Tensor:
     """An embedding `x`, under autocast in float32 at least: what layers add to it is not rounded to 16 bits, though the
     table may be kept in them."""
-    return upcast(x) if torch.is_autocast_enabled(x.device.type) else x
+    return upcast(x) if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) else x
 
 
 class OffsetLayerNorm(nn.LayerNorm):

@@ -50,6 +50,8 @@ def test_there_and_back_is_the_identity(name):
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[key], expected[key]) for key in again)
     for key, tensor in expected.items():  # as a rank of three reads the second and the third part of them
+        if tensor.dim() == 0:
+            continue
         start = -(-len(tensor) // 3)
         assert torch.equal(imported.rows(key, start, len(tensor) - start), tensor[start:])
     if config.tie_embeddings:

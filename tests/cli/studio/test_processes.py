@@ -51,11 +51,13 @@ def note(folder: Path, **fields: object) -> RunFolder:
 
 @pytest.fixture
 def sleeper():
-    """A process in a group of its own."""
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    yield process
-    process.kill()
-    process.wait()
+    """A process in a group of its own, which Ctrl-C ends even where the tests themselves ignore it."""
+    sleep = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); print('.', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.read(1)
+    with process:
+        yield process
+        process.kill()
 
 
 def test_a_process_is_known_by_its_number_and_its_beginning(sleeper):
