@@ -29,7 +29,7 @@ FAMILY_CASES: dict[str, dict[str, Any]] = {
     **{case: {} for case in "seed-oss ernie hunyuan hunyuan-moe arcee nemotron cohere".split()},
     "starcoder2": {"sliding_window": None},
     "granite-moe": {},
-    "olmoe": {"clip_qkv": None},
+    "olmoe": {"clip_qkv": None, "num_key_value_heads": 4},  # as published; llama.cpp knows no other
     "exaone4-without-windows": {},
     "minimax-m2": {},
     "glm4-moe": {},
