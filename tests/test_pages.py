@@ -39,8 +39,13 @@ NOT_RUN = {
     "takes long": 4,
     "needs another tool": 6,
 }
-"""Reasons not to run a block -> the most blocks of that kind. Servers are run by test_deploy_tutorial.py and cli/studio."""
-MODELS = {"HuggingFaceTB/SmolLM2-135M-Instruct": TEMPLATE, "EleutherAI/pythia-14m": None, "Qwen/Qwen3-0.6B": THINKS}
+"""Reasons not to run a block -> the most of that kind. Servers are run by test_deploy_tutorial.py, cli/studio."""
+MODELS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": TEMPLATE,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": TEMPLATE,
+    "EleutherAI/pythia-14m": None,
+    "Qwen/Qwen3-0.6B": THINKS,
+}
 """What the pages download -> its chat template."""
 FEW = (
     " --train.max_steps 2 --train.save_interval 2 --train.global_batch_size 4 --train.micro_batch_size 2"
@@ -108,11 +113,13 @@ def folder(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def own_files(folder: Path) -> None:
-    """What the pages take to be the reader's: `my_data.jsonl`, `my_pairs.jsonl`, `my_texts/`, `input.txt`."""
+    """What the pages take to be the reader's: `my_data`, `my_pairs`, `my_questions.jsonl`, `my_texts/`, `input.txt`."""
     questions = (ROOT / "litgpt" / "assets" / "instructions" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "my_data.jsonl").write_text("\n".join(questions[:60]), encoding="utf-8")
     pair = '{{"prompt": "What is {0}?", "chosen": "A number.", "rejected": "No idea {0}."}}\n'
     (folder / "my_pairs.jsonl").write_text("".join(map(pair.format, range(40))), encoding="utf-8")
+    asked = '{{"prompt": "What is {0} + 1?", "answer": "{0}"}}\n'
+    (folder / "my_questions.jsonl").write_text("".join(map(asked.format, range(20))), encoding="utf-8")
     (folder / "my_texts").mkdir()
     text = (ROOT / "litgpt" / "assets" / "text" / "val" / "pride-and-prejudice.txt").read_text(encoding="utf-8")
     shakespeares = re.sub(r"[^\n !$&',\-.3:;?A-Za-z]", "", text)  # the 65 characters of his that nanoGPT's file has

@@ -49,13 +49,17 @@ def note(folder: Path, **fields: object) -> RunFolder:
     return RunFolder(folder.name, folder)
 
 
-@pytest.fixture
-def sleeper():
+def sleeping() -> subprocess.Popen[bytes]:
     """A process in a group of its own, which Ctrl-C ends even where the tests themselves ignore it."""
     sleep = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); print('.', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.read(1)
-    with process:
+    return process
+
+
+@pytest.fixture
+def sleeper():
+    with sleeping() as process:
         yield process
         process.kill()
 

@@ -15,7 +15,7 @@ from litgpt.cli.studio.runs import RunFolders
 from litgpt.deploy.access import Keys
 from litgpt.errors import LitGPTError
 from tests.browser import browser, opened  # noqa: F401
-from tests.cli.studio.test_processes import note
+from tests.cli.studio.test_processes import note, sleeping
 from tests.cli.studio.test_runs import write_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -96,7 +96,7 @@ def test_a_recipe_is_edited_previewed_and_started(page, tmp_path, monkeypatch):
     assert asked == [("check", "finetune_lora", "wrong: 1"), ("preview", "finetune_lora", "seed: 1")]
 
     def start(self, command, text):
-        process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        process = sleeping()
         children.append(process)
         note(tmp_path / "mine", pid=process.pid, began=began(process.pid), command=command)
         return "mine"
@@ -107,7 +107,8 @@ def test_a_recipe_is_edited_previewed_and_started(page, tmp_path, monkeypatch):
     page.wait_for_selector("#stop:visible")
     assert page.inner_text("#name") == "mine"
     page.click("#stop")
-    assert children[0].wait(10) == -signal.SIGINT
+    with children[0]:
+        assert children[0].wait(10) == -signal.SIGINT
     page.wait_for_selector("#stop", state="hidden")
     page.click("#runs button:has-text('one')")
     page.wait_for_function("() => document.querySelector('#name').textContent === 'one'")
