@@ -62,9 +62,11 @@ def model_of(config: Config) -> GPT:
     return model
 
 
-def learned(name: str) -> bool:
-    """Whether a loss says how a parameter is to change: what an indexer chooses is no sum that has a gradient."""
-    return ".indexer." not in name
+def learned(config: Config, name: str) -> bool:
+    """Whether a loss says how a parameter is to change: what an indexer chooses is no sum that has a gradient, and a
+    scale of streams may be one that nothing is multiplied with."""
+    scales = name.endswith(".streams.scale")
+    return ".indexer." not in name and not (scales and config.streams and not config.streams["scaled"])
 
 
 def step(model: GPT, method: Method) -> dict[str, torch.Tensor]:
@@ -74,7 +76,7 @@ def step(model: GPT, method: Method) -> dict[str, torch.Tensor]:
         parameter.requires_grad_(name in owned)
     ids = torch.randint(0, 96, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(2))
     NextToken(model).train()(ids, ids, LENGTHS).backward()
-    gradients = {name: parameter.grad for name, parameter in owned.items() if learned(name)}
+    gradients = {name: parameter.grad for name, parameter in owned.items() if learned(model.config, name)}
     assert all(gradient is not None for gradient in gradients.values()), [k for k, v in gradients.items() if v is None]
     torch.optim.AdamW(owned.values(), lr=0.01).step()
     return gradients
