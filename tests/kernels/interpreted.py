@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from litgpt.kernels import triton
 from litgpt.kernels.triton.cross_entropy import cross_entropy_
@@ -150,4 +150,4 @@ def operators() -> dict[str, Any]:
 def test_registered_as_torch_asks(name: str) -> None:
     """Schema, fakes, autograd, and what compilers make of it."""
     operator, arguments = operators()[name]
-    torch.library.opcheck(operator, arguments)
+    library.opcheck(operator, arguments)

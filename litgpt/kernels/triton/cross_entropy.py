@@ -6,7 +6,7 @@ R: rows, V: vocabulary.
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 TILE = 8192
 """Logits that a program has before it at a time."""
@@ -57,7 +57,7 @@ def _rows(X, BIAS, TARGETS, FACTORS, LOSSES, cap, z_loss, smoothing, stride, V: 
             tl.store(row + at, (gradient * slope * factor).to(X.dtype.element_ty), mask=at < V)
 
 
-@torch.library.custom_op("litgpt::cross_entropy_", mutates_args={"products"})
+@library.custom_op("litgpt::cross_entropy_", mutates_args={"products"})
 def cross_entropy_(
     products: Tensor,
     targets: Tensor,

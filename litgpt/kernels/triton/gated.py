@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 TILE = 1024
 KINDS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -54,7 +54,7 @@ def _backward(D, G, U, DG, DU, n, TILE: tl.constexpr, KIND: tl.constexpr):
     tl.store(DU + at, (outer * value).to(DU.dtype.element_ty), mask=at < n)
 
 
-@torch.library.custom_op("litgpt::gated", mutates_args=())
+@library.custom_op("litgpt::gated", mutates_args=())
 def _gated(gate: Tensor, up: Tensor, kind: int) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     y, n = torch.empty_like(gate), gate.numel()
@@ -68,7 +68,7 @@ def _(gate: Tensor, up: Tensor, kind: int) -> Tensor:
     return torch.empty_like(gate, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("litgpt::gated_backward", mutates_args=())
+@library.custom_op("litgpt::gated_backward", mutates_args=())
 def _gated_backward(outer: Tensor, gate: Tensor, up: Tensor, kind: int) -> tuple[Tensor, Tensor]:
     outer, gate, up = outer.contiguous(), gate.contiguous(), up.contiguous()
     of_gate, of_up, n = torch.empty_like(gate), torch.empty_like(up), gate.numel()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 TILE = 4096
 """Numbers that a program has before it at a time."""
@@ -66,7 +66,7 @@ def _tile(C: int) -> tuple[int, int]:
     return max(1, TILE // columns), columns
 
 
-@torch.library.custom_op("litgpt::rms_norm", mutates_args=())
+@library.custom_op("litgpt::rms_norm", mutates_args=())
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> tuple[Tensor, Tensor]:
     """`(R, C)` → the same normed, and what each row was multiplied with, `(R,)`."""
     (R, C), x = x.shape, x if x.stride(-1) == 1 else x.contiguous()
@@ -82,7 +82,7 @@ def _(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> tuple[Tensor,
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(x.size(0), dtype=torch.float32)
 
 
-@torch.library.custom_op("litgpt::rms_norm_backward", mutates_args=())
+@library.custom_op("litgpt::rms_norm_backward", mutates_args=())
 def _rms_norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, factors: Tensor, unit_offset: bool, wants_weight: bool
 ) -> tuple[Tensor, Tensor]:

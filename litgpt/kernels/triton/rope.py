@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 TILE = 4096
 """Numbers that a program has before it at a time."""
@@ -33,7 +33,7 @@ def _rotate(X, COS, SIN, Y, n_rows, N, T, x_b, x_n, x_t, c_b, c_t, H: tl.constex
     tl.store(Y + rows[:, None] * H + d[None, :], y.to(Y.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("litgpt::rope", mutates_args=())
+@library.custom_op("litgpt::rope", mutates_args=())
 def _rope(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool, back: bool) -> Tensor:
     B, N, T, H = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
