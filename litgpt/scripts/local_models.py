@@ -214,15 +214,19 @@ def _below(folder: Path, seen: set[Path], depth: int) -> Iterator[Path]:
     if real in seen:
         return
     seen.add(real)
-    if kind_of_folder(folder):
-        yield folder
     try:
+        own = kind_of_folder(folder)
         entries = sorted(folder.iterdir())
+        files = [entry for entry in entries if is_gguf_model(entry)]
+    except LitGPTError:
+        raise
     except OSError:  # one that may not be read holds nothing of ours
         return
-    yield from (entry for entry in entries if is_gguf_model(entry))
+    if own:
+        yield folder
+    yield from files
     for entry in entries:
-        if depth and entry.is_dir() and not entry.name.startswith("."):
+        if depth and not entry.name.startswith(".") and os.path.isdir(entry):  # false where it may not be asked
             yield from _below(entry, seen, depth - 1)
 
 
