@@ -3,9 +3,9 @@
     python benchmarks/rollouts.py [--model FOLDER] [--answers 64] [--tokens 64] [--rounds 5]
     python benchmarks/rollouts.py --seeds 1,2,3 [--steps 25]
 
-The first prints a table with the ratio, both sides in turn in one process (medians); the model trains all weights, and
-with LoRA, whose updates are computed beside them. The second trains the shipped model to say as many `e`s as it can:
-the ceiling is 1, and the table has the rewards of the first and of the last three steps.
+The first prints a table with the ratio, both sides in turn in one process (medians of the processor's time); the model
+trains all weights, and with LoRA, whose updates are computed beside them. The second trains the shipped model to say as
+many `e`s as it can: the ceiling is 1, and the table has the rewards of the first and of the last three steps.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def compare(args: argparse.Namespace) -> None:
         made: dict[str, int] = {}
         for number in range(args.rounds + 1):
             for name, run in runs.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 made[name] = run()
                 if number:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(time.process_time() - start)
     found = {name: statistics.median(each) for name, each in seconds.items()}
     base = found["generate --prompt_file"]
     print(

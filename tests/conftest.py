@@ -66,3 +66,12 @@ def peer_python() -> str:
     if not python:
         _absent("needs $LITGPT_PEER_PYTHON, a python with litgpt==0.5.13")
     return str(python)
+
+
+@pytest.fixture(scope="session")
+def trl_python() -> str:
+    """The python of an environment with TRL, the oracle for losses on preferences and of policies."""
+    python = os.environ.get("LITGPT_TRL_PYTHON")
+    if not python:
+        _absent("needs $LITGPT_TRL_PYTHON, a python with trl==1.16.0")
+    return str(python)

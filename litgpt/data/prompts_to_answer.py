@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from litgpt.data.base import split_indices
 from litgpt.data.conversations import Conversations
-from litgpt.data.sft.formats import CONVERSATION_KEYS, Row, RowKeys, messages_of, parse_conversation, renamed
+from litgpt.data.sft.formats import (
+    CONVERSATION_KEYS,
+    Conversation,
+    Row,
+    RowKeys,
+    messages_of,
+    parse_conversation,
+    renamed,
+)
 from litgpt.data.sft.rendering import Renderer
 from litgpt.data.storage.data_files import location, read_rows
 from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError
 from litgpt.prompts import PromptStyle
+from litgpt.prompts.base import Message
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer
 
 ANSWER_KEYS = ("answer", "output", "response", "completion", "solution", "ground_truth", "target")
 """What the right answer is called, if a row has one; rewards get it as `answer`."""
+PROMPT_MESSAGES = "prompt_messages"
+"""What rewards get the messages of a prompt as."""
 PROMPT_KEYS = ("prompt", "question", "problem", "query", "instruction")
 MAX_ROWS = 10_000_000
 
@@ -90,12 +101,13 @@ class PromptDataset:
     def __init__(self, rows: Sequence[tuple[str, Row]], style: PromptStyle, tokenizer: Tokenizer, limit: int) -> None:
         self.prompt_style, self._renderer, self._tokenizer = style, Renderer(style), tokenizer
         self.rows: list[Row] = []
-        """With the prompt's text as `prompt` and the right answer, if there is one, as `answer`."""
+        """With the prompt's text as `prompt`, its messages as `prompt_messages`, and the right `answer`, if there is
+        one."""
         self.ids: list[list[int]] = []
         self.too_long = 0
         for where, row in rows:
             try:
-                prompt, answer = self._prompt(row)
+                prompt, answer, messages = self._prompt(row)
             except LitGPTError as error:
                 raise LitGPTError(f"{where}: {error}") from None
             ids = tokenizer.encode_ids(prompt, bos=False if style.adds_bos else None, protected=True)
@@ -103,12 +115,13 @@ class PromptDataset:
                 self.too_long += 1
                 continue
             self.ids.append(ids)
-            self.rows.append({**row, "prompt": prompt, **({} if answer is None else {"answer": answer})})
+            own = {"prompt": prompt, PROMPT_MESSAGES: messages, **({} if answer is None else {"answer": answer})}
+            self.rows.append({**row, **own})
         if not self.ids:
             raise LitGPTError(f"No prompt leaves room for an answer in {limit} tokens; raise train.max_seq_length.")
 
-    def _prompt(self, row: Row) -> tuple[str, Any]:
-        """The text of a prompt in the model's style, and the right answer."""
+    def _prompt(self, row: Row) -> tuple[str, Any, list[Message]]:
+        """The text of a prompt in the model's style, the right answer, and the prompt's messages."""
         keys = RowKeys(row)
         answer = next((row[key] for key in ANSWER_KEYS if row.get(key) is not None), None)
         given = next((row[key] for key in PROMPT_KEYS if row.get(key)), None)
@@ -125,7 +138,8 @@ class PromptDataset:
         else:
             raise LitGPTError(f"there is no prompt; a row has {', '.join(PROMPT_KEYS)} or messages.")
         conversation = asked.protected(self._tokenizer.protect)
-        return self._renderer.prompt(conversation, len(conversation.messages) - 1), answer
+        prompt = self._renderer.prompt(conversation, len(conversation.messages) - 1)
+        return prompt, answer, [dict(message) for message in with_context(asked).messages[:-1]]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -145,3 +159,13 @@ class PromptDataset:
 
         ids = torch.tensor(self.ids[index])
         return {"input_ids": ids, "labels": torch.full_like(ids, -100), "row": self.rows[index]}
+
+
+def with_context(conversation: Conversation) -> Conversation:
+    """A conversation in which what the last question is about stands behind it."""
+    if conversation.context is None:
+        return conversation
+    messages = [dict(message) for message in conversation.messages]
+    last = next(message for message in reversed(messages) if message["role"] == "user")
+    last["content"] = f"{last['content']}\n\n{conversation.context[1]}"
+    return replace(conversation, messages=messages, context=None)

@@ -124,12 +124,15 @@ def measure(scores: Tensor, tokens: Sequence[int], samplings: Sequence[Sampling]
         samplings: R settings; `logprobs` says how many alternatives.
     """
     logprobs = scores.log_softmax(dim=-1)
+    own = logprobs.gather(1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
     most = max((sampling.logprobs or 0 for sampling in samplings), default=0)
+    if not most:  # answers that are learned from: nothing but the tokens themselves
+        return [Logprob(token, value) for token, value in zip(tokens, own, strict=True)]
     best, ids = logprobs.topk(min(most, logprobs.size(-1)))  # (R, most)
-    rows = zip(tokens, samplings, logprobs, ids.tolist(), best.tolist(), strict=True)
+    rows = zip(tokens, samplings, own, ids.tolist(), best.tolist(), strict=True)
     return [
-        Logprob(token, float(row[token]), tuple(zip(found, values, strict=True))[: sampling.logprobs])
-        for token, sampling, row, found, values in rows
+        Logprob(token, value, tuple(zip(found, values, strict=True))[: sampling.logprobs])
+        for token, sampling, value, found, values in rows
     ]
 
 

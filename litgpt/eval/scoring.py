@@ -117,6 +117,20 @@ class Scorer:
             self.model.train(training)
         return [score for score in scores if score is not None]
 
+    def hidden_states(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
+        """The number of each text, given as token ids, and the hidden states of all its tokens, `(T, C)`; the order is
+        that of the work. None is empty or longer than the model's context."""
+        numbered = [_Text(tuple(tokens), [(number, ())]) for number, tokens in enumerate(texts)]
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), varying_shapes(), self._autocast():
+                for some, _ in self._by_extent(numbered):
+                    for done, hidden in self._packed(some):
+                        yield from ((text.asked[0][0], states) for text, states in zip(done, hidden, strict=True))
+        finally:
+            self.model.train(training)
+
     def _autocast(self) -> AbstractContextManager[object]:
         if self.model.computes_in(self.dtype):
             return nullcontext()

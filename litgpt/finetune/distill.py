@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.args import EvalArgs, Quantization, TrainArgs, arguments_of, inherits
+from litgpt.args import EvalArgs, Quantization, TrainArgs, inherits
 from litgpt.finetune.lora import setup as lora
 
 OPTIMIZER: dict[str, Any] = {"lr": 1e-4}
@@ -72,13 +71,10 @@ def setup(
         litgpt finetune_distill HuggingFaceTB/SmolLM2-135M-Instruct --teacher HuggingFaceTB/SmolLM2-1.7B-Instruct \
 --data Conversations --data.path my_data.jsonl
     """
-    if isinstance(optimizer, dict) and "class_path" not in optimizer:
-        optimizer = {"class_path": "AdamW", "init_args": optimizer}
-    arguments = arguments_of(setup, locals())
+    given = dict(locals())
     from litgpt.errors import UsageError
-    from litgpt.finetune.base import finetune
     from litgpt.finetune.distillation.arguments import DistillArguments
-    from litgpt.finetune.methods import chosen_method
+    from litgpt.finetune.methods import finetune_by_method
     from litgpt.training.distill.divergences import distillation_loss
 
     if not teacher:
@@ -87,5 +83,4 @@ def setup(
         )
     if loss != "cross_entropy":
         raise UsageError("--loss is cross_entropy with finetune_distill; leave it out.")
-    chosen, arguments = chosen_method(method, arguments, inspect.signature(setup))
-    finetune(chosen, arguments, DistillArguments, distillation=distillation_loss(arguments))
+    finetune_by_method(setup, given, DistillArguments, distillation=distillation_loss)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.args import EvalArgs, TrainArgs, arguments_of, inherits
+from litgpt.args import EvalArgs, TrainArgs, inherits
 from litgpt.finetune.lora import setup as lora
 
 OPTIMIZER: dict[str, Any] = {"lr": 1e-5}
@@ -66,13 +65,9 @@ def setup(
     Example:
         litgpt finetune_dpo HuggingFaceTB/SmolLM2-135M-Instruct --data Preferences --data.path my_pairs.jsonl
     """
-    if isinstance(optimizer, dict) and "class_path" not in optimizer:
-        optimizer = {"class_path": "AdamW", "init_args": optimizer}
-    arguments = arguments_of(setup, locals())
-    from litgpt.finetune.base import finetune
-    from litgpt.finetune.methods import chosen_method
+    given = dict(locals())
+    from litgpt.finetune.methods import finetune_by_method
     from litgpt.finetune.preferences import PreferenceArguments
     from litgpt.training.preference.losses import preference_loss
 
-    chosen, arguments = chosen_method(method, arguments, inspect.signature(setup))
-    finetune(chosen, arguments, PreferenceArguments, preference=preference_loss(arguments))
+    finetune_by_method(setup, given, PreferenceArguments, preference=preference_loss)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any, Literal
 
-from litgpt.args import EvalArgs, TrainArgs, arguments_of, inherits
+from litgpt.args import EvalArgs, TrainArgs, inherits
 from litgpt.finetune.lora import setup as lora
 
 OPTIMIZER: dict[str, Any] = {"lr": 1e-5}
@@ -54,7 +53,8 @@ def setup(
     Args:
         checkpoint_dir: Folder of the model to start from, LitGPT's or Hugging Face's.
         reward: What answers are worth, one or several: FILE.py:FUNCTION, called with prompts, completions and the
-            columns of the data, as lists, by name; or exact_match, regex:PATTERN, json_schema:FILE, code.
+            columns of the data, as lists, by name; or exact_match, regex:PATTERN, json_schema:FILE, code, or
+            reward_model:FOLDER, a Hugging Face model that scores texts.
         reward_weights: What each of several rewards counts. Unset: 1.
         method: How the model is trained; the lora_* flags are LoRA's.
         loss: How advantages are made and summed up.
@@ -80,13 +80,9 @@ def setup(
         litgpt finetune_grpo HuggingFaceTB/SmolLM2-135M-Instruct --reward exact_match --data Prompts \
 --data.path my_questions.jsonl
     """
-    if isinstance(optimizer, dict) and "class_path" not in optimizer:
-        optimizer = {"class_path": "AdamW", "init_args": optimizer}
-    arguments = arguments_of(setup, locals())
-    from litgpt.finetune.base import finetune
-    from litgpt.finetune.methods import chosen_method
+    given = dict(locals())
+    from litgpt.finetune.methods import finetune_by_method
     from litgpt.finetune.policy.arguments import PolicyArguments
     from litgpt.training.policy.losses import policy_loss
 
-    chosen, arguments = chosen_method(method, arguments, inspect.signature(setup))
-    finetune(chosen, arguments, PolicyArguments, policy=policy_loss(arguments))
+    finetune_by_method(setup, given, PolicyArguments, policy=policy_loss)

@@ -83,8 +83,13 @@ class Sampler:
                 self.dtype,
                 deterministic=self.deterministic,
             )
-            requests = [engine.submit(prompts[at], samplings[at], self.stops, self.max_new_tokens) for at in own]
-            found = {at: Answer.of(request) for at, request in zip(own, requests, strict=True)}
+            training = self.model.training
+            self.model.eval()  # once, where each step would ask every module twice
+            try:
+                requests = [engine.submit(prompts[at], samplings[at], self.stops, self.max_new_tokens) for at in own]
+                found = {at: Answer.of(request) for at, request in zip(own, requests, strict=True)}
+            finally:
+                self.model.train(training)
         if ranks > 1:
             parts: list[dict[int, Answer]] = [{}] * ranks
             torch.distributed.all_gather_object(parts, found)

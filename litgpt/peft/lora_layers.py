@@ -200,13 +200,25 @@ class LoRALinear(WrappedLinear):
         rows = x.flatten(0, -2)  # (T, in)
         y = self.linear(rows)  # (T, out)
         kept, factor = drop(rows, self.dropout if self.training else 0.0)
-        down, up = self.down(), self.up()
+        down = self.down()
         a = F.linear(kept, down.to(rows.dtype)).to(y.dtype)  # (T, P r)
+        if self.parts is not None and self.lora_magnitude is None and not torch.is_grad_enabled():
+            self._add_parts(y, a, self.scaling * factor)
+            return y.view(*x.shape[:-1], -1)
+        up = self.up()
         # One product that adds onto the layer's own output: nothing else of size T x out is made, forward or backward.
         y.addmm_(a, up.to(y.dtype).t(), alpha=self.scaling * factor)
         if self.lora_magnitude is not None:
             y = self._apply_magnitude(y, down, up)
         return y.view(*x.shape[:-1], -1)
+
+    def _add_parts(self, y: Tensor, a: Tensor, scaling: float) -> None:
+        """Adds each part's update to its own rows: without gradients, which would copy all of `y` for each, that takes
+        fewer operations than one padded matrix, and a token has little else to do."""
+        assert self.parts is not None
+        ups = self.up_rows().to(y.dtype).split([len(rows) for rows in self.parts])
+        for up, own, rows in zip(ups, a.chunk(len(self.parts), dim=1), self.parts, strict=True):
+            y[:, rows.start : rows.stop].addmm_(own, up.t(), alpha=scaling)
 
     def _apply_magnitude(self, y: Tensor, down: Tensor, up: Tensor) -> Tensor:
         assert self.lora_magnitude is not None

@@ -14,11 +14,13 @@ from litgpt.data import DataModule
 from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS
 from litgpt.errors import UsageError
 from litgpt.finetune.base import FinetuneArguments, Start
+from litgpt.finetune.policy.reward_model import RewardModel
 from litgpt.finetune.policy.rewards import loaded, rewards_of
 from litgpt.finetune.policy.rollouts import GroupRollouts, Talks
 from litgpt.finetune.sampling_answers import Sampler
 from litgpt.model import GPT
 from litgpt.peft import switched_off
+from litgpt.runtime import parameter_dtype
 from litgpt.training.batching.batches import Batching
 from litgpt.training.policy.losses import PolicyLoss
 from litgpt.training.policy.objective import Policy
@@ -89,7 +91,7 @@ class PolicyArguments(FinetuneArguments):
                 environment=environment,
                 max_turns=self.max_turns,
             ),
-            rewards_of(self.reward, self.reward_weights, tokenizer),
+            rewards_of(self.reward, self.reward_weights, tokenizer, partial(self._open_reward_model, start)),
             self.policy,
             self.group_size,
             self.updates,
@@ -98,6 +100,11 @@ class PolicyArguments(FinetuneArguments):
             start.model,
             Batching.of(self.train, 1, self.policy.per_answer),
         )
+
+    def _open_reward_model(self, start: Start, folder: str) -> RewardModel:
+        """On the device that trains; without values on ranks that judge nothing."""
+        device = start.fabric.device if start.fabric.is_global_zero else "meta"
+        return RewardModel(folder, device, parameter_dtype(start.precision))
 
     def evaluate(self, start: Start) -> Callable[[int], Mapping[str, float]] | None:
         """The tasks, and the reward of answers to held-out prompts."""

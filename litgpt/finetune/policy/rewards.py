@@ -28,7 +28,7 @@ from litgpt.errors import LitGPTError, MissingFileError, UsageError, one_line, q
 from litgpt.tokenizer import Tokenizer
 
 Function = Callable[..., Sequence[Any]]
-BUILT_IN = ("exact_match", "regex:PATTERN", "json_schema:FILE", "code")
+BUILT_IN = ("exact_match", "regex:PATTERN", "json_schema:FILE", "code", "reward_model:FOLDER")
 CODE_SECONDS = 10
 CODE_BYTES = 2**30
 """Memory of a program that an answer is."""
@@ -85,9 +85,12 @@ def _place(error: BaseException) -> str:
 
 
 def rewards_of(
-    specs: str | Sequence[str] | None, weights: Sequence[float] | None, tokenizer: Tokenizer
+    specs: str | Sequence[str] | None,
+    weights: Sequence[float] | None,
+    tokenizer: Tokenizer,
+    open_model: Callable[[str], Function],
 ) -> list[Reward]:
-    """The rewards that `--reward` names.
+    """The rewards that `--reward` names; `open_model` makes one of a reward model's folder.
 
     Raises:
         LitGPTError: One can't be found or loaded.
@@ -98,7 +101,7 @@ def rewards_of(
     if weights is not None and (len(weights) != len(named) or not all(map(math.isfinite, weights))):
         raise UsageError(f"--reward_weights has {len(weights)} numbers for {len(named)} rewards; give one for each.")
     return [
-        Reward(_short(spec), _function(spec, tokenizer), weight)
+        Reward(_short(spec), _function(spec, tokenizer, open_model), weight)
         for spec, weight in zip(named, weights or [1.0] * len(named), strict=True)
     ]
 
@@ -108,7 +111,7 @@ def _short(spec: str) -> str:
     return spec.rpartition(":")[2] if ".py:" in spec else spec.partition(":")[0]
 
 
-def _function(spec: str, tokenizer: Tokenizer) -> Function:
+def _function(spec: str, tokenizer: Tokenizer, open_model: Callable[[str], Function]) -> Function:
     if ".py:" in spec:
         return loaded(spec)
     name, _, given = spec.partition(":")
@@ -120,6 +123,8 @@ def _function(spec: str, tokenizer: Tokenizer) -> Function:
         return regex(given)
     if name == "json_schema" and given:
         return json_schema(given, tokenizer)
+    if name == "reward_model" and given:
+        return open_model(given)
     raise UsageError(f"There is no reward {quoted(spec)}; it is FILE.py:FUNCTION, or {', '.join(BUILT_IN)}.")
 
 
