@@ -13,6 +13,7 @@ from typing import Literal
 from litgpt.checkpoint.gguf import GGUF_SUFFIX
 from litgpt.config import CONFIG_FILE, Config
 from litgpt.errors import LitGPTError, MissingFileError, MissingFolderError, closest
+from litgpt.families.quantization_config import StoredQuantization, stored_quantization
 from litgpt.hub_client import CHECKPOINTS as CHECKPOINTS
 from litgpt.hub_client import HF_CONFIG_FILE, relative_name
 from litgpt.prompts.files import PROMPT_STYLE_FILE
@@ -54,6 +55,16 @@ class Checkpoint:
     def config(self) -> Config:
         """Its model's configuration."""
         return Config.from_checkpoint(self.dir)
+
+    @cached_property
+    def stored_quantization(self) -> StoredQuantization | None:
+        """How the weights of a Hugging Face folder are kept in few bits; None: they are plain numbers.
+
+        Raises:
+            LitGPTError: In a way that is not read here.
+        """
+        file = self.dir / HF_CONFIG_FILE
+        return stored_quantization(read_json(file)) if self.kind == "hf" and file.is_file() else None
 
     @property
     def path(self) -> Path:

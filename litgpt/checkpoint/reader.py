@@ -22,6 +22,7 @@ from litgpt.checkpoint.page_cache import ReadOnce
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, MissingFileError, progress, quoted
+from litgpt.families.quantization_config import StoredQuantization
 from litgpt.model import GPT
 from litgpt.model.moe import Experts
 from litgpt.model.sharding import saved_tensors, shape_only
@@ -199,7 +200,10 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
         return lazy(_rename_legacy(tensors, config))
     if checkpoint.kind == "gguf":
         return gguf_weights(open_gguf(checkpoint.files[0]))
-    theirs = read_files(checkpoint.files)
+    how = checkpoint.stored_quantization
+    if how is not None:
+        _tell_widened(checkpoint.dir, how)
+    theirs = read_files(checkpoint.files, how)
     wanted = GPT.skeleton(config).state_dict()
     table = WeightTable(config)
     left_out = sum(name.startswith(table.family.not_text) for name in theirs.names)
@@ -217,15 +221,27 @@ def _tell_left_out(folder: Path, n_tensors: int) -> None:
     progress(f"{folder}: {n_tensors} tensors for other inputs are left out; its language model is read.")
 
 
-def read_files(files: Iterable[Path]) -> Tensors:
-    """The tensors of Hugging Face weight files, `.safetensors` or `.bin`, under the names they have there."""
+@cache
+def _tell_widened(folder: Path, how: StoredQuantization) -> None:
+    """Once a process."""
+    progress(f"{folder}: its weights are stored by {how.description}, and read as {how.dtype}.")
+
+
+def read_files(files: Iterable[Path], how: StoredQuantization | None = None) -> Tensors:
+    """The tensors of Hugging Face weight files, `.safetensors` or `.bin`, under the names they have there; those in few
+    bits as plain numbers.
+
+    Args:
+        files: The files.
+        how: What the `config.json` beside them says of weights in few bits.
+    """
     files = tuple(files)
     where: dict[str, Path] = {}
     opened: dict[Path, Tensors] = {}
     for file in files:
         opened[file] = _open_safetensors(file) if file.suffix == ".safetensors" else lazy(load_pth(file))
         where.update(dict.fromkeys(opened[file].names, file))
-    stored = dequantized(Tensors(tuple(where), lambda name: opened[where[name]].fetch(name)))
+    stored = dequantized(Tensors(tuple(where), lambda name: opened[where[name]].fetch(name)), how)
 
     def fetch(name: str) -> Tensor:
         with reading(where.get(name, files[0]), "no file of weights"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import LitGPTError, closest, escaped, quoted
+from litgpt.families.quantization_config import stored_quantization
 
 MAX_LAYERS = 4096
 
@@ -59,12 +60,7 @@ def pop_quantization(left: dict[str, Any]) -> None:
     Raises:
         LitGPTError: The weights are stored in a way that is not read here.
     """
-    how = left.pop("quantization_config", None) or {}
-    method = how.get("quant_method", "none")
-    if method not in ("none", "mxfp4", "fp8"):
-        raise LitGPTError(f"The weights are quantized ({method}); read here are MXFP4, FP8, and GGUF files.")
-    if method == "fp8" and how.get("weight_block_size") not in (None, [128, 128]):
-        raise LitGPTError(f"The weights are FP8 in blocks of {how['weight_block_size']}; read here are 128 by 128.")
+    stored_quantization({"quantization_config": left.pop("quantization_config", None)})
 
 
 def pop_choice(left: dict[str, Any], key: str, choices: Mapping[str, Any], default: str) -> Any:

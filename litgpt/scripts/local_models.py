@@ -24,6 +24,7 @@ from litgpt.checkpoint.layout import (
 )
 from litgpt.config import CONFIG_FILE, Config
 from litgpt.errors import LitGPTError, MissingFolderError, UsageError, file_error, one_line
+from litgpt.families.quantization_config import stored_quantization
 from litgpt.hub_client import CHECKPOINTS, HF_CONFIG_FILE
 from litgpt.reading import optional_json, read_yaml
 
@@ -71,6 +72,8 @@ class LocalModel:
     family: str | None = None
     parameters: int | None = None
     """Of the whole model, its base included."""
+    stored: str | None = None
+    """How its weights are kept in few bits; None: they are not, or the file's types say it (GGUF)."""
     trained: Training | None = None
     problem: str | None = None
     """What keeps it from being used."""
@@ -103,17 +106,8 @@ def list_models(folders: list[Path] | None = None) -> list[LocalModel]:
     for one in found:
         count = "?" if one.parameters is None else f"{one.parameters:,}"
         by = one.problem or (_in_short(one.trained) if one.trained else "")
-        rows.append(
-            (
-                str(one.path),
-                one.kind,
-                gigabytes(one.size),
-                one.family or "?",
-                count,
-                one.changed[:16].replace("T", " "),
-                by,
-            )
-        )
+        written = one.changed[:16].replace("T", " ")
+        rows.append((str(one.path), one.kind, gigabytes(one.size), one.family or "?", count, written, by))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
@@ -143,7 +137,7 @@ def show(checkpoint_dir: Path) -> dict[str, Any]:
     if config is not None:
         lines |= {"layers": config.n_layer, "width": config.n_embd, "context": f"{config.block_size:,} tokens"}
         lines["vocabulary"] = f"{config.vocab_size:,} tokens"
-    lines |= {"size": gigabytes(one.size), "written": one.changed.replace("T", " ")}
+    lines |= {"stored": one.stored, "size": gigabytes(one.size), "written": one.changed.replace("T", " ")}
     if one.trained is not None:
         lines |= _about_training(one.trained)
     lines["problem"] = one.problem
@@ -280,17 +274,19 @@ def describe(place: Path) -> LocalModel:
     written = max((file.stat().st_mtime for file in weights), default=place.stat().st_mtime)
     changed = datetime.fromtimestamp(written).isoformat(timespec="seconds")
     size = sum(nbytes for _, nbytes in files)
-    config, trained, problem = None, None, None
+    config, trained, problem, stored = None, None, None, None
     try:
         trained = None if place.is_file() else training_of(place, kind)
         config, problem = _config_of(place)
         if kind == "Hugging Face":
             hf_weight_files(place)  # raises where one is missing
+            how = stored_quantization(optional_json(place / HF_CONFIG_FILE))
+            stored = None if how is None else how.description
         count = None if config is None else count_parameters(config)
     except LitGPTError as error:
         count, problem = None, str(error)
     name, family = (None, None) if config is None else (config.name or None, config.family.name)
-    return LocalModel(place, kind, size, changed, name, family, count, trained, problem)
+    return LocalModel(place, kind, size, changed, name, family, count, stored, trained, problem)
 
 
 def _config_of(place: Path) -> tuple[Config | None, str | None]:
