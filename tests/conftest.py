@@ -75,3 +75,12 @@ def trl_python() -> str:
     if not python:
         _absent("needs $LITGPT_TRL_PYTHON, a python with trl==1.16.0")
     return str(python)
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a small run."""
+    from litgpt.training.metrics import metrics
+
+    monkeypatch.setattr(metrics, "draw_loss", lambda rows, path, title: path)
+    monkeypatch.setattr(metrics, "write_report", lambda report, path: path)

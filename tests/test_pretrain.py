@@ -26,6 +26,8 @@ from litgpt.training.metrics.loggers import read_metrics
 from litgpt.training.run import Run
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 RECIPE = ROOT / "config_hub" / "pretrain" / "shakespeare_char.yaml"
 TEXT = "".join(f"The {noun} {verb} the {noun}.\n" for noun in ("cat", "dog", "fox") for verb in ("saw", "met")) * 20
 

@@ -101,12 +101,16 @@ class DataModule(ABC):
         """Batches of validation samples, in order; none where there is nothing to validate on."""
         return self._loader(self.val_dataset, shuffle=False)
 
-    def tell_idle_workers(self) -> None:
-        """Logs that `num_workers` does nothing in training, where it was chosen: tokens are read where they lie, by no
-        further process."""
-        default = getattr(type(self), "num_workers", None)
-        if getattr(self, "num_workers", default) != default:
-            self.log("data.num_workers is for train_dataloader() and val_dataloader(); training needs no processes.")
+    def read_ahead(self) -> int:
+        """How many steps training reads ahead: `num_workers`, 0 where there is none.
+
+        Raises:
+            LitGPTError: It is no such number.
+        """
+        workers = getattr(self, "num_workers", 0)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise LitGPTError(f"data.num_workers is a whole number, 0 or more, not {quoted(workers)}.")
+        return workers
 
     def _loader(self, dataset: Any, shuffle: bool) -> Any:
         if dataset is None:
@@ -116,11 +120,13 @@ class DataModule(ABC):
 
         collate = get_sft_collate_fn(self.max_seq_length, ignore_index=getattr(self, "ignore_index", -100))
         generator = torch.Generator().manual_seed(getattr(self, "seed", 42))
-        workers = getattr(self, "num_workers", 0)
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-            raise LitGPTError(f"data.num_workers is the number of processes, 0 or more, not {quoted(workers)}.")
         return DataLoader(
-            dataset, self.batch_size, shuffle=shuffle, generator=generator, num_workers=workers, collate_fn=collate
+            dataset,
+            self.batch_size,
+            shuffle=shuffle,
+            generator=generator,
+            num_workers=self.read_ahead(),
+            collate_fn=collate,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from litgpt.data.base import DataModule
 from litgpt.data.storage.blocks import TokenModule, block_length
+from litgpt.data.storage.permutation import ChunkedOrder
 from litgpt.data.storage.token_cache import content_hash
 from litgpt.errors import LitGPTError, MissingFileError, MissingPackageError
 
@@ -53,6 +55,14 @@ class LitDataBlocks:
     def lengths(self) -> list[int]:
         """Tokens of each sample."""
         return [self.length + 1] * self.count
+
+    def known_length(self, index: int) -> int:
+        """Tokens of a sample, all but the first targets, without reading it."""
+        return self.length + 1
+
+    def order(self, seed: int) -> Sequence[int]:
+        """An order of the samples that reads one chunk after the other, so that each is fetched once."""
+        return ChunkedOrder([end - start for start, end in self.chunks.region_of_interest], seed)
 
     def __len__(self) -> int:
         return self.count
@@ -100,7 +110,7 @@ class LitData(TokenModule):
     seed: int = 42
     """Of the order in `train_dataloader()`."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
 
     def __post_init__(self) -> None:
         if self.split_names is not None and len(self.split_names) != 2:

@@ -25,7 +25,7 @@ class Mixture(DataModule):
     seed: int = 42
     """Of the order in which each source is gone through."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
 
     def __post_init__(self) -> None:
         if not self.sources:

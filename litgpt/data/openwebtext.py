@@ -32,7 +32,7 @@ class OpenWebText(TokenModule):
     seed: int = 42
     """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
     cache_dir: Path | None = None
     """Where tokens are kept; null: `$LITGPT_CACHE`, else `litgpt` in your cache folder; off: nowhere."""
 

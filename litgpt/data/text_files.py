@@ -33,7 +33,7 @@ class TextFiles(TokenModule):
     seed: int = 42
     """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
     val_split_fraction: float | None = None
     """Share of the tokens, 0 to 1, from the end of the text, to validate on. Null: 0.1 when there is one file."""
     characters: bool = False

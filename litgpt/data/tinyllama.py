@@ -23,7 +23,7 @@ class TinyLlama(TokenModule):
     seed: int = 42
     """Of the order in which each source is gone through."""
     num_workers: int = 8
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
     use_starcoder: bool = True
     """Mix in code."""
 

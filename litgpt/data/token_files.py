@@ -25,7 +25,7 @@ class TokenFiles(TokenModule):
     seed: int = 42
     """Of where the blocks start in each epoch, and of the order in `train_dataloader()`."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
 
     def __post_init__(self) -> None:
         self.data_path = Path(self.data_path)

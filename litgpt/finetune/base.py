@@ -152,6 +152,7 @@ def _finetune(args: FinetuneArguments, data: DataModule) -> Result:
     settings = hyperparameters({**args.arguments, "checkpoint_dir": checkpoint.path, **of_method})
     written = portable({**settings, "optimizer": dotted(args.optimizer)}, args.data)
     run = args.run(
+        data,
         model=model,
         train_dataset=data.train_dataset,
         val_dataset=data.val_dataset,

@@ -30,9 +30,10 @@ from litgpt.kernels.sdpa import varying_shapes
 from litgpt.model.sharding import is_sharded
 from litgpt.peft import narrow_frozen, parameter_counts
 from litgpt.runtime import product_dtype
-from litgpt.training.batching.batches import Batching, sum_over_ranks
+from litgpt.training.batching.batches import Batch, Batching, sum_over_ranks
 from litgpt.training.batching.order import Shuffled
-from litgpt.training.batching.packing import TokenizedSample, input_length, one_shape
+from litgpt.training.batching.packing import input_length, one_shape
+from litgpt.training.batching.read_ahead import ReadAhead
 from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
 from litgpt.training.loss import NextToken
@@ -61,6 +62,7 @@ def fit(run: Run) -> Result:
         open_while_running.callback(restore, run.model)
         loop = _Loop(run)
         open_while_running.callback(loop.optimizer_step.close)
+        open_while_running.callback(loop.batches.close)
         stop = open_while_running.enter_context(stop_requests(run.fabric.is_global_zero))
         try:
             on_cuda = run.fabric.device.type == "cuda"
@@ -112,6 +114,7 @@ class _Loop:
         self.plain = _objective(run)
         self.samples = Shuffled(run.train_dataset, run.seed)
         self.batching = Batching.of(run.train, self.plain.sequences, self.plain.per_sample)
+        self.batches = ReadAhead(self._read, 0 if run.rollouts is not None else run.read_ahead)
         self.metrics = RunMetrics(run, self.limits)
         saved = None if run.resume is None else SavedState.read(run.resume, mmap=is_sharded(run.model))
         self.changes = "" if saved is None else saved.changes(run)
@@ -192,7 +195,7 @@ class _Loop:
         run, counters, began = self.run, self.counters, time.perf_counter()
         left = self.limits.samples_left(counters)
         size = run.train.global_batch_size if left is None else min(run.train.global_batch_size, left)
-        batch = self.batching.cut(self._samples(size), self.fabric.world_size)
+        batch = self.batches.take(counters.samples, size)
         rate = self._set_rates()
         torch.manual_seed(_step_seed(run.seed, counters.step, self.fabric.global_rank))
         logged = (counters.step + 1) % run.train.log_interval == 0
@@ -208,6 +211,7 @@ class _Loop:
         measured = self._measured() if logged else {}
         if logged:
             metrics = {"loss": self.loss, **measured, "epoch": self._epoch(), "learning_rate": rate}
+            metrics["data_time"] = self.batches.waited()
             if norm is not None:
                 metrics["grad_norm"] = float(norm)
             if run.train.guard is not None:
@@ -311,10 +315,15 @@ class _Loop:
         """Optimizer steps that learn from each portion of samples."""
         return 1 if self.run.rollouts is None else self.run.rollouts.updates
 
-    def _samples(self, size: int) -> list[TokenizedSample]:
-        """What the coming step learns from."""
-        read, rollouts = self.samples.read(self.counters.samples, size), self.run.rollouts
-        return read if rollouts is None else [*rollouts.make(self.counters.step // self.updates, read)]
+    def _read(self, position: int, size: int) -> Batch:
+        """What a step learns from, of which this rank's samples are read."""
+        portion, rollouts = self.samples.read(position, size), self.run.rollouts
+        if rollouts is not None:
+            made = rollouts.make(self.counters.step // self.updates, portion)
+            return self.batching.cut(made, self.fabric.world_size)
+        batch = self.batching.cut(portion, self.fabric.world_size)
+        portion.fetch(batch.places(self.fabric.global_rank))
+        return batch
 
     def _set_rates(self) -> float:
         """Gives every parameter group its learning rate for the coming step; returns the first group's."""
@@ -353,6 +362,7 @@ class _Loop:
         count = len(val) if whole and val is not None else usual
         if val is None or not count or (found.step, found.samples) == (step, count):
             return
+        self.batches.settle()  # both may read the same files
         loss = validate(self.fabric, self.objective, val, self.batching, count, self.metrics.screen.validating)
         best = found.note(step, count, loss, compared=count == usual)
         found_too = self._measured()

@@ -96,6 +96,7 @@ def _pretrain(args: PretrainArguments, tasks: Tasks | None) -> Result:
     )
     return fit(
         args.run(
+            args.data,
             model=model,
             train_dataset=train_dataset,
             val_dataset=val_dataset,

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 class Samples(Protocol):
-    """A map-style data set. An optional method `epoch(n: int)` is called before the samples of epoch `n` are read."""
+    """A map-style data set.
+
+    Optional methods: `epoch(n: int)` is called before the samples of epoch `n` are read; `known_length(index: int)`
+    gives the tokens of a sample that are all targets but the first, so that only the rank that computes it reads it;
+    `order(seed: int)` gives an order to read all samples in.
+    """
 
     def __len__(self) -> int: ...
 
@@ -164,6 +169,8 @@ class Run(RunArguments):
     """A `step-*` folder to go on from: `state.resume_point(resume, out_dir)`. Weights, optimizer, and counters are
     restored; the order of samples and dropout follow from seed and counters, so the run continues as if never
     stopped."""
+    read_ahead: int = 0
+    """Steps whose samples are read while one is computed."""
     step_digits: int = 6
     """Width of the number in `step-%0Nd`: LitGPT has 6 in finetuning, 8 in pretraining."""
     whole_final_validation: bool = True
@@ -210,14 +217,15 @@ class TrainingArguments(RunArguments):
         with fabric.rank_zero_first():
             data.prepare_data()
         data.setup()
-        data.tell_idle_workers()
         check_vocabulary = getattr(data, "check_vocabulary", None)  # a module of the user's own may have none
         if check_vocabulary is not None:
             check_vocabulary(model.config.padded_vocab_size)
 
-    def run(self, **parts: Any) -> Run:
-        """The run that these arguments ask for; `parts` are its other fields."""
-        return Run(**{shared.name: getattr(self, shared.name) for shared in fields(RunArguments)}, **parts)
+    def run(self, data: DataModule, **parts: Any) -> Run:
+        """The run that these arguments ask for, on what `data` reads; `parts` are its other fields."""
+        own = {shared.name: getattr(self, shared.name) for shared in fields(RunArguments)}
+        ahead = getattr(data, "read_ahead", None)  # a module of the user's own may have none
+        return Run(**own, read_ahead=0 if ahead is None else ahead(), **parts)
 
 
 @dataclass

@@ -44,7 +44,8 @@ def begin(fabric: Fabric, objective: nn.Module, batches: Sequence[Batch]) -> Non
     """
     plain = getattr(objective, "module", objective)
     assert isinstance(plain, Objective)
-    plain.begin([sample for batch in batches for sample in batch.samples])
+    one = len(batches) == 1
+    plain.begin(batches[0].samples if one else [sample for batch in batches for sample in batch.samples])
     if not plain.estimates:
         return
     training = objective.training

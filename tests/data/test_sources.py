@@ -31,7 +31,9 @@ from litgpt.data import (
     longform,
     tinystories,
 )
+from litgpt.data.lit_data import LitDataBlocks
 from litgpt.data.storage import download as downloads
+from litgpt.data.storage.combined_datasets import MixedDataset
 from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError
 from litgpt.tokenizer import Tokenizer
@@ -248,19 +250,22 @@ def test_data_sets_come_from_the_hub(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert found["pages"] == found["half"] and "word" in found["pages"][0][0]
 
 
-def chunks(folder: Path, tokens: int) -> Path:
-    """A folder as `litdata.optimize` writes it: a chunk of one item of `tokens` ids."""
+def chunks(folder: Path, tokens: int, count: int = 1) -> Path:
+    """A folder as `litdata.optimize` writes it: `count` chunks of one item of `tokens` ids each."""
     import numpy as np
 
     folder.mkdir(parents=True)
     ids = np.arange(tokens, dtype="<i4").tobytes()
     head = np.array([1, 12, 12 + len(ids)], dtype="<u4").tobytes()
-    (folder / "chunk-0-0.bin").write_bytes(head + ids)
-    chunk = {"chunk_bytes": len(head + ids), "chunk_size": 1, "dim": tokens, "filename": "chunk-0-0.bin"}
+    names = [f"chunk-0-{number}.bin" for number in range(count)]
+    for name in names:
+        (folder / name).write_bytes(head + ids)
+    of_each = {"chunk_bytes": len(head + ids), "chunk_size": 1, "dim": tokens}
+    listed = [{**of_each, "filename": name} for name in names]
     spec = '[1, {"type": null, "context": null, "children_spec": []}]'
     config = {"chunk_bytes": 10**6, "chunk_size": None, "compression": None, "data_format": ["no_header_tensor:16"],
               "data_spec": spec, "encryption": None, "item_loader": "TokensLoader"}  # fmt: skip
-    (folder / "index.json").write_text(json.dumps({"chunks": [chunk], "config": config, "updated_at": "0"}))
+    (folder / "index.json").write_text(json.dumps({"chunks": listed, "config": config, "updated_at": "0"}))
     return folder
 
 
@@ -276,6 +281,19 @@ def test_chunks_of_litdata_are_read_and_mixed(tokenizer: Tokenizer, tmp_path: Pa
     mixed = prepared(TinyLlama(tmp_path), tokenizer, 9).train_dataset
     assert len(mixed) == 16 and mixed.counts == [11, 5]
     assert len(prepared(MicroLlama(tmp_path), tokenizer, 9).train_dataset) == 10
+
+
+def test_chunks_of_litdata_are_read_one_after_the_other(tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    dataset = LitDataBlocks(str(chunks(tmp_path / "train", 100, count=3)), 9)
+    order = dataset.order(5)
+    assert sorted(order) == list(range(30)) and order[:10] != sorted(order[:10])
+    assert [len({number // 10 for number in order[start : start + 10]}) for start in (0, 10, 20)] == [1, 1, 1]
+    assert [dataset.known_length(index) for index in range(30)] == [len(each["input_ids"]) for each in dataset]
+    mixed = MixedDataset([dataset, dataset], [1, 1], None, seed=1)
+    assert mixed.known_length(3) == 10
+    of_first = [mixed._locate(place)[1] // 10 for place in range(30)]
+    assert all(len(set(of_first[start : start + 10])) == 1 for start in (0, 10, 20))
 
 
 def test_prepared_data_that_is_not_there_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -307,13 +325,9 @@ def test_code_that_microllama_leaves_out_is_told(tokenizer: Tokenizer, tmp_path:
         assert any("starcoder is not read" in line for line in said) == chosen
 
 
-def test_workers_that_training_does_not_need_are_told_and_bad_numbers_refused(tmp_path: Path) -> None:
-    for workers, told in ((4, 0), (2, 1), (0, 1)):
-        module, said = JSON(tmp_path / "a.json", num_workers=workers), list[str]()
-        module.log = said.append
-        module.tell_idle_workers()
-        assert len(said) == told
+def test_a_bad_number_of_workers_is_refused(tmp_path: Path) -> None:
     module = JSON(tmp_path / "a.json", num_workers=-1)
     module.train_dataset = [1]
-    with pytest.raises(LitGPTError, match="num_workers is the number of processes"):
-        module.train_dataloader()
+    for use in (module.train_dataloader, module.read_ahead):
+        with pytest.raises(LitGPTError, match="num_workers is a whole number, 0 or more, not -1"):
+            use()

@@ -20,6 +20,8 @@ from litgpt.peft import Method
 from litgpt.prompts import ChatTemplate
 from tests.finetune.test_finetune import run
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 COMMANDS = {".adapter": (adapter.setup, Adapter()), ".adapter_v2": (adapter_v2.setup, AdapterV2())}
 
 RATES = {".adapter": 0.3, ".adapter_v2": 0.02}

@@ -23,6 +23,8 @@ from litgpt.model import GPT
 from litgpt.peft import load_owned, unwrap_modules
 from litgpt.prompts import Alpaca, load_prompt_style
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 TRAIN = dict(global_batch_size=4, micro_batch_size=2, lr_warmup_steps=1, epochs=None, max_steps=4, save_interval=2)
 FAST = {"class_path": "AdamW", "init_args": {"lr": 0.02}}
 

@@ -21,6 +21,8 @@ from litgpt.finetune import lora
 from litgpt.lora import LoRA
 from tests.finetune.test_finetune import run
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 KINDS: dict[str, dict[str, Any]] = {
     "dora": {"lora_dora": True, "lora_rslora": True, "lora_plus_ratio": 4.0, "lora_target": "attn.*,mlp.fc"},
     "pissa": {"lora_init": "pissa", "lora_modules_to_save": ["norm_1", "lm_head"]},

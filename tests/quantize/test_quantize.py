@@ -38,6 +38,8 @@ from tests.finetune.conftest import data_file, lit_folder  # noqa: F401  (fixtur
 from tests.finetune.test_finetune import run
 from tests.generate.folder import make_folder
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 LOSES = {"bnb.nf4": 0.11, "bnb.fp4": 0.14, "bnb.int8": 0.01, "int8": 0.01, "int4": 0.09}
 """Mode → the most that normal weights change by, of their norm."""
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}

@@ -59,7 +59,7 @@ class SFTModule(DataModule):
     seed: int = 42
     """Of the split, and of the order in `train_dataloader()`."""
     num_workers: int = 4
-    """Processes that `train_dataloader()` and `val_dataloader()` load with; training commands need none."""
+    """Steps that training reads ahead; processes of `train_dataloader()` and `val_dataloader()`. 0: none."""
     too_long: Literal["cut", "drop"] = "cut"
     """What becomes of samples longer than train.max_seq_length: cut (their end token stays), or drop."""
     cache_dir: Path | None = None

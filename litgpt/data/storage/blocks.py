@@ -54,7 +54,11 @@ class TokenBlocks:
     @property
     def lengths(self) -> Sequence[int]:
         """Tokens of each sample."""
-        return [min(self.length, len(self.tokens) - 1 - i * self.length) + 1 for i in range(len(self))]
+        return list(map(self.known_length, range(len(self))))
+
+    def known_length(self, index: int) -> int:
+        """Tokens of a sample, all but the first targets, without reading it."""
+        return min(self.length, len(self.tokens) - 1 - index * self.length) + 1
 
     def __len__(self) -> int:
         return self.count

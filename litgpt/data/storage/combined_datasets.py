@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from litgpt.data.storage.fingerprint import data_fingerprint
+from litgpt.data.storage.permutation import Permutation
 from litgpt.data.storage.token_cache import content_hash
 
 
@@ -31,6 +32,10 @@ class ConcatDataset:
     def lengths(self) -> list[int]:
         """Tokens of each sample."""
         return [length for dataset in self.datasets for length in dataset.lengths]
+
+    def known_length(self, index: int) -> int | None:
+        """Tokens of a sample, if its data set knows without reading it."""
+        return _known_length(*self._locate(index))
 
     def _locate(self, index: int) -> tuple[Any, int]:
         """The data set that a sample comes from, and its number there."""
@@ -74,7 +79,7 @@ class MixedDataset:
         self.datasets, self.seed = list(datasets), seed
         self.counts = shares(weights, sum(map(len, datasets)) if size is None else size)
         self._ends = list(accumulate(self.counts))
-        self._orders: dict[tuple[int, int], list[int]] = {}
+        self._orders: dict[tuple[int, int], Sequence[int]] = {}
         self._number = 0
 
     def epoch(self, n: int) -> None:
@@ -93,6 +98,11 @@ class MixedDataset:
         own = [dataset.lengths for dataset in self.datasets]
         return [own[which][sample] for which, sample in map(self._locate, range(len(self)))]
 
+    def known_length(self, index: int) -> int | None:
+        """Tokens of a sample, if its data set knows without reading it."""
+        which, sample = self._locate(index)
+        return _known_length(self.datasets[which], sample)
+
     def _locate(self, index: int) -> tuple[int, int]:
         """Which data set, and which of its samples."""
         which = bisect_right(self._ends, index)
@@ -103,11 +113,9 @@ class MixedDataset:
             self._orders[which, pass_] = self._order(which, pass_, size)
         return which, self._orders[which, pass_][offset]
 
-    def _order(self, which: int, pass_: int, size: int) -> list[int]:
-        import torch
-
-        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + pass_) * 1_009 + which) % 2**63)
-        return torch.randperm(size, generator=generator).tolist()
+    def _order(self, which: int, pass_: int, size: int) -> Sequence[int]:
+        seed, own = ((self.seed * 1_000_003 + pass_) * 1_009 + which) % 2**63, self.datasets[which]
+        return own.order(seed) if hasattr(own, "order") else Permutation(size, seed)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -117,6 +125,10 @@ class MixedDataset:
             raise IndexError(index)
         which, sample = self._locate(index)
         return self.datasets[which][sample]
+
+
+def _known_length(dataset: Any, index: int) -> int | None:
+    return dataset.known_length(index) if hasattr(dataset, "known_length") else None
 
 
 def _fingerprint(datasets: Sequence[Any], *mixture: Any) -> str:

@@ -58,6 +58,10 @@ class Batch:
             return sum(sum(cut) or 1 for cut in cuts)
         return sum(len(cut) * max(cut) if cut else 1 for cut in cuts)
 
+    def places(self, rank: int) -> list[int]:
+        """Which samples a rank computes."""
+        return [place for of_ranks in self.plan for place in of_ranks[rank]]
+
     def of_rank(self, rank: int) -> Iterator[MicroBatch]:
         """What a rank computes, one micro-batch after the other; as many as every other rank has."""
         make = pack if self.packing else pad
@@ -83,18 +87,26 @@ class Batching:
         return cls(train.micro_batch_size, limit, train.packing, per_sample)
 
     def cut(self, samples: Sequence[TokenizedSample], ranks: int) -> Batch:
-        """The micro-batches of `samples`, the same on every rank.
+        """The micro-batches of `samples`, the same on every rank; those of a `known_length` aren't read for it.
 
         Packed ones have at most `micro_batch_size` times `max_seq_length` tokens (unset: times the longest of these
         samples).
         """
-        lengths = [input_length(sample, self.max_seq_length) for sample in samples]
+        counts = [self._counts(samples, place) for place in range(len(samples))]
+        lengths, targets = [tokens for tokens, _ in counts], sum(own for _, own in counts)
         if self.packing:
             plan = plan_packed(lengths, self.micro_batch_size * (self.max_seq_length or max(lengths)), ranks)
         else:
             plan = plan_padded(lengths, self.micro_batch_size, ranks)
-        targets = sum(target_count(sample, self.max_seq_length) for sample in samples)
         return Batch(samples, plan, self.packing, self.max_seq_length, lengths, targets, self.per_sample)
+
+    def _counts(self, samples: Sequence[TokenizedSample], place: int) -> tuple[int, int]:
+        """Input tokens of a sample, and those that have a loss."""
+        known, limit = getattr(samples, "known_length", None), self.max_seq_length
+        if known is not None and (length := known(place)) is not None:
+            tokens = length - 1 if limit is None else min(length - 1, limit)
+            return tokens, tokens
+        return input_length(samples[place], limit), target_count(samples[place], limit)
 
 
 def sum_over_ranks(fabric: Fabric, value: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 from litgpt.args import EvalArgs
 from litgpt.errors import LitGPTError
 from litgpt.training.batching.batches import Batch, Batching, sum_over_ranks
+from litgpt.training.batching.order import Portion
 from litgpt.training.step import begin, compute
 
 if TYPE_CHECKING:
@@ -111,4 +112,4 @@ def validate(
 def _batches(dataset: Samples, count: int, batching: Batching, ranks: int) -> Iterable[Batch]:
     per_plan = batching.micro_batch_size * ranks * 8
     for start in range(0, count, per_plan):
-        yield batching.cut([dataset[index] for index in range(start, min(start + per_plan, count))], ranks)
+        yield batching.cut(Portion(dataset, range(start, min(start + per_plan, count))), ranks)
