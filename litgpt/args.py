@@ -91,6 +91,9 @@ class TrainArgs:
     """Add so many times the square of the logits' log-sum-exp to a token's training loss (1e-4, say)."""
     label_smoothing: float = 0.0
     """Share of the target, 0 to 1, that the training loss spreads evenly over the vocabulary."""
+    dropout: float = 0.0
+    """Share, 0 to 1, of embeddings, attention weights, and what attention and MLP add, that training leaves out by
+    chance, as in GPT-2."""
     document_masks: bool = False
     """In pretraining, keep attention inside each document of a block; documents end at the tokenizer's end token, or
     begin at its start token."""
@@ -119,7 +122,7 @@ class TrainArgs:
 
     def _check_options(self) -> None:
         _at_least(self, "train", 0, "guard", "z_loss")
-        for name in ("lr_decay_fraction", "label_smoothing"):
+        for name in ("lr_decay_fraction", "label_smoothing", "dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise LitGPTError(f"train.{name} must lie between 0 and 1, not {value}.")

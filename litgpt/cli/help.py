@@ -29,12 +29,16 @@ OWN = {
         "--config FILE",
         "A YAML file or its URL, with any of the arguments; or a recipe (`litgpt recipes`).",
     ),
+    "nanogpt_config": (
+        "--nanogpt_config FILE",
+        "A configuration file of nanoGPT's (config/train_gpt2.py), read as text; flags after it change what it says.",
+    ),
     "print_config": (
         "--print_config",
         "Print the configuration that all other arguments make, and exit; =skip_default prints what differs.",
     ),
 }
-"""The flags that every command's parser has."""
+"""The flags that every command's parser has, and one of pretraining."""
 OUTPUT = {
     "quiet": ("--quiet", "Print no progress, results and warnings alone."),
     "json": ("--json", "Print the result as JSON, and nothing else on the standard output."),

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import typing
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
@@ -25,6 +25,7 @@ from litgpt import data
 from litgpt.args import SECRETS
 from litgpt.cli.config_files import is_url, load_yaml, located, read_config
 from litgpt.cli.help import help_text
+from litgpt.cli.nanogpt_config import read_nanogpt_config
 from litgpt.cli.signature import Parameter, describe, literals, parameters_of, resolve_annotations, takes_anything
 from litgpt.cli.spellings import ARGUMENTS, spelled_here
 from litgpt.cli.words import looks_like_flag, split_flags
@@ -124,6 +125,8 @@ def build_parser(name: str, command: Callable[..., Any]) -> CommandParser:
     parser = CommandParser(prog=f"litgpt {name}", description=description, exit_on_error=False)
     parser.command = command
     parser.add_argument("--config", action="config")
+    if name == "pretrain":
+        parser.add_argument("--nanogpt_config", default=SUPPRESS, help="see `help.OWN`")
     parser.add_function_arguments(command, as_group=False, as_positional=True)
     if any(parameter.is_data for parameter in parameters_of(command).values()):
         parser.epilog = (
@@ -158,7 +161,12 @@ class CommandLine:
             if head in self.specs:
                 self.read_class_spec(flag, value)
                 continue
-            if flag == "config":
+            if flag == "nanogpt_config" and self.name == "pretrain":
+                place = self.needed(flag, value)
+                text = json.dumps(read_nanogpt_config(place))
+                self.read_config(text, place)
+                tokens = [f"--config={text}"]
+            elif flag == "config":
                 place = located(self.needed(flag, value))
                 text = read_config(place)
                 self.read_config(text, place)
@@ -338,7 +346,7 @@ class CommandLine:
         hint = (
             f" Here it is --{ours}."
             if ours
-            else closest(flag, [*known, "config", "print_config", "help", "json", "quiet"])
+            else closest(flag, [*known, "config", "nanogpt_config", "print_config", "help", "json", "quiet"])
         )
         return f"`litgpt {self.name}` has no flag --{flag}.{hint} See `litgpt {self.name} --help`."
 

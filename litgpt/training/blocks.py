@@ -9,12 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from litgpt.kernels.dropout import drop
 from litgpt.model import GPT, Block
-from litgpt.model.attention import Attention
+from litgpt.model.attention import Attention, AttentionContext, document_mask
 from litgpt.model.cache import Span
 from litgpt.model.moe import Experts
 from litgpt.peft import Wrapped, WrappedExperts
@@ -34,6 +36,8 @@ MOVED_BYTES = 2**16
 
 def shape_blocks(run: Run) -> None:
     """Compiles and checkpoints the blocks of the run's model as asked; `restore` undoes it."""
+    if run.train.dropout:
+        drop_out(run.model, run.train.dropout, F.dropout if run.train.compile else scaled_drop)
     if run.train.compile:
         compile_blocks(run.model, run.fabric.device)
     if run.train.checkpointed_every:
@@ -51,6 +55,66 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         for method in module.__dict__.pop("replaced", ()):
             module.__dict__.pop(method, None)
+
+
+# -------------------------------------------------------------------------------------------------------------- dropped
+
+
+def drop_out(model: GPT, share: float, drop: Callable[[Tensor, float], Tensor]) -> None:
+    """In training, leaves out a random share of embeddings, of attention weights (not beside a soft cap, sinks or
+    slopes), and of what attention and MLP add (https://arxiv.org/abs/1207.0580; GPT-2's places).
+
+    Args:
+        model: To train.
+        share: 0 to 1.
+        drop: Sets a share of a tensor to zero and scales up the rest.
+    """
+
+    def dropping(module: nn.Module, compute: Any) -> Callable[..., Tensor]:
+        def forward(*args: Any) -> Tensor:
+            found = compute(*args)
+            return drop(found, share) if module.training else found
+
+        return forward
+
+    replace(model, "embed", dropping(model, model.embed))
+    config = model.config
+    for block in model.transformer.h:
+        attention: Any = block.attn
+        mlp: Any = block.mlp
+        for module in (attention, mlp):
+            if not isinstance(module, nn.Identity):
+                replace(module, "forward", dropping(module, module.forward))
+        plain = isinstance(attention, Attention) and attention.sinks is None and config.alibi is None
+        if plain and config.attention_logit_softcapping is None:
+            replace(attention, "attend", partial(_attend_dropping, attention, share))
+
+
+def scaled_drop(x: Tensor, share: float) -> Tensor:
+    """`drop`, with the factor in it."""
+    dropped, factor = drop(x, share)
+    return dropped if factor == 1 else dropped * factor
+
+
+def _attend_dropping(
+    attention: Attention, share: float, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext
+) -> Tensor:
+    """As `Attention.attend`, with a share of the attention weights left out in training."""
+    if not attention.training:
+        return Attention.attend(attention, q, k, v, context)
+    repeats = q.size(1) // k.size(1)
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    lengths = context.lengths or (q.size(2),)
+    if context.lengths is None:
+        masks = [context.masks[attention.window]]
+    else:
+        masks = [document_mask(attention.config, length, attention.window, q.device) for length in lengths]
+    parts = q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), masks
+    attended = [
+        F.scaled_dot_product_attention(*one, dropout_p=share, is_causal=one[-1] is None, scale=attention.scale)
+        for one in zip(*parts, strict=True)
+    ]
+    return torch.cat(attended, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- compiled
