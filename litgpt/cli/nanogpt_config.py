@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.cli.config_files import read_config
-from litgpt.errors import UsageError, closest, quoted
+from litgpt.errors import LitGPTError, UsageError, closest, quoted
 
 DEFAULTS: dict[str, Any] = dict(
     out_dir="out", eval_interval=2000, log_interval=1, eval_iters=200, eval_only=False, always_save_checkpoint=True,
@@ -92,6 +92,8 @@ def assigned(name: str, value: ast.expr, names: Mapping[str, Any], where: str) -
         raise UsageError(f"{where}: nanoGPT has no setting {quoted(name)}.{closest(name, DEFAULTS)}")
     try:
         found = evaluate(value, names)
+    except LitGPTError:
+        raise
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         if name.startswith("wandb_"):
             return None
