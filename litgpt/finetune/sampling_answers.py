@@ -13,6 +13,7 @@ from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS
 from litgpt.engine.request import Request
 from litgpt.engine.sampling import Sampling
 from litgpt.model import GPT
+from litgpt.model.sharding import is_sharded
 from litgpt.runtime import product_dtype
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ class Sampler:
         """An answer to each prompt; the same on every rank, which all call this together.
 
         The engine is made anew each time: so it knows nothing of earlier weights, a run that was resumed computes what
-        one that never stopped does, and its cache takes no memory while the model learns.
+        one that never stopped does, and its cache takes no memory while the model learns. Ranks that share out one
+        model go through it together: each draws all answers.
         """
-        rank, ranks = self.fabric.global_rank, self.fabric.world_size
+        rank, ranks = (0, 1) if is_sharded(self.model) else (self.fabric.global_rank, self.fabric.world_size)
         own = list(range(rank, len(prompts), ranks))
         found: dict[int, Answer] = {}
         if own:

@@ -12,13 +12,14 @@ from typing import Any
 
 from litgpt.data import DataModule
 from litgpt.engine.inference_model import MAX_CONCURRENT_REQUESTS
-from litgpt.errors import UsageError
+from litgpt.errors import UnsupportedError, UsageError
 from litgpt.finetune.base import FinetuneArguments, Start
 from litgpt.finetune.policy.reward_model import RewardModel
 from litgpt.finetune.policy.rewards import loaded, rewards_of
 from litgpt.finetune.policy.rollouts import GroupRollouts, Talks
 from litgpt.finetune.sampling_answers import Sampler
 from litgpt.model import GPT
+from litgpt.model.sharding import is_sharded
 from litgpt.peft import switched_off
 from litgpt.runtime import parameter_dtype
 from litgpt.training.batching.batches import Batching
@@ -70,6 +71,11 @@ class PolicyArguments(FinetuneArguments):
             return of
         if self.method.switchable and start.update is None:
             return partial(of, reference=switched_off)
+        if is_sharded(start.model):
+            raise UnsupportedError(
+                f"--beta holds --method {self.arguments['method']} to a copy of what training starts from, and this "
+                "model is shared out over devices: use --strategy ddp, --method lora, or leave --beta out."
+            )
         return partial(of, frozen=copy.deepcopy(start.model).requires_grad_(False).eval())
 
     def rollouts(self, start: Start) -> Rollouts:

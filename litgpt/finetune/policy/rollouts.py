@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError, one_line, quoted
 from litgpt.finetune.policy.rewards import Reward
 from litgpt.finetune.sampling_answers import Sampler
+from litgpt.model.sharding import is_sharded
 from litgpt.reading import read_json
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.batching.batches import Batching
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from litgpt.model import GPT
 
 Environment = Callable[..., Any]
+Result = TypeVar("Result")
 FILE, NUMBERS_FILE = "rollouts.pth", "rollouts.json"
 SHOWN = 1000
 """Characters of an answer that the report shows."""
@@ -93,8 +95,7 @@ class Talks:
 
     def _replied(self, talks: list[Talk]) -> list[Talk]:
         """Those that go on, with what the environment said."""
-        replies = [self._reply(talk) for talk in talks] if self.sampler.fabric.is_global_zero else []
-        replies = self.sampler.fabric.broadcast(replies)
+        replies = on_first_rank(self.sampler.fabric, lambda: [self._reply(talk) for talk in talks])
         going = []
         for talk, reply in zip(talks, replies, strict=True):
             if reply is None:
@@ -179,17 +180,16 @@ class GroupRollouts:
 
     def judge(self, talks: Sequence[Talk]) -> dict[str, list[float]]:
         """The `reward` of each talk, and what it is made of, by name; computed on one rank."""
-        found: dict[str, list[float]] = {}
-        if self.fabric.is_global_zero:
-            names = sorted({name for talk in talks for name in talk.row} - {"prompt", "completion"})
-            columns = {name: [talk.row.get(name) for talk in talks] for name in names}
-            prompts = [str(talk.row["prompt"]) for talk in talks]
-            said = [self.talks.tokenizer.decode(talk.ids) for talk in talks]
-            for reward in self.rewards:
-                found[reward.name] = reward.of(prompts, said, columns)
-            weighted = [[reward.weight * value for value in found[reward.name]] for reward in self.rewards]
-            found = {"reward": [sum(parts) for parts in zip(*weighted, strict=True)], **found}
-        return self.fabric.broadcast(found)
+        return on_first_rank(self.fabric, lambda: self._judged(talks))
+
+    def _judged(self, talks: Sequence[Talk]) -> dict[str, list[float]]:
+        names = sorted({name for talk in talks for name in talk.row} - {"prompt", "completion"})
+        columns = {name: [talk.row.get(name) for talk in talks] for name in names}
+        prompts = [str(talk.row["prompt"]) for talk in talks]
+        said = [self.talks.tokenizer.decode(talk.ids) for talk in talks]
+        found = {reward.name: reward.of(prompts, said, columns) for reward in self.rewards}
+        weighted = [[reward.weight * value for value in found[reward.name]] for reward in self.rewards]
+        return {"reward": [sum(parts) for parts in zip(*weighted, strict=True)], **found}
 
     def _numbers(self, talks: Sequence[Talk], found: Mapping[str, list[float]], totals: Tensor) -> dict[str, float]:
         """What is told of all answers of a step."""
@@ -228,7 +228,7 @@ class GroupRollouts:
         found: dict[int, Tensor] = {}
         plan = (of_ranks[fabric.global_rank] for of_ranks in batch.plan)
         for chosen, part in zip(plan, batch.of_rank(fabric.global_rank), strict=True):
-            if not chosen:
+            if not chosen and not is_sharded(self.model):  # whose ranks go through it together
                 continue
             inputs, targets = fabric.to_device((part.inputs, part.targets))
             with fabric.autocast():
@@ -279,3 +279,23 @@ class GroupRollouts:
             self._made[0][NUMBERS] = {str(name): float(value) for name, value in told["numbers"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise LitGPTError(f"{folder / FILE} is damaged; resume from another step.") from None
+
+
+def on_first_rank(fabric: Fabric, work: Callable[[], Result]) -> Result:
+    """What `work` returns on the first rank, on every rank.
+
+    Raises:
+        LitGPTError: It does there; on every rank, so that none waits for the others.
+    """
+    found: tuple[Result | None, str | None] = (None, None)
+    if fabric.is_global_zero:
+        try:
+            found = (work(), None)
+        except LitGPTError as error:
+            if fabric.world_size == 1:
+                raise
+            found = (None, str(error))
+    result, mistake = fabric.broadcast(found)
+    if mistake is not None:
+        raise LitGPTError(mistake)
+    return cast(Result, result)
