@@ -73,6 +73,8 @@ class Prompts(Conversations):
 
     def _rows(self, files: Sequence[Path]) -> list[tuple[str, Row]]:
         rows = [(location(file, line), renamed(row, self.columns)) for file in files for line, row in read_rows(file)]
+        if files and not rows:
+            raise LitGPTError(f"{files[0]} has no prompts: there is no row in it.")
         if len(rows) > MAX_ROWS:
             raise LitGPTError(f"The data has {len(rows):,} prompts, more than {MAX_ROWS:,}; give fewer.")
         return rows

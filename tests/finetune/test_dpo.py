@@ -79,6 +79,21 @@ def test_every_method_starts_at_the_reference_and_resumes_exactly(
         assert torch.equal(tensor, load_pth(tmp_path / "again" / "final" / f"lit_model.pth{suffix}")[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_beside_weights_in_four_bits_the_reference_is_the_adapter_switched_off(
+    loss: Any, lit_folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    options: dict[str, Any] = dict(loss=loss, quantize="bnb.nf4", precision="bf16-true")
+    rows = run(lit_folder, pairs, tmp_path / "whole", **options)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[0] == pytest.approx(math.log(2) if loss == "dpo" else 0.5, abs=1e-6) and losses[-1] < losses[0]
+    assert cached(tmp_path) == []
+    again = run(lit_folder, pairs, tmp_path / "again", resume=tmp_path / "whole" / "step-000002", **options)
+    assert [row["loss"] for row in again if "loss" in row] == losses
+
+
 @pytest.mark.parametrize("loss", ["ipo", "simpo", "orpo", "kto"])
 def test_every_loss_trains_and_both_references_are_one(
     loss: Any, lit_folder: Path, pairs: Path, tmp_path: Path

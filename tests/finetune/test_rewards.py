@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from litgpt.errors import LitGPTError
-from litgpt.finetune.policy.rewards import code, exact_match, json_schema, regex, run_program, told
+from litgpt.finetune.policy.rewards import (
+    Reward,
+    code,
+    exact_match,
+    json_schema,
+    loaded,
+    regex,
+    run_program,
+    told,
+)
 from litgpt.tokenizer import Tokenizer
 from tests.paths import ROOT
 
@@ -57,3 +66,36 @@ def test_code_runs_within_limits() -> None:
     assert run_program("while True: pass", seconds=1) == (False, "")
     assert run_program("x = bytearray(8 * 2**30)")[0] is False
     assert run_program("open('a', 'wb').write(b'0' * 2**24)")[0] is False
+
+
+FILES = {
+    "class Reward:\n    def __init__(self, more): pass\n": "can't be run in line .*: .*missing 1 required",
+    "def Reward(:\n": r"can't be run: invalid syntax \(own.py, line 1\)",
+    "raise SystemExit(3)\n": "can't be run in line 1 of own.py: 3",
+    "1 / 0\n": "can't be run in line 1 of own.py: division by zero",
+    "Reward = 3\n": "has no function 'Reward'",
+}
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_a_file_that_can_not_be_used_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(content)
+    with pytest.raises(LitGPTError, match=FILES[content]):
+        loaded(f"{tmp_path}/own.py:Reward")
+
+
+RESULTS = {
+    "return [float('nan')] * 2": "returns",
+    "return [1.0]": "has to return 2 finite numbers",
+    "return 'ab'": "has to return 2 finite numbers",
+    "return None": "has to return 2 finite numbers",
+    "return 1 / 0": "fails in line 2 of own.py: division by zero",
+    "raise SystemExit(3)": "fails in line 2 of own.py: 3",
+}
+
+
+@pytest.mark.parametrize("content", RESULTS)
+def test_a_function_that_gives_no_rewards_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"def given(prompts, completions, **columns):\n    {content}\n")
+    with pytest.raises(LitGPTError, match=RESULTS[content]):
+        Reward("given", loaded(f"{tmp_path}/own.py:given")).of(["", ""], ["", ""], {})

@@ -60,8 +60,8 @@ class Reward:
             found = self.function(prompts=list(prompts), completions=list(completions), **columns)
         except LitGPTError:
             raise
-        except Exception as error:
-            raise LitGPTError(f"The reward {self.name} fails{_place(error)}: {one_line(error)}.") from error
+        except (Exception, SystemExit) as error:
+            raise LitGPTError(f"The reward {self.name} fails{place_of(error)}: {one_line(error)}.") from error
         values = list(found) if isinstance(found, Sequence) or hasattr(found, "__iter__") else []
         try:
             rewards = [float(value) for value in values]
@@ -75,7 +75,7 @@ class Reward:
         return rewards
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Where in the user's file an error comes from."""
     trace, last = error.__traceback__, ""
     while trace is not None:
@@ -143,13 +143,15 @@ def loaded(spec: str) -> Any:
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
+        function = getattr(module, name, None)
+        if inspect.isclass(function):
+            function = function()
     except LitGPTError:
         raise
-    except Exception as error:
-        raise LitGPTError(f"{file} can't be run{_place(error)}: {one_line(error)}.") from error
-    function = getattr(module, name, None)
-    if inspect.isclass(function):
-        function = function()
+    except SyntaxError as error:  # whose text tells where
+        raise LitGPTError(f"{file} can't be run: {one_line(error)}.") from error
+    except (Exception, SystemExit) as error:
+        raise LitGPTError(f"{file} can't be run{place_of(error)}: {one_line(error)}.") from error
     if not callable(function):
         raise LitGPTError(f"{file} has no function {quoted(name)}.")
     return function

@@ -17,7 +17,7 @@ from litgpt.checkpoint.reader import load_pth
 from litgpt.checkpoint.writer import save_state
 from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError, one_line, quoted
-from litgpt.finetune.policy.rewards import Reward
+from litgpt.finetune.policy.rewards import Reward, place_of
 from litgpt.finetune.sampling_answers import Sampler
 from litgpt.model.sharding import is_sharded
 from litgpt.reading import read_json
@@ -116,8 +116,8 @@ class Talks:
             reply = self.environment(**given)
         except LitGPTError:
             raise
-        except Exception as error:
-            raise LitGPTError(f"The environment fails: {one_line(error)}.") from error
+        except (Exception, SystemExit) as error:
+            raise LitGPTError(f"The environment fails{place_of(error)}: {one_line(error)}.") from error
         if reply is not None and not isinstance(reply, str):
             raise LitGPTError(f"The environment returns {quoted(reply)}; it has to return a text, or None at the end.")
         return reply or None
