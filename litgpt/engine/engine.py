@@ -167,6 +167,7 @@ class Engine:
         max_new_tokens: int | None = None,
         on_update: Callable[[], None] | None = None,
         adapter: str | None = None,
+        forced: Sequence[int] = (),
     ) -> Request:
         """Puts a prompt in line.
 
@@ -178,6 +179,8 @@ class Engine:
             on_update: Called, in the thread that drives the engine, when the request got its slot, has new tokens or is
                 done.
             adapter: The adapter of the bank that it is computed with; None: the model alone.
+            forced: What it answers, whatever it would have chosen: with `sampling.logprobs` it tells how likely the
+                model holds that, computed as if it answered so. Empty: it chooses.
 
         Raises:
             LitGPTError: The prompt is empty, too long or not of this vocabulary, or another argument makes no sense.
@@ -187,14 +190,17 @@ class Engine:
         if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
             raise LitGPTError(f"max_new_tokens is {quoted(max_new_tokens)}; it must be 1 or more.")
         room = self.length - len(tokens) + 1  # the last token generated is not fed back
-        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        if forced and (self.tokens_per_step > 1 or len(forced) > room):
+            raise LitGPTError(f"An answer of {len(forced)} tokens can't be forced here; there is room for {room}.")
+        most = len(forced) or max_new_tokens
+        limit = room if most is None else min(most, room)
         if adapter is not None and (self.bank is None or adapter not in self.bank.names):
             near = closest(str(adapter), self.bank.names if self.bank else ())
             raise LitGPTError(f"There is no adapter {quoted(adapter)} beside this model.{near}")
         request = Request(
             tokens, sampling, StopMatcher(stop), limit, self.advance, self.wake, on_update, self.model.ranks
         )
-        request.adapter = adapter
+        request.adapter, request.forced = adapter, tuple(forced)
         with self._changed:
             if self._stopping:
                 raise LitGPTError("The engine has been stopped; it takes no more requests.")
@@ -444,6 +450,9 @@ class Engine:
         left = logits.amax(dim=-1).isfinite() if any(restricted(request) for request in requests) else finite
         tokens, fine, choosable = torch.stack((chosen, finite, left)).tolist()
         self._check_finite(all(fine))
+        forced = [row for row, request in enumerate(requests) if request.forced]
+        for row in forced:
+            tokens[row] = requests[row].forced[requests[row].n_generated]
         for request, some in zip(requests, choosable, strict=True):
             if not some and restricted(request) and not request.done:
                 request.refuse(nothing_left())

@@ -143,6 +143,8 @@ class Request:
         self.error: BaseException | None = None
         self.at_fault = False
         """Whether it failed by what it asks for, and not by the model."""
+        self.forced: Sequence[int] = ()
+        """Tokens that it says whatever it would have chosen, all that it generates; none: it chooses."""
         self.adapter: str | None = None
         """The adapter that it is computed with; None: the model alone."""
         self.timing = Timing()

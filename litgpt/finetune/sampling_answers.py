@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,22 +73,36 @@ class Sampler:
         one that never stopped does, and its cache takes no memory while the model learns. Ranks that share out one
         model go through it together: each draws all answers.
         """
+        return self._shared_out(
+            len(prompts),
+            lambda engine, at: engine.submit(prompts[at], samplings[at], self.stops, self.max_new_tokens),
+            max(map(len, prompts), default=0) + self.max_new_tokens,
+        )
+
+    def replayed(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of given answers, computed as if they were drawn now: where the sampler is
+        deterministic and the weights are the same, to the bit what was noted when they were drawn. Called as
+        `answers`."""
+        noted = Sampling(logprobs=0, seed=0)
+        found = self._shared_out(
+            len(prompts),
+            lambda engine, at: engine.submit(prompts[at], noted, forced=answers[at]),
+            max((len(one) + len(other) for one, other in zip(prompts, answers, strict=True)), default=0),
+        )
+        return [answer.log_probs for answer in found]
+
+    def _shared_out(self, count: int, submit: Callable[[Engine, int], Request], longest: int) -> list[Answer]:
+        """Answers of so many requests, the longest of so many tokens with its prompt; each rank makes its share."""
         rank, ranks = (0, 1) if is_sharded(self.model) else (self.fabric.global_rank, self.fabric.world_size)
-        own = list(range(rank, len(prompts), ranks))
+        own = range(rank, count, ranks)
         found: dict[int, Answer] = {}
         if own:
-            longest = max(len(prompts[at]) for at in own) + self.max_new_tokens
-            engine = Engine(
-                self.model,
-                min(len(own), self.slots),
-                min(longest, self.model.max_seq_length),
-                self.dtype,
-                deterministic=self.deterministic,
-            )
+            length, slots = min(longest, self.model.max_seq_length), min(len(own), self.slots)
+            engine = Engine(self.model, slots, length, self.dtype, deterministic=self.deterministic)
             training = self.model.training
             self.model.eval()  # once, where each step would ask every module twice
             try:
-                requests = [engine.submit(prompts[at], samplings[at], self.stops, self.max_new_tokens) for at in own]
+                requests = [submit(engine, at) for at in own]
                 found = {at: Answer.of(request) for at, request in zip(own, requests, strict=True)}
             finally:
                 self.model.train(training)
@@ -96,4 +110,4 @@ class Sampler:
             parts: list[dict[int, Answer]] = [{}] * ranks
             torch.distributed.all_gather_object(parts, found)
             found = {at: answer for part in parts for at, answer in part.items()}
-        return [found[at] for at in range(len(prompts))]
+        return [found[at] for at in range(count)]

@@ -80,15 +80,19 @@ def test_every_method_starts_at_the_reference_and_resumes_exactly(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["dpo", "kto"])
+@pytest.mark.parametrize(
+    ("loss", "precision", "tolerance"),
+    [("dpo", "32-true", 1e-6), ("dpo", "bf16-true", 1e-3), ("kto", "32-true", 1e-6)],
+)
 def test_beside_weights_in_four_bits_the_reference_is_the_adapter_switched_off(
-    loss: Any, lit_folder: Path, pairs: Path, tmp_path: Path
+    loss: Any, precision: str, tolerance: float, lit_folder: Path, pairs: Path, tmp_path: Path
 ) -> None:
+    """In bfloat16, attention that has a backward pass rounds otherwise than attention that has none."""
     pytest.importorskip("bitsandbytes")
-    options: dict[str, Any] = dict(loss=loss, quantize="bnb.nf4", precision="bf16-true")
+    options: dict[str, Any] = dict(loss=loss, quantize="bnb.nf4", precision=precision)
     rows = run(lit_folder, pairs, tmp_path / "whole", **options)
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[0] == pytest.approx(math.log(2) if loss == "dpo" else 0.5, abs=1e-6) and losses[-1] < losses[0]
+    assert losses[0] == pytest.approx(math.log(2) if loss == "dpo" else 0.5, abs=tolerance) and losses[-1] < losses[0]
     assert cached(tmp_path) == []
     again = run(lit_folder, pairs, tmp_path / "again", resume=tmp_path / "whole" / "step-000002", **options)
     assert [row["loss"] for row in again if "loss" in row] == losses

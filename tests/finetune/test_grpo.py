@@ -10,13 +10,21 @@ import pytest
 import torch
 
 from litgpt.args import EvalArgs, TrainArgs
-from litgpt.checkpoint.reader import load_pth
+from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.data import Conversations, Prompts
+from litgpt.engine.sampling import Sampling
 from litgpt.errors import LitGPTError, UsageError
 from litgpt.finetune import full, grpo
+from litgpt.finetune.policy.rollouts import turns_of
+from litgpt.finetune.sampling_answers import Sampler
+from litgpt.peft import Full, Method
+from litgpt.peft.adapter_v2 import AdapterV2
+from litgpt.peft.lora import LoRA
+from litgpt.runtime import make_fabric
 from litgpt.training.metrics import metrics
 from litgpt.training.metrics.loggers import read_metrics
 from tests.paths import ROOT
+from tests.tiny_tokenizer import SIZE
 
 FAST = {"class_path": "AdamW", "init_args": {"lr": 0.02}}
 WORDS = ["cat", "dog", "cow", "hen", "pig", "fox", "bee", "ant", "owl", "elk"]
@@ -71,13 +79,13 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("method", "loss"),
-    [("lora", "dapo"), ("full", "grpo"), pytest.param("adapter_v2", "rloo", marks=SLOW)],
+    ("method", "loss", "deterministic"),
+    [("lora", "dapo", False), ("full", "grpo", True), pytest.param("adapter_v2", "rloo", False, marks=SLOW)],
 )
 def test_a_run_resumes_exactly_in_the_middle_of_a_portion(
-    method: Any, loss: Any, lit_folder: Path, files: Path, tmp_path: Path
+    method: Any, loss: Any, deterministic: bool, lit_folder: Path, files: Path, tmp_path: Path
 ) -> None:
-    options = dict(method=method, loss=loss, updates=2, beta=0.05)
+    options = dict(method=method, loss=loss, updates=2, beta=0.05, deterministic=deterministic)
     rows = run(lit_folder, files, tmp_path / "whole", **options)
     assert len(column(rows, "loss")) == 4 and column(rows, "epoch") == [0.0, 0.25, 0.25, 0.5]
     rewards = column(rows, "reward")
@@ -94,10 +102,36 @@ def test_a_run_resumes_exactly_in_the_middle_of_a_portion(
     assert "(reward -" in (tmp_path / "whole" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("method", [Full(), LoRA(r=2, mlp=True), AdapterV2(start_layer=0)], ids=lambda one: one.suffix)
+def test_given_answers_have_the_log_probabilities_that_were_noted_to_the_bit(
+    method: Method, lit_folder: Path, hf_folder: Path
+) -> None:
+    fabric = make_fabric(1, precision="32-true", device="cpu")
+    for folder in (lit_folder, hf_folder):
+        model = load_model(folder, dtype=torch.float32)
+        method.attach(model)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("lora_B", "adapter_bias")):
+                torch.nn.init.normal_(parameter, std=0.1)
+        generator = torch.Generator().manual_seed(3)
+        prompts = [torch.randint(4, SIZE, (size,), generator=generator).tolist() for size in (3, 90, 17, 64, 5)]
+        samplings = [Sampling(seed=seed, logprobs=0) for seed in range(5)]
+        drawn = Sampler(model, fabric, [], 20, slots=2, deterministic=True).answers(prompts, samplings)
+        again = Sampler(model, fabric, [], 20, slots=5, deterministic=True)
+        found = again.replayed(prompts[::-1], [answer.ids for answer in drawn][::-1])[::-1]
+        assert found == [answer.log_probs for answer in drawn]
+        with torch.no_grad():
+            model.transformer.ln_f.weight.mul_(1.01)
+        assert again.replayed(prompts, [answer.ids for answer in drawn]) != found
+        assert len({len(answer.ids) for answer in drawn}) == 1 and len(drawn[0].ids) == 20
+
+
 def test_talks_with_an_environment_learn_what_the_model_said(lit_folder: Path, files: Path, tmp_path: Path) -> None:
-    options = dict(environment=f"{files}/own.py:Tool", max_turns=3, train={"max_steps": 1}, deterministic=True)
-    rows = run(lit_folder, files, tmp_path / "out", loss="dr_grpo", **options)
-    assert column(rows, "drift")[0] < 1e-5 and column(rows, "answer_tokens")[0] >= 1
+    assert turns_of(torch.tensor([-100, -100, 5, 6, -100, 7])) == [(2, 4), (5, 6)]
+    options = dict(environment=f"{files}/own.py:Tool", max_turns=3, train={"max_steps": 2}, deterministic=True)
+    rows = run(lit_folder, files, tmp_path / "out", loss="dr_grpo", updates=2, **options)
+    assert max(column(rows, "drift")) < 1e-5  # after the first update, too, turn by turn
+    assert column(rows, "answer_tokens")[0] >= 1
     with pytest.raises(UsageError, match="--max_turns is for talks"):
         run(lit_folder, files, tmp_path / "refused", max_turns=2)
 

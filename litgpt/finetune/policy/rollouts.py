@@ -26,7 +26,7 @@ from litgpt.training.batching.batches import Batching
 from litgpt.training.batching.packing import GIVEN
 from litgpt.training.loss import IGNORED
 from litgpt.training.policy.losses import PolicyLoss
-from litgpt.training.policy.objective import ADVANTAGE, NUMBERS, OLD, SAMPLED, Policy
+from litgpt.training.policy.objective import ADVANTAGE, NOW, NUMBERS, OLD, SAMPLED, Policy
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -162,7 +162,27 @@ class GroupRollouts:
         """As `Rollouts.make`."""
         if number != self._number:
             self._number, self._made = number, self._learned(number, samples)
+        elif self.exact:  # the weights have moved since
+            self._replay(self._made)
         return self._made
+
+    @property
+    def exact(self) -> bool:
+        """Whether the log-probabilities that learn are the engine's, to the bit; it notes those of temperature 1."""
+        return self.talks.sampler.deterministic and self.talks.temperature == 1
+
+    def _replay(self, made: list[dict[str, Any]]) -> None:
+        """Gives the samples the log-probabilities that the engine finds now."""
+        turns = [(at, *turn) for at, sample in enumerate(made) for turn in turns_of(sample["labels"])]
+        ids = [sample["input_ids"].tolist() for sample in made]
+        found = self.talks.sampler.replayed(
+            [ids[at][:start] for at, start, _ in turns], [ids[at][start:end] for at, start, end in turns]
+        )
+        now: list[list[float]] = [[] for _ in made]
+        for (at, _, _), log_probs in zip(turns, found, strict=True):
+            now[at] += log_probs
+        for sample, log_probs in zip(made, now, strict=True):
+            sample[NOW] = torch.tensor(log_probs)
 
     def _learned(self, number: int, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         prompts = [(sample["input_ids"].tolist(), sample["row"]) for sample in samples for _ in range(self.group_size)]
@@ -173,7 +193,10 @@ class GroupRollouts:
         numbers = self._numbers(talks, found, totals)
         made = [self._sample(at, talk, advantages[at]) for at, talk in enumerate(talks)]
         made[0][NUMBERS] = numbers
-        if self.updates > 1:
+        if self.exact:
+            for sample in made:
+                sample[OLD] = sample[NOW] = sample[SAMPLED]
+        elif self.updates > 1:
             self._add_old(made)
         self._text = self._shown(talks, found["reward"])
         return made
@@ -261,7 +284,7 @@ class GroupRollouts:
         """As `Rollouts.save`."""
         if step % self.updates == 0 or not self._made:
             return
-        names = [name for name in self._made[0] if name != NUMBERS]
+        names = [name for name in self._made[0] if name not in (NUMBERS, NOW)]
         state = {f"{at}.{name}": sample[name] for at, sample in enumerate(self._made) for name in names}
         save_state(folder / FILE, {name: tensor.clone() for name, tensor in state.items()})
         told = {"number": self._number, "answers": len(self._made), "numbers": self._made[0][NUMBERS]}
@@ -279,6 +302,13 @@ class GroupRollouts:
             self._made[0][NUMBERS] = {str(name): float(value) for name, value in told["numbers"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise LitGPTError(f"{folder / FILE} is damaged; resume from another step.") from None
+
+
+def turns_of(labels: Tensor) -> list[tuple[int, int]]:
+    """Where the answers in a talk begin and end."""
+    learned = torch.nn.functional.pad((labels != IGNORED).int(), (1, 1)).diff()
+    starts, ends = ((learned == sign).nonzero().flatten().tolist() for sign in (1, -1))
+    return list(zip(starts, ends, strict=True))
 
 
 def on_first_rank(fabric: Fabric, work: Callable[[], Result]) -> Result:

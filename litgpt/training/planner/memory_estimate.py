@@ -33,6 +33,8 @@ from litgpt.training.loss import NextToken
 from litgpt.training.metrics.flops import Flops, flops_per_token, numbers_in
 from litgpt.training.optim.optimizers import StepsInBackward, optimizer_for, trained_parameters
 from litgpt.training.planner.heap import Heap
+from litgpt.training.policy.losses import PolicyLoss
+from litgpt.training.policy.objective import ADVANTAGE, Policy
 from litgpt.training.preference.losses import PreferenceLoss
 from litgpt.training.preference.objective import Preferences
 from litgpt.training.run import Objective
@@ -58,6 +60,8 @@ class RunSpec:
     """Samples differ in length, so that packed ones are attended to one after the other."""
     preference: PreferenceLoss | None = None
     """What is minimised over pairs of samples; None: the loss of next tokens."""
+    policy: PolicyLoss | None = None
+    """What is minimised over answers of the model itself."""
     beside: int = 0
     """Bytes that lie beside what trains all the time: a teacher, a frozen reference."""
     cache: int = 0
@@ -164,6 +168,7 @@ class _FakeTraining:
     def __init__(self, spec: RunSpec, model: GPT, optimizer: Optimizer, tracker: MemoryTracker) -> None:
         self.spec, self.model, self.optimizer, self.tracker = spec, model, optimizer, tracker
         self.objective = _objective(spec, model).train()
+        self.objective.begin(self._samples())
         self.in_backward = StepsInBackward(optimizer) if spec.train.optimizer_in_backward else None
         self.activations = self.loss = self.gradients = 0
         self.before = 0
@@ -199,9 +204,15 @@ class _FakeTraining:
             self.loss = max(self.loss, self.tracker.recent_peak - self.before - self.activations)
         (loss * 0.5).backward()
 
+    def _samples(self) -> list[dict[str, Tensor]]:
+        """Answers of a micro-batch, as far as their loss asks for them."""
+        if self.spec.policy is None:
+            return []
+        return [{ADVANTAGE: torch.zeros((), device=self.spec.device)} for _ in range(2)]  # each says it is number 1
+
     def _given(self) -> Tensor | None:
-        """What samples hold besides tokens: labels and log-probabilities of a reference."""
-        if self.spec.preference is None:
+        """What samples hold besides tokens: labels and log-probabilities of a reference, or their numbers."""
+        if self.spec.preference is None and self.spec.policy is None:
             return None
         return torch.zeros(self.spec.train.micro_batch_size, 3, device=self.spec.device)
 
@@ -233,6 +244,8 @@ class _FakeTraining:
 
 
 def _objective(spec: RunSpec, model: GPT) -> Objective:
+    if spec.policy is not None:  # a frozen reference is counted by itself (`beside`)
+        return Policy(model, spec.policy, reference=switched_off if spec.method.switchable else None)
     if spec.preference is None:
         return NextToken(model, spec.train.z_loss, spec.train.label_smoothing)
     off = switched_off if spec.method.switchable else None

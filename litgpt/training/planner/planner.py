@@ -27,6 +27,7 @@ from litgpt.training.incompatibilities import TrainingSetup, check_finetuning, c
 from litgpt.training.metrics.flops import days, measured_flops, optimal_model, optimal_tokens, peak_flops
 from litgpt.training.metrics.progress import duration
 from litgpt.training.planner.memory_estimate import MemoryEstimate, RunSpec, estimate_memory
+from litgpt.training.policy.losses import policy_loss
 from litgpt.training.preference.losses import preference_loss
 from litgpt.training.preference.objective import Preferences
 from litgpt.training.pretraining import PretrainArguments, choose_config
@@ -135,6 +136,7 @@ def make_plan(command: str, arguments: Mapping[str, Any], options: PlanArgs) -> 
         _devices(arguments),
         uneven=command != "pretrain",
         preference=preference,
+        policy=policy_loss(arguments) if command == "finetune_grpo" else None,
         beside=_beside(command, arguments, config, method, parameter_dtype(precision)),
         cache=_cache(command, arguments, config, length, parameter_dtype(precision)),
     )

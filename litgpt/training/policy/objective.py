@@ -17,9 +17,10 @@ from litgpt.training.loss import IGNORED, token_log_probs
 from litgpt.training.policy.losses import PolicyLoss
 from litgpt.training.run import Objective
 
-ADVANTAGE, OLD, SAMPLED, NUMBERS = "advantage", "old", "sampled", "numbers"
+ADVANTAGE, OLD, SAMPLED, NOW, NUMBERS = "advantage", "old", "sampled", "now", "numbers"
 """Keys of a sample: its advantage; log-probabilities of its targets, `(n,)`, by the trainer when they were drawn
-(absent: as they are now) and by the engine; and numbers of all answers of the step, by name, in its first sample."""
+(absent: as they are now), by the engine then, and by the engine with the weights as they are now (absent: those of the
+packed pass count); and numbers of all answers of the step, by name, in its first sample."""
 Reference = Callable[[GPT], AbstractContextManager[None]]
 
 
@@ -64,18 +65,21 @@ class Policy(Objective):
         kept = (targets.flatten() != IGNORED).nonzero().squeeze(1)
         if given is None or not len(kept):
             return everything.sum() * 0.0
-        ours = everything[kept]  # (N,)
+        packed = ours = everything[kept]  # (N,)
         chosen = [self.samples[int(number)] for number in given[:, 0].tolist()]
         answers = answers_of(inputs, lengths)[kept]
         counts = torch.bincount(answers, minlength=len(chosen)).tolist()
         advantages = torch.stack([sample[ADVANTAGE] for sample in chosen]).to(ours)
+        if NOW in chosen[0]:  # the engine's values, to the bit, with the gradients of the packed pass
+            ours = self._known(NOW, chosen, counts, packed) + (packed - packed.detach())
         old = self._known(OLD, chosen, counts, ours) if OLD in chosen[0] else ours.detach()
         theirs = self._of_reference(inputs, targets, lengths, kept)
         loss, clipped = self.loss.of_tokens(ours, old, theirs, advantages, answers, len(chosen))
         now = ours.detach()
         drift = now.new_zeros(())
         if self.temperature == 1 and SAMPLED in chosen[0]:
-            drift = (old - self._known(SAMPLED, chosen, counts, ours)).abs().sum()
+            one, other = (packed.detach(), NOW) if NOW in chosen[0] else (old, SAMPLED)
+            drift = (one - self._known(other, chosen, counts, ours)).abs().sum()
         apart = now.new_zeros(()) if theirs is None else ((theirs - now).exp() - (theirs - now) - 1).sum()
         ratios = len(chosen) if self.loss.kind == "rloo" else len(kept)
         parts = (now.new_tensor(float(len(kept))), drift, apart, -now.sum(), clipped, now.new_tensor(float(ratios)))
@@ -110,8 +114,8 @@ class Policy(Objective):
         return torch.zeros(6, device=self.model.lm_head.weight.device) if sums is None else sums
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """What is told of the answers; `drift`: the mean distance of the trainer's log-probabilities from the engine's;
-        `reference_kl`, `entropy` (an estimate of both, nats per token) and `clipped`, the share of ratios."""
+        """What is told of the answers; `drift`: the mean distance of the packed pass's log-probabilities from the
+        engine's; `reference_kl`, `entropy` (an estimate of both, nats per token) and `clipped`, the share of ratios."""
         tokens, drift, apart, surprise, clipped, ratios = sums
         if not tokens:
             return dict(self.numbers)
@@ -124,4 +128,4 @@ def answers_of(inputs: Tensor, lengths: Sequence[int] | None) -> Tensor:
     """Which sequence each token of a flattened micro-batch is in, `(B·T,)`."""
     B, T = inputs.shape
     sizes = torch.tensor([T] * B if lengths is None else list(lengths), device=inputs.device)
-    return torch.repeat_interleave(torch.arange(len(sizes), device=inputs.device), sizes)
+    return torch.repeat_interleave(torch.arange(len(sizes), device=inputs.device), sizes, output_size=B * T)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from litgpt.peft import switched_off
 from litgpt.training.batching.packing import pack, pad
 from litgpt.training.loss import IGNORED
 from litgpt.training.policy.losses import KINDS, PolicyLoss
-from litgpt.training.policy.objective import ADVANTAGE, OLD, SAMPLED, Policy
+from litgpt.training.policy.objective import ADVANTAGE, NOW, OLD, SAMPLED, Policy
 from tests.training.runs import VOCABULARY, tiny_model
 
 LONGEST = 11
@@ -159,6 +161,35 @@ def test_fresh_answers_have_ratios_of_one_and_the_gradient_of_the_policy() -> No
         each = model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)[kept]
         total = total - sample[ADVANTAGE] * each.sum()
     for one, other in zip(found, torch.autograd.grad(total, trained), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_engines_values_count_with_the_gradients_of_the_pass(kind: str) -> None:
+    loss, model, samples = PolicyLoss(kind, beta=0.3, longest=LONGEST), policy(), make_answers()
+    trained = [p for name, p in model.named_parameters() if "lora" in name]
+    answers, each = [], []
+    for sample in samples:
+        ids, kept = sample["input_ids"], sample["labels"][1:] != IGNORED
+        both = []
+        for off in (nullcontext, partial(switched_off, model)):
+            with off():
+                both.append(model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)[kept])
+        sample[NOW] = sample[OLD] + 0.3 * torch.sin(torch.arange(len(both[0]), dtype=torch.float64))
+        now = sample[NOW].clone().requires_grad_(True)
+        answers.append({"new": now, "old": sample[OLD], "ref": both[1].detach(), "advantage": sample[ADVANTAGE]})
+        each.append(both[0])
+    expected = plain_loss(loss, answers)
+    by_value = torch.autograd.grad(expected, [answer["new"] for answer in answers], allow_unused=True)
+    some = [(one, by) for one, by in zip(each, by_value, strict=True) if by is not None and len(one)]
+    gradients = torch.autograd.grad([one for one, _ in some], trained, [by for _, by in some])
+    objective = Policy(model, loss, reference=switched_off)
+    objective.begin(samples)
+    part = pack(samples)
+    count = len(samples) if loss.per_answer else sum(map(len, each))
+    found = objective(part.inputs, part.targets, part.lengths, part.given) / count
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for one, other in zip(torch.autograd.grad(found, trained), gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
 
 
