@@ -192,8 +192,7 @@ class Engine:
         room = self.length - len(tokens) + 1  # the last token generated is not fed back
         if forced and (self.tokens_per_step > 1 or len(forced) > room):
             raise LitGPTError(f"An answer of {len(forced)} tokens can't be forced here; there is room for {room}.")
-        most = len(forced) or max_new_tokens
-        limit = room if most is None else min(most, room)
+        limit = min(len(forced) or max_new_tokens or room, room)
         if adapter is not None and (self.bank is None or adapter not in self.bank.names):
             near = closest(str(adapter), self.bank.names if self.bank else ())
             raise LitGPTError(f"There is no adapter {quoted(adapter)} beside this model.{near}")
@@ -450,9 +449,8 @@ class Engine:
         left = logits.amax(dim=-1).isfinite() if any(restricted(request) for request in requests) else finite
         tokens, fine, choosable = torch.stack((chosen, finite, left)).tolist()
         self._check_finite(all(fine))
-        forced = [row for row, request in enumerate(requests) if request.forced]
-        for row in forced:
-            tokens[row] = requests[row].forced[requests[row].n_generated]
+        for row, request in enumerate(requests):
+            tokens[row] = request.forced[request.n_generated] if request.forced else tokens[row]
         for request, some in zip(requests, choosable, strict=True):
             if not some and restricted(request) and not request.done:
                 request.refuse(nothing_left())
