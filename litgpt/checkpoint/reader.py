@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from litgpt.checkpoint.dequantize import dequantized
 from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
+from litgpt.checkpoint.quantized.reader import dequantized
 from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, MissingFileError, progress, quoted

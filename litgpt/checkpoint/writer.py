@@ -219,19 +219,37 @@ def write_hf(
         LitGPTError: The model has no counterpart in `transformers`.
     """
     table = WeightTable(config)
+    write_hf_settings(folder, config, tensors.fetch(EMBEDDING).dtype, source)
+    theirs = table.export_from(tensors)
+    if on_tensor is not None:
+        theirs = _with_callback(theirs, on_tensor)
+    write_safetensors(folder, theirs, tensor_specs(table.export_from(_placeholders(tensors))), shard_bytes)
+
+
+def write_hf_settings(
+    folder: Path, config: Config, dtype: torch.dtype, source: Path | None = None, **further: Any
+) -> None:
+    """Writes all of a Hugging Face folder but the weights: `config.json`, tokenizer, generation settings.
+
+    Args:
+        folder: An existing folder.
+        config: The model's configuration.
+        dtype: Of the weights.
+        source: The folder whose tokenizer and `config.json` belong to the model, if there is one.
+        further: Other keys of `config.json`.
+
+    Raises:
+        LitGPTError: The model has no counterpart in `transformers`.
+    """
     hf_config = hf_config_of(config, source)
-    hf_config["torch_dtype"] = str(tensors.fetch(EMBEDDING).dtype).removeprefix("torch.")
+    hf_config["torch_dtype"] = str(dtype).removeprefix("torch.")
     hf_config.pop("dtype", None)
     for name in (GENERATION_CONFIG, *TOKENIZER_FILES):
         if source is not None and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if source is not None:
         _complete_tokenizer(folder, source, config, hf_config)
-    _write_json(folder / HF_CONFIG_FILE, hf_config)
-    theirs = table.export_from(tensors)
-    if on_tensor is not None:
-        theirs = _with_callback(theirs, on_tensor)
-    write_safetensors(folder, theirs, tensor_specs(table.export_from(_placeholders(tensors))), shard_bytes)
+    _write_json(folder / HF_CONFIG_FILE, hf_config | further)
 
 
 def _placeholders(tensors: Tensors) -> Tensors:

@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune_distill": ("litgpt.finetune.distill:setup", "Train a model on what a teacher holds likely."),
     "finetune_grpo": ("litgpt.finetune.grpo:setup", "Train a model by rewards of its answers (GRPO and its kin)."),
     "distill prepare": ("litgpt.scripts.distill_prepare:prepare", "Write down once what a teacher holds likely."),
+    "quantize": (
+        "litgpt.scripts.quantize:quantize",
+        "Write a model in few bits, for llama.cpp, transformers and vLLM.",
+    ),
     "list": ("litgpt.scripts.local_models:list_models", "List the models on this machine, and how they were trained."),
     "show": ("litgpt.scripts.local_models:show", "Show what a model is, and how it was trained."),
     "rm": ("litgpt.scripts.local_models:rm", "Delete models."),

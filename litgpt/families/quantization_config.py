@@ -190,4 +190,4 @@ METHODS: dict[str, Callable[[Settings], StoredQuantization]] = {
     "modelopt": _modelopt,
     "torchao": _named("torchao", "torchao's tensors"),
 }
-"""`quant_method` ↔ what reads its other settings; `checkpoint.dequantize` has the formats."""
+"""`quant_method` ↔ what reads its other settings; `checkpoint.quantized.reader` has the formats."""

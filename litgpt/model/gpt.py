@@ -161,7 +161,21 @@ class GPT(nn.Module):
         Raises:
             LitGPTError: A sequence is longer than `max_seq_length`.
         """
-        shape = idx.shape
+        x, context = self.enter(idx, lengths, span)
+        if span is not None:
+            span.begin()
+        for block in self.transformer.h:
+            x = block(x, context)
+        if span is not None:
+            span.finish(idx.size(1))
+        hidden: Tensor = self.transformer.ln_f(x)
+        return hidden.view(*idx.shape, -1)
+
+    def enter(
+        self, idx: Tensor, lengths: Sequence[int] | None = None, span: Span | None = None
+    ) -> tuple[Tensor, AttentionContext]:
+        """What the first block gets of token ids `(B, T)`, as `hidden` has them: `(B, T, C)`, and its attention's
+        context."""
         if lengths is not None and len(set(lengths)) == 1:  # documents of one length are an ordinary batch
             idx, lengths = idx.view(len(lengths), lengths[0]), None
         longest = max(lengths) if lengths is not None else span.end(idx.size(1)) if span is not None else idx.size(1)
@@ -171,15 +185,7 @@ class GPT(nn.Module):
             )
         positions = self._positions(idx, lengths, span)
         x = self.embed(idx, positions)
-        context = replace(self.context(positions, longest, lengths, span), layer_inputs=self.layer_inputs(idx, x))
-        if span is not None:
-            span.begin()
-        for block in self.transformer.h:
-            x = block(x, context)
-        if span is not None:
-            span.finish(idx.size(1))
-        hidden: Tensor = self.transformer.ln_f(x)
-        return hidden.view(*shape, -1)
+        return x, replace(self.context(positions, longest, lengths, span), layer_inputs=self.layer_inputs(idx, x))
 
     def hidden_apart(self, rows: Sequence[Tensor], spans: Sequence[Span]) -> list[Tensor]:
         """`hidden` of several sequences, `(1, T)` each, to the bit what it is of each alone.

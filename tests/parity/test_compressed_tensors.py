@@ -1,4 +1,4 @@
-"""Folders that other libraries wrote in few bits compute here what they compute there."""
+"""Folders in few bits compute the same here as in the libraries that wrote them, and those written here open there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from litgpt.checkpoint.reader import load_model
+from litgpt.scripts.quantize import quantize
+from tests.gguf_models import bpe_folder, hf_folder
 from tests.tiny import LLAMA_LIKE
 
 pytestmark = pytest.mark.slow
@@ -83,6 +85,29 @@ def blocks_of(weight: torch.Tensor, args: Any) -> torch.Tensor:
     if args.group_size and args.group_size > 0:
         return weight.unflatten(1, (-1, args.group_size))
     return weight[:, None] if args.strategy == "channel" else weight.flatten()[None]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("to", ["w4a16", "int8", "fp8"])
+@pytest.mark.parametrize("case", ["llama", "qwen2", "olmo2", "phi3"])
+def test_folders_that_are_written_here_open_in_transformers(case: str, to: str, tmp_path: Path):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    model_folder = hf_folder(case, tmp_path / "hf", bpe_folder(tmp_path / "bpe"), **sizes)
+    quantize(model_folder, to, out_dir=tmp_path / "few")
+    plain = CompressedTensorsConfig(run_compressed=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "few", quantization_config=plain, dtype=torch.bfloat16)
+    if to == "fp8":  # whose inputs are rounded there as well
+        from compressed_tensors.quantization import disable_quantization
+
+        model.apply(disable_quantization)
+    with torch.inference_mode():
+        expected = model.eval().float()(IDS).logits
+    torch.testing.assert_close(ours(tmp_path / "few"), expected, rtol=1e-3, atol=1e-3)
+    own = load_model(tmp_path / "few").state_dict()["transformer.h.1.mlp.proj.weight"]
+    assert torch.equal(own, dict(model.named_parameters())["model.layers.1.mlp.down_proj.weight"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from litgpt import families
 from litgpt.checkpoint.atomic import atomic_file, require_space
+from litgpt.checkpoint.gguf.k_quants import ENCODERS, SMALL_BLOCK, quantize_rows
 from litgpt.checkpoint.gguf.reader import (
     EXPERTS,
     config_of,
@@ -38,22 +39,44 @@ from litgpt.model.rope import attention_factor, attention_scale, inverse_frequen
 if TYPE_CHECKING:
     import gguf
 
-FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+FILE_TYPES = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q6_k": "MOSTLY_Q6_K",
+    "q5_k_m": "MOSTLY_Q5_K_M",
+    "q4_k_m": "MOSTLY_Q4_K_M",
+}
 """What the matrices can be written as ↔ what GGUF calls such a file."""
 KEPT_IN_FP32 = ("position_embd.weight", "ffn_gate_inp.weight")
 """Ends of the names of matrices that stay float32, as in llama.cpp's own files; so does everything of one dimension."""
+TOKENS, OUTPUT = "token_embd.weight", "output.weight"
+VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
+"""Parts of a layer that hold the values' projection."""
+MIXTURES = {"q4_k_m": ("q4_k", "q6_k"), "q5_k_m": ("q5_k", "q6_k"), "q6_k": ("q6_k", "q6_k")}
+"""Kinds of file that mix types of blocks: what most tensors get, and what those get that need more bits."""
+NARROWER_BLOCKS = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""Types of blocks of 256 ↔ the ones of 32 that take their place in rows which 256 doesn't divide."""
 EXPERT = re.compile(r"_exps\.\d+\.")
 """In the name of an expert's part of a tensor."""
 
 
-def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str = "f16") -> None:
+def write_gguf(
+    checkpoint: Checkpoint | str | Path,
+    path: str | Path,
+    dtype: str = "f16",
+    importance: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes a model with its tokenizer as one GGUF file, one tensor in memory at a time.
 
     Args:
         checkpoint: A checkpoint, or the path of one.
         path: The file; it appears when it is whole.
         dtype: Type of the matrices: `f16`, `bf16`, `f32`, or `q8_0` (8 bits a weight and a scale for every 32; where 32
-            doesn't divide a row's length, `f16`).
+            doesn't divide a row's length, `f16`), or a mixture of block types: `q4_k_m`, `q5_k_m`, `q6_k`.
+        importance: By our name of a weight, `(I,)`: the mean square of each of its inputs, so that blocks are rounded
+            where it matters least (llama.cpp's importance matrix).
 
     Raises:
         LitGPTError: GGUF has no place for the model or its tokenizer, a weight is too large for the type, or the file
@@ -82,7 +105,8 @@ def write_gguf(checkpoint: Checkpoint | str | Path, path: str | Path, dtype: str
         try:
             for key, value in metadata.items():
                 writer.add_key_value(key, value, *_value_type(value, package))
-            _write_tensors(writer, tensors, shapes, dtype)
+            kinds = {name: tensor_type(name, shapes, dtype, config) for name in tensors.names}
+            _write_tensors(writer, tensors, shapes, kinds, _by_gguf_name(config, importance or {}))
         finally:
             writer.close()
 
@@ -178,11 +202,14 @@ def _value_type(value: Any, package: Any) -> tuple[Any, ...]:
 
 
 def _write_tensors(
-    writer: gguf.GGUFWriter, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], dtype: str
+    writer: gguf.GGUFWriter,
+    tensors: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, str],
+    importance: Mapping[str, Tensor],
 ) -> None:
     """First all names, then one tensor after another."""
     package = gguf_package()
-    kinds = {name: tensor_type(name, shapes[name], dtype) for name in tensors.names}
     for name, kind in kinds.items():
         stored = package.GGMLQuantizationType[kind.upper()]
         block, nbytes = package.GGML_QUANT_SIZES[stored]  # numbers in a block, and what it takes
@@ -192,25 +219,64 @@ def _write_tensors(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, kind in kinds.items():
-        writer.write_tensor_data(encode_tensor(name, tensors.fetch(name), kind))
+        writer.write_tensor_data(encode_tensor(name, tensors.fetch(name), kind, importance.get(name)))
 
 
-def tensor_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
+def _by_gguf_name(config: Config, importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Importances under the names of the tensors that a weight becomes."""
+    table = gguf_table(config)
+    return {theirs: one for ours, one in importance.items() for theirs in table.sources(ours)}
+
+
+def tensor_type(name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str, config: Config) -> str:
     """The type that a tensor gets in a file whose matrices are `dtype`."""
+    shape = shapes[name]
     if len(shape) == 1 or name.endswith((*KEPT_IN_FP32, ".bias")):
         return "f32"
-    return "f16" if dtype == "q8_0" and shape[-1] % 32 else dtype
+    if dtype not in MIXTURES:
+        return "f16" if dtype == "q8_0" and shape[-1] % SMALL_BLOCK else dtype
+    kind = _type_in_mixture(name, shapes, dtype, config)
+    if shape[-1] % ENCODERS[kind].block:
+        kind = NARROWER_BLOCKS[kind]
+    return "f16" if shape[-1] % SMALL_BLOCK else kind
 
 
-def encode_tensor(name: str, tensor: Tensor, kind: str) -> np.ndarray:
+def _type_in_mixture(name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str, config: Config) -> str:
+    """llama.cpp's choice: more bits for the head, and for values and the MLP's output in the first and last eighth of
+    the layers and in every third between; with eight experts also for the rest of attention, which is small there."""
+    usual, finer = MIXTURES[dtype]
+    if name == OUTPUT or (name == TOKENS and OUTPUT not in shapes):
+        return "q8_0" if shapes[name][-1] % ENCODERS[usual].block else "q6_k"
+    if dtype not in ("q4_k_m", "q5_k_m"):
+        return usual
+    part = name.split(".")[-2].removesuffix("_exps")
+    if part in VALUES:
+        kin = sorted(_layer(other) for other in shapes if other.split(".")[-2:] == [part, "weight"])
+        kind = finer if _needs_more_bits(kin.index(_layer(name)), len(kin)) else usual
+        if config.n_layer == 80 and (config.n_query_groups or 0) < config.n_head and kind == "q4_k":
+            kind = "q5_k"
+        return "q8_0" if config.n_expert == 8 else kind
+    if part == "ffn_down":
+        return finer if _needs_more_bits(_layer(name), config.n_layer) else usual
+    if config.n_expert == 8 and part == "attn_k":
+        return "q8_0"
+    return "q5_k" if config.n_expert == 8 and part == "attn_output" and dtype == "q4_k_m" else usual
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _needs_more_bits(layer: int, count: int) -> bool:
+    return layer < count // 8 or layer >= 7 * count // 8 or (layer - count // 8) % 3 == 2
+
+
+def encode_tensor(name: str, tensor: Tensor, kind: str, importance: Tensor | None = None) -> np.ndarray:
     """A tensor's bytes in the file.
 
     Raises:
         LitGPTError: A weight is larger than the type can hold.
     """
-    from gguf import GGMLQuantizationType
-    from gguf.quants import quantize
-
     tensor = tensor.detach().cpu()
     if kind == "bf16":
         return tensor.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
@@ -219,5 +285,6 @@ def encode_tensor(name: str, tensor: Tensor, kind: str) -> np.ndarray:
         if not torch.isfinite(narrow).all() and torch.isfinite(tensor).all():
             raise LitGPTError(f"A weight of {quoted(name)} is too large for float16; write the file as bf16 or q8_0.")
         return narrow.contiguous().numpy()
-    wide = tensor.float().contiguous().numpy()
-    return quantize(wide, GGMLQuantizationType.Q8_0) if kind == "q8_0" else wide
+    if kind in ENCODERS:
+        return quantize_rows(tensor.flatten(0, -2), kind, importance).unflatten(0, tensor.shape[:-1]).numpy()
+    return tensor.float().contiguous().numpy()

@@ -782,7 +782,8 @@ def test_a_gpt2_without_biases_is_refused(tmp_path, bpe):
 
 
 def test_an_unknown_type_is_refused(tmp_path, folder):
-    with pytest.raises(LitGPTError, match=r"not written as 'q4_0'; known: f32, f16, bf16, q8_0\. Closest: q8_0"):
+    known = r"f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m\. Closest: q8_0"
+    with pytest.raises(LitGPTError, match=f"not written as 'q4_0'; known: {known}"):
         write_gguf(folder, tmp_path / "a.gguf", "q4_0")
 
 

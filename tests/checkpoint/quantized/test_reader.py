@@ -15,7 +15,7 @@ from torch import Tensor
 
 from litgpt.__main__ import main
 from litgpt.checkpoint.convert import to_litgpt
-from litgpt.checkpoint.dequantize import dequantized, pack_bits, unpack_bits
+from litgpt.checkpoint.quantized.reader import dequantized, pack_bits, unpack_bits
 from litgpt.checkpoint.reader import load_model, load_pth
 from litgpt.checkpoint.weights import lazy
 from litgpt.errors import LitGPTError
