@@ -19,7 +19,7 @@ import torch
 
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
-from litgpt.scripts.quantize import quantize
+from litgpt.scripts.quantize import quantize_checkpoint
 from litgpt.tokenizer import Tokenizer
 
 FORMATS = "gguf-q8_0 int8 fp8 gguf-q6_k gguf-q5_k_m gguf-q4_k_m gguf-q4_k_m+data awq awq+data w4a16 w4a16+data".split()
@@ -62,7 +62,7 @@ def main() -> None:
         data = given.data if calibrated else None
         with tempfile.TemporaryDirectory() as place:
             began, folder = time.process_time(), Path(place) / "made"
-            quantize(given.model, kind, data, folder, samples=given.samples)
+            quantize_checkpoint(given.model, kind, data, folder, samples=given.samples)
             seconds = time.process_time() - began
             nbytes = sum(file.stat().st_size for file in folder.glob("model*.*") if file.suffix != ".json")
             perplexity, kl, _ = measure(next(iter(folder.glob("*.gguf")), folder), windows, reference)

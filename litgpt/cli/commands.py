@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune_grpo": ("litgpt.finetune.grpo:setup", "Train a model by rewards of its answers (GRPO and its kin)."),
     "distill prepare": ("litgpt.scripts.distill_prepare:prepare", "Write down once what a teacher holds likely."),
     "quantize": (
-        "litgpt.scripts.quantize:quantize",
+        "litgpt.scripts.quantize:quantize_checkpoint",
         "Write a model in few bits, for llama.cpp, transformers and vLLM.",
     ),
     "list": ("litgpt.scripts.local_models:list_models", "List the models on this machine, and how they were trained."),

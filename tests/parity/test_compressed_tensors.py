@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from litgpt.checkpoint.reader import load_model
-from litgpt.scripts.quantize import quantize
+from litgpt.scripts.quantize import quantize_checkpoint
 from tests.gguf_models import bpe_folder, hf_folder
 from tests.tiny import LLAMA_LIKE
 
@@ -96,7 +96,7 @@ def test_folders_that_are_written_here_open_in_transformers(case: str, to: str, 
 
     sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2)
     model_folder = hf_folder(case, tmp_path / "hf", bpe_folder(tmp_path / "bpe"), **sizes)
-    quantize(model_folder, to, out_dir=tmp_path / "few")
+    quantize_checkpoint(model_folder, to, out_dir=tmp_path / "few")
     plain = CompressedTensorsConfig(run_compressed=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "few", quantization_config=plain, dtype=torch.bfloat16)
     if to == "fp8":  # whose inputs are rounded there as well

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.checkpoint.gguf.k_quants import ENCODERS, quantize_rows
-from litgpt.scripts.quantize import quantize
+from litgpt.scripts.quantize import quantize_checkpoint
 from litgpt.tokenizer import Tokenizer
 from tests.gguf_models import bpe_folder, hf_folder
 from tests.parity.test_llama_cpp import compare
@@ -81,11 +81,11 @@ def test_llama_cpp_computes_the_same_from_mixtures_of_blocks(kind: str, tmp_path
     tensors = load_file(folder / "model.safetensors")
     tame = {name: tensor / 2 if tensor.dim() > 1 else tensor for name, tensor in tensors.items()}
     save_file(tame, folder / "model.safetensors", {"format": "pt"})
-    quantize(folder, f"gguf-{kind}", out_dir=tmp_path)
+    quantize_checkpoint(folder, f"gguf-{kind}", out_dir=tmp_path)
     compare(tmp_path / f"model-{kind}.gguf", [5, 9, 33, 77, 120, 200, 7, 8], [], within=0.06)  # it rounds activations
 
 
 def test_a_real_model_in_q4_k_m(tmp_path: Path, smollm2: Path):
-    quantize(smollm2, "gguf-q4_k_m", out_dir=tmp_path)
+    quantize_checkpoint(smollm2, "gguf-q4_k_m", out_dir=tmp_path)
     ids = Tokenizer(smollm2).encode_ids("The capital of France is Paris, and the capital of Spain is")
     compare(tmp_path / "model-q4_k_m.gguf", ids, ["Hello world"], within=0.1)

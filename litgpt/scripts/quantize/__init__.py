@@ -8,7 +8,7 @@ from typing import Literal
 from litgpt.errors import UsageError
 
 
-def quantize(
+def quantize_checkpoint(
     checkpoint_dir: Path,
     to: Literal["gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k", "gguf-q8_0", "gptq", "awq", "w4a16", "int8", "fp8"]
     | None = None,
