@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from litgpt.args import EvalArgs, TrainArgs
+from litgpt.cli.plan import plan
 from litgpt.data import Prompts
 from litgpt.errors import LitGPTError
 from litgpt.finetune import grpo
@@ -110,3 +111,15 @@ def test_it_rewards_a_run(lit_folder: Path, tmp_path: Path, monkeypatch: pytest.
     )
     rows = read_metrics(tmp_path / "out" / "logs" / "csv" / "version_0" / "metrics.csv")
     assert theirs.score.weight.abs().max() > 0 and rows[-1]["reward_std"] > 0
+
+
+def test_it_is_planned(lit_folder: Path, tmp_path: Path) -> None:
+    make_folder(tmp_path / "model", "Llama")
+    common = [str(lit_folder), "--train.max_seq_length", "64", "--train.max_steps", "2", "--plan.peak_tflops", "1"]
+    without, beside = (
+        plan("finetune_grpo", *common, "--reward", reward)
+        for reward in ("exact_match", f"reward_model:{tmp_path / 'model'}")
+    )
+    assert without is not None and beside is not None
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert beside["memory"]["weights"] - without["memory"]["weights"] == size

@@ -188,9 +188,14 @@ def _model_of(arguments: Mapping[str, Any], checkpoint: Checkpoint | None) -> Co
 
 
 def _beside(command: str, arguments: Mapping[str, Any], config: Config, method: Method, dtype: torch.dtype) -> int:
-    """Bytes of a teacher that is a model's folder, or of the frozen reference where nothing can be switched off."""
+    """Bytes of a teacher that is a model's folder, of the frozen reference where nothing can be switched off, or of
+    reward models, as their files have them."""
     if command == "finetune_grpo":
-        return _nbytes(config, dtype, None) if arguments["beta"] and not method.switchable else 0
+        frozen = _nbytes(config, dtype, None) if arguments["beta"] and not method.switchable else 0
+        given = arguments["reward"] or []
+        named = [spec.partition(":") for spec in ([given] if isinstance(given, str) else given)]
+        folders = [Path(place) for kind, _, place in named if kind == "reward_model"]
+        return frozen + sum(find_checkpoint(folder).nbytes for folder in folders if folder.exists())
     teacher = str(arguments.get("teacher") or "")
     if command != "finetune_distill" or teacher.startswith(("http://", "https://")) or is_stored(Path(teacher)):
         return 0
