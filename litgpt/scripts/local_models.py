@@ -168,9 +168,7 @@ def rm(folders: list[Path], yes: bool = False) -> list[str]:
     Example:
         litgpt rm out/finetune/lora/step-000100
     """
-    places = list(dict.fromkeys(_model_at(folder) for folder in folders))
-    for place in places:
-        _check_removable(place)
+    places = list(dict.fromkeys(_removable(folder) for folder in folders))
     if not yes and not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on; --yes deletes without being asked.")
     gone = []
@@ -248,17 +246,20 @@ def kind_of_folder(folder: Path) -> str:
 
 
 def _model_at(path: Path) -> Path:
-    """The model that a path names.
+    """The model that a path names; what lies in folders below it is not looked at, as they may be a whole disk's.
 
     Raises:
-        LitGPTError: There is no such folder, or it is no model.
+        LitGPTError: There is no such folder, it may not be read, or it is no model.
     """
     place = existing_folder(path)
-    if kind_of_folder(place) or is_gguf_model(place):
-        return place
-    within = [str(other) for other in find_models([place])][:5] if place.is_dir() else []
-    hint = f"; these in it are: {', '.join(within)}" if within else "; `litgpt list` shows those there are"
-    raise LitGPTError(f"{place} is no model's folder{hint}.")
+    try:
+        if kind_of_folder(place) or is_gguf_model(place):
+            return place
+    except LitGPTError:
+        raise
+    except OSError as error:
+        raise file_error(error, f"{place} can't be read: {one_line(error)}.") from None
+    raise LitGPTError(f"{place} is no model's folder; `litgpt list {place}` shows those in it.")
 
 
 # ------------------------------------------------------------------------------------------------------- describing
@@ -410,19 +411,19 @@ def _about_training(trained: Training) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- deleting
 
 
-def _check_removable(place: Path) -> None:
-    """Refuses what is no folder of its own.
+def _removable(path: Path) -> Path:
+    """The model that a path names, if it is a folder of its own; nothing is read of one that isn't.
 
     Raises:
-        LitGPTError: It is a link, or the folder that the process is in.
+        LitGPTError: It is none, a link, or holds the folder that the process is in, or the user's own.
     """
+    place = existing_folder(path)
+    real = place.resolve()
     if place.is_symlink():
-        raise LitGPTError(
-            f"{place} is a link to {place.resolve()}; delete the link yourself, or give what it leads to."
-        )
-    here = Path.cwd().resolve()
-    if here.is_relative_to(place.resolve()) or Path.home().resolve().is_relative_to(place.resolve()):
+        raise LitGPTError(f"{place} is a link to {real}; delete the link yourself, or give what it leads to.")
+    if Path.cwd().resolve().is_relative_to(real) or Path.home().resolve().is_relative_to(real):
         raise LitGPTError(f"{place} holds the folder that you are in, or your own; delete it yourself.")
+    return _model_at(place)
 
 
 def _what_goes(place: Path) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +130,7 @@ def test_rm_deletes_what_it_is_given_and_nothing_that_links_lead_to(
     ("path", "sentence"),
     [
         ("out/notes", "out/notes is no model's folder"),
-        ("out/lora", "these in it are: out/lora/step-000005"),
+        ("out/lora", "out/lora is no model's folder; `litgpt list out/lora` shows those in it."),
         ("linked", "is a link to"),
         (".", "holds the folder that you are in"),
         ("nowhere", "There is no checkpoint folder nowhere."),
@@ -142,6 +145,74 @@ def test_rm_refuses_what_is_no_folder_of_a_model(
     assert main(["rm", "--yes", path]) == 1
     assert sentence in capsys.readouterr().err
     assert (place / "checkpoints" / "jane" / "austen" / "config.json").exists() and (place / "linked").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/", "/ holds the folder that you are in, or your own; delete it yourself."),
+        ("~", "holds the folder that you are in, or your own"),
+        (".", ". holds the folder that you are in"),
+        ("..", ".. holds the folder that you are in"),
+        ("out", "out is no model's folder; `litgpt list out` shows those in it."),
+    ],
+)
+def test_rm_reads_nothing_below_what_it_refuses(
+    path: str, sentence: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk takes minutes to be walked."""
+    (place / "home" / "jane").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(place / "home" / "jane"))
+    monkeypatch.chdir(place)
+    read: list[Any] = []
+    for owner, name in ((Path, "iterdir"), (os, "walk"), (os, "scandir"), (os, "listdir")):
+        monkeypatch.setattr(owner, name, recorded(getattr(owner, name), read))
+    assert main(["rm", "--yes", path]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert [each for each in read if Path(each) != Path("out")] == []  # out's own files alone
+    assert main(["list", "out"]) == 0 and Path("out/lora") in map(Path, read)  # what is read is recorded
+
+
+def recorded(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """The same function, which keeps its first argument."""
+
+    def call(first: Any = ".", *args: Any, **kwargs: Any) -> Any:
+        calls.append(first)
+        return function(first, *args, **kwargs)
+
+    return call
+
+
+def test_folders_that_may_not_be_read_are_passed_over(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = place / "out" / "closed"
+    (closed / "inner").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        if os.access(closed, os.R_OK):  # root may read all the same
+            for name in ("iterdir", "is_file"):
+                monkeypatch.setattr(Path, name, forbidden(getattr(Path, name), closed))
+        found = listed(capsys, "out")
+        assert len(found) == 4 and not any("closed" in path for path in found)
+        assert listed(capsys, "out/closed") == {}
+        assert main(["rm", "--yes", "out/closed"]) == 1
+        assert "out/closed can't be read: " in capsys.readouterr().err
+    finally:
+        closed.chmod(0o700)
+
+
+def forbidden(method: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """The same method of a path, which refuses a folder that may not be read."""
+
+    def call(path: Path) -> Any:
+        above = path if method.__name__ == "iterdir" else path.parent
+        if above.absolute().is_relative_to(folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return method(path)
+
+    return call
 
 
 @pytest.mark.parametrize(("answer", "stays"), [("y", False), ("n", True), ("", True)])
