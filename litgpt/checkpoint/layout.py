@@ -20,6 +20,7 @@ from litgpt.prompts.files import PROMPT_STYLE_FILE
 from litgpt.reading import read_json
 
 LIT_MODEL = "lit_model.pth"
+NANOGPT_CHECKPOINT = "ckpt.pt"
 HYPERPARAMETERS = "hyperparameters.yaml"
 
 TOKENIZER_FILES = (
@@ -142,6 +143,8 @@ def _what_to_do(folder: Path) -> str:
         return f"it holds {learned} only, which `litgpt generate`, `chat` and `serve` use and nothing else does"
     if (folder / "adapter_config.json").is_file():
         return f"it holds PEFT's updates only; run `litgpt merge_lora {folder}` first"
+    if (folder / NANOGPT_CHECKPOINT).is_file():
+        return f"it holds nanoGPT's {NANOGPT_CHECKPOINT}; run `litgpt convert_to_litgpt {folder}` first"
     return "download the checkpoint again"
 
 

@@ -212,23 +212,9 @@ def _start(s: Mapping[str, Any], folder: Path, path: Path) -> dict[str, Any]:
         return dict(model_name=s["init_from"], initial_checkpoint_dir=f"openai-community/{s['init_from']}")
     if s["init_from"] not in ("scratch", "resume"):
         raise UsageError(f"{path}: init_from is scratch, resume or a gpt2, not {quoted(s['init_from'])}.")
+    from litgpt.checkpoint.nanogpt import model_fields
     from litgpt.data.token_files import read_meta
 
     vocabulary = int(read_meta(folder / "meta.pkl").get("vocab_size", VOCABULARY))
-    model = dict(
-        name="nanogpt",
-        block_size=s["block_size"],
-        n_layer=s["n_layer"],
-        n_head=s["n_head"],
-        n_embd=s["n_embd"],
-        vocab_size=vocabulary,
-        padded_vocab_size=vocabulary,
-        learned_positions=True,
-        rotary_percentage=0.0,
-        parallel_residual=False,
-        bias=s["bias"],
-        norm_bias=s["bias"],
-        tie_embeddings=True,
-    )
     resume = {"resume": "auto"} if s["init_from"] == "resume" else {}
-    return dict(model_name="nanogpt", model_config=model, **resume)
+    return dict(model_name="nanogpt", model_config=model_fields(s, vocabulary), **resume)
