@@ -346,7 +346,7 @@ def test_a_config_json_beside_that_tells_of_no_family_changes_nothing(architectu
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"quantization_config": "fp8"}, "a value that no LlamaForCausalLM can have"),
+        ({"quantization_config": "fp8"}, "has `quantization_config`: 'fp8', which is no list of settings"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "`factor`: None in its RoPE settings, which yarn can't have"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "`factor`: 'two'"),
     ],

@@ -15,6 +15,7 @@ from litgpt.checkpoint.writer import hf_config_of
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families import BY_TYPE, FAMILIES
+from litgpt.families.quantization_config import stored_quantization
 from tests.parity.test_families import relative
 from tests.tiny import LLAMA_4, LLAMA_LIKE, QWEN_35, YARN
 
@@ -181,5 +182,7 @@ def test_quantization_of_the_whole_is_not_overlooked():
         "text_config": MISTRAL,
         "quantization_config": {"quant_method": "awq"},
     }
-    with pytest.raises(LitGPTError, match="awq"):
-        Config.from_hf(hf_config)
+    found = stored_quantization(hf_config)
+    assert found is not None and found.method == "awq"
+    with pytest.raises(LitGPTError, match="quantized by 'abacus', which is not read here"):
+        Config.from_hf({**hf_config, "quantization_config": {"quant_method": "abacus"}})
