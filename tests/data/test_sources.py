@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants, file_download
 
 from litgpt.data import (
     FLAN,
@@ -32,7 +33,6 @@ from litgpt.data import (
     tinystories,
 )
 from litgpt.data.lit_data import LitDataBlocks
-from litgpt.data.storage import download as downloads
 from litgpt.data.storage.combined_datasets import MixedDataset
 from litgpt.data.storage.download import fetch_file
 from litgpt.errors import LitGPTError
@@ -48,19 +48,38 @@ class Site:
         self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.short = self.stalled = False
+        self.tag: str | None = None
+        """What tells that a file is the same; with it, HEAD and ranges are understood."""
+        self.starts: list[int] = []
+        self.breaks: list[int] = []
+        """After how many bytes each of the next answers breaks off."""
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 site.asked.append(self.path)
                 content = site.files.get(self.path)
-                self.send_response(200 if content is not None else 404)
+                start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if site.tag else 0
+                self.send_response((206 if start else 200) if content is not None else 404)
                 body = content if content is not None else b"<html>not here</html>"
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+                body = body[start:]
+                site.starts.append(start)
                 self.send_header("Content-Length", str(len(body) + 10 * site.short))
                 self.end_headers()
                 if site.stalled:
                     self.connection.recv(1)  # until the client gives up
-                self.wfile.write(body)
+                self.wfile.write(body[: site.breaks.pop(0)] if site.breaks else body)
+
+            def do_HEAD(self) -> None:
+                if site.tag is None:
+                    self.send_error(501)
+                    return
+                self.send_response(200)
+                self.send_header("ETag", f'"{site.tag}"')
+                self.send_header("Content-Length", str(len(site.files[self.path])))
+                self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -153,12 +172,13 @@ def test_tinystories_are_unpacked_and_the_first_file_validates(
 
 @pytest.mark.parametrize(
     ("trouble", "complaint"),
-    [("absent", "answers 404"), ("short", "broke off after 5 of 15"), ("stalled", "timed out"), ("gone", "refused")],
+    [("absent", "answers 404"), ("short", "can't be downloaded"), ("stalled", "timed out"), ("gone", "refused")],
 )
 def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
     site: Site, tmp_path: Path, trouble: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
     if trouble != "absent":
         site.files["/a.json"] = b"[{},]"
     site.short, site.stalled = trouble == "short", trouble == "stalled"
@@ -167,6 +187,39 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
         fetch_file(url, tmp_path / "data" / "a.json")
     assert "\n" not in str(caught.value) and str(tmp_path / "data" / "a.json") in str(caught.value)
     assert not list((tmp_path / "data").iterdir()) if (tmp_path / "data").exists() else True
+
+
+def test_a_download_goes_on_where_it_broke_off(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    url, target = f"{site.url}/a.bin", tmp_path / "data" / "a.bin"
+    site.files["/a.bin"], site.tag = bytes(range(256)) * 40, "one"
+    site.breaks = [3000, 100]
+    fetch_file(url, target)
+    assert site.starts == [0, 3000, 3100] and target.read_bytes() == site.files["/a.bin"]
+    fetch_file(url, target)
+    assert len(site.starts) == 3, "what is there was fetched again"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_run_goes_on_with_what_an_ended_one_left_of_the_same_file(
+    site: Site, tmp_path: Path, changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    url, target = f"{site.url}/a.bin", tmp_path / "data" / "a.bin"
+    site.files["/a.bin"], site.tag = bytes(range(256)) * 40, "one"
+    site.breaks = [5000, *[0] * 5]  # and nothing more, till the client gives up
+    with pytest.raises(LitGPTError, match="can't be downloaded"):
+        fetch_file(url, target)
+    assert not target.exists() and [file.stat().st_size for file in target.parent.iterdir()] == [5000]
+    if changed:
+        site.files["/a.bin"], site.tag = site.files["/a.bin"][::-1], "two"
+    site.starts.clear()
+    fetch_file(url, target)
+    assert site.starts == [0 if changed else 5000] and target.read_bytes() == site.files["/a.bin"]
+    assert list(target.parent.iterdir()) == [target]
 
 
 FROM_THE_HUB = """

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import http.client
 import re
-import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litgpt.checkpoint.atomic import atomic_file, require_space
+from filelock import FileLock
+
+from litgpt.checkpoint.atomic import explain_os_errors, no_empty_folders, require_space
 from litgpt.data.storage.data_files import (
     COMPRESSIONS,
     DATA_SUFFIXES,
@@ -21,44 +23,91 @@ from litgpt.data.storage.data_files import (
     is_validation,
     listed,
 )
-from litgpt.errors import LitGPTError, quoted
+from litgpt.errors import LitGPTError, one_line, quoted
 
-TIMEOUT = 60.0
-"""Seconds without an answer, or without another byte, after which a download is given up."""
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\b")
 FOLDERS = ("default", "plain_text", "main", "data", "")
 """Where the files of a data set are, if anywhere else are others."""
 
 
 def fetch_file(url: str, target: Path) -> None:
-    """Downloads `url` to `target` if it isn't there; what is cut off leaves nothing.
+    """Downloads `url` to `target` if it isn't there, by the hub's client: with a bar, tried again where it breaks off.
+
+    What arrived of a file before a run ended is kept, and gone on with if the server says by an `ETag` that the file is
+    the same.
 
     Raises:
         LitGPTError: The server refuses, can't be reached, or the file doesn't arrive whole.
     """
-    if target.is_file() and target.stat().st_size:
+    if _is_there(target):
         return
+    with no_empty_folders(target.parent), explain_os_errors(target), _explain_http_errors(url, target):
+        size, tag = _head(url)
+        require_space(target.parent, size or 0, url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{hashlib.sha256(tag.encode()).hexdigest()[:8]}.incomplete")
+        lock = part.with_suffix(".lock")
+        try:
+            with FileLock(lock):
+                if not _is_there(target):  # another process may have fetched it meanwhile
+                    _receive(url, part, size, resume=bool(tag))
+                    part.replace(target)
+                    for left in target.parent.glob(
+                        f".{glob.escape(target.name)}.*.incomplete"
+                    ):  # of what was there before
+                        left.unlink(missing_ok=True)
+        finally:
+            lock.unlink(missing_ok=True)
+            if not tag or (part.is_file() and not part.stat().st_size):
+                part.unlink(missing_ok=True)
+
+
+def _is_there(target: Path) -> bool:
+    return target.is_file() and target.stat().st_size > 0
+
+
+def _head(url: str) -> tuple[int | None, str]:
+    """The size of a file in bytes, and what tells its content; None and nothing where the server doesn't say."""
+    from huggingface_hub import errors, get_hf_file_metadata
+
+    try:
+        found = get_hf_file_metadata(url, token=False)  # a token is the hub's, not any server's
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (405, 501):  # no HEAD here
+            return None, ""
+        raise
+    return found.size, found.etag or ""
+
+
+def _receive(url: str, part: Path, size: int | None, resume: bool) -> None:
+    from huggingface_hub.file_download import http_get
+
+    with part.open("ab" if resume else "wb") as file:
+        plain = {"Accept-Encoding": "identity"}  # a part of compressed bytes could not be gone on with
+        http_get(url, file, resume_size=file.tell(), headers=plain, expected_size=size)
+
+
+@contextmanager
+def _explain_http_errors(url: str, target: Path) -> Iterator[None]:
+    from huggingface_hub import errors
+
     instead = f"download it in another way and put it at {target}."
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_file(target) as part:
-            size = int(answer.headers.get("Content-Length") or 0)
-            require_space(target.parent, size, url)
-            with part.open("wb") as file:
-                shutil.copyfileobj(answer, file, 1 << 20)
-            if size and part.stat().st_size != size:
-                raise LitGPTError(
-                    f"{url} broke off after {part.stat().st_size} of {size} bytes; try again, or {instead}"
-                )
+        yield
     except LitGPTError:
         raise
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise LitGPTError(f"{url} answers {error.code} ({error.reason}); {instead}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and not isinstance(error, urllib.error.URLError | TimeoutError | ConnectionError):
-            raise
-        reason = getattr(error, "reason", None) or error
-        raise LitGPTError(f"{url} can't be downloaded ({reason}); check the network, or {instead}") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        raise LitGPTError(
+            f"{url} answers {status} ({http.client.responses.get(status, 'unknown')}); {instead}"
+        ) from None
+    except Exception as error:
+        if type(error).__module__.startswith(("httpx", "httpcore")) or isinstance(error, ValueError):
+            reason = one_line(error) or type(error).__name__
+            raise LitGPTError(f"{url} can't be downloaded ({reason}); check the network, or {instead}") from None
+        if isinstance(error, OSError) and error.errno is None:  # its size is not what the server said
+            raise LitGPTError(f"{url} did not arrive whole; try again, or {instead}") from None
+        raise
 
 
 def fetch_data_set(
