@@ -99,3 +99,20 @@ def test_a_function_that_gives_no_rewards_is_refused_in_a_sentence(content: str,
     (tmp_path / "own.py").write_text(f"def given(prompts, completions, **columns):\n    {content}\n")
     with pytest.raises(LitGPTError, match=RESULTS[content]):
         Reward("given", loaded(f"{tmp_path}/own.py:given")).of(["", ""], ["", ""], {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ("prompts, answers", "missing a required .*'answers'|unexpected keyword argument 'completions'"),
+        ("prompts, completions", "unexpected keyword argument 'level'"),
+        ("prompts, completions, extra, **columns", "missing a required .*'extra'"),
+        ("", "unexpected keyword argument"),
+    ],
+)
+def test_a_function_that_takes_other_arguments_is_named_with_them(arguments: str, wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"def given({arguments}):\n    return [1.0]\n")
+    with pytest.raises(LitGPTError, match=wrong) as caught:
+        Reward("given", loaded(f"{tmp_path}/own.py:given")).of(["p"], ["c"], {"level": [3]})
+    assert "given can't be called with prompts, completions, level" in str(caught.value)
+    assert "rewards.py" not in str(caught.value)

@@ -54,10 +54,12 @@ class Reward:
         """The reward of each answer.
 
         Raises:
-            LitGPTError: The function fails, or returns anything but a finite number for each.
+            LitGPTError: The function takes other arguments, fails, or returns anything but a finite number for each.
         """
+        given = {"prompts": list(prompts), "completions": list(completions), **columns}
+        self._check_arguments(given)
         try:
-            found = self.function(prompts=list(prompts), completions=list(completions), **columns)
+            found = self.function(**given)
         except LitGPTError:
             raise
         except (Exception, SystemExit) as error:
@@ -73,6 +75,17 @@ class Reward:
                 "one for each of `completions`."
             )
         return rewards
+
+    def _check_arguments(self, given: Mapping[str, list[Any]]) -> None:
+        try:
+            inspect.signature(self.function).bind(**given)
+        except ValueError:  # something built in, that doesn't say what it takes
+            return
+        except TypeError as error:
+            raise LitGPTError(
+                f"The reward {self.name} can't be called with {', '.join(given)} ({error}); it has to take `prompts`, "
+                "`completions` and `**columns`, all by name."
+            ) from None
 
 
 def place_of(error: BaseException) -> str:
