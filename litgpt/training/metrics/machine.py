@@ -48,7 +48,7 @@ def _versions() -> list[str]:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return [*found, *([f"CUDA {torch.version.cuda}"] if torch.version.cuda else [])]
+    return [*found, *([f"CUDA {torch.version.cuda}"] if torch.cuda.is_available() else [])]
 
 
 def commit(folder: Path) -> str:

@@ -135,6 +135,7 @@ pre { background: #f6f6f6; padding: .7rem; white-space: pre-wrap; font-size: 13p
 }
 @media (prefers-color-scheme: dark) {
   body { color: #ddd; background: #181818 } td:first-child { color: #999 } pre { background: #262626 }
+  .curves svg { filter: invert(.91) hue-rotate(180deg) }
 }
 """
 
