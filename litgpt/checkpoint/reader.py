@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -196,7 +196,7 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
     config = checkpoint.config
     if checkpoint.kind == "litgpt":
         tensors = load_pth(checkpoint.files[0])
-        config.tie_embeddings = _tied(tensors, bool(config.tie_embeddings))
+        config.tie_embeddings = tied_in(tensors, bool(config.tie_embeddings))
         return lazy(_rename_legacy(tensors, config))
     if checkpoint.kind == "gguf":
         return gguf_weights(open_gguf(checkpoint.files[0]))
@@ -320,8 +320,9 @@ def trainer_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
     return found
 
 
-def _tied(tensors: dict[str, Tensor], said: bool) -> bool:
-    """Whether the head is the embedding: one storage says so; two equal ones are how LitGPT writes it."""
+def tied_in(tensors: Mapping[str, Tensor], said: bool) -> bool:
+    """Whether the head is the embedding: one storage says so; two equal ones are how LitGPT writes it, where the
+    configuration says (`said`) that the model's are one."""
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None or embedding is None:
         return said

@@ -133,7 +133,7 @@ def show(checkpoint_dir: Path) -> dict[str, Any]:
     lines: dict[str, Any] = {"path": one.path, "kind": one.kind, "model": one.model, "family": one.family}
     if one.parameters is not None:
         lines["parameters"] = f"{one.parameters:,}"
-    config = None if one.problem else _config_of(place)[0]
+    config = None if one.problem else _config_of(place, one.trained.base if one.trained else None)[0]
     if config is not None:
         lines |= {"layers": config.n_layer, "width": config.n_embd, "context": f"{config.block_size:,} tokens"}
         lines["vocabulary"] = f"{config.vocab_size:,} tokens"
@@ -278,7 +278,7 @@ def describe(place: Path) -> LocalModel:
     config, trained, problem, stored = None, None, None, None
     try:
         trained = None if place.is_file() else training_of(place, kind)
-        config, problem = _config_of(place)
+        config, problem = _config_of(place, trained.base if trained else None)
         if kind == "Hugging Face":
             hf_weight_files(place)  # raises where one is missing
             how = stored_quantization(optional_json(place / HF_CONFIG_FILE))
@@ -290,7 +290,7 @@ def describe(place: Path) -> LocalModel:
     return LocalModel(place, kind, size, changed, name, family, count, stored, trained, problem)
 
 
-def _config_of(place: Path) -> tuple[Config | None, str | None]:
+def _config_of(place: Path, base: str | None) -> tuple[Config | None, str | None]:
     """The model's configuration, of updates their base's; or why there is none.
 
     Raises:
@@ -300,13 +300,29 @@ def _config_of(place: Path) -> tuple[Config | None, str | None]:
         from litgpt.checkpoint.gguf.reader import open_gguf
 
         return open_gguf(place).config, None
-    if (place / CONFIG_FILE).is_file() or (place / HF_CONFIG_FILE).is_file():
+    if (place / CONFIG_FILE).is_file():
+        return _lit_config(place, base), None
+    if (place / HF_CONFIG_FILE).is_file():
         return Config.from_checkpoint(place), None
     base = optional_json(place / ADAPTER_CONFIG).get("base_model_name_or_path")
     try:
         return (Config.from_checkpoint(existing_folder(base)), None) if isinstance(base, str) else (None, None)
     except LitGPTError:
         return None, f"its base {base} is not here"
+
+
+def _lit_config(place: Path, base: str | None) -> Config:
+    """The configuration of a LitGPT folder; of a tied head only the weights tell, there or in its base."""
+    config = Config.from_checkpoint(place)
+    if not (place / LIT_MODEL).is_file() and base is not None:
+        place = Path(base)
+    if (place / LIT_MODEL).is_file():
+        from litgpt.checkpoint.reader import load_pth, tied_in
+
+        config.tie_embeddings = tied_in(load_pth(place / LIT_MODEL), bool(config.tie_embeddings))
+    elif (place / HF_CONFIG_FILE).is_file():
+        config.tie_embeddings = Config.from_checkpoint(place).tie_embeddings
+    return config
 
 
 _counts: dict[str, int] = {}

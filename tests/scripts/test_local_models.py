@@ -16,6 +16,7 @@ import yaml
 from litgpt.__main__ import main
 from litgpt.scripts.local_models import describe, find_models, is_gguf_model
 from tests.paths import ROOT
+from tests.tiny import hf_folder
 
 AUSTEN = ROOT / "litgpt" / "assets" / "austen-2m"
 UPDATES = {"lora": "LoRA", "adapter": "LLaMA-Adapter", "adapter_v2": "LLaMA-Adapter V2"}
@@ -101,6 +102,22 @@ def test_the_parts_of_a_gguf_model_are_one(place: Path, capsys: pytest.CaptureFi
     assert describe(folder / "two-00001-of-00002.gguf").size == 8
     assert main(["rm", "--yes", str(folder / "two-00001-of-00002.gguf")]) == 0
     assert [path.name for path in folder.iterdir()] == ["one.gguf"]
+
+
+def test_a_tied_head_is_counted_once_in_every_kind_of_folder(tmp_path: Path) -> None:
+    shutil.copytree(hf_folder("llama-tied", tmp_path / "made"), tmp_path / "hf")
+    shutil.copytree(tmp_path / "hf", tmp_path / "lit")
+    assert main(["convert_to_litgpt", str(tmp_path / "lit")]) == 0
+    (tmp_path / "lit" / "config.json").unlink()
+    expected = describe(tmp_path / "hf").parameters
+    for base in ("hf", "lit"):
+        updates = tmp_path / f"of_{base}"
+        updates.mkdir()
+        (updates / "lit_model.pth.lora").write_bytes(b"updates")
+        shutil.copy(tmp_path / "lit" / "model_config.yaml", updates)
+        (updates / "hyperparameters.yaml").write_text(yaml.safe_dump({"checkpoint_dir": str(tmp_path / base)}))
+        assert describe(updates).parameters == expected
+    assert describe(tmp_path / "lit").parameters == expected
 
 
 def test_show_says_what_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
