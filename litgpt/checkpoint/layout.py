@@ -145,7 +145,14 @@ def _what_to_do(folder: Path) -> str:
         return f"it holds PEFT's updates only; run `litgpt merge_lora {folder}` first"
     if (folder / NANOGPT_CHECKPOINT).is_file():
         return f"it holds nanoGPT's {NANOGPT_CHECKPOINT}; run `litgpt convert_to_litgpt {folder}` first"
+    steps = [path for path in (folder / "final", *sorted(folder.glob("step-*"), reverse=True)) if _holds_weights(path)]
+    if steps:
+        return f"it is the folder of a run; give {steps[0]}"
     return "download the checkpoint again"
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(folder.glob(f"{LIT_MODEL}*")) or any(folder.glob("*.safetensors"))
 
 
 def hf_weight_files(folder: Path) -> tuple[Path, ...]:

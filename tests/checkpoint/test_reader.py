@@ -362,3 +362,14 @@ def test_open_weights_reads_nothing_until_asked(folder, monkeypatch):
     assert "transformer.h.0.attn.qkv.weight" in weights.names
     assert weights.fetch("transformer.h.0.attn.qkv.weight").shape == (64, 32)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 3
+
+
+def test_the_folder_of_a_run_names_its_checkpoint(tmp_path):
+    for name in ("step-000010", "step-000020", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lit_model.pth").touch()
+    with pytest.raises(LitGPTError, match=f"the folder of a run; give {tmp_path}/final"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "final" / "lit_model.pth").unlink()
+    with pytest.raises(LitGPTError, match="step-000020"):
+        find_checkpoint(tmp_path)

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from litgpt.__main__ import main
-from litgpt.scripts.local_models import describe, find_models, is_gguf_model
+from litgpt.scripts.local_models import find_models
+from litgpt.scripts.model_description import describe, is_gguf_model
 from tests.paths import ROOT
 from tests.tiny import hf_folder
 
