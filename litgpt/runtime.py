@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import logging
 import os
 import platform
 import shutil
@@ -190,7 +191,9 @@ def make_fabric(
     if seed is not None and not 0 <= seed < 2**32:
         raise LitGPTError(f"seed must lie between 0 and {2**32 - 1}, not {seed}.")
     from lightning.fabric import Fabric
+    from lightning.fabric.utilities.rank_zero import rank_zero_module
 
+    rank_zero_module.log.addFilter(_says_more_than_was_asked)
     torch.set_float32_matmul_precision("high")
     kind = pick_device(device).type
     devices, num_nodes = process_counts(devices, num_nodes, kind)
@@ -215,6 +218,10 @@ def make_fabric(
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
+
+
+def _says_more_than_was_asked(record: logging.LogRecord) -> bool:
+    return "Automatic Mixed Precision" not in record.getMessage()
 
 
 def choose_strategy(
