@@ -26,6 +26,7 @@ from litgpt.runtime import parameter_dtype, shards
 from litgpt.tokenizer import Tokenizer
 from litgpt.training.batching.documents import by_documents
 from litgpt.training.loop import fit
+from litgpt.training.metrics.bits_per_byte import TextLoss
 from litgpt.training.metrics.loggers import named_loggers
 from litgpt.training.metrics.validation import example_index
 from litgpt.training.optim.optimizers import check_optimizer, dotted
@@ -103,6 +104,7 @@ def _pretrain(args: PretrainArguments, tasks: Tasks | None) -> Result:
             save=save,
             fabric=fabric,
             sample=continuation(args, model, tokenizer, fabric),
+            objective=None if tokenizer is None else lambda model: TextLoss(model, args.train, tokenizer),
             evaluate=None if tasks is None else tasks(args.eval, model, tokenizer),
             settings=settings,
             fixed={"train.tie_embeddings": bool(model.config.tie_embeddings)},

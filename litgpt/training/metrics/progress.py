@@ -19,6 +19,7 @@ BAR = 20
 
 
 SHOWN = {
+    "bits_per_byte": ("bits per byte", ".4f"),
     "ppl": ("perplexity", ".2f"),
     "accuracy": ("accuracy", ".3f"),
     "margin": ("margin", ".4f"),
