@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "litgpt.scripts.data_preview:data_preview",
         "Show what a model would learn from data: samples, lengths, what is cut.",
     ),
+    "tokenizer train": ("litgpt.data.train_tokenizer:train_tokenizer", "Make a tokenizer of texts of your own."),
     "prepare_starcoder": ("litgpt.data.prepare_starcoder:prepare", "Tokenize StarCoder's files for pretraining."),
     "prepare_slimpajama": ("litgpt.data.prepare_slimpajama:prepare", "Tokenize SlimPajama's files for pretraining."),
     "completion": (
