@@ -104,6 +104,9 @@ class TrainArgs:
     """Keep activations in the host's memory between forward and backward pass (not on a CPU)."""
     compile: bool = False
     """Compile the blocks of the model by torch.compile; needs a C++ compiler on a CPU."""
+    profile: int = 0
+    """Trace so many optimizer steps, from the third on, by torch's profiler: `profile.json` and a table in
+    `profile.txt`."""
 
     def __post_init__(self) -> None:
         if self.lr_warmup_fraction is not None:
@@ -121,7 +124,7 @@ class TrainArgs:
         )
 
     def _check_options(self) -> None:
-        _at_least(self, "train", 0, "guard", "z_loss")
+        _at_least(self, "train", 0, "guard", "z_loss", "profile")
         for name in ("lr_decay_fraction", "label_smoothing", "dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

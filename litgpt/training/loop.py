@@ -38,6 +38,7 @@ from litgpt.training.blocks import restore, shape_blocks
 from litgpt.training.incompatibilities import TrainingSetup, check_incompatibilities
 from litgpt.training.loss import NextToken
 from litgpt.training.metrics.metrics import RunMetrics
+from litgpt.training.metrics.profiling import profiled
 from litgpt.training.metrics.progress import duration
 from litgpt.training.metrics.validation import Validations, validate
 from litgpt.training.optim.optimizers import check_sharded, optimizer_for, scale_rates, trained_parameters
@@ -69,8 +70,10 @@ def fit(run: Run) -> Result:
             if not (on_cuda and one_shape(loop.samples.read(0, min(8, len(run.train_dataset))))):
                 open_while_running.enter_context(varying_shapes())
             loop.begin()
+            profile_step = open_while_running.enter_context(profiled(run))
             while not loop.finished():
                 loop.step()
+                profile_step()
                 if loop.agree(stop.signal is not None):
                     raise loop.interrupted(stop.signal)
                 loop.after_step()
