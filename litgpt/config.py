@@ -161,10 +161,15 @@ class Config(Layers):
     """Queries, keys and values are clamped to ± this."""
     rope_layers: list[int] | None = None
     """Per layer: 0 where nothing rotates (NoPE). Unset: every layer rotates."""
+    rope_local_percentage: float | None = None
+    """Share of a head's dimensions that rotate in layers with local rotary positions. Unset: `rotary_percentage`."""
     rope_reversed: bool = False
     """Dimensions rotate the other way round."""
     norm_qk_rotated: bool = False
     """The norms of queries and keys come after they rotate."""
+    norm_exceptions: dict[str, Any] | None = None
+    """`{qk, embeddings, post, last}`, of each `{affine, unit_offset, eps}` as far as these norms are unlike the others:
+    those of queries and keys, of embeddings, after each half of a block, and after all blocks."""
     norm_turned: bool = False
     """Where queries and keys rotate, they are normed afterwards, without weights."""
     query_tuning: dict[str, Any] | None = None
@@ -178,6 +183,10 @@ class Config(Layers):
     logits_divisor: float = 1.0
     attention_gate: bool = False
     """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    head_gates: bool = False
+    """`attn.gate` gives each query head one value, whose sigmoid scales what the head has found."""
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    """In the place of the sigmoid of either."""
     router_eps: float = 1e-20
     """Added to the sum that the chosen experts' weights are divided by."""
     router_margin: float | None = None
@@ -259,7 +268,8 @@ class Config(Layers):
         else:
             self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
         pairs_in = self.head_size if self.latent_attention is None else self.rope_n_elem
-        if self.rotates and find_multiple(self.rope_n_elem, 2) > pairs_in:
+        turned = max(self.rope_n_elem, int((self.rope_local_percentage or 0) * self.head_size))
+        if self.rotates and find_multiple(turned, 2) > pairs_in:
             raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
         self.n_query_groups = self.n_query_groups or self.n_head
         if self.n_head % self.n_query_groups:

@@ -163,6 +163,11 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
         {**LLAMA_LIKE, **SOME_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}
         | dict(routed_scaling_factor=1.5, conv_L_cache=4),
     ),
+    "lfm3": (
+        "Lfm3Config",
+        {**LLAMA_LIKE, "num_hidden_layers": 4, "head_dim": 16, "sliding_window": 7, "conv_L_cache": 5}
+        | dict(layer_types=["conv", "sliding_attention", "full_attention", "conv"], pad_token_id=0),
+    ),
     "granite-hybrid": ("GraniteMoeHybridConfig", GRANITE_HYBRID),
     "granite-hybrid-dense": (
         "GraniteMoeHybridConfig",
@@ -585,6 +590,20 @@ WIDE |= {
     dots1 exaone-moe ernie4.5-moe gemma4-experts gemma4-unified lfm2-moe granite-hybrid-dense bamba
     """.split()
 }
+SMALL_EYES = dict(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+)
+INSIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "muse-glimmer": (
+        "MuseGlimmerConfig",
+        dict(
+            text_config=dict(**{**LLAMA_LIKE, "num_hidden_layers": 5}, head_dim=16, sliding_window=7),
+            vision_config={**SMALL_EYES, "pos_emb_height": 2, "pos_emb_width": 2},
+            **dict(out_hidden_size=64, projector_hidden_size=16),
+        ),
+    ),
+}
+"""Language models that `transformers` has no class of but inside one that sees as well."""
 BY_LENGTH = {"llama-dynamic-rope"}
 """A token's position is another in a longer sequence, so that no cache or pack has what each has by itself."""
 
@@ -605,10 +624,11 @@ def hf_model(case: str, seed: int = 0) -> Any:
     """A random `transformers` model of a case, float32, with weights large enough that every part matters."""
     import transformers
 
-    name, settings = CASES[case]
+    name, settings = (CASES | INSIDE)[case]
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**settings)
-    alone = getattr(transformers, f"{name.removesuffix('Config')}ForCausalLM", None)  # in no list of theirs
+    kind = "ForConditionalGeneration" if case in INSIDE else "ForCausalLM"
+    alone = getattr(transformers, f"{name.removesuffix('Config')}{kind}", None)  # in no list of theirs
     listed = type(config) in transformers.AutoModelForCausalLM._model_mapping or alone is None
     model = (transformers.AutoModelForCausalLM.from_config(config) if listed else alone(config)).eval()
     with torch.no_grad():

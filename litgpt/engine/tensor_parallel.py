@@ -178,6 +178,8 @@ class Ranks:
             attention.n_head //= self.count
         else:
             self.split_qkv(attention)
+            if attention.gate is not None:
+                self.split_rows(attention.gate)
         self.split_columns(attention.proj)
 
     def split_qkv(self, attention: CausalSelfAttention) -> None:

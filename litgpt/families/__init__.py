@@ -41,6 +41,7 @@ from litgpt.families import (
     jais,
     kimi_linear,
     lfm,
+    lfm3,
     llama,
     llama4,
     mamba_hybrids,
@@ -49,6 +50,7 @@ from litgpt.families import (
     ministral,
     mistral4,
     mixtral,
+    muse_glimmer,
     nanochat,
     nemotron,
     nemotron_h,
@@ -172,6 +174,8 @@ FAMILIES: tuple[Family, ...] = (
     falcon_h1.FAMILY,
     kimi_linear.FAMILY,
     gemma3n.FAMILY,
+    lfm3.FAMILY,
+    muse_glimmer.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}

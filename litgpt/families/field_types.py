@@ -58,6 +58,7 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 """What a field consists of that is above 0."""
 MULTIPLIERS = {*"keys attention_in attention_out state_in state_out state_parts gate mlp_out".split()}
+NORM_PLACES = {"qk", "embeddings", "post", "last"}
 QUERY_TUNING = {"scale", "floor", "offset", "unturned_only"}
 
 
@@ -111,6 +112,13 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
     _check_blocks(config)
     if not 0 <= config.rotary_percentage <= 1:
         raise LitGPTError(f"The model setting rotary_percentage is {config.rotary_percentage}, but it is a share.")
+    if config.rope_local_percentage is not None and not 0 <= config.rope_local_percentage <= 1:
+        raise LitGPTError(f"The model setting rope_local_percentage is {config.rope_local_percentage}, no share.")
+    for place, said in (config.norm_exceptions or {}).items():
+        if place not in NORM_PLACES or not isinstance(said, dict) or {*said} - {"affine", "unit_offset", "eps"}:
+            raise LitGPTError(f"The model setting norm_exceptions has {quoted(place)}: {quoted(said)}, which is none.")
+        if not isinstance(said.get("eps", 1.0), int | float) or said.get("eps", 1.0) <= 0:
+            raise LitGPTError(f"The model setting norm_exceptions has an eps of {quoted(said['eps'])}.")
     if config.query_tuning is not None and {*config.query_tuning} != QUERY_TUNING:
         raise LitGPTError(f"The model setting query_tuning needs {', '.join(sorted(QUERY_TUNING))}, and nothing else.")
     if any(config.rope_indices or ()) and config.rope_local_base_freq is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from litgpt.config import Config
 from litgpt.kernels import sdpa, triton, varlen
@@ -133,6 +134,7 @@ class CausalSelfAttention(Attention):
         rows, width = sum(self.heads) * self.head_size, config.n_head * self.head_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
+        self.gate = nn.Linear(config.n_embd, config.n_head, bias=False) if config.head_gates else None
         if config.norm_inner:
             self.norm_inner = make_norm(config, width)
         self.norm_q: nn.Module
@@ -142,9 +144,9 @@ class CausalSelfAttention(Attention):
             self.norm_k = HeadNorm(n_keys, self.head_size, config.norm_eps)
         elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
-            self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1))
+            self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1), "qk")
             if n_keys:
-                self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1))
+                self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1), "qk")
         self.lends_kv = config.shared_kv_layers > 0 and not config.shares_kv(block_idx)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
@@ -171,20 +173,20 @@ class CausalSelfAttention(Attention):
             context.shared_kv[self.window] = k, v
         y = self.attend(q, k, v, context)
         if gate is not None:
-            y = y * gate.sigmoid()
+            y = y * (gate.sigmoid() if self.config.gate_activation == "sigmoid" else softplus(upcast(gate)).to(y.dtype))
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, N, T, H) → (B, T, N · H)
         return self.proj(self.norm_inner(y) if self.config.norm_inner else y)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
-        their positions; and the queries' gates, `(B, N, T, H)`."""
+        their positions; and the queries' gates, `(B, N, T, H or 1)`."""
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
         q, k, v = qkv.split(self.heads, dim=1)
         if self.heads[2] == 0:
             v = k
         if self.config.multipliers is not None:
             k = k * self.config.multipliers["keys"]
-        gate = None
+        gate = None if self.gate is None else self.gate(x).mT[..., None]  # (B, N, T, 1)
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
         if self.config.norm_qk and not self.config.norm_qk_rotated:
