@@ -145,7 +145,7 @@ class Config(Layers):
     expert_bias: bool = False
     """The router and the experts have biases."""
     swiglu_limit: float | None = None
-    """Experts clamp gate and carrier to this, and carry one more than the carrier (gpt-oss)."""
+    """Experts, and gated MLPs, clamp gate and carrier to this, and carry one more than the carrier (gpt-oss)."""
     attention_sinks: bool = False
     """Each head has a learned share of attention that goes nowhere."""
     router_scores: Literal["softmax", "sigmoid"] | None = None
@@ -210,7 +210,10 @@ class Config(Layers):
     """What the experts of a layer give together with those for all tokens is divided by this."""
     sparse_attention: dict[str, Any] | None = None
     """`{n_heads, head_size, top_k, interleave}`: a query of latent attention sees the `top_k` tokens that such an
-    indexer scores highest (https://arxiv.org/abs/2512.02556)."""
+    indexer scores highest (https://arxiv.org/abs/2512.02556). `{n_heads, head_size, top_k, block_size, local_blocks}`:
+    grouped queries see as many blocks of tokens, other ones for each head of the indexer, the last blocks always."""
+    sparse_layers: list[int] | None = None
+    """Per layer: 0 where attention is to all tokens all the same. Unset: nowhere."""
     indexer_layers: list[int] | None = None
     """Per layer: 0 where the tokens are those that the layer before it has chosen. Unset: each chooses."""
     linear_attention: dict[str, Any] | None = None

@@ -200,6 +200,13 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "MiniMaxM2Config",
         {**TWO_LAYERS, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": PARTIAL},
     ),
+    "minimax-m3": (
+        "MiniMaxM3VLTextConfig",
+        {**TWO_LAYERS, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24}
+        | dict(dense_intermediate_size=48, shared_intermediate_size=40, mlp_layer_types=["dense", "sparse"])
+        | dict(layer_types=["full_attention", "minimax_m3_sparse"], index_n_heads=2, index_head_dim=9)
+        | dict(index_block_size=4, index_topk_blocks=3, rope_parameters=PARTIAL, swiglu_limit=0.9),
+    ),
     "phimoe": (
         "PhimoeConfig",
         {**TWO_LAYERS, "num_local_experts": 5, "sliding_window": 7, "attention_bias": True, "lm_head_bias": True}

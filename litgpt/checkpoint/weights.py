@@ -82,9 +82,13 @@ class WeightTable:
         for rule in self.family.alternatives:
             for layer in range(self.config.n_layer):
                 first = spelled(rule, layer)
-                if not isinstance(first, Drop) and first.theirs in present:
-                    for expert in range(self.config.n_expert) if "{e}" in str(rule) else (0,):
-                        self._add(spelled(rule, layer, expert))
+                if isinstance(first, Drop) or not present & {str(first.theirs), f"{first.theirs}.weight"}:
+                    continue
+                for expert in range(self.config.n_expert) if "{e}" in str(rule) else (0,):
+                    one = spelled(rule, layer, expert)
+                    self._add(one)
+                    if isinstance(one, Same):  # which the table may have had a rule for parameters in the place of
+                        self.rules.pop(f"{one.ours}.weight", None)
 
     # -- theirs → ours
 

@@ -47,6 +47,7 @@ from litgpt.families import (
     mamba_hybrids,
     minicpm,
     minimax,
+    minimax_m3,
     ministral,
     mistral4,
     mixtral,
@@ -175,6 +176,7 @@ FAMILIES: tuple[Family, ...] = (
     kimi_linear.FAMILY,
     gemma3n.FAMILY,
     lfm3.FAMILY,
+    minimax_m3.FAMILY,
     muse_glimmer.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}

@@ -30,6 +30,7 @@ COMPOSITES: dict[str, str] = {
     "LlavaNextForConditionalGeneration": "llama",
     "LlavaNextVideoForConditionalGeneration": "llama",
     "LlavaOnevisionForConditionalGeneration": "qwen2",
+    "MiniMaxM3SparseForConditionalGeneration": "minimax_m3_vl_text",
     "Mistral3ForConditionalGeneration": "mistral",
     "MuseGlimmerForConditionalGeneration": "muse_glimmer_text",
     "Qwen2AudioForConditionalGeneration": "qwen2",
@@ -75,16 +76,8 @@ NOT_TEXT = tuple(
     for prefix in ("", "model.")
     for name in (
         *("vision_tower.", "vision_model.", "visual.", "vision_embed_tokens.", "audio_tower.", "embed_vision."),
-        *(
-            "embed_audio.",
-            "vision_adapter.",
-            "vision_projection.",
-            "multi_modal_projector.",
-            "mm_projector.",
-            "connector.",
-            "image_newline",
-            "mlp1.",
-        ),
+        *("embed_audio.", "multi_modal_projector.", "mm_projector.", "connector.", "image_newline", "mlp1."),
+        *("vision_adapter.", "vision_projection.", "patch_merge_mlp."),
     )
 )
 """What the names of the other tensors begin with."""

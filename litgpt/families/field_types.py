@@ -37,7 +37,7 @@ POSITIVE = frozenset(
 """Fields that are above 0 where they are set."""
 BY_LAYER = (
     *("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices"),
-    *("indexer_layers", "mixer_layers"),
+    *("indexer_layers", "mixer_layers", "sparse_layers"),
 )
 """Fields with an entry for each layer, 0 or 1."""
 PARTS: dict[str, dict[str, Any]] = {
@@ -166,7 +166,14 @@ def _check_blocks(config: Any) -> None:
         raise UnsupportedError("mixer_layers needs parallel_residual and norm_after_residual to be off.")
     if config.ungated_mlps and (config.expert_bias or config.swiglu_limit is not None):
         raise UnsupportedError("Experts without gates have neither biases nor a swiglu_limit here.")
-    if config.sparse_attention is not None:
+    if config.sparse_attention is not None and "block_size" in config.sparse_attention:
+        sizes = config.sparse_attention
+        local = sizes.get("local_blocks")
+        if config.latent_attention is not None or config.n_head % sizes["n_heads"] or config.alibi is not None:
+            raise UnsupportedError("sparse_attention in blocks needs grouped queries, and heads that divide theirs.")
+        if not fits(sizes["block_size"], int) or sizes["block_size"] < 1 or not fits(local, int) or local < 0:
+            raise LitGPTError("sparse_attention needs a block_size from 1 and local_blocks from 0 on.")
+    elif config.sparse_attention is not None:
         latent = config.latent_attention or {}
         if latent.get("q_lora_rank") is None:
             raise UnsupportedError("sparse_attention needs latent_attention with a q_lora_rank.")

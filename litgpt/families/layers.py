@@ -23,6 +23,7 @@ class Layers:
         short_conv: dict[str, Any] | None
         linear_attention_indices: list[int] | None
         sparse_attention: dict[str, Any] | None
+        sparse_layers: list[int] | None
         indexer_layers: list[int] | None
         mixer_layers: list[int] | None
         state_beside_attention: bool
@@ -84,7 +85,7 @@ class Layers:
 
     def indexer(self, layer: int) -> int | None:
         """The layer that chooses the tokens which layer number `layer` attends to; None: it attends to all."""
-        if self.sparse_attention is None:
+        if self.sparse_attention is None or (self.sparse_layers and not self.sparse_layers[layer]):
             return None
         own = self.indexer_layers or [1] * self.n_layer
         return max(earlier for earlier in range(layer + 1) if own[earlier])

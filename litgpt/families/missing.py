@@ -7,7 +7,7 @@ import re
 SPARSE = "attention to a few tokens that an indexer chooses"
 SELECTIVE = "Mamba's selective scan, channel by channel"
 NEEDS: tuple[tuple[str, str], ...] = (
-    (r"MiniMaxM3|Glm5", SPARSE),
+    (r"Glm5", SPARSE),
     (r"Deepseek_?V4", f"{SPARSE}, and streams of hidden states that mix (hyper-connections)"),
     (r"FalconMamba|MambaForCausalLM|Jamba", SELECTIVE),
     (r"Zamba", "blocks that several layers share"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from litgpt.config import Config
 from litgpt.kernels import sdpa, triton, varlen
@@ -63,6 +63,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.window = config.window(layer)
         self.scale = scale
+        self.chooser = config.indexer(layer)
         self.uses_rope = config.rotates and (config.rope_layers is None or bool(config.rope_layers[layer]))
         self.first_head = 0
         """Of those that this process has."""
@@ -82,6 +83,9 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `context` allows."""
+        chosen = context.chosen.get(-1 if self.chooser is None else self.chooser)
+        if chosen:
+            return self.attend_chosen(q, k, v, chosen, context.lengths or (q.size(2),))
         if context.lengths is None:
             return self.attend_masked(q, k, v, context.masks[self.window])
         plain = self.config.attention_logit_softcapping is None and self.config.alibi is None
@@ -96,6 +100,18 @@ class Attention(nn.Module):
         )
         masks = (document_mask(self.config, length, self.window, q.device) for length in context.lengths)
         return torch.cat([self.attend_masked(*document, next(masks)) for document in documents], 2)
+
+    def attend_chosen(
+        self, q: Tensor, k: Tensor, v: Tensor, chosen: Sequence[Tensor], lengths: Sequence[int]
+    ) -> Tensor:
+        """As `attend`, to what an indexer has chosen in each document: `(B, N or 1, T, S)` of all heads, or for all."""
+        first = self.first_head
+        masks = [mask.to(q.device) for mask in chosen]
+        masks = [mask if mask.size(1) == 1 else mask.narrow(1, first, q.size(1)) for mask in masks]
+        if len(masks) == 1:
+            return self.attend_masked(q, k, v, masks[0])
+        documents = zip(*(part.split(tuple(lengths), 2) for part in (q, k, v)), masks, strict=True)
+        return torch.cat([self.attend_masked(*document) for document in documents], 2)
 
     def attend_masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """As `attend`, with a mask, or causal without one."""
@@ -147,6 +163,7 @@ class CausalSelfAttention(Attention):
             self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1), "qk")
             if n_keys:
                 self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1), "qk")
+        self.indexer = BlockIndexer(config) if self.chooser == block_idx else None
         self.lends_kv = config.shared_kv_layers > 0 and not config.shares_kv(block_idx)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
@@ -165,10 +182,15 @@ class CausalSelfAttention(Attention):
         if self.scales_queries:
             assert context.query_factors is not None
             q = (q * context.query_factors).to(q.dtype)
+        if self.indexer is not None:  # whose keys are cached behind those of the heads
+            k = torch.cat((k, self.indexer.keys(x, context.ropes[0], k.size(1)).to(k.dtype)), dim=-1)
         if self.heads[1] == 0:
             k, v = (part.to(q.device) for part in context.shared_kv[self.window])
         elif context.span is not None:
             k, v = context.span.extend(self.layer, k, v)  # (B, G, S, H)
+        if self.indexer is not None:
+            k, index = k.split((self.head_size, k.size(-1) - self.head_size), dim=-1)
+            context.chosen[self.layer] = self.indexer.choose(x, index, context)
         if self.lends_kv:
             context.shared_kv[self.window] = k, v
         y = self.attend(q, k, v, context)
@@ -231,7 +253,6 @@ class MultiheadLatentAttention(Attention):
         self.kv_a_norm = RMSNorm(self.kv_rank, eps=1e-6)
         self.kv_b_proj = nn.Linear(self.kv_rank, config.n_head * (self.nope_dim + self.v_dim), bias=False)
         self.proj = nn.Linear(config.n_head * self.v_dim, config.n_embd, bias=config.attn_bias)
-        self.chooser = config.indexer(block_idx)
         self.indexer = Indexer(config) if self.chooser == block_idx else None
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
@@ -278,17 +299,6 @@ class MultiheadLatentAttention(Attention):
         to_keys, to_values = weight.split((self.nope_dim, self.v_dim), dim=1)  # (N, P, L), (N, D, L)
         q = torch.cat((q_nope @ to_keys, q_rope), dim=-1)  # (B, N, 1, L + R)
         return self.attend(q, kv, kv[..., : self.kv_rank], context) @ to_values.mT  # (B, N, 1, D)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
-        """As of any attention; of tokens that an indexer chooses, to these alone."""
-        chosen = context.chosen.get(-1 if self.chooser is None else self.chooser)
-        if not chosen:
-            return super().attend(q, k, v, context)
-        if context.lengths is None:
-            return self.attend_masked(q, k, v, chosen[0].to(q.device))
-        queries, keys, values = (part.split(context.lengths, 2) for part in (q, k, v))
-        documents = zip(queries, keys, values, chosen, strict=True)
-        return torch.cat([self.attend_masked(q, k, v, mask.to(q.device)) for q, k, v, mask in documents], 2)
 
 
 class Indexer(nn.Module):
@@ -349,6 +359,68 @@ class Indexer(nn.Module):
         scores = ((upcast(q) @ upcast(keys).mT).relu() * weights).sum(dim=1, keepdim=True)  # (B, 1, T, S)
         best = scores.masked_fill(~seen, -torch.inf).topk(min(self.top_k, S), dim=-1).indices
         return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & seen
+
+
+class BlockIndexer(nn.Module):
+    """Chooses blocks of tokens that grouped queries attend to, other ones for each of its heads, by the best score of a
+    block (MiniMax M3). The choice has no gradient.
+
+    M: heads of the indexer, D: their size.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.sparse_attention is not None
+        sizes = config.sparse_attention
+        self.n_heads, self.size, self.top_k = sizes["n_heads"], sizes["head_size"], sizes["top_k"]
+        self.block, self.local = sizes["block_size"], sizes["local_blocks"]
+        self.repeats = config.n_head // self.n_heads
+        self.q = nn.Linear(config.n_embd, self.n_heads * self.size, bias=False)
+        self.k = nn.Linear(config.n_embd, self.size, bias=False)
+        self.norm_q, self.norm_k = make_norm(config, self.size), make_norm(config, self.size)
+        self.interleave = config.rope_interleave
+
+    @torch.no_grad()
+    def keys(self, x: Tensor, rope: tuple[Tensor, Tensor], groups: int) -> Tensor:
+        """`(B, T, C)` → what each token is scored by, shared out over key-value heads to be cached behind their keys,
+        `(B, G, T, ⌈D / G⌉)`."""
+        k = apply_rope(self.norm_k(self.k(x))[:, None], *rope, self.interleave)  # (B, 1, T, D)
+        padded = pad(k, (0, -self.size % groups))
+        return torch.cat(padded.chunk(groups, dim=-1), dim=1)
+
+    @torch.no_grad()
+    def choose(self, x: Tensor, keys: Tensor, context: AttentionContext) -> list[Tensor]:
+        """Masks of what each query sees, one for each document; none where the queries see everything.
+
+        Args:
+            x: `(B, T, C)`.
+            keys: As `keys` makes them, `(B, G, S, ⌈D / G⌉)`.
+            context: Where the tokens stand.
+        """
+        if max(context.lengths or (keys.size(2),)) <= self.top_k * self.block:
+            return []
+        keys = keys.transpose(1, 2).flatten(2)[..., : self.size][:, None]  # (B, 1, S, D)
+        q = self.norm_q(self.q(x).unflatten(-1, (self.n_heads, -1))).transpose(1, 2)
+        q = apply_rope(q, *context.ropes[0], self.interleave)  # (B, M, T, D)
+        if context.lengths is None:
+            return [self.mask(q, keys, context.masks[None])]
+        documents = zip(*(part.split(context.lengths, 2) for part in (q, keys)), strict=True)
+        return [self.mask(queries, seen, None) for queries, seen in documents]
+
+    def mask(self, q: Tensor, keys: Tensor, seen: Tensor | None) -> Tensor:
+        """True at what the query heads see of the best blocks, `(B, N, T, S)`."""
+        T, S = q.size(2), keys.size(2)
+        if seen is None:
+            seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)[None, None]
+        scores = (upcast(q) @ upcast(keys).mT).masked_fill(~seen, -torch.inf)
+        scores = pad(scores, (0, -S % self.block), value=-torch.inf).unflatten(-1, (-1, self.block)).amax(dim=-1)
+        last = (seen.sum(dim=-1, keepdim=True) - 1) // self.block  # (B or 1, 1, T, 1): the block a query stands in
+        local = (last - torch.arange(self.local, device=q.device)).clamp(min=0).expand(*scores.shape[:3], -1)
+        scores = scores.scatter(-1, local, torch.inf)  # (B, M, T, blocks)
+        best = scores.topk(min(self.top_k, scores.size(-1)), dim=-1).indices
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+        chosen = chosen.repeat_interleave(self.block, dim=-1)[..., :S] & seen
+        return chosen.repeat_interleave(self.repeats, dim=1)
 
 
 BF16_MIN_KEYS = 256

@@ -18,6 +18,7 @@ from litgpt.errors import LitGPTError
 from litgpt.families import BY_TYPE, FAMILIES
 from litgpt.families.quantization_config import stored_quantization
 from tests.parity.test_families import relative
+from tests.tiny import CASES as SETTINGS
 from tests.tiny import INSIDE, LLAMA_4, LLAMA_LIKE, QWEN_35, SMALL_EYES, YARN
 
 EYES = SMALL_EYES
@@ -107,6 +108,16 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     "smolvlm": ("SmolVLM", dict(text_config=LLAMA, vision_config=dict(**EYES), scale_factor=1), "llama", False),
     "llava": ("Llava", dict(text_config=LLAMA, vision_config=CLIP), "llama", False),
     "muse-glimmer": ("MuseGlimmer", INSIDE["muse-glimmer"][1], "muse_glimmer", False),
+    "minimax-m3-vl": (
+        "MiniMaxM3VL",
+        dict(
+            text_config=dict(SETTINGS["minimax-m3"][1]),
+            vision_config=dict(**EYES, temporal_patch_size=1, spatial_merge_size=1),
+            projector_hidden_size=16,
+        ),
+        "minimax_m3",
+        False,
+    ),
     "lfm3-vl": (
         "Lfm3Vl",
         dict(
@@ -132,7 +143,8 @@ def _build(case, folder):
     name, settings, *_ = CASES[case]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**settings)
-    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    kind = "MiniMaxM3Sparse" if name == "MiniMaxM3VL" else name
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
