@@ -16,7 +16,7 @@ import yaml
 from litgpt import families
 from litgpt.errors import LitGPTError, MissingFileError, closest, quoted
 from litgpt.families.base import Family
-from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
+from litgpt.families.field_types import BY_LAYER, as_number, check_heads, check_values, fits
 from litgpt.families.hf_config import check_layers
 from litgpt.families.layers import Layers
 from litgpt.hub_client import HF_CONFIG_FILE, hf_config_file
@@ -148,6 +148,8 @@ class Config(Layers):
     """Experts, and gated MLPs, clamp gate and carrier to this, and carry one more than the carrier (gpt-oss)."""
     attention_sinks: bool = False
     """Each head has a learned share of attention that goes nowhere."""
+    sinks_in_windows: bool = False
+    """Only in layers with a window."""
     router_scores: Literal["softmax", "sigmoid"] | None = None
     """How a router scores experts. Unset: sigmoid where they are in groups, else softmax."""
     router_softmax_over_all: bool = False
@@ -233,6 +235,11 @@ class Config(Layers):
     """`{kernel_size, bias}` of layers that mix by a gated convolution over a few tokens."""
     linear_attention_indices: list[int] | None = None
     """Per layer: 0 where attention is over keys and values all the same. Unset: nowhere."""
+    heads_by_layer: list[int] | None = None
+    """Per layer: query heads. Unset: `n_head`."""
+    value_size: int | None = None
+    """Of a head's values. Unset: `head_size`."""
+    values_multiplier: float = 1.0
     global_heads: dict[str, Any] | None = None
     """`{head_size, n_query_groups, keys_are_values}` of layers without a window, where they are others."""
     shared_kv_layers: int = 0
@@ -270,13 +277,8 @@ class Config(Layers):
             self.padded_vocab_size = find_multiple(self.vocab_size, self.padding_multiple)
         else:
             self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
-        pairs_in = self.head_size if self.latent_attention is None else self.rope_n_elem
-        turned = max(self.rope_n_elem, int((self.rope_local_percentage or 0) * self.head_size))
-        if self.rotates and find_multiple(turned, 2) > pairs_in:
-            raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
         self.n_query_groups = self.n_query_groups or self.n_head
-        if self.n_head % self.n_query_groups:
-            raise LitGPTError(f"n_head ({self.n_head}) is no multiple of n_query_groups ({self.n_query_groups}).")
+        check_heads(self)
         if self.intermediate_size is None:
             if self.mlp_class_name == "LLaMAMLP":
                 raise LitGPTError(
@@ -290,7 +292,7 @@ class Config(Layers):
         sizes = self.linear_attention
         if sizes is not None and sizes["n_value_heads"] % sizes["n_key_heads"]:
             raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
-        for name in BY_LAYER:
+        for name in (*BY_LAYER, "heads_by_layer"):
             values = getattr(self, name)
             if values is not None and len(values) < self.n_layer:
                 raise LitGPTError(f"{name} has {len(values)} entries for {self.n_layer} layers.")

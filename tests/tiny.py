@@ -200,6 +200,27 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "MiniMaxM2Config",
         {**TWO_LAYERS, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": PARTIAL},
     ),
+    "laguna": (
+        "LagunaConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "num_attention_heads_per_layer": [6, 4], "sliding_window": 7}
+        | dict(layer_types=["sliding_attention", "full_attention"], moe_routed_scaling_factor=1.5, rms_norm_eps=1e-2),
+    ),
+    "laguna-gates-by-value": (
+        "LagunaConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "gating": "per-element", "sliding_window": 7}
+        | dict(layer_types=["sliding_attention", "full_attention"], rms_norm_eps=1e-2),
+    ),
+    "mellum": (
+        "MellumConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "sliding_window": 7}
+        | dict(layer_types=["sliding_attention", "full_attention"], mlp_layer_types=["dense", "sparse"]),
+    ),
+    "mimo-v2-flash": (
+        "MiMoV2FlashConfig",
+        {**TWO_LAYERS, "head_dim": 12, "v_head_dim": 8, "n_routed_experts": 6, "moe_intermediate_size": 24}
+        | dict(num_experts_per_tok=2, sliding_window=7, layer_types=["sliding_attention", "full_attention"])
+        | dict(num_key_value_heads=1, attention_bias=True),
+    ),
     "minimax-m3": (
         "MiniMaxM3VLTextConfig",
         {**TWO_LAYERS, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24}
@@ -593,7 +614,7 @@ WIDE |= {
     qwen2-moe qwen2-moe-window qwen3.5-moe glm4-moe solar-open glm4-moe-lite mistral4 phimoe olmoe flex-olmo granite-moe
     granite-moe-shared hunyuan-moe hy3 granite-moe-swa cohere2-moe cohere2-moe-sigmoid glm-moe-dsa
     nemotron-h mamba2 falcon-h1-normed falcon-h1-gated-last
-    kimi-linear-low-rank-queries gemma3n-sparse
+    kimi-linear-low-rank-queries gemma3n-sparse laguna-gates-by-value mellum mimo-v2-flash
     dots1 exaone-moe ernie4.5-moe gemma4-experts gemma4-unified lfm2-moe granite-hybrid-dense bamba
     """.split()
 }

@@ -209,7 +209,8 @@ class WeightTable:
         if isinstance(rule, Rows):
             return torch.stack(tensors)
         if isinstance(rule, GatedJoin):
-            gates, queries = (tensor.unflatten(0, (self.config.n_head, -1)) for tensor in tensors[:2])
+            heads = self.config.heads(int(rule.ours.split(".")[2]))
+            gates, queries = (tensor.unflatten(0, (heads, -1)) for tensor in tensors[:2])
             return torch.cat((torch.stack((queries, gates), dim=1).flatten(0, 2), *tensors[2:]))
         if isinstance(rule, Same) and rule.row:
             return tensors[0].flatten()
@@ -280,8 +281,9 @@ class WeightTable:
         if isinstance(rule, Rows):
             return tensor[part]
         if isinstance(rule, GatedJoin):
-            queries, *others = tensor.split(self.config.qkv_rows())
-            both = queries.unflatten(0, (self.config.n_head, 2, -1))
+            layer = int(rule.ours.split(".")[2])
+            queries, *others = tensor.split(self.config.qkv_rows(layer))
+            both = queries.unflatten(0, (self.config.heads(layer), 2, -1))
             return both[:, 1 - part].flatten(0, 1) if part < 2 else others[part - 2]
         if isinstance(rule, Same) and rule.row:
             return tensor[None]

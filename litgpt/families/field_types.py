@@ -17,7 +17,7 @@ SIZES = frozenset(
     """
     block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
     intermediate_size moe_intermediate_size shared_intermediate_size sliding_window_size rope_condense_ratio
-    expert_embd residual_rank
+    expert_embd residual_rank value_size
     """.split()
 )
 """Fields that are at least 1 where they are set."""
@@ -119,6 +119,12 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
             raise LitGPTError(f"The model setting norm_exceptions has {quoted(place)}: {quoted(said)}, which is none.")
         if not isinstance(said.get("eps", 1.0), int | float) or said.get("eps", 1.0) <= 0:
             raise LitGPTError(f"The model setting norm_exceptions has an eps of {quoted(said['eps'])}.")
+    if not all(0 < heads <= MAX_SIZE for heads in config.heads_by_layer or ()):
+        raise LitGPTError("The model setting heads_by_layer has a number of heads below 1.")
+    if config.heads_by_layer is not None and (config.latent_attention or config.alibi or config.sparse_attention):
+        raise UnsupportedError("heads_by_layer goes with none of latent_attention, alibi and sparse_attention here.")
+    if config.value_size is not None and (config.attention_gate or config.latent_attention or config.norm_values):
+        raise UnsupportedError("value_size goes with none of attention_gate, latent_attention and norm_values here.")
     if config.query_tuning is not None and {*config.query_tuning} != QUERY_TUNING:
         raise LitGPTError(f"The model setting query_tuning needs {', '.join(sorted(QUERY_TUNING))}, and nothing else.")
     if any(config.rope_indices or ()) and config.rope_local_base_freq is None:
@@ -139,6 +145,17 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
             raise LitGPTError("shared_kv_layers leaves no layer of their kind whose keys the last layers could share.")
     if config.shared_attention_norm and not config.parallel_residual:
         raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
+
+
+def check_heads(config: Any) -> None:
+    """Refuses heads that can't be turned, or shared out over key-value groups; all sizes of them are set."""
+    pairs_in = config.head_size if config.latent_attention is None else config.rope_n_elem
+    turned = max(config.rope_n_elem, int((config.rope_local_percentage or 0) * config.head_size))
+    if config.rotates and turned + turned % 2 > pairs_in:
+        raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
+    for heads in {config.n_head, *(config.heads_by_layer or ())}:
+        if heads % config.n_query_groups:
+            raise LitGPTError(f"n_head ({heads}) is no multiple of n_query_groups ({config.n_query_groups}).")
 
 
 def _check_blocks(config: Any) -> None:

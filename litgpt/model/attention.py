@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import softplus
 
 from litgpt.config import Config
 from litgpt.kernels import sdpa, triton, varlen
 from litgpt.model.cache import Span
+from litgpt.model.indexing.blocks import BlockIndexer
+from litgpt.model.indexing.tokens import Indexer
 from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm, upcast
 from litgpt.model.positions import alibi_bias
 from litgpt.model.rope import apply_rope, attention_scale
@@ -70,7 +72,8 @@ class Attention(nn.Module):
         tuning = config.query_tuning
         self.scales_queries = tuning is not None and not (tuning["unturned_only"] and self.uses_rope)
         self.rope_index = config.rope_indices[layer] if config.rope_indices else 0
-        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+        sinks = config.attention_sinks and not (config.sinks_in_windows and self.window is None)
+        self.sinks = nn.Parameter(torch.zeros(config.heads(layer))) if sinks else None
 
     def apply_rope(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Rotates queries or keys `(B, heads, T, H)` to their positions."""
@@ -145,22 +148,22 @@ class CausalSelfAttention(Attention):
     def __init__(self, config: Config, block_idx: int) -> None:
         n_keys, n_values, self.head_size = config.kv_heads(block_idx)
         super().__init__(config, block_idx, (config.attention_scores_scalar or self.head_size) ** -0.5)
-        queries = 2 * config.n_head if config.attention_gate else config.n_head
-        self.heads = (queries, n_keys, n_values)
-        rows, width = sum(self.heads) * self.head_size, config.n_head * self.head_size
+        n_head, self.value_size = config.heads(block_idx), config.values_of(self.head_size)
+        self.heads = (2 * n_head if config.attention_gate else n_head, n_keys, n_values)
+        rows, width = sum(config.qkv_rows(block_idx)), n_head * self.value_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
-        self.gate = nn.Linear(config.n_embd, config.n_head, bias=False) if config.head_gates else None
+        self.gate = nn.Linear(config.n_embd, n_head, bias=False) if config.head_gates else None
         if config.norm_inner:
             self.norm_inner = make_norm(config, width)
         self.norm_q: nn.Module
         self.norm_k: nn.Module
         if config.norm_qk and config.norm_qk_type == "by_head":
-            self.norm_q = HeadNorm(config.n_head, self.head_size, config.norm_eps)
+            self.norm_q = HeadNorm(n_head, self.head_size, config.norm_eps)
             self.norm_k = HeadNorm(n_keys, self.head_size, config.norm_eps)
         elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
-            self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1), "qk")
+            self.norm_q = make_norm(config, self.head_size * (n_head if whole else 1), "qk")
             if n_keys:
                 self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1), "qk")
         self.indexer = BlockIndexer(config) if self.chooser == block_idx else None
@@ -190,7 +193,9 @@ class CausalSelfAttention(Attention):
             k, v = context.span.extend(self.layer, k, v)  # (B, G, S, H)
         if self.indexer is not None:
             k, index = k.split((self.head_size, k.size(-1) - self.head_size), dim=-1)
-            context.chosen[self.layer] = self.indexer.choose(x, index, context)
+            context.chosen[self.layer] = self.indexer.choose(
+                x, index, context.ropes[0], context.masks.get(None), context.lengths
+            )
         if self.lends_kv:
             context.shared_kv[self.window] = k, v
         y = self.attend(q, k, v, context)
@@ -202,10 +207,17 @@ class CausalSelfAttention(Attention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
         their positions; and the queries' gates, `(B, N, T, H or 1)`."""
-        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
-        q, k, v = qkv.split(self.heads, dim=1)
+        if self.value_size == self.head_size:
+            qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
+            q, k, v = qkv.split(self.heads, dim=1)
+        else:
+            sizes = (self.head_size, self.head_size, self.value_size)
+            rows = self.qkv(x).split([count * size for count, size in zip(self.heads, sizes, strict=True)], dim=-1)
+            q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part, size in zip(rows, sizes, strict=True))
         if self.heads[2] == 0:
             v = k
+        if self.config.values_multiplier != 1:
+            v = v * self.config.values_multiplier
         if self.config.multipliers is not None:
             k = k * self.config.multipliers["keys"]
         gate = None if self.gate is None else self.gate(x).mT[..., None]  # (B, N, T, 1)
@@ -277,7 +289,8 @@ class MultiheadLatentAttention(Attention):
             kv, _ = context.span.extend(self.layer, kv)  # (B, 1, S, L + R)
         if self.indexer is not None:
             kv, index_keys = kv.split((self.kv_rank + self.rope_dim, self.indexer.size), dim=-1)
-            context.chosen[self.layer] = self.indexer.choose(x, q_latent, index_keys, context)
+            seen, lengths = context.masks.get(None), context.lengths
+            context.chosen[self.layer] = self.indexer.choose(x, q_latent, index_keys, context.ropes[0], seen, lengths)
         if T == 1 and type(self.kv_b_proj) is nn.Linear:
             y = self.attend_absorbed(q_nope, q_rope, kv, context)
         else:
@@ -299,128 +312,6 @@ class MultiheadLatentAttention(Attention):
         to_keys, to_values = weight.split((self.nope_dim, self.v_dim), dim=1)  # (N, P, L), (N, D, L)
         q = torch.cat((q_nope @ to_keys, q_rope), dim=-1)  # (B, N, 1, L + R)
         return self.attend(q, kv, kv[..., : self.kv_rank], context) @ to_values.mT  # (B, N, 1, D)
-
-
-class Indexer(nn.Module):
-    """Chooses the tokens that a query attends to, by scores of small heads (DeepSeek-V3.2,
-    https://arxiv.org/abs/2512.02556). The choice has no gradient.
-
-    M: heads of the indexer, D: their size.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        assert config.sparse_attention is not None and config.latent_attention is not None
-        sizes = config.sparse_attention
-        self.n_heads, self.size, self.top_k = sizes["n_heads"], sizes["head_size"], sizes["top_k"]
-        self.interleave = bool(sizes["interleave"])
-        self.q = nn.Linear(config.latent_attention["q_lora_rank"], self.n_heads * self.size, bias=False)
-        self.k = nn.Linear(config.n_embd, self.size, bias=False)
-        self.norm = nn.LayerNorm(self.size, eps=1e-6)
-        self.weights = nn.Linear(config.n_embd, self.n_heads, bias=False)
-        self.interleaved_tables = config.rope_interleave
-
-    def rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """`(B, heads, T, D)`, rotated to its positions; the tables may be for the other order of dimensions."""
-        cos, sin = rope
-        if self.interleaved_tables and not self.interleave:
-            cos, sin = (torch.cat((table[..., ::2], table[..., 1::2]), dim=-1) for table in rope)
-        return apply_rope(x, cos, sin, self.interleave)
-
-    def keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """`(B, T, C)` → what each token is scored by, `(B, 1, T, D)`."""
-        with torch.no_grad():
-            return self.rotate(self.norm(self.k(x))[:, None], rope)
-
-    @torch.no_grad()
-    def choose(self, x: Tensor, q_latent: Tensor, keys: Tensor, context: AttentionContext) -> list[Tensor]:
-        """Masks of what each query sees, one for each document; none where the queries see everything.
-
-        Args:
-            x: `(B, T, C)`.
-            q_latent: What queries are made of, `(B, T, q_lora_rank)`.
-            keys: `(B, 1, S, D)`.
-            context: Where the tokens stand.
-        """
-        if max(context.lengths or (keys.size(2),)) <= self.top_k:
-            return []
-        q = self.rotate(self.q(q_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2), context.ropes[0])
-        weights = upcast(self.weights(x)).mT[..., None] * (self.n_heads * self.size) ** -0.5  # (B, M, T, 1)
-        if context.lengths is None:
-            return [self.mask(q, weights, keys, context.masks[None])]
-        documents = zip(*(part.split(context.lengths, 2) for part in (q, weights, keys)), strict=True)
-        return [self.mask(queries, gates, seen, None) for queries, gates, seen in documents]
-
-    def mask(self, q: Tensor, weights: Tensor, keys: Tensor, seen: Tensor | None) -> Tensor:
-        """True at the best of the keys that a query may see, `(B, 1, T, S)`."""
-        T, S = q.size(2), keys.size(2)
-        if seen is None:
-            seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)[None, None]
-        scores = ((upcast(q) @ upcast(keys).mT).relu() * weights).sum(dim=1, keepdim=True)  # (B, 1, T, S)
-        best = scores.masked_fill(~seen, -torch.inf).topk(min(self.top_k, S), dim=-1).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & seen
-
-
-class BlockIndexer(nn.Module):
-    """Chooses blocks of tokens that grouped queries attend to, other ones for each of its heads, by the best score of a
-    block (MiniMax M3). The choice has no gradient.
-
-    M: heads of the indexer, D: their size.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        assert config.sparse_attention is not None
-        sizes = config.sparse_attention
-        self.n_heads, self.size, self.top_k = sizes["n_heads"], sizes["head_size"], sizes["top_k"]
-        self.block, self.local = sizes["block_size"], sizes["local_blocks"]
-        self.repeats = config.n_head // self.n_heads
-        self.q = nn.Linear(config.n_embd, self.n_heads * self.size, bias=False)
-        self.k = nn.Linear(config.n_embd, self.size, bias=False)
-        self.norm_q, self.norm_k = make_norm(config, self.size), make_norm(config, self.size)
-        self.interleave = config.rope_interleave
-
-    @torch.no_grad()
-    def keys(self, x: Tensor, rope: tuple[Tensor, Tensor], groups: int) -> Tensor:
-        """`(B, T, C)` → what each token is scored by, shared out over key-value heads to be cached behind their keys,
-        `(B, G, T, ⌈D / G⌉)`."""
-        k = apply_rope(self.norm_k(self.k(x))[:, None], *rope, self.interleave)  # (B, 1, T, D)
-        padded = pad(k, (0, -self.size % groups))
-        return torch.cat(padded.chunk(groups, dim=-1), dim=1)
-
-    @torch.no_grad()
-    def choose(self, x: Tensor, keys: Tensor, context: AttentionContext) -> list[Tensor]:
-        """Masks of what each query sees, one for each document; none where the queries see everything.
-
-        Args:
-            x: `(B, T, C)`.
-            keys: As `keys` makes them, `(B, G, S, ⌈D / G⌉)`.
-            context: Where the tokens stand.
-        """
-        if max(context.lengths or (keys.size(2),)) <= self.top_k * self.block:
-            return []
-        keys = keys.transpose(1, 2).flatten(2)[..., : self.size][:, None]  # (B, 1, S, D)
-        q = self.norm_q(self.q(x).unflatten(-1, (self.n_heads, -1))).transpose(1, 2)
-        q = apply_rope(q, *context.ropes[0], self.interleave)  # (B, M, T, D)
-        if context.lengths is None:
-            return [self.mask(q, keys, context.masks[None])]
-        documents = zip(*(part.split(context.lengths, 2) for part in (q, keys)), strict=True)
-        return [self.mask(queries, seen, None) for queries, seen in documents]
-
-    def mask(self, q: Tensor, keys: Tensor, seen: Tensor | None) -> Tensor:
-        """True at what the query heads see of the best blocks, `(B, N, T, S)`."""
-        T, S = q.size(2), keys.size(2)
-        if seen is None:
-            seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)[None, None]
-        scores = (upcast(q) @ upcast(keys).mT).masked_fill(~seen, -torch.inf)
-        scores = pad(scores, (0, -S % self.block), value=-torch.inf).unflatten(-1, (-1, self.block)).amax(dim=-1)
-        last = (seen.sum(dim=-1, keepdim=True) - 1) // self.block  # (B or 1, 1, T, 1): the block a query stands in
-        local = (last - torch.arange(self.local, device=q.device)).clamp(min=0).expand(*scores.shape[:3], -1)
-        scores = scores.scatter(-1, local, torch.inf)  # (B, M, T, blocks)
-        best = scores.topk(min(self.top_k, scores.size(-1)), dim=-1).indices
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
-        chosen = chosen.repeat_interleave(self.block, dim=-1)[..., :S] & seen
-        return chosen.repeat_interleave(self.repeats, dim=1)
 
 
 BF16_MIN_KEYS = 256

@@ -157,7 +157,7 @@ def kv_shape(config: Config, ranks: int, layer: int) -> tuple[int, int, int]:
     groups //= ranks
     behind = config.sparse_attention if config.indexer(layer) == layer else None
     index = 0 if behind is None else -(-behind["head_size"] // groups)  # its keys, shared out over those of the groups
-    return groups, size + index, size
+    return groups, size + index, config.values_of(size)
 
 
 def state_shapes(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
