@@ -226,9 +226,9 @@ def named_rows() -> dict[str, dict[str, Any]]:
     """All named sizes as complete `Config` keyword arguments, `name` and `hf_config` among them."""
     rows = {}
     for family in FAMILIES:
-        for name, row in family.rows.items():
+        for name, row in family.named_sizes().items():
             org_and_name = row["hf"].split("/", 1)
-            kwargs = {**family.base, **row, "name": name, "family_name": family.name}
+            kwargs = {**row, "name": name, "family_name": family.name}
             del kwargs["hf"]
             rows[name] = {**kwargs, "hf_config": dict(zip(("org", "name"), org_and_name, strict=True))}
     return rows

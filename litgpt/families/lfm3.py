@@ -10,7 +10,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, quoted
 from litgpt.families import lfm, llama
-from litgpt.families.base import Rule, Same, changed, spelled, without
+from litgpt.families.base import Rule, Same, changed, said, spelled, without
 from litgpt.families.hf_config import pop_rope_by_window, pop_windows, push_rope_by_window
 
 THEIRS, OURS = "model.layers.{i}", "transformer.h.{i}"
@@ -85,6 +85,7 @@ FAMILY = replace(
     from_hf=from_hf,
     to_hf=to_hf,
     weights=weights,
+    published={"LiquidAI/LFM3-1.7B": said(2048, 24, 16, 7680, 128000)},
     hf_defaults={
         "norm_eps": 1e-5,
         "max_position_embeddings": 128000,
