@@ -153,6 +153,9 @@ def check_heads(config: Any) -> None:
     turned = max(config.rope_n_elem, int((config.rope_local_percentage or 0) * config.head_size))
     if config.rotates and turned + turned % 2 > pairs_in:
         raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
+    chooser = config.sparse_attention or {}
+    if "block_size" in chooser and chooser["head_size"] < turned + turned % 2:
+        raise LitGPTError("sparse_attention has smaller heads than what rotates of the model's.")
     for heads in {config.n_head, *(config.heads_by_layer or ())}:
         if heads % config.n_query_groups:
             raise LitGPTError(f"n_head ({heads}) is no multiple of n_query_groups ({config.n_query_groups}).")

@@ -89,8 +89,6 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
         "routed_scaling_factor",
     ):
         left.pop(key)
-    if any(sparse) and sizes["head_size"] < found.get("rotary_percentage", 1.0) * found["head_size"]:
-        raise LitGPTError("config.json has an `index_head_dim` smaller than what rotates of a head.")
     return found
 
 
