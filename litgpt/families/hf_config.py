@@ -124,9 +124,9 @@ def pop_activation(left: dict[str, Any], default: str, key: str = "hidden_act", 
     """
     kind = pop_choice(left, key, ACTIVATION_NAMES, default)
     if kind in ("gelu", "gelu_tanh"):
-        found = {"gelu_approximate": "tanh" if kind == "gelu_tanh" else "none"}
+        found = {"activation": None, "gelu_approximate": "tanh" if kind == "gelu_tanh" else "none"}
         return {**found, "mlp_class_name": "GemmaMLP"} if gated else found
-    return {} if gated and kind == "silu" else {"activation": kind}
+    return {"activation": None if gated and kind == "silu" else kind}
 
 
 def push_activation(config: Any, tanh: str = "gelu_pytorch_tanh") -> str:

@@ -121,3 +121,13 @@ def choices(case: str) -> list[tuple[str, Any]]:
 def test_a_setting_is_computed_or_refused(data):
     case = data.draw(st.sampled_from([case for case in CASES if case not in BY_LENGTH]))
     compare(case, dict(data.draw(st.lists(st.sampled_from(choices(case)), min_size=1, max_size=2))))
+
+
+@pytest.mark.parametrize("case", ["opt", "nanochat", "arcee"])
+def test_another_activation_takes_the_place_of_the_familys_own(case):
+    key = "activation_function" if case == "opt" else "hidden_act"
+    assert compare(case, {key: "gelu"}) == "equal"
+
+
+def test_an_indexer_narrower_than_what_rotates_is_refused():
+    assert compare("minimax-m3", {"head_dim": 12}) == "refused"
