@@ -16,7 +16,7 @@ import yaml
 from litgpt import families
 from litgpt.errors import LitGPTError, MissingFileError, closest, quoted
 from litgpt.families.base import Family
-from litgpt.families.field_types import BY_LAYER, as_number, check_values, fits
+from litgpt.families.field_types import BY_LAYER, as_number, check_heads, check_values, fits
 from litgpt.families.hf_config import check_layers
 from litgpt.families.layers import Layers
 from litgpt.hub_client import HF_CONFIG_FILE, hf_config_file
@@ -145,9 +145,11 @@ class Config(Layers):
     expert_bias: bool = False
     """The router and the experts have biases."""
     swiglu_limit: float | None = None
-    """Experts clamp gate and carrier to this, and carry one more than the carrier (gpt-oss)."""
+    """Experts, and gated MLPs, clamp gate and carrier to this, and carry one more than the carrier (gpt-oss)."""
     attention_sinks: bool = False
     """Each head has a learned share of attention that goes nowhere."""
+    sinks_in_windows: bool = False
+    """Only in layers with a window."""
     router_scores: Literal["softmax", "sigmoid"] | None = None
     """How a router scores experts. Unset: sigmoid where they are in groups, else softmax."""
     router_softmax_over_all: bool = False
@@ -161,10 +163,15 @@ class Config(Layers):
     """Queries, keys and values are clamped to ± this."""
     rope_layers: list[int] | None = None
     """Per layer: 0 where nothing rotates (NoPE). Unset: every layer rotates."""
+    rope_local_percentage: float | None = None
+    """Share of a head's dimensions that rotate in layers with local rotary positions. Unset: `rotary_percentage`."""
     rope_reversed: bool = False
     """Dimensions rotate the other way round."""
     norm_qk_rotated: bool = False
     """The norms of queries and keys come after they rotate."""
+    norm_exceptions: dict[str, Any] | None = None
+    """`{qk, embeddings, post, last}`, of each `{affine, unit_offset, eps}` as far as these norms are unlike the others:
+    those of queries and keys, of embeddings, after each half of a block, and after all blocks."""
     norm_turned: bool = False
     """Where queries and keys rotate, they are normed afterwards, without weights."""
     query_tuning: dict[str, Any] | None = None
@@ -178,6 +185,10 @@ class Config(Layers):
     logits_divisor: float = 1.0
     attention_gate: bool = False
     """`attn.qkv` gives each query head as many values again, whose sigmoid scales what the head has found."""
+    head_gates: bool = False
+    """`attn.gate` gives each query head one value, whose sigmoid scales what the head has found."""
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    """In the place of the sigmoid of either."""
     router_eps: float = 1e-20
     """Added to the sum that the chosen experts' weights are divided by."""
     router_margin: float | None = None
@@ -201,7 +212,10 @@ class Config(Layers):
     """What the experts of a layer give together with those for all tokens is divided by this."""
     sparse_attention: dict[str, Any] | None = None
     """`{n_heads, head_size, top_k, interleave}`: a query of latent attention sees the `top_k` tokens that such an
-    indexer scores highest (https://arxiv.org/abs/2512.02556)."""
+    indexer scores highest (https://arxiv.org/abs/2512.02556). `{n_heads, head_size, top_k, block_size, local_blocks}`:
+    grouped queries see as many blocks of tokens, other ones for each head of the indexer, the last blocks always."""
+    sparse_layers: list[int] | None = None
+    """Per layer: 0 where attention is to all tokens all the same. Unset: nowhere."""
     indexer_layers: list[int] | None = None
     """Per layer: 0 where the tokens are those that the layer before it has chosen. Unset: each chooses."""
     linear_attention: dict[str, Any] | None = None
@@ -221,6 +235,11 @@ class Config(Layers):
     """`{kernel_size, bias}` of layers that mix by a gated convolution over a few tokens."""
     linear_attention_indices: list[int] | None = None
     """Per layer: 0 where attention is over keys and values all the same. Unset: nowhere."""
+    heads_by_layer: list[int] | None = None
+    """Per layer: query heads. Unset: `n_head`."""
+    value_size: int | None = None
+    """Of a head's values. Unset: `head_size`."""
+    values_multiplier: float = 1.0
     global_heads: dict[str, Any] | None = None
     """`{head_size, n_query_groups, keys_are_values}` of layers without a window, where they are others."""
     shared_kv_layers: int = 0
@@ -258,12 +277,8 @@ class Config(Layers):
             self.padded_vocab_size = find_multiple(self.vocab_size, self.padding_multiple)
         else:
             self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
-        pairs_in = self.head_size if self.latent_attention is None else self.rope_n_elem
-        if self.rotates and find_multiple(self.rope_n_elem, 2) > pairs_in:
-            raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
         self.n_query_groups = self.n_query_groups or self.n_head
-        if self.n_head % self.n_query_groups:
-            raise LitGPTError(f"n_head ({self.n_head}) is no multiple of n_query_groups ({self.n_query_groups}).")
+        check_heads(self)
         if self.intermediate_size is None:
             if self.mlp_class_name == "LLaMAMLP":
                 raise LitGPTError(
@@ -277,7 +292,7 @@ class Config(Layers):
         sizes = self.linear_attention
         if sizes is not None and sizes["n_value_heads"] % sizes["n_key_heads"]:
             raise LitGPTError("linear_attention has a number of value heads that is no multiple of its key heads.")
-        for name in BY_LAYER:
+        for name in (*BY_LAYER, "heads_by_layer"):
             values = getattr(self, name)
             if values is not None and len(values) < self.n_layer:
                 raise LitGPTError(f"{name} has {len(values)} entries for {self.n_layer} layers.")

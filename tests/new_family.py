@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from litgpt.config import Config
 from litgpt.errors import LitGPTError
 from litgpt.families import FAMILIES
-from litgpt.families.base import Drop, Family, spelled
+from litgpt.families.base import Drop, Family, Rule, spelled
+from litgpt.families.composites import NOT_TEXT, RENAMES
+from tests.tiny import CASES
 
 ALL_LAYERS = re.compile(r"\.\d+\.")
 SKELETON = '''"""{title}: {nearest}, but for … (a link to its paper or page)."""
@@ -49,12 +52,14 @@ FAMILY = replace(
     rows={{}},
     from_hf=from_hf,
     to_hf=to_hf,
-    weights=changed(
-        {module}.{constant}.rules(None),
-{rules}        without={without!r},
+    weights={head}changed(
+        {module}.{constant}.rules({argument}),
+        # The second name is to be our module's.
+{rules}        without={without},
     ),
     prompt_styles=(),
-    hf_defaults={defaults!r},
+    hf_defaults={{
+{defaults}    }},
 )
 '''
 
@@ -68,25 +73,53 @@ def their_config(source: str) -> Any:
     return transformers.AutoConfig.from_pretrained(source)
 
 
-def their_modules(config: Any) -> tuple[str, set[str]]:
-    """The class of a model, and its modules with parameters of their own; `{i}` in the place of a layer."""
+def their_model(config: Any) -> Any:
+    """Their model of a configuration, on `meta`; one that sees as well, where they have no other."""
     import transformers
 
+    kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    kind = next((kind for kind in kinds if type(config) in kind._model_mapping), kinds[0])
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    names = (name.rpartition(".")[0] for name in model.state_dict())
-    return type(model).__name__, {ALL_LAYERS.sub(".{i}.", name) for name in names}
+        return kind.from_config(config)
+
+
+def their_modules(config: Any) -> tuple[str, set[str]]:
+    """The class of a model, and its modules with parameters of their own as its files name them, which may be others
+    than in memory; `{i}` in the place of a layer. Of one that sees as well: those of its text."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    model = their_model(config)
+    state = model.state_dict()
+    with suppress(Exception):  # some conversions can't be undone without values
+        state = revert_weight_conversion(model, state)
+    table = {name: name for name in state if not name.startswith(NOT_TEXT)}
+    for name in table:
+        table[name] = next((new + name[len(old) :] for old, new in RENAMES if name.startswith(old)), name)
+    return type(model).__name__, {ALL_LAYERS.sub(".{i}.", name.rpartition(".")[0]) for name in table.values()}
+
+
+def rules_of(family: Family) -> Sequence[Rule]:
+    """A family's table; of one whose table asks for the sizes, that of its case in `tests.tiny`."""
+    with suppress(AttributeError, TypeError):
+        return family.rules(None)
+    import transformers
+
+    for name, settings in CASES.values():
+        if getattr(transformers, name).model_type in (family.model_type, *family.inside):
+            said = getattr(transformers, name)(**settings).to_dict()
+            with suppress(LitGPTError):
+                return family.rules(Config.from_hf({**said, "architectures": list(family.architectures[:1])}))
+    return ()
 
 
 def modules_of(family: Family) -> dict[str, tuple[str, ...]]:
-    """Their modules that each of ours is made of, of a family whose table is the same for all sizes."""
+    """Their modules that each of ours is made of."""
     found = {}
-    with suppress(AttributeError, TypeError):  # a table that asks the config
-        for rule in family.rules(None):
-            if not isinstance(rule, Drop) and "{e}" not in str(rule):
-                theirs = spelled(rule, 0).theirs  # type: ignore[union-attr]
-                names = theirs if isinstance(theirs, tuple) else (theirs,)
-                found[str(rule.ours)] = tuple(ALL_LAYERS.sub(".{i}.", name) for name in names)
+    for rule in rules_of(family):
+        if not isinstance(rule, Drop) and "{e}" not in str(rule):
+            theirs = spelled(rule, 0).theirs  # type: ignore[union-attr]
+            names = theirs if isinstance(theirs, tuple) else (theirs,)
+            found[ALL_LAYERS.sub(".{i}.", str(rule.ours))] = tuple(ALL_LAYERS.sub(".{i}.", name) for name in names)
     return found
 
 
@@ -109,8 +142,10 @@ def unread(family: Family, said: Mapping[str, Any]) -> list[str]:
         except LitGPTError as error:
             found = re.search(r"`(\w+)`", str(error))
             if not found or found[1] not in left:
+                keys.append(f"({error})")
                 break
-            keys.append(f"{found[1]} = {left.pop(found[1])!r}")
+            value = repr(left.pop(found[1]))
+            keys.append(f"{found[1]} = {value if len(value) < 60 else value[:56] + ' …'}")
         else:
             break
     return keys
@@ -133,33 +168,36 @@ def place(family: Family) -> tuple[str, str]:
 def skeleton(source: str) -> str:
     """The file's content."""
     config = their_config(source)
+    text = config.get_text_config()
     architecture, modules = their_modules(config)
-    kin = nearest(modules, config.model_type)
+    kin = nearest(modules, text.model_type)
     module, constant = place(kin)
     known = modules_of(kin)
     missing = sorted(modules - {name for parts in known.values() for name in parts})
     gone = tuple(ours for ours, parts in known.items() if not set(parts) & modules and ours != "lm_head")
     defaults = {
         key: value
-        for key, value in type(config)().to_dict().items()
+        for key, value in type(text)().to_dict().items()
         if key in kin.hf_defaults or (key in ("head_dim", "num_key_value_heads", "tie_word_embeddings") and value)
     }
-    base = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
-    if base != 10000.0:
-        defaults["rope_theta"] = base
+    rope = type(text)().to_dict().get("rope_parameters") or {}
+    if rope.get("rope_theta", 10000.0) != 10000.0:
+        defaults["rope_theta"] = rope["rope_theta"]
+    if any(isinstance(value, dict) for value in rope.values()):  # each kind of layer has its own
+        defaults["rope_parameters"] = rope
     return SKELETON.format(
         title=architecture.removesuffix("ForCausalLM"),
         nearest=kin.name,
         module=module,
         constant=constant,
-        name=config.model_type,
+        name=text.model_type,
+        head="lambda config: " if callable(kin.weights) else "",
+        argument="config" if callable(kin.weights) else "None",
         architecture=architecture,
-        unread="; ".join(unread(kin, config.to_dict())) or "none",
-        rules="".join(
-            f"        Same({name!r}, {name!r}),  # the second is to be our module's name\n" for name in missing
-        ),
-        without=gone,
-        defaults=defaults,
+        unread="\n    # ".join(unread(kin, text.to_dict())) or "none",
+        rules="".join(f"        Same({name!r}, {name!r}),\n" for name in missing),
+        without="()" if not gone else "(\n" + "".join(f'            "{name}",\n' for name in gone) + "        )",
+        defaults="".join(f"        {key!r}: {value!r},\n" for key, value in defaults.items()),
     )
 
 

@@ -163,6 +163,11 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
         {**LLAMA_LIKE, **SOME_EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}
         | dict(routed_scaling_factor=1.5, conv_L_cache=4),
     ),
+    "lfm3": (
+        "Lfm3Config",
+        {**LLAMA_LIKE, "num_hidden_layers": 4, "head_dim": 16, "sliding_window": 7, "conv_L_cache": 5}
+        | dict(layer_types=["conv", "sliding_attention", "full_attention", "conv"], pad_token_id=0),
+    ),
     "granite-hybrid": ("GraniteMoeHybridConfig", GRANITE_HYBRID),
     "granite-hybrid-dense": (
         "GraniteMoeHybridConfig",
@@ -194,6 +199,34 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax-m2": (
         "MiniMaxM2Config",
         {**TWO_LAYERS, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": PARTIAL},
+    ),
+    "laguna": (
+        "LagunaConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "num_attention_heads_per_layer": [6, 4], "sliding_window": 7}
+        | dict(layer_types=["sliding_attention", "full_attention"], moe_routed_scaling_factor=1.5, rms_norm_eps=1e-2),
+    ),
+    "laguna-gates-by-value": (
+        "LagunaConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "gating": "per-element", "sliding_window": 7}
+        | dict(layer_types=["sliding_attention", "full_attention"], rms_norm_eps=1e-2),
+    ),
+    "mellum": (
+        "MellumConfig",
+        {**TWO_LAYERS, **SOME_EXPERTS, "head_dim": 8, "sliding_window": 7}
+        | dict(layer_types=["sliding_attention", "full_attention"], mlp_layer_types=["dense", "sparse"]),
+    ),
+    "mimo-v2-flash": (
+        "MiMoV2FlashConfig",
+        {**TWO_LAYERS, "head_dim": 12, "v_head_dim": 8, "n_routed_experts": 6, "moe_intermediate_size": 24}
+        | dict(num_experts_per_tok=2, sliding_window=7, layer_types=["sliding_attention", "full_attention"])
+        | dict(num_key_value_heads=1, attention_bias=True),
+    ),
+    "minimax-m3": (
+        "MiniMaxM3VLTextConfig",
+        {**TWO_LAYERS, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 24}
+        | dict(dense_intermediate_size=48, shared_intermediate_size=40, mlp_layer_types=["dense", "sparse"])
+        | dict(layer_types=["full_attention", "minimax_m3_sparse"], index_n_heads=2, index_head_dim=9)
+        | dict(index_block_size=4, index_topk_blocks=3, rope_parameters=PARTIAL, swiglu_limit=0.9),
     ),
     "phimoe": (
         "PhimoeConfig",
@@ -581,10 +614,24 @@ WIDE |= {
     qwen2-moe qwen2-moe-window qwen3.5-moe glm4-moe solar-open glm4-moe-lite mistral4 phimoe olmoe flex-olmo granite-moe
     granite-moe-shared hunyuan-moe hy3 granite-moe-swa cohere2-moe cohere2-moe-sigmoid glm-moe-dsa
     nemotron-h mamba2 falcon-h1-normed falcon-h1-gated-last
-    kimi-linear-low-rank-queries gemma3n-sparse
+    kimi-linear-low-rank-queries gemma3n-sparse laguna-gates-by-value mellum mimo-v2-flash
     dots1 exaone-moe ernie4.5-moe gemma4-experts gemma4-unified lfm2-moe granite-hybrid-dense bamba
     """.split()
 }
+SMALL_EYES = dict(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+)
+INSIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "muse-glimmer": (
+        "MuseGlimmerConfig",
+        dict(
+            text_config=dict(**{**LLAMA_LIKE, "num_hidden_layers": 5}, head_dim=16, sliding_window=7),
+            vision_config={**SMALL_EYES, "pos_emb_height": 2, "pos_emb_width": 2},
+            **dict(out_hidden_size=64, projector_hidden_size=16),
+        ),
+    ),
+}
+"""Language models that `transformers` has no class of but inside one that sees as well."""
 BY_LENGTH = {"llama-dynamic-rope"}
 """A token's position is another in a longer sequence, so that no cache or pack has what each has by itself."""
 
@@ -605,10 +652,11 @@ def hf_model(case: str, seed: int = 0) -> Any:
     """A random `transformers` model of a case, float32, with weights large enough that every part matters."""
     import transformers
 
-    name, settings = CASES[case]
+    name, settings = (CASES | INSIDE)[case]
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**settings)
-    alone = getattr(transformers, f"{name.removesuffix('Config')}ForCausalLM", None)  # in no list of theirs
+    kind = "ForConditionalGeneration" if case in INSIDE else "ForCausalLM"
+    alone = getattr(transformers, f"{name.removesuffix('Config')}{kind}", None)  # in no list of theirs
     listed = type(config) in transformers.AutoModelForCausalLM._model_mapping or alone is None
     model = (transformers.AutoModelForCausalLM.from_config(config) if listed else alone(config)).eval()
     with torch.no_grad():

@@ -111,11 +111,13 @@ def open_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
+    keep_bits: bool = False,
 ) -> GPT:
-    """The model of a checkpoint, or what a method made of one; as `load_model` and `Finetuned.load_model`."""
+    """The model of a checkpoint, or what a method made of one; as `load_model` and `Finetuned.load_model`, which has
+    no `keep_bits`."""
     if isinstance(source, Finetuned):
         return source.load_model(device, dtype, quantize)
-    return load_model(source, device, dtype, quantize)
+    return load_model(source, device, dtype, quantize, keep_bits)
 
 
 def cast_owned(model: GPT, owns: Callable[[str], bool], dtype: torch.dtype | None) -> None:

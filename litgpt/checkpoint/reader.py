@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,9 @@ from litgpt.checkpoint.dtypes import cast
 from litgpt.checkpoint.gguf.reader import gguf_weights, open_gguf
 from litgpt.checkpoint.layout import Checkpoint, find_checkpoint
 from litgpt.checkpoint.page_cache import ReadOnce
+from litgpt.checkpoint.quantized.keeping import keep_bits as keep_stored_bits
 from litgpt.checkpoint.quantized.reader import dequantized
-from litgpt.checkpoint.weights import Tensors, WeightTable, deinterleave_qkv, lazy
+from litgpt.checkpoint.weights import Codes, Tensors, WeightTable, deinterleave_qkv, lazy
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, MissingFileError, progress, quoted
 from litgpt.families.quantization_config import StoredQuantization
@@ -37,6 +38,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
+    keep_bits: bool = False,
 ) -> GPT:
     """The model in a checkpoint folder, in evaluation mode.
 
@@ -49,15 +51,22 @@ def load_model(
         dtype: What floating-point weights are cast to; None: as stored.
         quantize: One of `litgpt.quantize.MODES`: linear layers are kept in few bits, and quantized one by one as they
             are read.
+        keep_bits: Keep weights in the few bits that they are stored in, where there is a product for them.
 
     Raises:
         LitGPTError: The folder can't be read, or its tensors are not those of its model; the tensor is named.
     """
     checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
     pages = ReadOnce(checkpoint.files) if quantize else None
-    weights = open_weights(checkpoint)
+    how = checkpoint.stored_quantization if checkpoint.kind == "hf" and not quantize else None
+    weights = open_weights(checkpoint, tell=how is None or not keep_bits)
     model = GPT.skeleton(checkpoint.config)
-    if pages is None:
+    if pages is None and keep_bits and how is not None:
+        dtype = dtype or torch.get_default_dtype()
+        kept = keep_stored_bits(model, weights, torch.device(device), dtype)
+        fill(model, weights, device, dtype, kept=kept)
+        _tell_kept(checkpoint.dir, how, len(kept))
+    elif pages is None:
         fill(model, weights, device, dtype)
     else:
         fill(model, _releasing_pages(weights, pages), device, dtype, quantize)
@@ -85,20 +94,23 @@ def fill(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
+    kept: Collection[str] = (),
 ) -> None:
-    """Gives a model on `meta` its weights.
+    """Gives a model on `meta` its weights; `kept` are those that its layers have already.
 
     Raises:
         LitGPTError: A tensor is missing, surplus, or of another shape.
     """
-    expected = model.state_dict()
-    check_names(expected, weights.names, tied=bool(model.config.tie_embeddings))
+    expected = (GPT.skeleton(model.config) if kept else model).state_dict()
+    names = [name for name in weights.names if name not in kept]
+    check_names([name for name in expected if name not in kept], names, tied=bool(model.config.tie_embeddings))
     room = {}
     if quantize:
         dtype = dtype or torch.get_default_dtype()
         room = replace_linears(model, quantize, dtype)
     state, experts = {}, expert_slots(model)
-    for name, tensor in weights:
+    for name in names:
+        tensor = weights.fetch(name)
         check_shape(name, tensor, expected[name].shape)
         if name in room:
             room.pop(name).load_weight(tensor.to(device))
@@ -114,7 +126,7 @@ def fill(
         room.pop(HEAD).load_weight(state[EMBEDDING])
     elif model.config.tie_embeddings and not isinstance(model.lm_head, QuantizedLinear):
         state[HEAD] = state[EMBEDDING]
-    model.load_state_dict(state, assign=True, strict=not quantize and not experts)
+    model.load_state_dict(state, assign=True, strict=not quantize and not experts and not kept)
     if HEAD in state:
         model.tie()
 
@@ -185,8 +197,8 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int]) -> None:
         raise LitGPTError(f"The checkpoint's {name} has the shape {tuple(tensor.shape)}, not {tuple(expected)}.")
 
 
-def open_weights(checkpoint: Checkpoint) -> Tensors:
-    """The tensors of a checkpoint under our names, each read when it is asked for.
+def open_weights(checkpoint: Checkpoint, tell: bool = True) -> Tensors:
+    """The tensors of a checkpoint under our names, each read when it is asked for; `tell`: of widened ones.
 
     Whether head and embedding are tied is settled here, by what the files hold, and noted in `checkpoint.config`.
 
@@ -201,7 +213,7 @@ def open_weights(checkpoint: Checkpoint) -> Tensors:
     if checkpoint.kind == "gguf":
         return gguf_weights(open_gguf(checkpoint.files[0]))
     how = checkpoint.stored_quantization
-    if how is not None:
+    if how is not None and tell:
         _tell_widened(checkpoint.dir, how)
     theirs = read_files(checkpoint.files, how)
     wanted = GPT.skeleton(config).state_dict()
@@ -227,6 +239,13 @@ def _tell_widened(folder: Path, how: StoredQuantization) -> None:
     progress(f"{folder}: its weights are stored by {how.description}, and read as {how.dtype}.")
 
 
+@cache
+def _tell_kept(folder: Path, how: StoredQuantization, count: int) -> None:
+    """Once a process."""
+    stay = f"{count} stay in their bits, the others are" if count else "they are"
+    progress(f"{folder}: its weights are stored by {how.description}; {stay} read as plain numbers.")
+
+
 def read_files(files: Iterable[Path], how: StoredQuantization | None = None) -> Tensors:
     """The tensors of Hugging Face weight files, `.safetensors` or `.bin`, under the names they have there; those in few
     bits as plain numbers.
@@ -247,7 +266,11 @@ def read_files(files: Iterable[Path], how: StoredQuantization | None = None) -> 
         with reading(where.get(name, files[0]), "no file of weights"):
             return stored.fetch(name)
 
-    return Tensors(stored.names, fetch)
+    def codes(name: str) -> Codes | None:
+        with reading(where.get(name, files[0]), "no file of weights"):
+            return stored.codes(name) if stored.codes else None
+
+    return Tensors(stored.names, fetch, codes=codes if stored.codes else None)
 
 
 def _open_safetensors(file: Path) -> Tensors:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Tensors:
     fetch: Fetch
     fetch_rows: Callable[[str, int, int], Tensor] | None = None
     """Some rows of a tensor, where that is less work than the whole: `(name, first row, number)`."""
+    codes: Callable[[str], Codes | None] | None = None
+    """A weight as it is stored in few bits; of None, or where this is None, it is not."""
 
     def rows(self, name: str, start: int, count: int) -> Tensor:
         """`count` rows of a tensor from `start` on; of one that is memory-mapped no others are read."""
@@ -52,6 +55,21 @@ class Tensors:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self.fetch(name)) for name in self.names)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight in few bits: of 4, `(code - 8) · scale + zero`, of 8 `code · scale`."""
+
+    TENSORS: ClassVar[tuple[str, ...]] = ("codes", "scales", "zeros")
+    bits: int
+    """4 or 8."""
+    codes: Tensor
+    """`(O, I)`: uint8 0 … 15, or int8."""
+    scales: Tensor
+    """`(O, G)` float32, of as many columns each."""
+    zeros: Tensor
+    """The same."""
 
 
 class WeightTable:
@@ -82,9 +100,13 @@ class WeightTable:
         for rule in self.family.alternatives:
             for layer in range(self.config.n_layer):
                 first = spelled(rule, layer)
-                if not isinstance(first, Drop) and first.theirs in present:
-                    for expert in range(self.config.n_expert) if "{e}" in str(rule) else (0,):
-                        self._add(spelled(rule, layer, expert))
+                if isinstance(first, Drop) or not present & {str(first.theirs), f"{first.theirs}.weight"}:
+                    continue
+                for expert in range(self.config.n_expert) if "{e}" in str(rule) else (0,):
+                    one = spelled(rule, layer, expert)
+                    self._add(one)
+                    if isinstance(one, Same):  # which the table may have had a rule for parameters in the place of
+                        self.rules.pop(f"{one.ours}.weight", None)
 
     # -- theirs → ours
 
@@ -145,7 +167,26 @@ class WeightTable:
                 fetch(ours)  # which says what is wrong
             return rows_of_joined(parts, start, count)
 
-        return Tensors(tuple(sources), fetch, fetch_rows)
+        def codes(ours: str) -> Codes | None:
+            return self._joined_codes(ours, [theirs.codes(present[name]) for name in sources[ours] if theirs.codes])
+
+        return Tensors(tuple(sources), fetch, fetch_rows, codes if theirs.codes else None)
+
+    def _joined_codes(self, ours: str, parts: Sequence[Codes | None]) -> Codes | None:
+        """One of ours in few bits, of theirs; None: they are not, or not alike."""
+        given = [part for part in parts if part is not None]
+        alike = {(part.bits, part.scales.size(1)) for part in given}
+        if len(given) < len(parts) or len(alike) != 1 or not self.keeps_rows(ours):
+            return None
+        joined = (self._combine(ours, [getattr(part, field) for part in given]) for field in Codes.TENSORS)
+        return Codes(given[0].bits, *joined)
+
+    def keeps_rows(self, ours: str) -> bool:
+        """Whether each row of a weight of ours is one of a linear layer of theirs, as a whole."""
+        rule = self._rule(ours)
+        if ours in self.rules or isinstance(rule, Stacked | Absorbed | Rows):
+            return False
+        return not (isinstance(rule, Same) and (rule.transpose or rule.row))
 
     def _tell_surplus(self, names: list[str]) -> None:
         """What no rule uses is left alone, as transformers leaves it, but for files whose format knows every tensor."""
@@ -205,7 +246,8 @@ class WeightTable:
         if isinstance(rule, Rows):
             return torch.stack(tensors)
         if isinstance(rule, GatedJoin):
-            gates, queries = (tensor.unflatten(0, (self.config.n_head, -1)) for tensor in tensors[:2])
+            heads = self.config.heads(int(rule.ours.split(".")[2]))
+            gates, queries = (tensor.unflatten(0, (heads, -1)) for tensor in tensors[:2])
             return torch.cat((torch.stack((queries, gates), dim=1).flatten(0, 2), *tensors[2:]))
         if isinstance(rule, Same) and rule.row:
             return tensors[0].flatten()
@@ -276,8 +318,9 @@ class WeightTable:
         if isinstance(rule, Rows):
             return tensor[part]
         if isinstance(rule, GatedJoin):
-            queries, *others = tensor.split(self.config.qkv_rows())
-            both = queries.unflatten(0, (self.config.n_head, 2, -1))
+            layer = int(rule.ours.split(".")[2])
+            queries, *others = tensor.split(self.config.qkv_rows(layer))
+            both = queries.unflatten(0, (self.config.heads(layer), 2, -1))
             return both[:, 1 - part].flatten(0, 1) if part < 2 else others[part - 2]
         if isinstance(rule, Same) and rule.row:
             return tensor[None]

@@ -81,7 +81,7 @@ class InferenceModel:
             check_compiler(placement.devices[0])
         folder, style = prompting_of(source)
         tokenizer = Tokenizer(folder)
-        model = placement.open(source).requires_grad_(False)
+        model = placement.open(source, keep_bits=not compile).requires_grad_(False)
         return cls(model, tokenizer, style, placement.compute_dtype, compile)
 
     @cached_property

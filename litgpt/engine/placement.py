@@ -98,13 +98,14 @@ class Placement:
         """Whether it is one device of one process."""
         return len(self.devices) == 1 and self.processes == 1
 
-    def open(self, source: Checkpoint | Finetuned) -> GPT:
-        """The model of a checkpoint, or what a method made of one, in its place.
+    def open(self, source: Checkpoint | Finetuned, keep_bits: bool = False) -> GPT:
+        """The model of a checkpoint, or what a method made of one, in its place; `keep_bits`: weights that are stored
+        in few bits stay in them where one device computes and there is a product for them.
 
         Raises:
             LitGPTError: It can't be read, or not be shared by so many.
         """
-        return self._shared(open_model(source, self._load_device, self.dtype, self.quantize))
+        return self._shared(open_model(source, self._load_device, self.dtype, self.quantize, keep_bits and self.alone))
 
     def move(self, model: GPT) -> GPT:
         """Brings a model there; returns it.

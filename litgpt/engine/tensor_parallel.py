@@ -84,10 +84,9 @@ def check_divides(model: GPT, ranks: int) -> None:
             f"{ranks} devices can't share {config.intermediate_size} hidden units that are normed together; use a"
             " number that divides them."
         )
-    if config.n_head % ranks:
-        raise LitGPTError(
-            f"{ranks} devices can't share {config.n_head} attention heads; use a number that divides them."
-        )
+    odd = [heads for layer in range(config.n_layer) if (heads := config.heads(layer)) % ranks]
+    if odd:
+        raise LitGPTError(f"{ranks} devices can't share {odd[0]} attention heads; use a number that divides them.")
 
 
 @contextmanager
@@ -121,10 +120,9 @@ class Ranks:
         start = min(self.number * width, size)
         return tensor.narrow(dim, start, min(width, size - start)).clone()  # a view would keep the whole
 
-    def part_of_heads(self, tensor: Tensor, heads: tuple[int, ...], size: int) -> Tensor:
-        """This rank's share of rows that belong to several kinds of heads, one kind after the other."""
-        kinds = tensor.split([count * size for count in heads])
-        return torch.cat([self.part(rows) for rows in kinds])
+    def part_of_heads(self, tensor: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """This rank's share of rows that belong to several kinds of heads, so many of one kind after the other."""
+        return torch.cat([self.part(kind) for kind in tensor.split(rows)])
 
     def sum(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """A forward hook: adds up what the ranks computed."""
@@ -178,17 +176,19 @@ class Ranks:
             attention.n_head //= self.count
         else:
             self.split_qkv(attention)
+            if attention.gate is not None:
+                self.split_rows(attention.gate)
         self.split_columns(attention.proj)
 
     def split_qkv(self, attention: CausalSelfAttention) -> None:
         """The packed rows `[Q | K | V]`, each part by itself."""
-        qkv, heads, size = attention.qkv, attention.heads, attention.head_size
-        qkv.weight = _frozen(self.part_of_heads(qkv.weight, heads, size))
+        qkv, heads, rows = attention.qkv, attention.heads, attention.config.qkv_rows(attention.layer)
+        qkv.weight = _frozen(self.part_of_heads(qkv.weight, rows))
         if qkv.bias is not None:
-            qkv.bias = _frozen(self.part_of_heads(qkv.bias, heads, size))
+            qkv.bias = _frozen(self.part_of_heads(qkv.bias, rows))
         qkv.out_features = qkv.weight.size(0)
         attention.heads = (heads[0] // self.count, heads[1] // self.count, heads[2] // self.count)
-        attention.first_head = attention.config.n_head // self.count * self.number
+        attention.first_head = attention.config.heads(attention.layer) // self.count * self.number
         if attention.config.norm_inner:
             attention.norm_inner = _NormOverRanks(attention.norm_inner, self)
         for of_heads in (getattr(attention, name, None) for name in ("norm_q", "norm_k")):

@@ -40,15 +40,20 @@ from litgpt.families import (
     hyperclovax,
     jais,
     kimi_linear,
+    laguna,
     lfm,
+    lfm3,
     llama,
     llama4,
     mamba_hybrids,
+    mimo,
     minicpm,
     minimax,
+    minimax_m3,
     ministral,
     mistral4,
     mixtral,
+    muse_glimmer,
     nanochat,
     nemotron,
     nemotron_h,
@@ -172,6 +177,12 @@ FAMILIES: tuple[Family, ...] = (
     falcon_h1.FAMILY,
     kimi_linear.FAMILY,
     gemma3n.FAMILY,
+    lfm3.FAMILY,
+    laguna.FAMILY,
+    laguna.MELLUM,
+    mimo.FAMILY,
+    minimax_m3.FAMILY,
+    muse_glimmer.FAMILY,
 )
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 BY_ARCHITECTURE: dict[str, Family] = {name: family for family in reversed(FAMILIES) for name in family.architectures}
@@ -215,9 +226,9 @@ def named_rows() -> dict[str, dict[str, Any]]:
     """All named sizes as complete `Config` keyword arguments, `name` and `hf_config` among them."""
     rows = {}
     for family in FAMILIES:
-        for name, row in family.rows.items():
+        for name, row in family.named_sizes().items():
             org_and_name = row["hf"].split("/", 1)
-            kwargs = {**family.base, **row, "name": name, "family_name": family.name}
+            kwargs = {**row, "name": name, "family_name": family.name}
             del kwargs["hf"]
             rows[name] = {**kwargs, "hf_config": dict(zip(("org", "name"), org_and_name, strict=True))}
     return rows

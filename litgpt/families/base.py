@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -186,6 +187,8 @@ class Family:
     weights: tuple[Rule, ...] | Callable[[Any], tuple[Rule, ...]]
     """The weight table; a function of the `Config` where it is not the same for all sizes. Of two rules for one tensor
     of ours, the later counts."""
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """More named sizes, by `ORG/NAME` with braces: what their `config.json` says beyond `hf_defaults`."""
     prefix: str = ""
     """What every tensor name but the head's begins with, and some checkpoints leave out."""
     prompt_styles: tuple[tuple[str, str], ...] = ()
@@ -213,6 +216,15 @@ class Family:
     def rules(self, config: Any) -> tuple[Rule, ...]:
         """The weight table of a model of this family."""
         return self.weights(config) if callable(self.weights) else self.weights
+
+    def named_sizes(self) -> dict[str, dict[str, Any]]:
+        """All named sizes as `Config` fields, and what each is called on the hub (`hf`)."""
+        found = {name: {**self.base, **row} for name, row in self.rows.items()}
+        for pattern, said in self.published.items():
+            fields = self.read_hf({"model_type": self.model_type, **said})
+            for hub in expand(pattern):
+                found[hub.split("/", 1)[1]] = {"vocab_size": fields["padded_vocab_size"], **deepcopy(fields), "hf": hub}
+        return found
 
     def prompt_style(self, name: str) -> str | None:
         """The name of the prompt style that models called `name` were trained with, if this family knows."""
@@ -330,6 +342,20 @@ def size(
     """A row of a size table; `n_query_groups` is written when it differs from `n_head`."""
     row = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, intermediate_size=intermediate_size, **other)
     return row if n_query_groups is None else {**row, "n_query_groups": n_query_groups}
+
+
+def said(
+    hidden_size: int, layers: int, heads: int, intermediate_size: int, vocab_size: int, **other: Any
+) -> dict[str, Any]:
+    """A published size by the keys of `config.json`."""
+    return dict(
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        **other,
+    )
 
 
 def without(settings: Mapping[str, Any], *keys: str) -> dict[str, Any]:

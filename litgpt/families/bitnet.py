@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, changed, without
+from litgpt.families.base import Same, changed, said, without
 
 
 def to_hf(config: Any) -> dict[str, Any]:
@@ -20,6 +20,11 @@ FAMILY = replace(
     model_type="bitnet",
     base={**llama.BASE, "norm_inner": True},
     rows={},
+    published={
+        "microsoft/bitnet-b1.58-2B-4T{,-bf16}": said(
+            2560, 30, 20, 6912, 128256, max_position_embeddings=4096, tie_word_embeddings=True
+        )
+    },
     to_hf=to_hf,
     weights=changed(
         llama.WEIGHTS,

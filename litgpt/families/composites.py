@@ -24,12 +24,15 @@ COMPOSITES: dict[str, str] = {
     "InternVLForConditionalGeneration": "qwen2",
     "Kimi_K25ForConditionalGeneration": "deepseek_v3",
     "Lfm2VlForConditionalGeneration": "lfm2",
+    "Lfm3VlForConditionalGeneration": "lfm3",
     "Llama4ForConditionalGeneration": "llama4_text",
     "LlavaForConditionalGeneration": "llama",
     "LlavaNextForConditionalGeneration": "llama",
     "LlavaNextVideoForConditionalGeneration": "llama",
     "LlavaOnevisionForConditionalGeneration": "qwen2",
+    "MiniMaxM3SparseForConditionalGeneration": "minimax_m3_vl_text",
     "Mistral3ForConditionalGeneration": "mistral",
+    "MuseGlimmerForConditionalGeneration": "muse_glimmer_text",
     "Qwen2AudioForConditionalGeneration": "qwen2",
     "Qwen2VLForConditionalGeneration": "qwen2_vl_text",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl_text",
@@ -74,6 +77,7 @@ NOT_TEXT = tuple(
     for name in (
         *("vision_tower.", "vision_model.", "visual.", "vision_embed_tokens.", "audio_tower.", "embed_vision."),
         *("embed_audio.", "multi_modal_projector.", "mm_projector.", "connector.", "image_newline", "mlp1."),
+        *("vision_adapter.", "vision_projection.", "patch_merge_mlp."),
     )
 )
 """What the names of the other tensors begin with."""

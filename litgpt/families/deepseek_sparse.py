@@ -10,7 +10,8 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, UnsupportedError, quoted
 from litgpt.families import deepseek
-from litgpt.families.base import Same, changed, without
+from litgpt.families.base import Same, changed, said, without
+from litgpt.families.hf_config import push_adjustments
 from litgpt.families.qwen import STACKED
 
 SIZES = (("index_n_heads", "n_heads"), ("index_head_dim", "head_size"), ("index_topk", "top_k"))
@@ -48,6 +49,11 @@ V32 = replace(
     model_type="deepseek_v32",
     base={**deepseek.BASE, "rope_interleave": True},
     rows={},
+    published={
+        "deepseek-ai/DeepSeek-V3.2{,-Exp}": said(
+            7168, 61, 128, 18432, 129280, rope_scaling=push_adjustments("yarn", deepseek.stretched(40, 1.0))
+        )
+    },
     from_hf=from_hf,
     to_hf=to_hf,
     weights=changed(deepseek.WEIGHTS, *INDEXER),
@@ -85,6 +91,7 @@ GLM = replace(
     name="glm_moe_dsa",
     architectures=("GlmMoeDsaForCausalLM",),
     model_type="glm_moe_dsa",
+    published={},
     from_hf=glm_from_hf,
     to_hf=glm_to_hf,
     hf_defaults={

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import deepseek, llama, qwen
-from litgpt.families.base import Drop, Same, changed, without
+from litgpt.families.base import Drop, Same, changed, said, without
 from litgpt.families.hf_config import pop_rope, pop_silu, pop_windows, push_rope, push_windows
 
 BASE = {**qwen.BASE_3, "mlp_class_name": "LLaMAMoE", "router_scores": "sigmoid"}
@@ -41,6 +41,20 @@ DOTS = replace(
     model_type="dots1",
     base=BASE,
     rows={},
+    published={
+        "rednote-hilab/dots.llm1.{base,inst}": said(
+            *(4096, 62, 32, 10944, 152064),
+            n_routed_experts=128,
+            n_shared_experts=2,
+            num_experts_per_tok=6,
+            first_k_dense_replace=1,
+            routed_scaling_factor=2.5,
+            norm_topk_prob=True,
+            max_position_embeddings=32768,
+            rope_theta=10000000,
+            sliding_window=None,
+        )
+    },
     from_hf=from_hf,
     to_hf=to_hf,
     weights=changed(qwen.WEIGHTS_3, *deepseek.MIXTURE),
@@ -90,6 +104,21 @@ EXAONE = replace(
     name="exaone_moe",
     architectures=("ExaoneMoeForCausalLM",),
     model_type="exaone_moe",
+    published={
+        "LGAI-EXAONE/K-EXAONE-236B-A23B": said(
+            *(6144, 48, 64, 18432, 153600),
+            num_key_value_heads=8,
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=2048,
+            routed_scaling_factor=2.5,
+            sliding_window=128,
+            sliding_window_pattern="LLLG",
+            max_position_embeddings=262144,
+            rope_theta=1000000,
+        )
+    },
     from_hf=exaone_from_hf,
     to_hf=exaone_to_hf,
     weights=changed(

@@ -17,7 +17,7 @@ SIZES = frozenset(
     """
     block_size n_layer n_embd n_head head_size n_query_groups vocab_size padding_multiple padded_vocab_size
     intermediate_size moe_intermediate_size shared_intermediate_size sliding_window_size rope_condense_ratio
-    expert_embd residual_rank
+    expert_embd residual_rank value_size
     """.split()
 )
 """Fields that are at least 1 where they are set."""
@@ -37,7 +37,7 @@ POSITIVE = frozenset(
 """Fields that are above 0 where they are set."""
 BY_LAYER = (
     *("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers", "linear_attention_indices"),
-    *("indexer_layers", "mixer_layers"),
+    *("indexer_layers", "mixer_layers", "sparse_layers"),
 )
 """Fields with an entry for each layer, 0 or 1."""
 PARTS: dict[str, dict[str, Any]] = {
@@ -58,6 +58,7 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 """What a field consists of that is above 0."""
 MULTIPLIERS = {*"keys attention_in attention_out state_in state_out state_parts gate mlp_out".split()}
+NORM_PLACES = {"qk", "embeddings", "post", "last"}
 QUERY_TUNING = {"scale", "floor", "offset", "unturned_only"}
 
 
@@ -111,6 +112,19 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
     _check_blocks(config)
     if not 0 <= config.rotary_percentage <= 1:
         raise LitGPTError(f"The model setting rotary_percentage is {config.rotary_percentage}, but it is a share.")
+    if config.rope_local_percentage is not None and not 0 <= config.rope_local_percentage <= 1:
+        raise LitGPTError(f"The model setting rope_local_percentage is {config.rope_local_percentage}, no share.")
+    for place, said in (config.norm_exceptions or {}).items():
+        if place not in NORM_PLACES or not isinstance(said, dict) or {*said} - {"affine", "unit_offset", "eps"}:
+            raise LitGPTError(f"The model setting norm_exceptions has {quoted(place)}: {quoted(said)}, which is none.")
+        if not isinstance(said.get("eps", 1.0), int | float) or said.get("eps", 1.0) <= 0:
+            raise LitGPTError(f"The model setting norm_exceptions has an eps of {quoted(said['eps'])}.")
+    if not all(0 < heads <= MAX_SIZE for heads in config.heads_by_layer or ()):
+        raise LitGPTError("The model setting heads_by_layer has a number of heads below 1.")
+    if config.heads_by_layer is not None and (config.latent_attention or config.alibi or config.sparse_attention):
+        raise UnsupportedError("heads_by_layer goes with none of latent_attention, alibi and sparse_attention here.")
+    if config.value_size is not None and (config.attention_gate or config.latent_attention or config.norm_values):
+        raise UnsupportedError("value_size goes with none of attention_gate, latent_attention and norm_values here.")
     if config.query_tuning is not None and {*config.query_tuning} != QUERY_TUNING:
         raise LitGPTError(f"The model setting query_tuning needs {', '.join(sorted(QUERY_TUNING))}, and nothing else.")
     if any(config.rope_indices or ()) and config.rope_local_base_freq is None:
@@ -131,6 +145,20 @@ def check_values(config: Any, types: Mapping[str, Any]) -> None:
             raise LitGPTError("shared_kv_layers leaves no layer of their kind whose keys the last layers could share.")
     if config.shared_attention_norm and not config.parallel_residual:
         raise UnsupportedError("shared_attention_norm needs parallel_residual: one norm, before both.")
+
+
+def check_heads(config: Any) -> None:
+    """Refuses heads that can't be turned, or shared out over key-value groups; all sizes of them are set."""
+    pairs_in = config.head_size if config.latent_attention is None else config.rope_n_elem
+    turned = max(config.rope_n_elem, int((config.rope_local_percentage or 0) * config.head_size))
+    if config.rotates and turned + turned % 2 > pairs_in:
+        raise LitGPTError(f"Dimensions of a head rotate in pairs, and there are {pairs_in}: it must be even.")
+    chooser = config.sparse_attention or {}
+    if "block_size" in chooser and chooser["head_size"] < turned + turned % 2:
+        raise LitGPTError("sparse_attention has smaller heads than what rotates of the model's.")
+    for heads in {config.n_head, *(config.heads_by_layer or ())}:
+        if heads % config.n_query_groups:
+            raise LitGPTError(f"n_head ({heads}) is no multiple of n_query_groups ({config.n_query_groups}).")
 
 
 def _check_blocks(config: Any) -> None:
@@ -158,7 +186,14 @@ def _check_blocks(config: Any) -> None:
         raise UnsupportedError("mixer_layers needs parallel_residual and norm_after_residual to be off.")
     if config.ungated_mlps and (config.expert_bias or config.swiglu_limit is not None):
         raise UnsupportedError("Experts without gates have neither biases nor a swiglu_limit here.")
-    if config.sparse_attention is not None:
+    if config.sparse_attention is not None and "block_size" in config.sparse_attention:
+        sizes = config.sparse_attention
+        local = sizes.get("local_blocks")
+        if config.latent_attention is not None or config.n_head % sizes["n_heads"] or config.alibi is not None:
+            raise UnsupportedError("sparse_attention in blocks needs grouped queries, and heads that divide theirs.")
+        if not fits(sizes["block_size"], int) or sizes["block_size"] < 1 or not fits(local, int) or local < 0:
+            raise LitGPTError("sparse_attention needs a block_size from 1 and local_blocks from 0 on.")
+    elif config.sparse_attention is not None:
         latent = config.latent_attention or {}
         if latent.get("q_lora_rank") is None:
             raise UnsupportedError("sparse_attention needs latent_attention with a q_lora_rank.")

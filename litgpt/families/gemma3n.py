@@ -97,6 +97,11 @@ FAMILY = replace(
     architectures=("Gemma3nForCausalLM",),
     model_type="gemma3n_text",
     base={**gemma4.BASE, "layer_scalars": False},
+    published={
+        "google/gemma-3n-E4B{,-it}": dict(
+            hidden_size=2048, num_hidden_layers=35, num_attention_heads=8, vocab_size=262400
+        )
+    },
     hf_fields=tuple(pair for pair in gemma4.FAMILY.hf_fields if pair[1] != "intermediate_size"),
     from_hf=from_hf,
     to_hf=to_hf,

@@ -8,10 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from litgpt.errors import LitGPTError, UnsupportedError, quoted
+from litgpt.errors import LitGPTError, UnsupportedError
 from litgpt.families import gemma, llama
 from litgpt.families.base import Drop, Join, Rule, Same, Stacked, changed, spelled, without
-from litgpt.families.hf_config import GELU, pop_choice, pop_rope, pop_windows, push_windows
+from litgpt.families.hf_config import (
+    GELU,
+    pop_choice,
+    pop_rope_by_window,
+    pop_windows,
+    push_rope_by_window,
+    push_windows,
+)
 
 BASE = {
     **gemma.LATER,
@@ -92,23 +99,10 @@ def from_hf(left: dict[str, Any]) -> dict[str, Any]:
     indices = windows["sliding_window_indices"] or [0] * left["num_hidden_layers"]
     indices[-1] = 0  # whatever a file says of the last layer
     heads = pop_global_heads(left, indices)
-    rope = left.pop("rope_parameters")
-    full, local = dict(rope["full_attention"]), rope.get("sliding_attention", {})
-    adjust = None
-    if full.get("rope_type") == "proportional":
-        share = full.pop("partial_rotary_factor", 1.0)
-        adjust = {"factor": float(full.pop("factor", 1.0)), "share": share}
-        full["rope_type"] = "default"
-    left["rope_parameters"] = full
-    if local.get("rope_type", "default") != "default":
-        raise LitGPTError(f"config.json has a `rope_type` {quoted(local['rope_type'])} in windows; it's default here.")
     size, vocabulary = left.pop("hidden_size_per_layer_input", 0), left.pop("vocab_size_per_layer_input")
-    base = local.get("rope_theta", 10000.0)
     return {
         **windows,
-        **pop_rope(left),
-        **({"rope_adjustments": adjust} if adjust else {}),
-        "rope_local_base_freq": int(base) if base == int(base) else base,
+        **pop_rope_by_window(left),
         "rope_indices": indices,
         **llama.pop_attention(left),
         "gelu_approximate": pop_choice(left, "hidden_activation", GELU, "gelu_pytorch_tanh"),
@@ -141,16 +135,10 @@ def push_experts(config: Any) -> dict[str, Any]:
 
 
 def to_hf(config: Any) -> dict[str, Any]:
-    heads, given, adjust = config.global_heads, config.layer_inputs, config.rope_adjustments
-    full = {"rope_type": "default", "rope_theta": float(config.rope_base)}
-    if adjust is not None:
-        full |= {"rope_type": "proportional", "partial_rotary_factor": adjust["share"], "factor": adjust["factor"]}
+    heads, given = config.global_heads, config.layer_inputs
     return {
         **push_windows(config),
-        "rope_parameters": {
-            "full_attention": full,
-            "sliding_attention": {"rope_type": "default", "rope_theta": float(config.rope_local_base_freq)},
-        },
+        **push_rope_by_window(config),
         "hidden_activation": "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh",
         **llama.push_attention(config),
         "final_logit_softcapping": config.final_logit_softcapping,

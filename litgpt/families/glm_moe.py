@@ -113,6 +113,14 @@ SOLAR = replace(
     architectures=("SolarOpenForCausalLM",),
     model_type="solar_open",
     rows={},
+    published={
+        "upstage/Solar-Open-100B": {
+            "hidden_size": 4096,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 64,
+            "vocab_size": 196608,
+        }
+    },
     hf_fields=tuple(pair for pair in llama.HF_FIELDS if pair[0] != "intermediate_size"),  # all layers have experts
     from_hf=solar_from_hf,
     to_hf=lambda config: without(to_hf(config), "use_qk_norm", "first_k_dense_replace"),

@@ -124,9 +124,9 @@ def pop_activation(left: dict[str, Any], default: str, key: str = "hidden_act", 
     """
     kind = pop_choice(left, key, ACTIVATION_NAMES, default)
     if kind in ("gelu", "gelu_tanh"):
-        found = {"gelu_approximate": "tanh" if kind == "gelu_tanh" else "none"}
+        found = {"activation": None, "gelu_approximate": "tanh" if kind == "gelu_tanh" else "none"}
         return {**found, "mlp_class_name": "GemmaMLP"} if gated else found
-    return {} if gated and kind == "silu" else {"activation": kind}
+    return {"activation": None if gated and kind == "silu" else kind}
 
 
 def push_activation(config: Any, tanh: str = "gelu_pytorch_tanh") -> str:
@@ -214,6 +214,52 @@ def pop_rope(left: dict[str, Any]) -> dict[str, Any]:
         if key not in known and value not in (None, False):
             raise LitGPTError(f"config.json has `{escaped(key)}` in its RoPE settings, which is not known here.")
     return found
+
+
+def pop_rope_by_window(left: dict[str, Any], part: bool = False) -> dict[str, Any]:
+    """Takes out the settings of RoPE that layers with and without a window have each of their own.
+
+    Args:
+        left: What is left of a `config.json`.
+        part: The class acts on a share of a head that rotates, without a scaling too.
+
+    Raises:
+        LitGPTError: As `pop_rope`; or layers with a window have a scaling.
+    """
+    rope = left.pop("rope_parameters")
+    local = {"rope_type": "default", **rope.get("sliding_attention", {})}
+    full, adjust = {"rope_type": "default", **rope.get("full_attention", local)}, None
+    if local["rope_type"] != "default":
+        raise LitGPTError(f"config.json has a `rope_type` {quoted(local['rope_type'])} in windows; it's default here.")
+    if full["rope_type"] == "proportional":
+        share = full.pop("partial_rotary_factor", 1.0)
+        adjust = {"factor": float(full.pop("factor", 1.0)), "share": share}
+        full["rope_type"] = "default"
+    elif full["rope_type"] == "default" and not part:
+        full.pop("partial_rotary_factor", None)
+    found = pop_rope(left | {"rope_parameters": full})
+    base, share = local.get("rope_theta", 10000.0), local.get("partial_rotary_factor", 1.0) if part else 1.0
+    return {
+        **found,
+        **({"rope_adjustments": adjust} if adjust else {}),
+        "rope_local_base_freq": int(base) if base == int(base) else base,
+        "rope_local_percentage": share if share != found.get("rotary_percentage", 1.0) else None,
+    }
+
+
+def push_rope_by_window(config: Any, part: bool = False) -> dict[str, Any]:
+    """And back, as `rope_parameters`; as much as the config says of them."""
+    rope, adjust = push_rope(config), config.rope_adjustments or {}
+    full = {"rope_type": "default", **(rope["rope_scaling"] or {}), "rope_theta": rope["rope_theta"]}
+    if "share" in adjust:
+        full = {"rope_type": "proportional", "rope_theta": rope["rope_theta"], "factor": adjust["factor"]}
+        full["partial_rotary_factor"] = adjust["share"]
+    local = {"rope_type": "default", "rope_theta": float(config.rope_local_base_freq)}
+    if part:
+        share = config.rope_local_percentage
+        full["partial_rotary_factor"] = config.rotary_percentage
+        local["partial_rotary_factor"] = config.rotary_percentage if share is None else share
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
 
 
 def push_adjustments(kind: str, adjust: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, quoted
 from litgpt.families import deepseek, llama, qwen
-from litgpt.families.base import Drop, Same, changed, without
+from litgpt.families.base import Drop, Same, changed, said, without
 from litgpt.families.hf_config import pop_needed
 
 
@@ -137,6 +137,7 @@ HY_3 = replace(
         "norm_topk_prob": True,
     },
     rows={},
+    published={"tencent/Hy3-preview": said(4096, 80, 64, 13312, 120832)},
     from_hf=hy3_from_hf,
     to_hf=hy3_to_hf,
     weights=changed(

@@ -15,6 +15,8 @@ class Layers:
         n_head: int
         head_size: int | None
         n_query_groups: int | None
+        heads_by_layer: list[int] | None
+        value_size: int | None
         sliding_window_size: int | None
         sliding_window_indices: list[int] | None
         attention_gate: bool
@@ -23,6 +25,7 @@ class Layers:
         short_conv: dict[str, Any] | None
         linear_attention_indices: list[int] | None
         sparse_attention: dict[str, Any] | None
+        sparse_layers: list[int] | None
         indexer_layers: list[int] | None
         mixer_layers: list[int] | None
         state_beside_attention: bool
@@ -62,6 +65,14 @@ class Layers:
         """Whether layer number `layer` attends to the keys and values of one before it."""
         return layer >= self.n_layer - self.shared_kv_layers
 
+    def heads(self, layer: int) -> int:
+        """Query heads of layer number `layer`."""
+        return self.n_head if self.heads_by_layer is None else self.heads_by_layer[layer]
+
+    def values_of(self, size: int) -> int:
+        """The size of a head's values, whose keys are of `size`."""
+        return size if self.value_size is None else self.value_size
+
     def kv_heads(self, layer: int) -> tuple[int, int, int]:
         """Heads of keys and of values that layer number `layer` makes, and the size of its heads."""
         assert self.head_size is not None and self.n_query_groups is not None
@@ -80,11 +91,12 @@ class Layers:
             keys = sizes["n_key_heads"] * sizes["key_size"]
             return keys, keys, sizes["n_value_heads"] * sizes["value_size"]
         keys, values, size = self.kv_heads(layer or 0)
-        return (2 if self.attention_gate else 1) * self.n_head * size, keys * size, values * size
+        queries = (2 if self.attention_gate else 1) * self.heads(layer or 0)
+        return queries * size, keys * size, values * self.values_of(size)
 
     def indexer(self, layer: int) -> int | None:
         """The layer that chooses the tokens which layer number `layer` attends to; None: it attends to all."""
-        if self.sparse_attention is None:
+        if self.sparse_attention is None or (self.sparse_layers and not self.sparse_layers[layer]):
             return None
         own = self.indexer_layers or [1] * self.n_layer
         return max(earlier for earlier in range(layer + 1) if own[earlier])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Rule, Same, changed, spelled, without
+from litgpt.families.base import Rule, Same, changed, said, spelled, without
 from litgpt.families.hf_config import pop_rope, push_rope
 
 BASE = dict(**llama.BASE, norm_qk=True)
@@ -92,6 +92,7 @@ DEFAULTS = {
     "conv_L_cache": 3,
 }
 
+ATTENDING = dict(full_attn_idxs=[2, 5, 8, 10, 12, 14])
 DENSE = replace(
     llama.FAMILY,
     name="lfm2",
@@ -99,6 +100,11 @@ DENSE = replace(
     model_type="lfm2",
     base=BASE,
     rows={},
+    published={
+        "LiquidAI/LFM2-350M": said(1024, 16, 16, 6656, 65536, **ATTENDING),
+        "LiquidAI/LFM2-700M": said(1536, 16, 24, 10240, 65536, **ATTENDING),
+        "LiquidAI/LFM2-1.2B": said(2048, 16, 32, 12288, 65536, **ATTENDING),
+    },
     hf_fields=FIELDS,
     from_hf=from_hf_dense,
     to_hf=lambda config: {**to_hf(config), "block_auto_adjust_ff_dim": False},
@@ -152,6 +158,7 @@ MOE = replace(
         "n_expert_groups": 1,
         "n_topk_groups": 1,
     },
+    published={"LiquidAI/LFM2-8B-A1B": said(2048, 24, 32, 7168, 65536, full_attn_idxs=[2, 6, 10, 14, 18, 21])},
     from_hf=from_hf_moe,
     to_hf=to_hf_moe,
     hf_defaults={

@@ -7,8 +7,9 @@ import re
 SPARSE = "attention to a few tokens that an indexer chooses"
 SELECTIVE = "Mamba's selective scan, channel by channel"
 NEEDS: tuple[tuple[str, str], ...] = (
-    (r"MiniMaxM3|Glm5", SPARSE),
-    (r"Deepseek_?V4", f"{SPARSE}, and streams of hidden states that mix (hyper-connections)"),
+    (r"Glm5", SPARSE),
+    (r"MistralLarge4", f"rotary positions whose speeds are learned, in some layers of latent attention, and {SPARSE}"),
+    (r"Deepseek_?V4", f"keys of many tokens compressed into one, {SPARSE}, and hyper-connections"),
     (r"FalconMamba|MambaForCausalLM|Jamba", SELECTIVE),
     (r"Zamba", "blocks that several layers share"),
     (r"MiniMaxForCausalLM|MiniMaxText01|Bailing", "lightning attention"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from litgpt.errors import LitGPTError, quoted
 from litgpt.families import deepseek
-from litgpt.families.base import changed, without
+from litgpt.families.base import changed, said, without
 from litgpt.families.hf_config import pop_choice, pop_rope_settings, push_adjustments
 from litgpt.families.qwen import STACKED
 
@@ -48,6 +48,7 @@ FAMILY = replace(
     architectures=("Mistral4ForCausalLM",),
     model_type="mistral4",
     rows={},
+    published={"mistralai/Mistral-Small-4-119B-2603": said(4096, 36, 32, 12288, 131072)},
     from_hf=from_hf,
     to_hf=to_hf,
     weights=changed(deepseek.WEIGHTS, *STACKED),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama
-from litgpt.families.base import Same, changed, without
+from litgpt.families.base import Same, changed, said, without
 from litgpt.families.hf_config import pop_activation, pop_rope, push_activation
 
 
@@ -40,6 +40,7 @@ FAMILY = replace(
         "rope_reversed": True,
     },
     rows={},
+    published={"karpathy/nanochat-d32": said(2048, 32, 16, 8192, 65536)},
     from_hf=from_hf,
     to_hf=to_hf,
     weights=changed(

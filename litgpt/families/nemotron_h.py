@@ -168,6 +168,23 @@ HYBRID = replace(
     model_type="nemotron_h",
     base={**llama.BASE, "mlp_class_name": "GptNeoxMLP"},
     rows={},
+    published={
+        "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": dict(
+            hidden_size=2688,
+            num_attention_heads=32,
+            num_key_value_heads=2,
+            vocab_size=131072,
+            max_position_embeddings=262144,
+            hybrid_override_pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+            mamba_num_heads=64,
+            n_routed_experts=128,
+            num_experts_per_tok=6,
+            intermediate_size=1856,
+            moe_intermediate_size=1856,
+            moe_shared_expert_intermediate_size=3712,
+            routed_scaling_factor=2.5,
+        )
+    },
     hf_fields=FIELDS,
     from_hf=from_hf,
     to_hf=to_hf,
@@ -244,6 +261,7 @@ MAMBA_2 = replace(
     name="mamba2",
     architectures=("Mamba2ForCausalLM",),
     model_type="mamba2",
+    published={"mistralai/Mamba-Codestral-7B-v0.1": dict(hidden_size=4096, num_hidden_layers=64, vocab_size=32768)},
     hf_fields=(
         *(pair for pair in FIELDS if pair[1] in ("n_embd", "padded_vocab_size", "norm_eps")),
         ("num_hidden_layers", "n_layer"),

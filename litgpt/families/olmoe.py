@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama, olmo, qwen
-from litgpt.families.base import Same, changed, named, size, without
+from litgpt.families.base import Same, changed, named, said, size, without
 from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 
 BASE = dict(**llama.BASE, norm_qk=True, norm_qk_type="olmo2") | dict(mlp_class_name="LLaMAMoE")
@@ -79,6 +79,7 @@ FLEX = replace(
     model_type="flex_olmo",
     base={**olmo.OLMO_2.base, "mlp_class_name": "LLaMAMoE"},
     rows={},
+    published={"allenai/FlexOlmo-7x7B-1T": said(4096, 32, 32, 11008, 100352)},
     to_hf=flex_to_hf,
     weights=changed(olmo.OLMO_2.rules(None), *EXPERTS, without=llama.DENSE),
     prompt_styles=(),

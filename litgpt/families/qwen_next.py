@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import llama, qwen
-from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, size, spelled, without
+from litgpt.families.base import Dealt, Drop, Rule, Same, changed, named, said, size, spelled, without
 from litgpt.families.hf_config import pop_rope, pop_silu, push_rope
 
 BASE = dict(**{**qwen.BASE_3, "rotary_percentage": 0.25}, norm_unit_offset=True, attention_gate=True)
@@ -168,6 +168,9 @@ NEXT = replace(
     rotates_part=True,
 )
 
+FAR = dict(max_position_embeddings=262144, rope_theta=10000000)
+SMALL = dict(**FAR, linear_num_value_heads=16, tie_word_embeddings=True)
+LARGE = dict(**FAR, linear_num_value_heads=64, moe_intermediate_size=1024, shared_expert_intermediate_size=1024)
 TEXT = replace(
     qwen.QWEN_3,
     name="qwen3_5",
@@ -175,6 +178,13 @@ TEXT = replace(
     model_type="qwen3_5_text",
     base=BASE,
     rows={},
+    published={
+        "Qwen/Qwen3.5-0.8B": said(1024, 24, 8, 3584, 248320, num_key_value_heads=2, **SMALL),
+        "Qwen/Qwen3.5-2B": said(2048, 24, 8, 6144, 248320, num_key_value_heads=2, **SMALL),
+        "Qwen/Qwen3.5-4B": said(2560, 32, 16, 9216, 248320, **{**SMALL, "linear_num_value_heads": 32}),
+        "Qwen/Qwen3.5-9B": said(4096, 32, 16, 12288, 248320, **FAR),
+        "Qwen/Qwen{3.5,3.6}-27B": said(5120, 64, 24, 17408, 248320, linear_num_value_heads=48, **FAR),
+    },
     inside={},
     from_hf=from_hf,
     to_hf=to_hf,
@@ -208,6 +218,11 @@ TEXT_MOE = replace(
     architectures=("Qwen3_5MoeForCausalLM",),
     model_type="qwen3_5_moe_text",
     rows={},
+    published={
+        "Qwen/Qwen{3.5,3.6}-35B-A3B": said(2048, 40, 16, 512, 248320, **FAR),
+        "Qwen/Qwen3.5-122B-A10B": said(3072, 48, 32, 1024, 248320, **LARGE),
+        "Qwen/Qwen3.5-397B-A17B": said(4096, 60, 32, 1024, 248320, num_experts=512, num_experts_per_tok=10, **LARGE),
+    },
     hf_fields=MOE_FIELDS,
     from_hf=from_hf_moe,
     to_hf=to_hf_moe,

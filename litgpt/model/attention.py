@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from litgpt.config import Config
 from litgpt.kernels import sdpa, triton, varlen
 from litgpt.model.cache import Span
+from litgpt.model.indexing.blocks import BlockIndexer
+from litgpt.model.indexing.tokens import Indexer
 from litgpt.model.norm import HeadNorm, RMSNorm, make_norm, rms_norm, upcast
 from litgpt.model.positions import alibi_bias
 from litgpt.model.rope import apply_rope, attention_scale
@@ -62,13 +65,15 @@ class Attention(nn.Module):
         self.layer = layer
         self.window = config.window(layer)
         self.scale = scale
+        self.chooser = config.indexer(layer)
         self.uses_rope = config.rotates and (config.rope_layers is None or bool(config.rope_layers[layer]))
         self.first_head = 0
         """Of those that this process has."""
         tuning = config.query_tuning
         self.scales_queries = tuning is not None and not (tuning["unturned_only"] and self.uses_rope)
         self.rope_index = config.rope_indices[layer] if config.rope_indices else 0
-        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+        sinks = config.attention_sinks and not (config.sinks_in_windows and self.window is None)
+        self.sinks = nn.Parameter(torch.zeros(config.heads(layer))) if sinks else None
 
     def apply_rope(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Rotates queries or keys `(B, heads, T, H)` to their positions."""
@@ -81,6 +86,9 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """Queries `(B, N, T, H)` over keys and values `(B, G, S, H)` → `(B, N, T, H)`, as far as `context` allows."""
+        chosen = context.chosen.get(-1 if self.chooser is None else self.chooser)
+        if chosen:
+            return self.attend_chosen(q, k, v, chosen, context.lengths or (q.size(2),))
         if context.lengths is None:
             return self.attend_masked(q, k, v, context.masks[self.window])
         plain = self.config.attention_logit_softcapping is None and self.config.alibi is None
@@ -95,6 +103,18 @@ class Attention(nn.Module):
         )
         masks = (document_mask(self.config, length, self.window, q.device) for length in context.lengths)
         return torch.cat([self.attend_masked(*document, next(masks)) for document in documents], 2)
+
+    def attend_chosen(
+        self, q: Tensor, k: Tensor, v: Tensor, chosen: Sequence[Tensor], lengths: Sequence[int]
+    ) -> Tensor:
+        """As `attend`, to what an indexer has chosen in each document: `(B, N or 1, T, S)` of all heads, or for all."""
+        first = self.first_head
+        masks = [mask.to(q.device) for mask in chosen]
+        masks = [mask if mask.size(1) == 1 else mask.narrow(1, first, q.size(1)) for mask in masks]
+        if len(masks) == 1:
+            return self.attend_masked(q, k, v, masks[0])
+        documents = zip(*(part.split(tuple(lengths), 2) for part in (q, k, v)), masks, strict=True)
+        return torch.cat([self.attend_masked(*document) for document in documents], 2)
 
     def attend_masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """As `attend`, with a mask, or causal without one."""
@@ -128,23 +148,25 @@ class CausalSelfAttention(Attention):
     def __init__(self, config: Config, block_idx: int) -> None:
         n_keys, n_values, self.head_size = config.kv_heads(block_idx)
         super().__init__(config, block_idx, (config.attention_scores_scalar or self.head_size) ** -0.5)
-        queries = 2 * config.n_head if config.attention_gate else config.n_head
-        self.heads = (queries, n_keys, n_values)
-        rows, width = sum(self.heads) * self.head_size, config.n_head * self.head_size
+        n_head, self.value_size = config.heads(block_idx), config.values_of(self.head_size)
+        self.heads = (2 * n_head if config.attention_gate else n_head, n_keys, n_values)
+        rows, width = sum(config.qkv_rows(block_idx)), n_head * self.value_size
         self.qkv = nn.Linear(config.n_embd, rows, bias=config.bias or config.attn_bias)  # rows: [Q | K | V]
         self.proj = nn.Linear(width, config.n_embd, bias=config.bias or config.attn_proj_bias)
+        self.gate = nn.Linear(config.n_embd, n_head, bias=False) if config.head_gates else None
         if config.norm_inner:
             self.norm_inner = make_norm(config, width)
         self.norm_q: nn.Module
         self.norm_k: nn.Module
         if config.norm_qk and config.norm_qk_type == "by_head":
-            self.norm_q = HeadNorm(config.n_head, self.head_size, config.norm_eps)
+            self.norm_q = HeadNorm(n_head, self.head_size, config.norm_eps)
             self.norm_k = HeadNorm(n_keys, self.head_size, config.norm_eps)
         elif config.norm_qk:
             whole = config.norm_qk_type == "olmo2"  # one norm over all heads; else one that every head shares
-            self.norm_q = make_norm(config, self.head_size * (config.n_head if whole else 1))
+            self.norm_q = make_norm(config, self.head_size * (n_head if whole else 1), "qk")
             if n_keys:
-                self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1))
+                self.norm_k = make_norm(config, self.head_size * (n_keys if whole else 1), "qk")
+        self.indexer = BlockIndexer(config) if self.chooser == block_idx else None
         self.lends_kv = config.shared_kv_layers > 0 and not config.shares_kv(block_idx)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
@@ -163,28 +185,42 @@ class CausalSelfAttention(Attention):
         if self.scales_queries:
             assert context.query_factors is not None
             q = (q * context.query_factors).to(q.dtype)
+        if self.indexer is not None:  # whose keys are cached behind those of the heads
+            k = torch.cat((k, self.indexer.keys(x, context.ropes[0], k.size(1)).to(k.dtype)), dim=-1)
         if self.heads[1] == 0:
             k, v = (part.to(q.device) for part in context.shared_kv[self.window])
         elif context.span is not None:
             k, v = context.span.extend(self.layer, k, v)  # (B, G, S, H)
+        if self.indexer is not None:
+            k, index = k.split((self.head_size, k.size(-1) - self.head_size), dim=-1)
+            context.chosen[self.layer] = self.indexer.choose(
+                x, index, context.ropes[0], context.masks.get(None), context.lengths
+            )
         if self.lends_kv:
             context.shared_kv[self.window] = k, v
         y = self.attend(q, k, v, context)
         if gate is not None:
-            y = y * gate.sigmoid()
+            y = y * (gate.sigmoid() if self.config.gate_activation == "sigmoid" else softplus(upcast(gate)).to(y.dtype))
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, N, T, H) → (B, T, N · H)
         return self.proj(self.norm_inner(y) if self.config.norm_inner else y)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`(B, T, C)` → queries `(B, N, T, H)`, keys and values `(B, G, T, H)`, before they rotate to
-        their positions; and the queries' gates, `(B, N, T, H)`."""
-        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
-        q, k, v = qkv.split(self.heads, dim=1)
+        their positions; and the queries' gates, `(B, N, T, H or 1)`."""
+        if self.value_size == self.head_size:
+            qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, N + 2G, T, H)
+            q, k, v = qkv.split(self.heads, dim=1)
+        else:
+            sizes = (self.head_size, self.head_size, self.value_size)
+            rows = self.qkv(x).split([count * size for count, size in zip(self.heads, sizes, strict=True)], dim=-1)
+            q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part, size in zip(rows, sizes, strict=True))
         if self.heads[2] == 0:
             v = k
+        if self.config.values_multiplier != 1:
+            v = v * self.config.values_multiplier
         if self.config.multipliers is not None:
             k = k * self.config.multipliers["keys"]
-        gate = None
+        gate = None if self.gate is None else self.gate(x).mT[..., None]  # (B, N, T, 1)
         if self.config.attention_gate:
             q, gate = q[:, ::2], q[:, 1::2]
         if self.config.norm_qk and not self.config.norm_qk_rotated:
@@ -229,7 +265,6 @@ class MultiheadLatentAttention(Attention):
         self.kv_a_norm = RMSNorm(self.kv_rank, eps=1e-6)
         self.kv_b_proj = nn.Linear(self.kv_rank, config.n_head * (self.nope_dim + self.v_dim), bias=False)
         self.proj = nn.Linear(config.n_head * self.v_dim, config.n_embd, bias=config.attn_bias)
-        self.chooser = config.indexer(block_idx)
         self.indexer = Indexer(config) if self.chooser == block_idx else None
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
@@ -254,7 +289,8 @@ class MultiheadLatentAttention(Attention):
             kv, _ = context.span.extend(self.layer, kv)  # (B, 1, S, L + R)
         if self.indexer is not None:
             kv, index_keys = kv.split((self.kv_rank + self.rope_dim, self.indexer.size), dim=-1)
-            context.chosen[self.layer] = self.indexer.choose(x, q_latent, index_keys, context)
+            seen, lengths = context.masks.get(None), context.lengths
+            context.chosen[self.layer] = self.indexer.choose(x, q_latent, index_keys, context.ropes[0], seen, lengths)
         if T == 1 and type(self.kv_b_proj) is nn.Linear:
             y = self.attend_absorbed(q_nope, q_rope, kv, context)
         else:
@@ -276,77 +312,6 @@ class MultiheadLatentAttention(Attention):
         to_keys, to_values = weight.split((self.nope_dim, self.v_dim), dim=1)  # (N, P, L), (N, D, L)
         q = torch.cat((q_nope @ to_keys, q_rope), dim=-1)  # (B, N, 1, L + R)
         return self.attend(q, kv, kv[..., : self.kv_rank], context) @ to_values.mT  # (B, N, 1, D)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
-        """As of any attention; of tokens that an indexer chooses, to these alone."""
-        chosen = context.chosen.get(-1 if self.chooser is None else self.chooser)
-        if not chosen:
-            return super().attend(q, k, v, context)
-        if context.lengths is None:
-            return self.attend_masked(q, k, v, chosen[0].to(q.device))
-        queries, keys, values = (part.split(context.lengths, 2) for part in (q, k, v))
-        documents = zip(queries, keys, values, chosen, strict=True)
-        return torch.cat([self.attend_masked(q, k, v, mask.to(q.device)) for q, k, v, mask in documents], 2)
-
-
-class Indexer(nn.Module):
-    """Chooses the tokens that a query attends to, by scores of small heads (DeepSeek-V3.2,
-    https://arxiv.org/abs/2512.02556). The choice has no gradient.
-
-    M: heads of the indexer, D: their size.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        assert config.sparse_attention is not None and config.latent_attention is not None
-        sizes = config.sparse_attention
-        self.n_heads, self.size, self.top_k = sizes["n_heads"], sizes["head_size"], sizes["top_k"]
-        self.interleave = bool(sizes["interleave"])
-        self.q = nn.Linear(config.latent_attention["q_lora_rank"], self.n_heads * self.size, bias=False)
-        self.k = nn.Linear(config.n_embd, self.size, bias=False)
-        self.norm = nn.LayerNorm(self.size, eps=1e-6)
-        self.weights = nn.Linear(config.n_embd, self.n_heads, bias=False)
-        self.interleaved_tables = config.rope_interleave
-
-    def rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """`(B, heads, T, D)`, rotated to its positions; the tables may be for the other order of dimensions."""
-        cos, sin = rope
-        if self.interleaved_tables and not self.interleave:
-            cos, sin = (torch.cat((table[..., ::2], table[..., 1::2]), dim=-1) for table in rope)
-        return apply_rope(x, cos, sin, self.interleave)
-
-    def keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """`(B, T, C)` → what each token is scored by, `(B, 1, T, D)`."""
-        with torch.no_grad():
-            return self.rotate(self.norm(self.k(x))[:, None], rope)
-
-    @torch.no_grad()
-    def choose(self, x: Tensor, q_latent: Tensor, keys: Tensor, context: AttentionContext) -> list[Tensor]:
-        """Masks of what each query sees, one for each document; none where the queries see everything.
-
-        Args:
-            x: `(B, T, C)`.
-            q_latent: What queries are made of, `(B, T, q_lora_rank)`.
-            keys: `(B, 1, S, D)`.
-            context: Where the tokens stand.
-        """
-        if max(context.lengths or (keys.size(2),)) <= self.top_k:
-            return []
-        q = self.rotate(self.q(q_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2), context.ropes[0])
-        weights = upcast(self.weights(x)).mT[..., None] * (self.n_heads * self.size) ** -0.5  # (B, M, T, 1)
-        if context.lengths is None:
-            return [self.mask(q, weights, keys, context.masks[None])]
-        documents = zip(*(part.split(context.lengths, 2) for part in (q, weights, keys)), strict=True)
-        return [self.mask(queries, gates, seen, None) for queries, gates, seen in documents]
-
-    def mask(self, q: Tensor, weights: Tensor, keys: Tensor, seen: Tensor | None) -> Tensor:
-        """True at the best of the keys that a query may see, `(B, 1, T, S)`."""
-        T, S = q.size(2), keys.size(2)
-        if seen is None:
-            seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)[None, None]
-        scores = ((upcast(q) @ upcast(keys).mT).relu() * weights).sum(dim=1, keepdim=True)  # (B, 1, T, S)
-        best = scores.masked_fill(~seen, -torch.inf).topk(min(self.top_k, S), dim=-1).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & seen
 
 
 BF16_MIN_KEYS = 256

@@ -154,7 +154,10 @@ def kv_shape(config: Config, ranks: int, layer: int) -> tuple[int, int, int]:
         )
         return 1, rank + config.latent_attention["qk_rope_head_dim"] + index, rank
     groups, _, size = config.kv_heads(layer)
-    return groups // ranks, size, size
+    groups //= ranks
+    behind = config.sparse_attention if config.indexer(layer) == layer else None
+    index = 0 if behind is None else -(-behind["head_size"] // groups)  # its keys, shared out over those of the groups
+    return groups, size + index, config.values_of(size)
 
 
 def state_shapes(config: Config, dtype: torch.dtype | None) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:

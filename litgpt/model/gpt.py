@@ -343,10 +343,10 @@ class Backbone(nn.Module):
         if config.learned_positions:
             self.wpe = nn.Embedding(config.block_size + config.positions_offset, config.n_embd)
         if config.norm_embeddings:
-            self.ln_e = make_norm(config)
+            self.ln_e = make_norm(config, place="embeddings")
         self.layer_inputs = None if config.layer_inputs is None else LayerInputs(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = make_norm(config) if config.final_norm else nn.Identity()
+        self.ln_f = make_norm(config, place="last") if config.final_norm else nn.Identity()
         self.spread = None if config.streams is None else Spread(config)
         if config.streams is not None:
             self.ln_f = GatheringNorm(config)
@@ -412,7 +412,7 @@ class Block(nn.Module):
         mixer = recurrent_class(config) if config.linear(block_idx) else attention
         self.attn = mixer(config, block_idx) if self.mixes else nn.Identity()
         self.state = recurrent_class(config)(config, block_idx) if config.state_beside_attention else None
-        self.post_attention_norm = make_norm(config) if config.post_attention_norm else nn.Identity()
+        self.post_attention_norm = make_norm(config, place="post") if config.post_attention_norm else nn.Identity()
         self.norm_2: nn.Module | None = None  # shared_attention_norm: the MLP sees what attention sees
         if not config.shared_attention_norm:
             self.norm_2 = make_norm(config) if config.norm_2 and self.has_mlp else nn.Identity()
@@ -421,7 +421,7 @@ class Block(nn.Module):
         wide = config.wide_sharing_mlp and config.shares_kv(block_idx)
         width = (2 * (config.intermediate_size or 0),) if wide else ()
         self.mlp = kind(config, *width) if self.has_mlp else nn.Identity()
-        self.post_mlp_norm = make_norm(config) if config.post_mlp_norm else nn.Identity()
+        self.post_mlp_norm = make_norm(config, place="post") if config.post_mlp_norm else nn.Identity()
         self.mixture = MixtureBesideMLP(config) if config.mixture_beside_mlp else None
         self.layer = block_idx
         self.streams = None if config.streams is None else Streams(config)

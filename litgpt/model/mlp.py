@@ -49,6 +49,7 @@ class LLaMAMLP(nn.Module):
         self.fc_2 = nn.Linear(config.n_embd, width, bias=bias)
         self.proj = nn.Linear(width, config.n_embd, bias=bias)
         self.multipliers = config.multipliers
+        self.swiglu_limit = config.swiglu_limit
         self.cutoff: float | None = None
         """How many standard deviations above the mean what goes into a gate is cut off."""
         self.act = None if config.activation in (None, "silu") else make_activation(config.activation)
@@ -67,11 +68,19 @@ class LLaMAMLP(nn.Module):
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """The activation of what goes into the gates, times what they let through."""
+        if self.swiglu_limit is not None:
+            return clamped_swiglu(gate, up, self.swiglu_limit)
         if self.activation in FUSED and triton.chosen(gate, up):
             from litgpt.kernels.triton.gated import gated
 
             return gated(gate, up, self.activation)
         return swiglu(gate, up) if self.act is None else self.act(gate) * up
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """gpt-oss's kind of SwiGLU, which is bounded (https://arxiv.org/abs/2508.10925)."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
 
 def normed(hidden: Tensor, norm: nn.Module | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.config import Config
-from litgpt.model.mlp import GELUS, GptNeoxMLP, LLaMAMLP, make_activation, swiglu
+from litgpt.model.mlp import GELUS, GptNeoxMLP, LLaMAMLP, clamped_swiglu, make_activation, swiglu
 from litgpt.model.norm import make_norm, rms_norm
 
 ExpertLinear = Callable[[str, Tensor, Tensor, Tensor], Tensor]
@@ -246,13 +246,12 @@ class Experts(nn.Module):
         return y + getattr(self, f"{part}_bias")[expert].to(y.dtype) if f"{part}.bias" in self.parts else y
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
-        """GeGLU, SwiGLU, or gpt-oss's kind of it, which is bounded (https://arxiv.org/abs/2508.10925), `(A, I)`."""
+        """GeGLU, SwiGLU, or gpt-oss's kind of it, `(A, I)`."""
         if self.gelu is not None:
             return F.gelu(gate, approximate=self.gelu) * up
         if self.swiglu_limit is None:
             return swiglu(gate, up)
-        gate, up = gate.clamp(max=self.swiglu_limit), up.clamp(-self.swiglu_limit, self.swiglu_limit)
-        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+        return clamped_swiglu(gate, up, self.swiglu_limit)
 
     def load_expert(self, name: str, expert: int, tensor: Tensor) -> None:
         """One expert's part, as a state dict names it; on `meta`, the first makes room for all, where and as it is."""

@@ -91,15 +91,19 @@ class HeadNorm(nn.Module):
         return (normed * self.weight[:, None]).to(x.dtype)
 
 
-def make_norm(config: Config, size: int | None = None) -> nn.Module:
-    """The norm over `size` (`n_embd`) values that this config asks for."""
-    return norm_class(config)(config.n_embd if size is None else size, eps=config.norm_eps)
+def make_norm(config: Config, size: int | None = None, place: str = "") -> nn.Module:
+    """The norm over `size` (`n_embd`) values that this config asks for; `place`: one that may be an exception
+    (`config.norm_exceptions`)."""
+    eps = (config.norm_exceptions or {}).get(place, {}).get("eps", config.norm_eps)
+    return norm_class(config, place)(config.n_embd if size is None else size, eps=eps)
 
 
-def norm_class(config: Config) -> Callable[..., nn.Module]:
+def norm_class(config: Config, place: str = "") -> Callable[..., nn.Module]:
     """What makes the norms that this config asks for, of a size and an epsilon."""
+    said = (config.norm_exceptions or {}).get(place, {})
+    affine = bool(said.get("affine", config.norm_affine))
+    offset = bool(said.get("unit_offset", config.norm_unit_offset))
     if config.norm_class_name == "RMSNorm":
-        return partial(RMSNorm, add_unit_offset=bool(config.norm_unit_offset), affine=bool(config.norm_affine))
-    affine = bool(config.norm_affine)
-    kind = OffsetLayerNorm if config.norm_unit_offset else nn.LayerNorm
+        return partial(RMSNorm, add_unit_offset=offset, affine=affine)
+    kind = OffsetLayerNorm if offset else nn.LayerNorm
     return partial(kind, elementwise_affine=affine, bias=affine and config.norm_bias)

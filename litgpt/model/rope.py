@@ -57,6 +57,9 @@ def inverse_frequencies(
 
 def rotating(config: Config, base: float | None) -> int:
     """Dimensions of a head that rotate; those of layers without a window have no `base` of their own."""
+    if base is not None and config.rope_local_percentage is not None:
+        assert config.head_size is not None
+        return int(config.rope_local_percentage * config.head_size)
     heads = config.global_heads if base is None else None
     return config.rope_n_elem if heads is None else int(config.rotary_percentage * heads["head_size"])
 

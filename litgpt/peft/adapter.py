@@ -71,7 +71,7 @@ class PromptedAttention(CausalSelfAttention):
         vars(self).update(vars(plain))  # its layers and settings are this one's, under the same names
         weight = plain.qkv.weight
         self.adapter_wte = LearnedPrompt(empty_parameter(weight, length, plain.config.n_embd))
-        self.gating_factor = empty_parameter(weight, 1, 1, plain.config.n_head, 1)
+        self.gating_factor = empty_parameter(weight, 1, 1, plain.config.heads(plain.layer), 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

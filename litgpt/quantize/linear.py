@@ -39,6 +39,10 @@ class QuantizedLinear(nn.Linear):
         """Quantizes `weight`, `(O, I)` of any floating-point type, and keeps that; its device is this layer's."""
         raise NotImplementedError(type(self).__name__)
 
+    def load_codes(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
+        """Keeps a weight that is in few bits already, as `litgpt.checkpoint.weights.Codes` has it."""
+        raise NotImplementedError(type(self).__name__)
+
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as a product sees it, `(O, I)`; made anew at each call."""
         raise NotImplementedError(type(self).__name__)
@@ -101,8 +105,11 @@ class Int8Linear(QuantizedLinear):
             scale = rows.abs().amax(dim=1).div_(127).clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype)
             codes[start:end] = (rows / scale[:, None].float()).round_().clamp_(-127, 127)
             scales[start:end] = scale
+        self.load_codes(codes, scales[:, None], scales)
+
+    def load_codes(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
         self.set_weight(codes)
-        self.register_buffer("scale", scales, persistent=False)
+        self.register_buffer("scale", scales[:, 0].to(self.dtype), persistent=False)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         dtype = dtype or self.dtype
@@ -131,6 +138,12 @@ class Int4Linear(QuantizedLinear):
         assert packed is not None
         self.set_weight(packed)
         self.register_buffer("scales", scales, persistent=False)
+
+    def load_codes(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> None:
+        factors = torch.stack((scales, zeros), dim=-1).to(self.dtype)  # (O, G, 2)
+        groups = factors.repeat_interleave(self.in_features // kernels.GROUP // factors.size(1), dim=1)
+        self.set_weight(kernels.pack_int4(codes.int()))
+        self.register_buffer("scales", groups.transpose(0, 1).contiguous(), persistent=False)
 
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         return kernels.int4_dequantized(self.weight, self.scales).to(dtype or self.dtype)

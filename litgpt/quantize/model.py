@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from litgpt.errors import LitGPTError, UnsupportedError, closest
 from litgpt.model.moe import Experts, LLaMAMoE
 from litgpt.quantize.bnb import EightBitLinear, FourBitLinear, bitsandbytes
-from litgpt.quantize.kernels import check_kernels, int4_fits
+from litgpt.quantize.kernels import GROUP, check_kernels, int4_fits
 from litgpt.quantize.linear import Int4Linear, Int8Linear, QuantizedExperts, QuantizedLinear
 
 MODES = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "int4")
@@ -61,7 +61,7 @@ def replace_linears(model: nn.Module, mode: str, dtype: torch.dtype) -> dict[str
         By a weight's name in a checkpoint: the layer whose `load_weight` takes it.
     """
     replaced: dict[str, QuantizedLinear] = {}
-    for name, module in list(_replaceable(model, mode)):
+    for name, module in list(replaceable(model, mode)):
         if isinstance(module, Experts):
             replaced.update(_replace_experts(model, name, module, mode, dtype))
             continue
@@ -72,7 +72,8 @@ def replace_linears(model: nn.Module, mode: str, dtype: torch.dtype) -> dict[str
     return replaced
 
 
-def _replaceable(model: nn.Module, mode: str) -> Iterator[tuple[str, nn.Linear | Experts]]:
+def replaceable(model: nn.Module, mode: str) -> Iterator[tuple[str, nn.Linear | Experts]]:
+    """The layers that a mode replaces, by name."""
     routers = {id(module.gate) for module in model.modules() if isinstance(module, LLaMAMoE)}
     for name, module in model.named_modules():
         stays = id(module) in routers or (name == HEAD and mode.startswith("bnb.") and model.tied)
@@ -91,6 +92,28 @@ def _replace_experts(
         for number, layer in enumerate(layers.children())
         if isinstance(layer, QuantizedLinear)
     }
+
+
+def keeping_layer(
+    bits: int, groups: int, zeros: Tensor, size: tuple[int, int], bias: bool, dtype: torch.dtype
+) -> QuantizedLinear | None:
+    """An empty layer that keeps a weight as it is stored; None: it would be further from it than plain numbers are.
+
+    Args:
+        bits: Of its codes.
+        groups: Of columns that share a scale.
+        zeros: That are added to them.
+        size: `(in_features, out_features)`.
+        bias: Whether the layer has one.
+        dtype: What is computed in.
+    """
+    if bits == 8:
+        return Int8Linear(*size, bias, dtype)
+    exact = torch.equal(
+        zeros.to(dtype).float(), zeros
+    )  # they differ from the scales' rounding, which all numbers share
+    whole = size[0] % (groups * GROUP) == 0
+    return Int4Linear(*size, bias, dtype) if exact and whole and int4_fits(*size) else None
 
 
 def quantize_model(model: nn.Module, mode: str, dtype: torch.dtype) -> None:

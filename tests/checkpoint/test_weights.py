@@ -30,6 +30,8 @@ def shrunk(name: str) -> Config:
     if row.linear_attention:
         small = dict(n_key_heads=2, n_value_heads=6, key_size=3, value_size=5, kernel_size=3)
         sizes.update(n_layer=4, linear_attention=small)
+    if row.shared_kv_layers:
+        sizes.update(n_layer=10, shared_kv_layers=5)
     return Config.from_name(name, **sizes)
 
 

@@ -14,13 +14,13 @@ from litgpt.engine.request import Request
 from litgpt.engine.sampling import Sampling
 from litgpt.model import GPT
 from tests.engine.oracle import prompts
-from tests.tiny import BY_LENGTH, CASES, hf_folder, wide_ones_slow
+from tests.tiny import BY_LENGTH, CASES, INSIDE, hf_folder, wide_ones_slow
 
 GREEDY = Sampling(temperature=0)
 LENGTH = 48  # within the original context of every case with two kinds of RoPE
 
 
-@pytest.fixture(scope="module", params=wide_ones_slow(case for case in CASES if case not in BY_LENGTH))
+@pytest.fixture(scope="module", params=wide_ones_slow(case for case in (*CASES, *INSIDE) if case not in BY_LENGTH))
 def model(request, tmp_path_factory) -> GPT:
     return load_model(hf_folder(request.param, tmp_path_factory.mktemp(request.param)))
 

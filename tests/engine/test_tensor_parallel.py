@@ -38,6 +38,15 @@ MODELS: dict[str, dict[str, Any]] = {
         n_expert_per_token=2, n_expert_groups=2, n_topk_groups=1, first_k_dense_replace=1,
         latent_attention=dict(q_lora_rank=12, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
     ),
+    "Llama-3.2-1B with gates": dict(
+        n_embd=32, n_head=4, n_query_groups=2, head_size=8, intermediate_size=48, head_gates=True, value_size=6,
+        heads_by_layer=[4, 8], attention_sinks=True, sliding_window_size=7, sliding_window_indices=[1, 0],
+        sinks_in_windows=True,
+    ),
+    "Llama-3.2-1B in blocks": dict(
+        n_embd=32, n_head=4, n_query_groups=2, head_size=8, intermediate_size=48, swiglu_limit=0.8, norm_qk=True,
+        sparse_attention=dict(n_heads=2, head_size=9, top_k=2, block_size=3, local_blocks=1), sparse_layers=[0, 1],
+    ),
     "phi-2": dict(n_embd=32, n_head=4, intermediate_size=48),
     "gpt2": dict(n_embd=32, n_head=4, intermediate_size=48),
 }  # fmt: skip
@@ -45,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def tiny(name: str) -> GPT:
     torch.manual_seed(3)
-    overrides = {**MODELS[name], **SIZE}
+    overrides, name = {**MODELS[name], **SIZE}, name.partition(" ")[0]
     known = Config.from_name(name)
     for field in ("rope_layers", "sliding_window_indices", "rope_indices"):
         if getattr(known, field):
@@ -105,6 +114,9 @@ def test_two_ranks_say_what_one_says(ranks, name):
 def test_each_rank_holds_its_share(ranks, name):
     assert ranks[0][name]["share"] < (0.75 if name == "DeepSeek-V3" else 0.55)
     latent = tiny(name).config.latent_attention is not None  # every head needs the whole of a latent
+    if tiny(name).config.sparse_attention is not None:  # and every rank what an indexer scores by
+        assert ranks[0][name]["cache"] < Engine(tiny(name)).cache_nbytes * 0.6
+        return
     assert ranks[0][name]["cache"] == Engine(tiny(name)).cache_nbytes // (1 if latent else 2)
 
 

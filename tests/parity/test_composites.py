@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from litgpt.checkpoint.reader import load_model
 from litgpt.checkpoint.weights import WeightTable, lazy
@@ -17,11 +18,10 @@ from litgpt.errors import LitGPTError
 from litgpt.families import BY_TYPE, FAMILIES
 from litgpt.families.quantization_config import stored_quantization
 from tests.parity.test_families import relative
-from tests.tiny import LLAMA_4, LLAMA_LIKE, QWEN_35, YARN
+from tests.tiny import CASES as SETTINGS
+from tests.tiny import INSIDE, LLAMA_4, LLAMA_LIKE, QWEN_35, SMALL_EYES, YARN
 
-EYES = dict(
-    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-)
+EYES = SMALL_EYES
 PIXTRAL = dict(**EYES, model_type="pixtral")
 LLAMA_4_EYES = dict(
     **{**EYES, "intermediate_size": 64}, vision_output_dim=16, projector_input_dim=16, projector_output_dim=16
@@ -107,6 +107,26 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     ),
     "smolvlm": ("SmolVLM", dict(text_config=LLAMA, vision_config=dict(**EYES), scale_factor=1), "llama", False),
     "llava": ("Llava", dict(text_config=LLAMA, vision_config=CLIP), "llama", False),
+    "muse-glimmer": ("MuseGlimmer", INSIDE["muse-glimmer"][1], "muse_glimmer", False),
+    "minimax-m3-vl": (
+        "MiniMaxM3VL",
+        dict(
+            text_config=dict(SETTINGS["minimax-m3"][1]),
+            vision_config=dict(**EYES, temporal_patch_size=1, spatial_merge_size=1),
+            projector_hidden_size=16,
+        ),
+        "minimax_m3",
+        False,
+    ),
+    "lfm3-vl": (
+        "Lfm3Vl",
+        dict(
+            text_config=dict(**LLAMA_LIKE, head_dim=16, pad_token_id=0, model_type="lfm3"),
+            vision_config=dict(**EYES, num_patches=4, model_type="siglip2_vision_model"),
+        ),
+        "lfm3",
+        True,
+    ),
     "gemma3": (
         "Gemma3",
         dict(text_config=dict(**LLAMA_LIKE, head_dim=16, sliding_window=7), vision_config=EYES),
@@ -123,7 +143,8 @@ def _build(case, folder):
     name, settings, *_ = CASES[case]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**settings)
-    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    kind = "MiniMaxM3Sparse" if name == "MiniMaxM3VL" else name
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
@@ -140,6 +161,31 @@ def test_the_language_model_inside_is_read(case, tmp_path, capsys):
     tokens = torch.randint(0, 96, (2, 40))
     with torch.inference_mode():
         assert relative(ours(tokens), model(input_ids=tokens).logits) < 1e-5
+
+
+@pytest.mark.parametrize("case", INSIDE)
+def test_documents_are_packed_and_what_has_no_class_alone_goes_back(case, tmp_path):
+    model, ours = _build(case, tmp_path), load_model(tmp_path)
+    tokens = torch.randint(0, 96, (2, 27))
+    packed = torch.cat([tokens[0, :13], tokens[1]])[None]
+    with torch.inference_mode():
+        logits = ours.head(ours.hidden(packed, lengths=[13, 27]))[0]
+        theirs = [model(input_ids=tokens[:1, :13]).logits[0], model(input_ids=tokens[1:]).logits[0]]
+    assert relative(logits, torch.cat(theirs)) < 1e-5
+
+    written = hf_config_of(ours.config, tmp_path)
+    again = Config.from_hf(written)
+    for name, value in ours.config.computation().items():
+        assert again.computation()[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+    saved = load_file(tmp_path / "model.safetensors")
+    back = dict(WeightTable(ours.config).export_from(lazy(ours.state_dict())))
+    text = {
+        re.sub(r"^model\.language_model\.", "model.", name): tensor
+        for name, tensor in saved.items()
+        if name.startswith(("model.language_model.", "lm_head."))
+    }
+    assert back.keys() == text.keys()
+    assert all(torch.equal(back[name], text[name]) for name in text)
 
 
 @pytest.mark.parametrize("case", ["qwen3-vl", "qwen3-vl-moe", "qwen2.5-vl"])

@@ -32,7 +32,10 @@ SIZES = frozenset(
 )
 """Keys that every file has; without them a sentence says what is missing."""
 
-APART = ("Gemma4TextConfig", "Gemma4UnifiedTextConfig", "SolarOpenConfig", "Glm4MoeLiteConfig")
+APART = """
+Gemma4TextConfig Gemma4UnifiedTextConfig SolarOpenConfig Glm4MoeLiteConfig Lfm3Config LagunaConfig MellumConfig
+MiMoV2FlashConfig
+""".split()
 """Each kind of layer has RoPE settings of its own; or theirs makes half a table and rotates whole heads by it."""
 
 

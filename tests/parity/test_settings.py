@@ -27,7 +27,7 @@ SWITCHES = """
     use_sliding_window scale_attn_weights enable_bias do_layer_norm_before attn_temperature_tuning rope_interleave
     use_conv_bias conv_bias mamba_conv_bias mamba_proj_bias mamba_rms_norm mamba_norm_before_gate projectors_bias
     altup_correct_scale use_double_wide_mlp attention_k_eq_v enable_moe_fp32_combine use_post_norm attention_out_bias
-    scale_embedding enable_moe_block mup_enabled moe_renormalize
+    scale_embedding enable_moe_block mup_enabled moe_renormalize use_sandwich_norm use_attention_gate
 """.split()
 NUMBERS: dict[str, list[Any]] = {
     "num_key_value_heads": [1, 2, 4],
@@ -56,6 +56,18 @@ NUMBERS: dict[str, list[Any]] = {
     "key_multiplier": [0.5],
     "max_position_embeddings": [32],
     "index_topk": [5, 64],
+    "index_n_heads": [1, 4],
+    "index_head_dim": [8, 16],
+    "index_block_size": [1, 8, 128],
+    "index_topk_blocks": [1, 2, 40],
+    "index_local_blocks": [0, 2],
+    "swiglu_limit": [0.1, 100.0],
+    "gating": [True, False, "per-head", "per-element"],
+    "num_attention_heads_per_layer": [[4, 4], [2, 4], [8, 8]],
+    "v_head_dim": [4, 12],
+    "attention_value_scale": [None, 1.0, 0.5],
+    "mlp_layer_types": [["dense", "dense"], ["sparse", "sparse"], ["sparse", "dense"]],
+    "conv_L_cache": [2, 7],
     "partial_rotary_factor": [0.5],
     "q_lora_rank": [None, 12],
 }
@@ -109,3 +121,13 @@ def choices(case: str) -> list[tuple[str, Any]]:
 def test_a_setting_is_computed_or_refused(data):
     case = data.draw(st.sampled_from([case for case in CASES if case not in BY_LENGTH]))
     compare(case, dict(data.draw(st.lists(st.sampled_from(choices(case)), min_size=1, max_size=2))))
+
+
+@pytest.mark.parametrize("case", ["opt", "nanochat", "arcee"])
+def test_another_activation_takes_the_place_of_the_familys_own(case):
+    key = "activation_function" if case == "opt" else "hidden_act"
+    assert compare(case, {key: "gelu"}) == "equal"
+
+
+def test_an_indexer_narrower_than_what_rotates_is_refused():
+    assert compare("minimax-m3", {"head_dim": 12}) == "refused"

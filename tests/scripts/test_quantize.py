@@ -59,6 +59,44 @@ def test_a_folder_opens_as_its_rounded_weights(to: str, folder: Path, tmp_path: 
     assert (tmp_path / "few" / "tokenizer.json").is_file()
 
 
+def nibble(words: torch.Tensor, row: int, word: int, place: int) -> int:
+    return (int(words[row, word]) & 0xFFFFFFFF) >> 4 * place & 15
+
+
+def gptq_number(stored: dict[str, torch.Tensor], row: int, column: int) -> float:
+    """A weight by the packing of GPTQ's first version: eight rows of the transposed weight a word, zeros less one."""
+    group = int(stored["g_idx"][column])
+    code = nibble(stored["qweight"], column // 8, row, column % 8)
+    zero = nibble(stored["qzeros"], group, row // 8, row % 8) + 1
+    return (code - zero) * float(stored["scales"][group, row])
+
+
+def awq_number(stored: dict[str, torch.Tensor], row: int, column: int) -> float:
+    """A weight by the packing of AWQ's gemm: the bits of a word belong to its rows 0, 2, 4, 6, 1, 3, 5 and 7."""
+    size = stored["qweight"].size(0) // stored["scales"].size(0)
+    place = (0, 2, 4, 6, 1, 3, 5, 7).index(row % 8)
+    code = nibble(stored["qweight"], column, row // 8, place)
+    zero = nibble(stored["qzeros"], column // size, row // 8, place)
+    return (code - zero) * float(stored["scales"][column // size, row])
+
+
+@pytest.mark.parametrize(("to", "number"), [("gptq", gptq_number), ("awq", awq_number)])
+def test_what_is_packed_is_the_nearest_number_by_the_layouts_own_definition(to, number, folder: Path, tmp_path: Path):
+    assert main(["quantize", str(folder), "--to", to, "--out_dir", str(tmp_path / "few")]) == 0
+    base = "model.layers.1.mlp.up_proj"
+    stored = {
+        name.removeprefix(f"{base}."): tensor
+        for name, tensor in load_file(tmp_path / "few" / "model.safetensors").items()
+        if name.startswith(base)
+    }
+    weight = load_file(folder / "model.safetensors")[f"{base}.weight"].float()
+    steps = stored["scales"].float().t().repeat_interleave(weight.size(1) // len(stored["scales"]), 1)
+    for row in range(0, weight.size(0), 5):
+        for column in range(weight.size(1)):
+            off = abs(number(stored, row, column) - float(weight[row, column]))
+            assert off <= 0.51 * float(steps[row, column]), (row, column)
+
+
 @pytest.mark.parametrize("to", ["gptq", "awq", "w4a16", "int8"])
 def test_data_brings_answers_nearer_to_the_original(to: str, folder: Path, text: Path, tmp_path: Path):
     """On the data itself, where that is what the method minimizes."""

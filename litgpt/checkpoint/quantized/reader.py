@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.checkpoint.weights import Fetch, Tensors
+from litgpt.checkpoint.weights import Codes, Fetch, Tensors
 from litgpt.errors import LitGPTError, quoted
 from litgpt.families.quantization_config import StoredQuantization
 
@@ -58,6 +58,40 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class FewBits:
+    """A weight as codes: `widen` says what the fields are."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    groups: Tensor | None = None
+    block_rows: int = 1
+    values: Tensor | None = None
+
+    def widened(self, dtype: torch.dtype) -> Tensor:
+        """As plain numbers, `(O, I)`."""
+        return widen(self.codes, self.scales, dtype, self.zeros, self.groups, self.block_rows, self.values)
+
+    def as_codes(self) -> Codes | None:
+        """In the form that products with few bits take; None: it has none."""
+        columns, G = self.codes.size(1), self.scales.size(1)
+        if self.values is not None or self.block_rows != 1 or self.codes.is_floating_point() or columns % max(1, G):
+            return None
+        if self.groups is not None and not torch.equal(self.groups, torch.arange(columns) // (columns // G)):
+            return None
+        signed, scales = self.codes.dtype == torch.int8, self.scales.float().expand(len(self.codes), -1)
+        low, high = (int(bound) for bound in self.codes.aminmax())
+        zeros = torch.zeros_like(scales) if self.zeros is None else self.zeros.float().expand_as(scales)
+        if (G > 1 or not signed) and -8 * signed <= low and high <= (7 if signed else 15):
+            codes = self.codes + 8 if signed else self.codes
+            return Codes(4, codes.to(torch.uint8), scales, ((0 if signed else 8) - zeros) * scales)
+        middle = 0 if signed else 128
+        if G > 1 or not bool((zeros == middle).all()):
+            return None
+        return Codes(8, (self.codes.short() - middle).to(torch.int8), scales, torch.zeros_like(scales))
+
+
+@dataclass(frozen=True)
 class Format:
     """A way to store a weight, known by what its tensors' names end in."""
 
@@ -65,7 +99,7 @@ class Format:
     """The ending of the tensor that makes a weight of this format."""
     needs: tuple[str, ...]
     """Other endings that have to be there for it to be of this format."""
-    read: Callable[[Stored], Tensor]
+    read: Callable[[Stored], Tensor | FewBits]
     also: tuple[str, ...] = ()
     """Further endings that belong to it."""
     weight: str = ".weight"
@@ -100,17 +134,26 @@ def dequantized(stored: Tensors, how: StoredQuantization | None = None) -> Tenso
     if not found:
         return stored
 
+    def read(name: str) -> tuple[Tensor | FewBits, Stored]:
+        entry, base = found[name]
+        parts = frozenset(part for part in (entry.mark, *entry.needs, *entry.also) if base + part in names)
+        one = Stored(name, lambda part: stored.fetch(base + part), parts, how or PLAIN)
+        return entry.read(one), one
+
     @lru_cache(maxsize=1)  # all experts may be in one tensor, and are asked for one after the other
     def fetch(name: str) -> Tensor:
         if name not in found:
             return stored.fetch(name)
-        entry, base = found[name]
-        parts = frozenset(part for part in (entry.mark, *entry.needs, *entry.also) if base + part in names)
-        return entry.read(Stored(name, lambda part: stored.fetch(base + part), parts, how or PLAIN))
+        weight, one = read(name)
+        return weight.widened(one.dtype) if isinstance(weight, FewBits) else weight
+
+    def codes(name: str) -> Codes | None:
+        weight = read(name)[0] if name in found else None
+        return weight.as_codes() if isinstance(weight, FewBits) else None
 
     ours = {base + entry.mark: name for name, (entry, base) in found.items()}
     order = [ours.get(name, name) for name in stored.names if name not in hidden or name in ours]
-    return Tensors(tuple(order), fetch)
+    return Tensors(tuple(order), fetch, codes=codes)
 
 
 def _check_whole(left: Collection[str]) -> None:
@@ -213,7 +256,7 @@ def each_expert(codes: Tensor, scales: Tensor, read: Callable[[Tensor, Tensor], 
 # ------------------------------------------------------------------------------------------- one function a format
 
 
-def from_gptq(stored: Stored) -> Tensor:
+def from_gptq(stored: Stored) -> FewBits:
     """Codes in the rows of `(I · bits / 32, O)`, scales `(G, O)`, zero points `(G, O · bits / 32)`, and each column's
     group `(I,)`, which activation order mixes (Frantar et al. 2022, https://arxiv.org/abs/2210.17323)."""
     packed, scales, groups = stored.fetch(".qweight"), stored.fetch(".scales"), stored.get(".g_idx")
@@ -231,7 +274,7 @@ def from_gptq(stored: Stored) -> Tensor:
     if stored.how.zeros_less_one:
         packed_zeros = _plus_one(packed_zeros, bits)
     zeros = unpack_bits(packed_zeros, bits, rows)  # (G, O)
-    return widen(codes, scales.t(), stored.dtype, zeros.t(), _checked_groups(groups, G, stored))
+    return FewBits(codes, scales.t(), zeros.t(), _checked_groups(groups, G, stored))
 
 
 def _plus_one(words: Tensor, bits: int) -> Tensor:
@@ -260,7 +303,7 @@ def _checked_groups(groups: Tensor, G: int, stored: Stored) -> Tensor:
     return groups
 
 
-def from_awq(stored: Stored) -> Tensor:
+def from_awq(stored: Stored) -> FewBits:
     """Codes `(I, O / 8)` and zero points `(G, O / 8)`, eight a word in an order of their own, scales `(G, O)` (Lin et
     al. 2023, https://arxiv.org/abs/2306.00978)."""
     packed, scales = stored.fetch(".qweight"), stored.fetch(".scales")
@@ -269,10 +312,10 @@ def from_awq(stored: Stored) -> Tensor:
     def in_order(words: Tensor) -> Tensor:
         return unpack_bits(words, 4, scales.size(1))[:, order].t()
 
-    return widen(in_order(packed), scales.t(), stored.dtype, in_order(stored.fetch(".qzeros")))
+    return FewBits(in_order(packed), scales.t(), in_order(stored.fetch(".qzeros")))
 
 
-def from_packed_integers(stored: Stored) -> Tensor:
+def from_packed_integers(stored: Stored) -> FewBits:
     """compressed-tensors' `pack-quantized`: codes in the columns of `(O, I · bits / 32)`, the middle one zero, scales
     `(O, G)`, zero points `(O · bits / 32, G)`."""
     packed, scales = stored.fetch(".weight_packed"), as_table(stored.fetch(".weight_scale"))
@@ -291,7 +334,7 @@ def from_packed_integers(stored: Stored) -> Tensor:
         zeros = as_table(zeros).int() + 2 ** (bits - 1)
     if groups is not None:  # -1: not ordered by activation
         groups = _checked_groups(groups, scales.size(1), stored) if int(groups.min()) >= 0 else None
-    return widen(codes, scales, stored.dtype, zeros, groups)
+    return FewBits(codes, scales, zeros, groups)
 
 
 def from_nvfp4(stored: Stored) -> Tensor:
@@ -325,14 +368,16 @@ def from_mxfp4_experts(stored: Stored) -> Tensor:
     return wide.mT
 
 
-def from_scaled(stored: Stored) -> Tensor:
+def from_scaled(stored: Stored) -> Tensor | FewBits:
     """8 bits, whole or floating-point numbers, with a scale (and perhaps a zero point) for all, each row, or each group
     or block of some: compressed-tensors, FBGEMM, modelopt."""
     codes, scales, zeros = stored.fetch(".weight"), stored.fetch(".weight_scale"), stored.get(".weight_zero_point")
     if codes.dtype.itemsize > 1:
         raise stored.refuse(f"yet holds numbers of the type {str(codes.dtype).removeprefix('torch.')} beside a scale")
     if zeros is not None and zeros.any():
-        return widen(codes, as_table(scales), stored.dtype, as_table(zeros))
+        return FewBits(codes, as_table(scales), as_table(zeros))
+    if codes.dim() == 2 and not codes.is_floating_point() and len(as_table(scales)) in (1, len(codes)):
+        return FewBits(codes, as_table(scales))
     return from_blocks(codes, scales, stored)
 
 
@@ -371,12 +416,12 @@ def from_bitsandbytes_4bit(stored: Stored) -> Tensor:
     return wide.flatten()[: shape.numel()].view(shape)
 
 
-def from_bitsandbytes_8bit(stored: Stored) -> Tensor:
+def from_bitsandbytes_8bit(stored: Stored) -> FewBits:
     """127ths of the largest weight of a row (LLM.int8(), Dettmers et al. 2022, https://arxiv.org/abs/2208.07339)."""
-    return widen(stored.fetch(".weight"), as_table(stored.fetch(".SCB").float() / 127), stored.dtype)
+    return FewBits(stored.fetch(".weight"), as_table(stored.fetch(".SCB").float() / 127))
 
 
-def from_torchao(stored: Stored) -> Tensor:
+def from_torchao(stored: Stored) -> FewBits:
     """torchao's Float8Tensor, Int8Tensor and IntxUnpackedToInt8Tensor: 8 bits, and scales for blocks whose sizes follow
     from the shapes."""
     codes, scales, zeros = (stored.get(f"._weight_{part}") for part in ("qdata", "scale", "zero_point"))
@@ -388,7 +433,7 @@ def from_torchao(stored: Stored) -> Tensor:
         raise stored.refuse("read of torchao are Float8Tensor, Int8Tensor and IntxUnpackedToInt8Tensor")
     scales = as_table(scales)
     block_rows = max(1, codes.size(0) // scales.size(0)) if scales.size(0) > 1 else 1
-    return widen(codes, scales, stored.dtype, None if zeros is None else as_table(zeros), block_rows=block_rows)
+    return FewBits(codes, scales, None if zeros is None else as_table(zeros), block_rows=block_rows)
 
 
 def _with_inverse(mark: str) -> Callable[[Stored], Tensor]:

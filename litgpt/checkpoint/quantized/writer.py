@@ -21,7 +21,6 @@ from litgpt.checkpoint.weights import Tensors, WeightTable
 from litgpt.checkpoint.writer import TensorSpec, tensor_specs, write_hf_settings, write_safetensors
 from litgpt.config import Config
 from litgpt.errors import LitGPTError
-from litgpt.families.base import Absorbed, Rows, Same, Stacked
 from litgpt.model import GPT
 from litgpt.model.moe import Experts, LLaMAMoE
 from litgpt.quantize.calibration import quantizable
@@ -205,7 +204,7 @@ def plan_rounding(config: Config, layout: Layout, group_size: int | None, dtype:
     storable = {
         name: shape
         for name, shape in shapes.items()
-        if _keeps_rows(table, name) and shape[0] % MULTIPLE == 0 and shape[1] % MULTIPLE == 0
+        if table.keeps_rows(name) and shape[0] % MULTIPLE == 0 and shape[1] % MULTIPLE == 0
     }
     size = None
     if layout.grouped:
@@ -240,14 +239,6 @@ def router_weights(config: Config) -> list[str]:
     model = GPT.skeleton(config)
     routers = (f"{name}.gate.weight" for name, module in model.named_modules() if isinstance(module, LLaMAMoE))
     return [name for name in routers if name in model.state_dict()]
-
-
-def _keeps_rows(table: WeightTable, name: str) -> bool:
-    """Whether the rows of one of our weights are rows of linear layers of theirs."""
-    rule = table.rules.get(name) or table.rules.get(name.removesuffix(".weight"))
-    if rule is None or isinstance(rule, Stacked | Absorbed | Rows):
-        return False
-    return not (isinstance(rule, Same) and (rule.transpose or rule.row)) and name not in table.rules
 
 
 def write_quantized(folder: Path, checkpoint: Checkpoint, plan: Plan, made: RoundedModel, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import secrets
@@ -40,7 +41,7 @@ class Unfinished(ValueError):
     """A text ends inside a value, so what seemed to end the call is part of that value."""
 
 
-NO_CALL = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+NO_CALL = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SyntaxError, MemoryError)
 """What a notation's `parse` raises where there is no call."""
 
 
@@ -129,25 +130,27 @@ def _objects(text: str, tools: Tools, marked: bool = True, ended: bool = True) -
 FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\s*")
 PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
 PARAMETER_END = re.compile(r"</parameter>\s*(?:(?=<parameter=([^>\n]+)>)|(?=</function>\s*(?:<function=[^>\n]+>|\Z)))")
-KEYED = re.compile(r"\s*([\w.-]+)\s*")
-KEY = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>", re.DOTALL)
-VALUE_END = re.compile(r"</arg_value>\s*(?:(?=<arg_key>([^<]*)</arg_key>\s*<arg_value>)|\Z)")
+KIND = r"(?::\w+)?"  # Hy3's tags name their edition
+KEYED = re.compile(rf"\s*([\w.-]+)\s*(?:<tool_sep{KIND}>\s*)?")
+KEY = re.compile(rf"<arg_key{KIND}>(.*?)</arg_key{KIND}>\s*<arg_value{KIND}>", re.DOTALL)
+VALUE_END = re.compile(rf"</arg_value{KIND}>\s*(?:(?=<arg_key{KIND}>([^<]*)</arg_key{KIND}>\s*<arg_value{KIND}>)|\Z)")
 
 
-def _tagged(text: str, tools: Tools) -> tuple[list[Call], int]:
-    """`{"name": …}`, `<function=NAME><parameter=KEY>…` or `NAME<arg_key>…`."""
+def _tagged(text: str, tools: Tools, padded: bool = True) -> tuple[list[Call], int]:
+    """`{"name": …}`, `<function=NAME><parameter=KEY>…` or `NAME<arg_key>…`; `padded`: values stand on lines of their
+    own."""
     if text.lstrip().startswith(("{", "[")):
         return _objects(text, tools)
     if FUNCTION.match(text) is None:
         return _keyed(text, tools)
     found, at = list[Call](), 0
     while head := FUNCTION.match(text, at):
-        given, at = _spelled(text, head.end(), tools[head[1]], PARAMETER, PARAMETER_END)
+        given, at = _spelled(text, head.end(), PARAMETER, PARAMETER_END)
         if not text.startswith("</function>", at):
             raise ValueError(text[at:])
         at += len("</function>")
         # A line break at either end of a value is the notation's.
-        lines = {key: value.removeprefix("\n").removesuffix("\n") for key, value in given.items()}
+        lines = {k: v.removeprefix("\n").removesuffix("\n") if padded else v for k, v in given.items()}
         found.append(_typed_call(head[1], lines, tools))
     return found, at
 
@@ -156,20 +159,22 @@ def _keyed(text: str, tools: Tools) -> tuple[list[Call], int]:
     head = KEYED.match(text)
     if head is None:
         raise ValueError(text)
-    given, at = _spelled(text, head.end(), tools[head[1]], KEY, VALUE_END)
+    given, at = _spelled(text, head.end(), KEY, VALUE_END)
     return [_typed_call(head[1], given, tools)], at
 
 
 def _spelled(
-    text: str, at: int, parameters: Any, head: re.Pattern[str], end: re.Pattern[str]
+    text: str, at: int, head: re.Pattern[str], end: re.Pattern[str], notes: dict[str, str | None] | None = None
 ) -> tuple[dict[str, str], int]:
-    """Arguments written one by one, and where they end.
+    """Arguments written one by one, and where they end; `notes` gets what a second group of `head` is of each.
 
     What looks like the end of a value is part of it where no other argument and no end of the call follows.
     """
     given: dict[str, str] = {}
     while found := head.match(text, at):
         key, at = found[1], found.end()
+        if notes is not None:
+            notes[key] = found[2]
         ends = (match for match in end.finditer(text, at) if match[1] is None or match[1] not in {key, *given})
         last = next(ends, None)
         if last is None:
@@ -179,7 +184,8 @@ def _spelled(
 
 
 def _typed_call(name: str, given: Mapping[str, str], tools: Tools) -> Call:
-    return Call(name, arguments_text({key: typed(value, tools[name], key) for key, value in given.items()}))
+    parameters = tools[name]
+    return Call(name, arguments_text({key: typed(value, parameters, key) for key, value in given.items()}))
 
 
 def _after_heads(
@@ -220,7 +226,191 @@ def _listed(text: str, tools: Tools) -> tuple[list[Call], int]:
     return _after_heads(text, tools, NAMED, NOTHING, ended=False)
 
 
+KIMI_CALL = re.compile(
+    r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?([\w.-]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>"
+)
+KIMI_END = re.compile(r"\s*<\|tool_call_end\|>\s*")
+SOLAR_CALL = re.compile(r"\s*[\w-]*\s*<\|tool_call:name\|>([\w.-]+)<\|tool_call:args\|>")
+
+
+def _invoked(text: str, tools: Tools, tag: str) -> tuple[list[Call], int]:
+    """`<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>` one after another, where `tag` stands
+    before each name of a tag; a value is JSON or a text as the tool says, or as `string="…"` beside its name does."""
+    head = re.compile(rf'\s*<{tag}invoke name="([^"\n]+)">\s*')
+    parameter = re.compile(rf'<{tag}parameter name="([^"\n]+)"(?: string="(true|false)")?>')
+    close = rf"</{tag}invoke>\s*(?:<{tag}invoke name=|\Z)"
+    end = re.compile(rf'</{tag}parameter>\s*(?:(?=<{tag}parameter name="([^"\n]+)")|(?={close}))')
+    found, at = list[Call](), 0
+    while start := head.match(text, at):
+        said, parameters = dict[str, str | None](), tools[start[1]]
+        given, at = _spelled(text, start.end(), parameter, end, said)
+        if not text.startswith(f"</{tag}invoke>", at):
+            raise ValueError(text[at:])
+        at += len(f"</{tag}invoke>")
+        values = {key: _said_value(value, said[key], parameters, key) for key, value in given.items()}
+        found.append(Call(start[1], arguments_text(values)))
+    if not found:
+        raise ValueError(text)
+    return found, at
+
+
+def _said_value(text: str, is_string: str | None, parameters: Any, key: str) -> Any:
+    if is_string is None:
+        return typed(text, parameters, key)
+    return text if is_string == "true" else json.loads(text)
+
+
+def _python(text: str, tools: Tools) -> tuple[list[Call], int]:
+    """`[name(key="value", other=3), …]`, as Python has calls, with JSON's names of constants too."""
+    tree = ast.parse(text.strip(), mode="eval").body
+    calls = tree.elts if isinstance(tree, ast.List) else [tree]
+    found = []
+    for call in calls:
+        if not isinstance(call, ast.Call) or call.args or ast.unparse(call.func) not in tools:
+            raise ValueError(text)
+        given = {str(one.arg): ast.literal_eval(_Constants().visit(one.value)) for one in call.keywords}
+        found.append(Call(ast.unparse(call.func), arguments_text(given)))
+    if not found:
+        raise ValueError(text)
+    return found, len(text)
+
+
+class _Constants(ast.NodeTransformer):
+    """Puts Python's constants in the place of JSON's."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        constants = {"true": True, "false": False, "null": None}
+        return ast.Constant(constants[node.id]) if node.id in constants else node
+
+
+GEMMA_CALL = re.compile(r"\s*call:([\w.-]+)(?=\{)")
+GEMMA_QUOTE = '<|"|>'
+GEMMA_WORD = re.compile(r"[^\s,:{}\[\]<]+")
+
+
+def _gemma(text: str, tools: Tools) -> tuple[list[Call], int]:
+    """`call:NAME{key:<|"|>text<|"|>,other:3}`."""
+    head = GEMMA_CALL.match(text)
+    if head is None or head[1] not in tools:
+        raise ValueError(text)
+    given, at = _gemma_value(text, head.end())
+    return [Call(head[1], arguments_text(given))], at
+
+
+def _gemma_value(text: str, at: int) -> tuple[Any, int]:
+    """The value at `at`, and where it ends."""
+    if text.startswith(GEMMA_QUOTE, at):
+        end = text.find(GEMMA_QUOTE, at + len(GEMMA_QUOTE))
+        if end < 0:
+            raise Unfinished(text[at:])
+        return text[at + len(GEMMA_QUOTE) : end], end + len(GEMMA_QUOTE)
+    if text[at : at + 1] in ("{", "["):
+        return _gemma_items(text, at)
+    word = GEMMA_WORD.match(text, at)
+    if word is None:
+        raise Unfinished(text[at:])
+    return {"None": None}.get(word[0]) if word[0] == "None" else json.loads(word[0]), word.end()
+
+
+def _gemma_items(text: str, at: int) -> tuple[Any, int]:
+    """The object or list that begins at `at`."""
+    is_object, closing = text[at] == "{", "}" if text[at] == "{" else "]"
+    keys, values, at = list[str](), list[Any](), at + 1
+    while not text.startswith(closing, at):
+        if values:
+            if not text.startswith(",", at):
+                raise Unfinished(text[at:])
+            at += 1
+        if is_object:
+            quoted = text.startswith(GEMMA_QUOTE, at)
+            colon = text.find(f"{GEMMA_QUOTE}:", at + len(GEMMA_QUOTE)) if quoted else text.find(":", at)
+            if colon < 0:
+                raise Unfinished(text[at:])
+            keys.append(text[at + len(GEMMA_QUOTE) : colon] if quoted else text[at:colon])
+            at = colon + (len(GEMMA_QUOTE) if quoted else 0) + 1
+        value, at = _gemma_value(text, at)
+        values.append(value)
+    return dict(zip(keys, values, strict=True)) if is_object else values, at + 1
+
+
+def _invocation(start: str, end: str, tag: str, sign: str | None = None) -> ToolFormat:
+    """A notation of `_invoked`."""
+    parse = partial(_invoked, tag=tag)
+    return ToolFormat((sign or start,), (start,), end, parse, None, (start, end), plain_values=True)
+
+
+DSML = "｜DSML｜"
+HY_TAGS = "tool_call /tool_call arg_key /arg_key arg_value /arg_value tool_sep".split()
 FORMATS = (
+    ToolFormat(
+        ("<|tool_calls_section_begin|>",),
+        ("<|tool_calls_section_begin|>",),
+        "<|tool_calls_section_end|>",
+        partial(_after_heads, head=KIMI_CALL, tail=KIMI_END, ended=True),
+        None,
+        tuple(
+            f"<|tool_call{word}|>" for word in ("s_section_begin", "s_section_end", "_begin", "_end", "_argument_begin")
+        ),
+    ),
+    ToolFormat(
+        ("<|tool_call:begin|>",),
+        ("<|tool_call:begin|>",),
+        "<|tool_call:end|>",
+        partial(_after_heads, head=SOLAR_CALL, tail=NOTHING, ended=True),
+        None,
+        tuple(f"<|tool_call:{word}|>" for word in ("begin", "name", "args", "end")),
+    ),
+    _invocation("<minimax:tool_call>", "</minimax:tool_call>", "", "toolcall_begin_token   = '<minimax:tool_call>'"),
+    _invocation("<atem:function_calls>", "</atem:function_calls>", "atem:"),
+    _invocation(f"<{DSML}function_calls>", f"</{DSML}function_calls>", DSML, "dsml_token + 'function_calls>"),
+    _invocation(f"<{DSML}tool_calls>", f"</{DSML}tool_calls>", DSML, "dsml_token + 'tool_calls>"),
+    ToolFormat(
+        ("<seed:tool_call>",),
+        ("<seed:tool_call>",),
+        "</seed:tool_call>",
+        partial(_tagged, padded=False),
+        None,
+        ("<seed:tool_call>", "</seed:tool_call>"),
+        plain_values=True,
+    ),
+    ToolFormat(
+        ("<tool_call{}>",),
+        ("<tool_call:opensource>",),
+        "</tool_call:opensource>",
+        _tagged,
+        None,
+        tuple(f"<{tag}:opensource>" for tag in HY_TAGS),
+        plain_values=True,
+    ),
+    ToolFormat(
+        ("<|tool_call>call:",),
+        ("<|tool_call>",),
+        "<tool_call|>",
+        _gemma,
+        None,
+        ("<|tool_call>", "<tool_call|>", GEMMA_QUOTE),
+        plain_values=True,
+    ),
+    ToolFormat(
+        ("<|tool_call_start|>", "<|tool_list_start|>"),
+        ("<|tool_call_start|>",),
+        "<|tool_call_end|>",
+        _python,
+        None,
+        ("<|tool_call_start|>", "<|tool_call_end|>"),
+        plain_values=True,
+    ),
+    ToolFormat(("<TOOLCALL>",), ("<TOOLCALL>",), "</TOOLCALL>", _objects, "<TOOLCALL>", wraps=True),
+    ToolFormat(
+        ("<|START_ACTION|>",),
+        ("<|START_ACTION|>",),
+        "<|END_ACTION|>",
+        _objects,
+        "<|START_ACTION|>",
+        ("<|START_ACTION|>", "<|END_ACTION|>"),
+        keys=("tool_name", "parameters"),
+        wraps=True,
+    ),
     ToolFormat(
         ("[TOOL_CALLS]",),
         ("[TOOL_CALLS]",),

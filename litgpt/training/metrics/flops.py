@@ -48,8 +48,8 @@ def flops_per_token(model: GPT, length: int) -> Flops:
             if parameter.dim() >= 2 or _is_packed(module, parameter):
                 weights += counts[parameter] * share
                 trained += counts[parameter] * share if parameter.requires_grad else 0.0
-    sizes = sum(config.kv_heads(layer)[2] for layer in range(config.n_layer))
-    attention = 4.0 * config.n_head * sizes * length
+    sizes = sum(config.heads(layer) * config.kv_heads(layer)[2] for layer in range(config.n_layer))
+    attention = 4.0 * sizes * length
     return Flops(2 * weights + attention, 2 * weights + 2 * trained + 2 * attention)
 
 

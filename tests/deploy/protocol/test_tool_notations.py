@@ -25,9 +25,18 @@ from litgpt.prompts import ChatTemplate
 KINDS = {
     *("Qwen-Qwen3-0.6B", "Qwen3-Coder", "GLM-4.6", "GLM-4.7-Flash", "meta-llama-Llama-3.2-3B-Instruct"),
     *("mistralai-Mistral-Nemo-Instruct-2407", "Mistral-Small-3.2-24B-Instruct-2506", "deepseek-ai-DeepSeek-V3.1"),
+    *("moonshotai-Kimi-K2", "upstage-Solar-Open-100B", "MiniMax-M2", "muse-glimmer", "deepseek-ai-DeepSeek-V3.2"),
+    *("deepseek-ai-DeepSeek-V4", "ByteDance-Seed-OSS", "tencent-Hy3", "Cohere2MoE"),
+    "NVIDIA-Nemotron-Nano-v2",
     *("ibm-granite-granite-3.3-2B-Instruct", "openai-gpt-oss-120b", "Apriel-1.6-15b-Thinker-fixed", "MiniMax-M1"),
 }
 """Templates that together write every notation."""
+TAGGED = next(known for known in FORMATS if known.starts == ("<tool_call>",))
+PYTHON = next(known for known in FORMATS if known.starts == ("<|tool_call_start|>",))
+GEMMA = next(known for known in FORMATS if known.starts == ("<|tool_call>",))
+AMBIGUOUS = (GEMMA, PYTHON)
+"""LFM2's templates put texts between quotes as they are, and Gemma 4's keys without: what holds a mark of the notation
+could be told apart by no reader."""
 QUESTION = {"role": "user", "content": "What is the weather?"}
 PARAMETERS = {
     "type": "object",
@@ -163,14 +172,15 @@ def writers(shared_assets: Path, request: pytest.FixtureRequest) -> dict[str, Wr
         ways = [partial(conversation, style, False), partial(conversation, style, True)]
         ways = [granite] if "granite-3" in file.stem else ways
         render = next((way for way in ways if renders(way, {"text": "x"})), None)
-        if render is None or (notation is None and not in_channels):
+        if render is None or (notation is None and not in_channels) or notation in AMBIGUOUS:
             continue
         heads = (" to=functions",) if notation is None else notation.starts
         heads = ('{"name"',) if notation is not None and notation.only_first else heads
         end = "<|call|>" if notation is None else notation.end
         text = render({"text": "x"})
         end = end or max("}", "]", key=text.rfind)
-        several = notation is not None and renders(render, {}, {})
+        apart = "<|start|>assistant to=" in source  # each call in a message of its own
+        several = notation is not None and not apart and renders(render, {}, {})
         said = text[text.index(QUESTION["content"]) :]
         head = min((head for head in heads if head in said), key=said.find)
         found[file.stem] = Writer(render, notation, head, len(text) - text.rindex(end) - len(end), several)
@@ -204,7 +214,7 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=list(Heal
 def test_every_notation_is_written_by_a_real_template(writers):
     found = [writer.notation for writer in writers.values()]
     assert len(found) > 25 or len(found) == len(KINDS)
-    assert [known.signs for known in FORMATS if known not in found] == []
+    assert [known.signs for known in FORMATS if known not in found] == [known.signs for known in AMBIGUOUS]
 
 
 @quick
@@ -276,22 +286,67 @@ DECIDED = [
 
 @pytest.mark.parametrize(("body", "arguments"), DECIDED)
 def test_what_no_template_writes_is_decided(body, arguments):
-    parser = ToolCallParser(next(known for known in FORMATS if known.plain_values), TOOLS)
+    parser = ToolCallParser(TAGGED, TOOLS)
     message = parser.push(HERMES % body) + parser.close()
     expected = ("", [arguments]) if arguments is not None else (HERMES % body, [])
     assert (message.content, [call.arguments for call in message.calls]) == expected
     "".join(call.arguments for call in message.calls).encode()
 
 
+WRITTEN = [
+    (PYTHON, '[get_weather(text="x, \\"y\\")", count=3)]', ['{"text": "x, \\"y\\")", "count": 3}']),
+    (PYTHON, "[get_weather(text='a'), get_weather()]", ['{"text": "a"}', "{}"]),
+    (PYTHON, '[get_weather(object={"a": [null]}, flag=False)]', ['{"object": {"a": [null]}, "flag": false}']),
+    (PYTHON, "[rm(text='a')]", None),
+    (PYTHON, "[get_weather('a')]", None),
+    (PYTHON, "[get_weather(text=open('a'))]", None),
+    (PYTHON, "[get_weather(text=]", None),
+    (PYTHON, "[]", None),
+    (GEMMA, "call:get_weather{}", ["{}"]),
+    (GEMMA, 'call:get_weather{count:-3,text:<|"|>a}, {:[b<|"|>}', ['{"count": -3, "text": "a}, {:[b"}']),
+    (GEMMA, 'call:get_weather{list:[1,<|"|>x<|"|>,true,None,[]]}', ['{"list": [1, "x", true, null, []]}']),
+    (GEMMA, "call:get_weather{object:{a:{b:1.5}}}", ['{"object": {"a": {"b": 1.5}}}']),
+    (GEMMA, 'call:get_weather{text:<|"|>a', None),
+    (GEMMA, "call:rm{}", None),
+    (GEMMA, "call:get_weather{text:a}", None),
+    (GEMMA, "call:get_weather{count:1 2}", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("notation", "body", "arguments"), WRITTEN)
+def test_calls_are_read_as_models_write_them_whose_templates_are_ambiguous(notation, body, arguments):
+    text = notation.starts[0] + body + notation.end
+    for size in (1, 7, len(text)):
+        parser, message = ToolCallParser(notation, TOOLS), DeltaMessage()
+        for at in range(0, len(text), size):
+            message += parser.push(text[at : at + size])
+        message += parser.close()
+        expected = ("", arguments) if arguments else (text, [])
+        assert (message.content, [call.arguments for call in message.calls]) == expected
+
+
+@pytest.mark.parametrize("name", ["LFM2.5-8B-A1B", "google-gemma-4-31B-it"])
+def test_a_plain_call_of_these_templates_is_read_back(shared_assets, name):
+    source = (shared_assets / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    notation, style = format_of(source), ChatTemplate.from_source(source, bos_token="<s>", eos_token="</s>")
+    given = {"text": "Paris, today", "count": 3, "flag": True, "list": [1, "a"], "object": {"a": 1.5}}
+    text = conversation(style, False, given)
+    assert notation is not None and notation.end is not None
+    text = text[text.rindex(notation.starts[0]) : text.rindex(notation.end) + len(notation.end)]
+    parser = ToolCallParser(notation, TOOLS)
+    message = parser.push(text) + parser.close()
+    assert same(called(message), [given]) and not message.content
+
+
 def test_calls_with_a_text_between_them_are_two():
-    parser = ToolCallParser(next(known for known in FORMATS if known.plain_values), TOOLS)
+    parser = ToolCallParser(TAGGED, TOOLS)
     call = HERMES % "<function=get_weather>\n<parameter=text>\nx\n</parameter>\n</function>"
     message = parser.push(f"{call} then {call} done") + parser.close()
     assert (message.content, len(message.calls)) == (" then  done", 2)
 
 
 def test_an_end_mark_without_end_costs_no_more_than_its_length():
-    parser = ToolCallParser(next(known for known in FORMATS if known.plain_values), TOOLS)
+    parser = ToolCallParser(TAGGED, TOOLS)
     text = '<tool_call>{"name": "get_weather", "arguments": {"text": "' + "</tool_call>" * 20_000
     began = time.process_time()
     message = DeltaMessage()

@@ -1,0 +1,1 @@
+"""Indexers: small heads that choose what the queries of sparse attention see."""
