@@ -149,7 +149,8 @@ def float32_scratch(weight: Tensor) -> Tensor:
     """A weight on the CPU in float32, until the next call in this thread."""
     memory = getattr(_thread, "memory", None)
     if memory is None or memory.numel() < weight.numel():
-        _thread.memory = memory = torch.empty(max(UPCAST_WEIGHTS, weight.numel()), dtype=torch.float32)
+        with torch.inference_mode(False):  # whose tensors could not be written to outside of it
+            _thread.memory = memory = torch.empty(max(UPCAST_WEIGHTS, weight.numel()), dtype=torch.float32)
     return memory[: weight.numel()].view(weight.shape).copy_(weight)
 
 
