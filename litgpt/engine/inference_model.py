@@ -23,6 +23,7 @@ from litgpt.errors import LitGPTError, warn_once
 from litgpt.model import GPT
 from litgpt.prompts import ChatTemplate, Default, PromptStyle, prompt_style_for
 from litgpt.prompts.base import Message, join_text, protected_message
+from litgpt.quantize.kernels import saves_time
 from litgpt.runtime import check_compiler
 from litgpt.tokenizer import Tokenizer
 
@@ -81,7 +82,8 @@ class InferenceModel:
             check_compiler(placement.devices[0])
         folder, style = prompting_of(source)
         tokenizer = Tokenizer(folder)
-        model = placement.open(source, keep_bits=not compile).requires_grad_(False)
+        keep_bits = not compile and saves_time(placement.devices[0], placement.dtype)
+        model = placement.open(source, keep_bits).requires_grad_(False)
         return cls(model, tokenizer, style, placement.compute_dtype, compile)
 
     @cached_property

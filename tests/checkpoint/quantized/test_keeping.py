@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from litgpt.checkpoint.layout import find_checkpoint
 from litgpt.checkpoint.reader import load_model
 from litgpt.engine.engine import Engine
+from litgpt.engine.inference_model import InferenceModel
 from litgpt.engine.placement import Placement
 from litgpt.engine.sampling import Sampling
 from litgpt.model import GPT
@@ -19,6 +21,7 @@ from litgpt.quantize import QuantizedLinear
 from litgpt.quantize.linear import Int4Linear, Int8Linear
 from tests.checkpoint.quantized.test_reader import CASES, PACKED_4, packed, store
 from tests.checkpoint.quantized.test_reader import plain as plain
+from tests.paths import ROOT
 from tests.tiny import CASES as MODELS
 
 KEPT = {
@@ -103,3 +106,14 @@ def test_answers_come_from_it_and_the_memory_shows_it(plain: Path, tmp_path: Pat
         for one in (model, wide)
     ]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("precision", "stays"), [("bf16-true", True), ("32-true", False)])
+def test_a_model_that_answers_keeps_bits_where_that_saves_time(
+    precision: str, stays: bool, plain: Path, tmp_path: Path
+):
+    store(plain, tmp_path, *CASES["w4a16"])
+    for file in (ROOT / "litgpt" / "assets" / "austen-2m").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    model = InferenceModel.load(tmp_path, "cpu", precision)
+    assert bool(kept(model.model)) == stays
