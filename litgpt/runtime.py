@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from litgpt.errors import (
     LitGPTError,
@@ -33,7 +34,7 @@ from litgpt.errors import (
     quoted,
 )
 from litgpt.kernels.linear import has_bfloat16
-from litgpt.model.sharding import shard
+from litgpt.model.sharding import nothing, shard
 from litgpt.quantize import check_quantization
 
 if TYPE_CHECKING:
@@ -277,17 +278,15 @@ def shards(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
-def shard_model(model: GPT, fabric: Fabric) -> None:
+def shard_model(model: GPT, fabric: Fabric, prepare: Callable[[nn.Module], None] = nothing) -> None:
     """Shares a model on `meta`, with its method attached, out over the fabric's ranks, and makes room for what is this
-    rank's."""
-    if model.config.n_expert:
-        raise UnsupportedError("Mixtures of experts are not shared out over devices yet: use --strategy ddp.")
+    rank's; `prepare` as in `litgpt.model.sharding.shard`."""
     if any(parameter.dim() == 0 for parameter in model.parameters()):
         raise UnsupportedError(
             "FSDP2 can't share out parameters that are a single number, as this model has: use --strategy ddp."
         )
-    shard(model, sharing_mesh(fabric))
-    model.to_empty(device=fabric.device)
+    shard(model, sharing_mesh(fabric), prepare)
+    model._apply(lambda one: torch.empty_like(one, device=fabric.device) if one.device.type == "meta" else one)
 
 
 def sharing_mesh(fabric: Fabric) -> DeviceMesh:

@@ -21,7 +21,7 @@ from litgpt.checkpoint.writer import save_owned
 from litgpt.data import Alpaca, DataModule
 from litgpt.engine.engine import Engine
 from litgpt.engine.sampling import Sampling
-from litgpt.errors import LitGPTError, UnsupportedError
+from litgpt.errors import LitGPTError
 from litgpt.eval.during_training import check_tasks, tasks_of
 from litgpt.model import GPT
 from litgpt.peft import Method
@@ -184,12 +184,7 @@ def start_model(
 ) -> GPT:
     """The model with the method attached, as it is before training."""
     if shards(fabric):
-        if args.quantize:
-            raise UnsupportedError(
-                f"--quantize {args.quantize} keeps the layers of a whole model in few bits, and this one is shared out "
-                "over devices: use --strategy ddp, or leave --quantize out."
-            )
-        return open_sharded(checkpoint, fabric, dtype, args.method, update)
+        return open_sharded(checkpoint, fabric, dtype, args.method, update, args.quantize)
     place = fabric.device if args.quantize else "cpu"  # what is quantized stays where it is
     model = load_model(checkpoint, place, dtype, args.quantize)
     if update is None:

@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard(model: GPT, mesh: DeviceMesh) -> None:
+def nothing(module: nn.Module) -> None:
+    """Done to a module that is as it should be."""
+
+
+def shard(model: GPT, mesh: DeviceMesh, prepare: Callable[[nn.Module], None] = nothing) -> None:
     """Leaves this rank its rows of every parameter; a block's are gathered while it computes, and those outside of the
     blocks from `hidden` on until the end of the backward pass, as the loss needs the head's weight.
 
     Args:
         model: On `meta` or not, with its method attached; its blocks may be shared out by `shard_block` already.
         mesh: One dimension: the ranks that share. Two: copies, and the ranks that share each of them (HSDP).
+        prepare: Called with each block, and at last with the model, before it is shared out; what this gives values
+            is never whole in more than one block.
     """
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     for block in model.transformer.h:
         if not is_sharded(block):
+            prepare(block)
             shard_block(block, mesh)
+    prepare(model)
     shard_block(model, mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ from torch.optim import Optimizer
 from litgpt.checkpoint.dtypes import NEVER_CAST
 from litgpt.checkpoint.finetuned import Finetuned
 from litgpt.checkpoint.layout import Checkpoint
-from litgpt.checkpoint.reader import open_weights, part_source
+from litgpt.checkpoint.reader import EMBEDDING, HEAD, open_weights, part_source
 from litgpt.config import Config
 from litgpt.errors import LitGPTError, one_line
 from litgpt.model import GPT
 from litgpt.model.initialization import initialize
 from litgpt.model.sharding import is_sharded, like, load_tensors, reset_tensors
 from litgpt.peft import Full, Method, base_name
+from litgpt.quantize import QuantizedLinear, replace_linears
 from litgpt.runtime import shard_model
 
 if TYPE_CHECKING:
@@ -55,8 +57,10 @@ def open_sharded(
     dtype: torch.dtype,
     method: Method | None = None,
     update: Finetuned | None = None,
+    quantize: str | None = None,
 ) -> GPT:
-    """The model of a checkpoint, shared out over the fabric's ranks, each of which reads its rows alone.
+    """The model of a checkpoint, shared out over the fabric's ranks, each of which reads its rows alone. What is
+    kept in few bits is read whole on each, a block at a time, and its codes are shared out; their scales are not.
 
     Args:
         checkpoint: Of the model without a method.
@@ -64,12 +68,14 @@ def open_sharded(
         dtype: Of the weights.
         method: What to attach; None: nothing.
         update: What the method goes on with.
+        quantize: One of `litgpt.quantize.MODES`, for frozen weights.
 
     Raises:
         LitGPTError: The checkpoint can't be read, or the method can't be had for this model or strategy.
     """
     weights = open_weights(checkpoint)
     model = GPT.skeleton(checkpoint.config)
+    in_few_bits = replace_linears(model, quantize, dtype) if quantize else {}
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.is_floating_point() and not name.endswith(NEVER_CAST):
@@ -83,10 +89,21 @@ def open_sharded(
                 "--strategy ddp, or resize it in a run of one step on one device first."
             )
         method.attach(model)
-    fresh = str.isspace if method is None else method.owns  # the former: none
-    source = part_source(model, weights, dtype, base_name, fresh)
-    shard_model(model, fabric)
-    reset_tensors(model.named_modules(), load_tensors(model.named_modules(), source))
+    owned = str.isspace if method is None else method.owns  # the former: none
+    done = {f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, QuantizedLinear)}
+    plain = replace(weights, names=tuple(name for name in weights.names if name not in in_few_bits))
+    source = part_source(model, plain, dtype, base_name, lambda name: name in done or owned(name))
+
+    def quantize_in(module: nn.Module) -> None:
+        inside = set(module.modules())
+        for name in [name for name, layer in in_few_bits.items() if layer in inside]:
+            stored = EMBEDDING if name == HEAD and name not in weights.names else name
+            in_few_bits.pop(name).load_weight(weights.fetch(stored).to(fabric.device))
+
+    shard_model(model, fabric, quantize_in)
+    source = replace(source, names=tuple(name for name in source.names if name not in done))
+    loaded = load_tensors(model.named_modules(), source) | {id(layer.weight) for layer in done.values()}
+    reset_tensors(model.named_modules(), loaded)
     if update is not None:
         update.load_into(model)
     return model.eval()

@@ -22,8 +22,10 @@ from litgpt.peft import Full, Method
 from litgpt.peft.adapter import Adapter
 from litgpt.peft.adapter_v2 import AdapterV2
 from litgpt.peft.lora import LoRA
+from litgpt.quantize import QuantizedLinear
 from litgpt.runtime import choose_strategy, leave_processes, make_fabric, shards
 from litgpt.training.loop import fit
+from litgpt.training.loss import NextToken
 from litgpt.training.run import Result
 from litgpt.training.sharded import open_sharded
 from tests.training.runs import LENGTHS, column, make_run, make_samples, tiny_model
@@ -48,16 +50,17 @@ def train(
     strategy: str = "fsdp",
     method: Method | None = None,
     precision: str = "32-true",
+    quantize: str | None = None,
     **fields: Any,
 ) -> Result:
     """A run over the model in `source`, on so many ranks."""
     method = method or Full()
     fabric = make_fabric(ranks, precision=precision, device="cpu", seed=3, strategy=strategy)
     if shards(fabric):
-        model = open_sharded(find_checkpoint(source), fabric, torch.float32, method)
+        model = open_sharded(find_checkpoint(source), fabric, torch.float32, method, quantize=quantize)
         assert is_sharded(model)
     else:
-        model = load_model(source)
+        model = load_model(source, dtype=torch.float32, quantize=quantize)
         method.attach(model)
     name = f"lit_model.pth{method.suffix}"
     run = make_run(
@@ -158,6 +161,87 @@ def test_every_method_is_shared_out(folder):
     start(methods_on_two_ranks, 2, folder)
     for name, (*_, tolerance) in METHODS.items():
         equal(folder / f"{name}-one", folder / f"{name}-two", tolerance)
+
+
+QUANTIZED = {
+    "int8": LoRA(r=4, mlp=True, dropout=0.0),
+    "int4": LoRA(r=4, dropout=0.0),
+    "bnb.nf4": AdapterV2(start_layer=0),
+}
+
+
+def in_few_bits_on_two_ranks(folder: Path) -> None:
+    for mode, method in QUANTIZED.items():
+        train(folder / "model", folder / f"{mode}-two", 2, method=method, quantize=mode)
+    fabric = make_fabric(2, precision="32-true", device="cpu", seed=3, strategy="fsdp")
+    for mode in QUANTIZED:
+        model = open_sharded(find_checkpoint(folder / "model"), fabric, torch.float32, quantize=mode)
+        layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        assert len(layers) >= 8
+        for layer in layers:  # half of the codes, and a row more where their number is odd
+            assert layer.weight.to_local().numel() <= -(-layer.weight.size(0) // 2) * layer.weight[0].numel()
+
+
+def test_weights_in_few_bits_are_shared_out(tmp_path):
+    checkpoint(tmp_path / "model", n_embd=64, intermediate_size=64, padded_vocab_size=48)
+    for mode, method in QUANTIZED.items():
+        train(tmp_path / "model", tmp_path / f"{mode}-one", method=method, quantize=mode)
+    start(in_few_bits_on_two_ranks, 2, tmp_path)
+    for mode in QUANTIZED:
+        equal(tmp_path / f"{mode}-one", tmp_path / f"{mode}-two")
+
+
+def four_ranks(folder: Path) -> None:
+    os.cpu_count = lambda: 4  # a rank for each core is asked for; here they share some
+    train(folder / "model", folder / "hsdp", 4, strategy="hsdp")
+    train(folder / "model", folder / "1to4", 4, resume=folder / "one" / "step-000003")
+    train(folder / "model", folder / "muon-four", 4, optimizer="Muon")
+    fabric = make_fabric(4, precision="32-true", device="cpu", seed=3, strategy="fsdp")
+    model = open_sharded(find_checkpoint(folder / "model"), fabric, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters())
+    NextToken(model)(torch.arange(16)[None], torch.arange(16)[None]).backward()
+    optimizer.step()
+    states = [one for state in optimizer.state.values() for one in state.values() if one.dim()]
+    held = [*model.parameters(), *(parameter.grad for parameter in model.parameters()), *states]
+    own = sum(tensor.to_local().nbytes for tensor in held)
+    whole = 4 * sum(parameter.nbytes for parameter in load_model(folder / "model").parameters())
+    assert own <= 0.35 * whole, (own, whole)
+
+
+@pytest.mark.slow
+def test_four_ranks_hold_a_quarter_each_and_compute_the_same(tmp_path):
+    checkpoint(tmp_path / "model", n_embd=32)
+    train(tmp_path / "model", tmp_path / "one")
+    train(tmp_path / "model", tmp_path / "muon-one", optimizer="Muon")
+    start(four_ranks, 4, tmp_path)
+    for one, four in (("one", "hsdp"), ("one", "1to4"), ("muon-one", "muon-four")):
+        equal(tmp_path / one, tmp_path / four, 1e-3)  # of gradient norms near 7: four ranks add up in another order
+
+
+MIXTURE = dict(mlp_class_name="LLaMAMoE", n_expert=4, n_expert_per_token=2)
+
+
+def mixtures_on_two_ranks(folder: Path) -> None:
+    train(folder / "model", folder / "two", 2)
+    train(folder / "model", folder / "1to2", 2, resume=folder / "one" / "step-000003")
+    train(folder / "model", folder / "lora-two", 2, method=LoRA(r=4, mlp=True, dropout=0.0))
+    train(folder / "model", folder / "qlora-two", 2, method=LoRA(r=4, mlp=True, dropout=0.0), quantize="int8")
+
+
+def test_mixtures_of_experts_are_shared_out(tmp_path):
+    checkpoint(tmp_path / "model", **MIXTURE)
+    train(tmp_path / "model", tmp_path / "one")
+    train(tmp_path / "model", tmp_path / "lora-one", method=LoRA(r=4, mlp=True, dropout=0.0))
+    train(tmp_path / "model", tmp_path / "qlora-one", method=LoRA(r=4, mlp=True, dropout=0.0), quantize="int8")
+    start(mixtures_on_two_ranks, 2, tmp_path)
+    for name in ("two", "1to2"):
+        equal(tmp_path / "one", tmp_path / name)
+    equal(tmp_path / "lora-one", tmp_path / "lora-two")
+    equal(tmp_path / "qlora-one", tmp_path / "qlora-two")
+    one, two = (load_pth(tmp_path / name / "final" / "lit_model.pth") for name in ("one", "two"))
+    assert list(one) == list(two)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
