@@ -192,8 +192,11 @@ def make_fabric(
     if seed is not None and not 0 <= seed < 2**32:
         raise LitGPTError(f"seed must lie between 0 and {2**32 - 1}, not {seed}.")
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies.launchers import subprocess_script
     from lightning.fabric.utilities.rank_zero import rank_zero_module
 
+    if (observer := getattr(subprocess_script, "_ChildProcessObserver", None)) is not None:
+        observer.__init__.__defaults__ = (60,)  # seconds till all are killed when one has ended: time to say so
     rank_zero_module.log.addFilter(_says_more_than_was_asked)
     torch.set_float32_matmul_precision("high")
     kind = pick_device(device).type

@@ -12,6 +12,7 @@ not counted).
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from contextlib import ExitStack, nullcontext
@@ -24,7 +25,7 @@ import torch
 
 from litgpt.checkpoint.atomic import atomic_folder
 from litgpt.checkpoint.writer import gather_owned
-from litgpt.errors import LitGPTError
+from litgpt.errors import LitGPTError, one_line
 from litgpt.kernels.linear import use_fast_linear
 from litgpt.kernels.sdpa import varying_shapes
 from litgpt.model.sharding import is_sharded
@@ -78,9 +79,26 @@ def fit(run: Run) -> Result:
                     raise loop.interrupted(stop.signal)
                 loop.after_step()
             return loop.end()
-        except BaseException:
+        except BaseException as error:
             loop.metrics.close("failed")
+            if run.fabric.world_size > 1 and _tells_of_a_lost_process(error):
+                raise LitGPTError(
+                    f"Another process of this run is gone, or does not answer ({one_line(error):.200}); what it "
+                    f"printed last says why. {loop.resumable()}"
+                ) from error
             raise
+
+
+LOST = re.compile(
+    "connection (closed|reset)|broken pipe|timed out|timeout|peer|no route to host|remote process exited", re.IGNORECASE
+)
+
+
+def _tells_of_a_lost_process(error: BaseException) -> bool:
+    """Whether a collective failed because a process that takes part in it ended or hangs: gloo and NCCL say so in
+    their own words, in errors of their own or plain ones."""
+    own = isinstance(error, torch.distributed.DistError)
+    return own or (type(error) is RuntimeError and LOST.search(str(error)) is not None)
 
 
 def _claim(run: Run, held: ExitStack) -> None:
@@ -341,6 +359,13 @@ class _Loop:
         if sums is None:
             return {}
         return self.plain.metrics([sum_over_ranks(self.fabric, part) for part in sums.unbind()])
+
+    def resumable(self) -> str:
+        """What a user can do after a crash."""
+        kept = sorted(self.run.out_dir.glob("step-*"))
+        if not kept:
+            return "No step-* folder was saved yet (train.save_interval)."
+        return f"The same command with --resume auto goes on from {kept[-1]}."
 
     # -- validation and saving
 
