@@ -5,6 +5,7 @@ Torch's distributed modules are imported only where they are used: a run on one 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -35,6 +36,8 @@ def shard(model: GPT, mesh: DeviceMesh, prepare: Callable[[nn.Module], None] = n
     """
     from torch.distributed.fsdp import register_fsdp_forward_method
 
+    # Nothing writes to the hidden states, which a model gives as a view.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for block in model.transformer.h:
         if not is_sharded(block):
             prepare(block)
