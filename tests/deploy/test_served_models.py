@@ -71,7 +71,8 @@ def test_requests_for_different_adapters_run_together_and_answer_as_each_alone(s
             and time.monotonic() < deadline
         ):
             time.sleep(0.001)  # until all have come, before the first has more than a token
-        widest = max(widest, len(set(adapters)))
+        if came.is_set():  # or what the server asked for itself would have been the first
+            widest = max(widest, len(set(adapters)))
         return using_adapters(adapters)
 
     engine.using_adapters = counting
